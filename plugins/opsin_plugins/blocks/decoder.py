@@ -1,0 +1,126 @@
+"""The one decoder. Rows of all sequences are packed along T; attention runs over the paged pool, or over the rows
+themselves when there is no pool (training). Every linear gets each row's adapter slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opsin_kernels.attention import Layout, packed_attention, paged_attention, write_kv
+from opsin_kernels.rotary import angles_to_tables, rotate
+from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, parameter
+from opsin_plugins.blocks.linear import Linear, Quantize
+from opsin_plugins.fusions.base import Fusion
+from opsin_plugins.spec import DecoderSpec, RopeSpec
+
+
+@dataclass
+class Rows:
+    """One packed batch. positions I64 [A, T]; adapter_slot I64 [T], 0 = the base model (None: all rows are)."""
+
+    positions: Tensor
+    layout: Layout
+    adapter_slot: Tensor | None = None
+
+
+KVPool = Sequence[tuple[Tensor, Tensor]]  # a layer's keys and values, [blocks, block, K, D] each
+
+
+class Rotary(nn.Module):
+    """Position ids to the tables of `rotate`; with sections (M-RoPE) each frequency follows its own axis."""
+
+    frequencies: Tensor
+    axes: Tensor
+
+    def __init__(self, spec: RopeSpec, head_dim: int) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.register_buffer("frequencies", 1.0 / (spec.theta**exponent), persistent=False)
+        sections = torch.tensor(spec.sections or (head_dim // 2,))
+        self.register_buffer("axes", torch.repeat_interleave(torch.arange(len(sections)), sections), persistent=False)
+        self.one_axis = len(sections) == 1
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """I64 [A, T] -> cos, sin [T, 1, D]."""
+        chosen = positions[0][:, None] if self.one_axis else positions.index_select(0, self.axes).T
+        return angles_to_tables(chosen.float() * self.frequencies, dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: DecoderSpec, quantize: Quantize) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
+        sizes = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.head_dim]
+        self.qkv = Linear(spec.width, sizes, spec.qkv_bias, quantize)
+        self.out = Linear(sizes[0], [spec.width], spec.out_bias, quantize)
+
+    def forward(
+        self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        qkv = self.qkv(x, rows.adapter_slot).unflatten(-1, (-1, self.head_dim))
+        turned = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
+        q, k, v = turned[:, : self.heads], turned[:, self.heads :], qkv[:, self.heads + self.kv_heads :]
+        if pool is None:
+            y = packed_attention(q, k, v, rows.layout.query_lengths, causal=True)
+        else:
+            assert rows.layout.slots is not None
+            write_kv(k, v, *pool, rows.layout.slots)
+            y = paged_attention(q, *pool, rows.layout)
+        return self.out(y.flatten(1), rows.adapter_slot)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, spec: DecoderSpec, quantize: Quantize) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = (RMSNorm(spec.width, spec.norm_eps) for _ in range(2))
+        self.attention = Attention(spec, quantize)
+        self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
+
+    def forward(
+        self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rows, cos, sin, pool)
+        return x + self.mlp(self.mlp_norm(x), rows.adapter_slot)
+
+
+class Embedding(nn.Module):
+    def __init__(self, vocab: int, width: int) -> None:
+        super().__init__()
+        self.weight = parameter(vocab, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class Decoder(nn.Module):
+    def __init__(self, spec: DecoderSpec, quantize: Quantize = "none") -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = Embedding(spec.vocab, spec.width)
+        self.rotary = Rotary(spec.rope, spec.head_dim)
+        self.layers = nn.ModuleList(DecoderLayer(spec, quantize) for _ in range(spec.layers))
+        self.norm = RMSNorm(spec.width, spec.norm_eps)
+        # The head stays dense when the rest is quantized: its rounding would fall on the logits themselves.
+        self.head = None if spec.tied else Linear(spec.width, [spec.vocab], bias=False)
+
+    def forward(self, x: Tensor, rows: Rows, pool: KVPool | None, fusion: Fusion | None) -> Tensor:
+        """Embeddings [T, H] to the last layer's states [T, H], not yet normalised."""
+        cos, sin = self.rotary(rows.positions, x.dtype)
+        for i, layer in enumerate(self.layers):
+            if fusion is None:
+                x = layer(x, rows, cos, sin, pool[i] if pool else None)
+                continue
+            x = fusion.before_layer(i, x)
+            replaced = fusion.replace_layer(i, x)
+            x = layer(x, rows, cos, sin, pool[i] if pool else None) if replaced is None else replaced
+            x = fusion.after_layer(i, x)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """States [M, H] of the rows that need them -> [M, vocab]."""
+        x = self.norm(x)
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)

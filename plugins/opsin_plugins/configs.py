@@ -1,0 +1,71 @@
+"""Reads fields of a published configuration by type, so that a wrong one is named instead of failing later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from opsin_plugins.spec import Activation, SpecError
+
+Config = Mapping[str, object]
+_MISSING = object()
+_ACTIVATIONS: Mapping[str, Activation] = {name: name for name in get_args(Activation)} | {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def integer(config: Config, key: str, default: object = _MISSING) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(f"{key} must be an integer, got {_shown(value)}")
+    return value
+
+
+def number(config: Config, key: str, default: object = _MISSING) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(f"{key} must be a number, got {_shown(value)}")
+    return float(value)
+
+
+def flag(config: Config, key: str, default: bool = False) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise SpecError(f"{key} must be true or false, got {_shown(value)}")
+    return value
+
+
+def section(config: Config, key: str) -> Config:
+    value = config.get(key)
+    if not isinstance(value, Mapping):
+        raise SpecError(f"{key} must be an object, got {_shown(value)}")
+    return value
+
+
+def activation(config: Config, key: str, default: str) -> Activation:
+    name = config.get(key, default)
+    if name not in _ACTIVATIONS:
+        raise SpecError(f"{key} {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[str(name)]
+
+
+def three(config: Config, key: str, default: Sequence[float]) -> tuple[float, float, float]:
+    value = config.get(key, default)
+    if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
+        raise SpecError(f"{key} must be three numbers, got {_shown(value)}")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def token_ids(value: object) -> tuple[int, ...]:
+    """An eos_token_id: absent, one id, or several."""
+    if value is None:
+        return ()
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise SpecError(f"eos_token_id must be an id or a list of ids, got {_shown(value)}")
+    return tuple(values)
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is _MISSING else repr(value)[:100]

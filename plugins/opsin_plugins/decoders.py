@@ -1,0 +1,112 @@
+"""What the families share about language models: the decoder of a text configuration, and its weight rules.
+
+Families differ in wrapping and names, rarely in the decoder: Llama, Mistral and Qwen2 are one description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from opsin_plugins.configs import Config, activation, flag, integer, number
+from opsin_plugins.spec import Concat, DecoderSpec, Ignore, Rename, RopeSpec, Rule, SpecError
+
+
+@dataclass(frozen=True)
+class TextDefaults:
+    """What a text configuration leaves out, by its model_type (published configurations list only what differs)."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int | None  # None: as many as heads
+    mlp: int
+    vocab: int
+    eps: float
+    theta: float
+    positions: int
+    qkv_bias: bool = False
+
+
+TEXT: Mapping[str, TextDefaults] = {
+    "llama": TextDefaults(4096, 32, 32, None, 11008, 32000, 1e-6, 1e4, 2048),
+    "mistral": TextDefaults(4096, 32, 32, 8, 14336, 32000, 1e-6, 1e4, 131072),
+    "qwen2": TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 1e4, 32768, qkv_bias=True),
+}
+
+
+def decoder_spec(config: Config, tied: bool, defaults: TextDefaults, mrope: bool = False) -> DecoderSpec:
+    """Raises SpecError for what this decoder does not do: rope scaling, sliding windows."""
+    width, heads = integer(config, "hidden_size", defaults.width), integer(config, "num_attention_heads", defaults.heads)
+    kv_heads = integer(config, "num_key_value_heads", defaults.kv_heads or heads)
+    head_dim = config.get("head_dim") or width // heads
+    if not isinstance(head_dim, int) or heads % kv_heads or head_dim % 2:
+        raise SpecError(f"heads {heads}, key-value heads {kv_heads}, head size {head_dim!r} do not fit together")
+    window = config.get("sliding_window")
+    if isinstance(window, int) and config.get("use_sliding_window", True) and window < max_positions(config, defaults):
+        raise SpecError(f"sliding_window {window} is not supported yet: this decoder attends to the whole context")
+    bias = flag(config, "attention_bias", defaults.qkv_bias)
+    return DecoderSpec(
+        vocab=integer(config, "vocab_size", defaults.vocab),
+        width=width,
+        layers=integer(config, "num_hidden_layers", defaults.layers),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp=integer(config, "intermediate_size", defaults.mlp),
+        norm_eps=number(config, "rms_norm_eps", defaults.eps),
+        rope=rope_spec(config, head_dim, defaults.theta, mrope),
+        activation=activation(config, "hidden_act", "silu"),
+        qkv_bias=bias,
+        out_bias=bias and not defaults.qkv_bias,
+        mlp_bias=flag(config, "mlp_bias"),
+        tied=tied,
+    )
+
+
+def max_positions(config: Config, defaults: TextDefaults) -> int:
+    return integer(config, "max_position_embeddings", defaults.positions)
+
+
+def rope_spec(config: Config, head_dim: int, theta: float, mrope: bool) -> RopeSpec:
+    """Both published forms: rope_theta beside rope_scaling (4.x), and rope_parameters (5.x)."""
+    merged: dict[str, object] = {"rope_theta": config.get("rope_theta", theta)}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            merged.update(value)
+    kind = merged.get("rope_type", merged.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise SpecError(f"rope type {kind!r} is not supported yet (default and mrope are)")
+    sections = merged.get("mrope_section", ())
+    if not mrope:
+        return RopeSpec(number(merged, "rope_theta"))
+    if not isinstance(sections, Sequence) or len(sections) != 3 or sum(sections) != head_dim // 2:
+        raise SpecError(f"mrope_section {sections!r} must be three numbers that sum to half the head size, {head_dim // 2}")
+    return RopeSpec(number(merged, "rope_theta"), tuple(int(s) for s in sections))
+
+
+def decoder_rules(spec: DecoderSpec, layers: str, embedding: str, norm: str, head: str) -> list[Rule]:
+    """Rules from Llama-style names. layers: the prefix of a layer with `{i}`, such as "model.layers.{i}."."""
+
+    def fused(parts: Sequence[str], target: str, bias: bool) -> list[Rule]:
+        kinds = ("weight", "bias") if bias else ("weight",)
+        return [Concat(tuple(f"{layers}{p}.{kind}" for p in parts), f"{mine}{target}.{kind}") for kind in kinds]
+
+    def single(source: str, target: str, bias: bool) -> list[Rule]:
+        kinds = ("weight", "bias") if bias else ("weight",)
+        return [Rename(f"{layers}{source}.{kind}", f"{mine}{target}.{kind}") for kind in kinds]
+
+    mine = "decoder.layers.{i}."
+    return [
+        *fused([f"self_attn.{n}_proj" for n in "qkv"], "attention.qkv", spec.qkv_bias),
+        *single("self_attn.o_proj", "attention.out", spec.out_bias),
+        *fused(["mlp.gate_proj", "mlp.up_proj"], "mlp.gate_up", spec.mlp_bias),
+        *single("mlp.down_proj", "mlp.down", spec.mlp_bias),
+        Rename(f"{layers}input_layernorm.weight", f"{mine}attention_norm.weight"),
+        Rename(f"{layers}post_attention_layernorm.weight", f"{mine}mlp_norm.weight"),
+        Ignore(f"{layers}self_attn.rotary_emb.inv_freq", "a buffer that old checkpoints saved"),
+        Rename(embedding, "decoder.embedding.weight"),
+        Rename(norm, "decoder.norm.weight"),
+        Ignore(head, "the head is the embedding, saved twice") if spec.tied else Rename(head, "decoder.head.weight"),
+    ]

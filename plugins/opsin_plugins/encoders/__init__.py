@@ -1,0 +1,1 @@
+"""Vision encoders, one file each, registered by name: their torch-free halves."""

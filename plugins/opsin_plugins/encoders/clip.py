@@ -1,0 +1,77 @@
+"""CLIP's vision transformer: learned positions, a class token, LayerNorm before the blocks. Source: Radford et al. 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from opsin_plugins.configs import Config, activation, integer, number, three
+from opsin_plugins.images import center_crop, patches, resize_shortest
+from opsin_plugins.spec import API_VERSION, U8, Concat, Ignore, ImageBudget, ImageSpec, Rename, Rule, SpecError, TowerSpec
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Clip:
+    api_version = API_VERSION
+    name = "clip"
+    builder = "opsin_plugins.blocks.tower:Tower"
+
+    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
+        """`config` may carry feature_layer (-2: the last block is not run) and keep_class_token, which a family sets."""
+        depth, feature = integer(config, "num_hidden_layers", 12), integer(config, "feature_layer", -1)
+        layers = depth + 1 + feature if feature < 0 else feature
+        if not 0 < layers <= depth:
+            raise SpecError(f"feature layer {feature} of a tower with {depth} layers")
+        side = integer(config, "image_size", 224) // integer(config, "patch_size", 32)
+        return TowerSpec(
+            layers=layers,
+            width=integer(config, "hidden_size", 768),
+            heads=integer(config, "num_attention_heads", 12),
+            mlp=integer(config, "intermediate_size", 3072),
+            patch=integer(config, "patch_size", 32),
+            norm_eps=number(config, "layer_norm_eps", 1e-5),
+            activation=activation(config, "hidden_act", "quick_gelu"),
+            position="learned",
+            mean=three(preprocessor, "image_mean", MEAN),
+            std=three(preprocessor, "image_std", STD),
+            positions=side * side + 1,
+            class_token=True,
+            keep_class_token=config.get("keep_class_token") is True,
+            pre_norm=True,
+        )
+
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
+        side = integer(config, "image_size", 224)
+        size, crop = preprocessor.get("size", side), preprocessor.get("crop_size", side)
+        edge = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
+        box = (crop.get("height"), crop.get("width")) if isinstance(crop, Mapping) else (crop, crop)
+        if box != (side, side) or not isinstance(edge, int) or edge < 1:
+            raise SpecError(f"a CLIP tower of {side} pixels a side needs size and crop_size to match, got {size!r}, {crop!r}")
+        return ImageSpec("crop", integer(preprocessor, "resample", 3), spec.patch, size=(side, side), shortest_edge=edge)
+
+    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, tuple[int, int, int]]:
+        """Every picture has one size, so a budget changes nothing."""
+        resized = resize_shortest(image, image_spec.shortest_edge, image_spec.resample)
+        return patches(center_crop(resized, *image_spec.size), image_spec.patch)
+
+    def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
+        source, mine = f"{prefix}encoder.layers.{{i}}.", "vision.layers.{i}."
+        rules: list[Rule] = [
+            Rename(f"{prefix}embeddings.class_embedding", "vision.class_token"),
+            Rename(f"{prefix}embeddings.patch_embedding.weight", "vision.patch.weight"),
+            Rename(f"{prefix}embeddings.position_embedding.weight", "vision.positions"),
+            Ignore(f"{prefix}embeddings.position_ids", "a buffer that old checkpoints saved"),
+            Ignore(f"{prefix}post_layernorm.{{rest}}", "the features are taken before it"),
+        ]
+        for kind in ("weight", "bias"):
+            rules += [
+                Rename(f"{prefix}pre_layrnorm.{kind}", f"vision.pre_norm.{kind}"),  # (the published spelling)
+                Concat(tuple(f"{source}self_attn.{n}_proj.{kind}" for n in "qkv"), f"{mine}attention.qkv.{kind}"),
+                Rename(f"{source}self_attn.out_proj.{kind}", f"{mine}attention.out.{kind}"),
+                Rename(f"{source}mlp.fc1.{kind}", f"{mine}mlp.up.{kind}"),
+                Rename(f"{source}mlp.fc2.{kind}", f"{mine}mlp.down.{kind}"),
+                Rename(f"{source}layer_norm1.{kind}", f"{mine}attention_norm.{kind}"),
+                Rename(f"{source}layer_norm2.{kind}", f"{mine}mlp_norm.{kind}"),
+            ]
+        rules.append(Ignore(f"{source}{{rest}}", "a layer past the one whose features are taken"))
+        return rules

@@ -1,0 +1,110 @@
+"""Finds plugins by their entry points: names are read without import, and only what is used is imported.
+
+An architecture's entry point is named after what it claims: `llava` (a model_type), `llava.pixtral` (model_type and
+the vision configuration's model_type), `qwen.visual` (model_type and a key that the configuration must have). The
+longest name that matches wins. Two distributions that claim one name are an error for that name alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal, cast
+
+from opsin_plugins.spec import API_VERSION, Architecture, FusionStrategy, ModelFiles, SpecError, VisionEncoder
+
+Kind = Literal["architecture", "vision encoder", "fusion"]
+GROUPS: Mapping[Kind, str] = {
+    "architecture": "opsin.architectures",
+    "vision encoder": "opsin.vision_encoders",
+    "fusion": "opsin.fusions",
+}
+
+
+class PluginError(SpecError):
+    """A plugin that is missing, claimed twice, of another api version, or broken at import."""
+
+
+@dataclass(frozen=True)
+class PluginStatus:
+    """One row of `opsin plugins`."""
+
+    kind: Kind
+    name: str
+    distribution: str
+    version: str
+    error: str | None
+
+
+class Registry:
+    def __init__(
+        self,
+        allow: Iterable[str] | None = None,
+        entry_points: Callable[[str], Iterable[metadata.EntryPoint]] = lambda group: metadata.entry_points(group=group),
+    ) -> None:
+        """allow: the only plugin names that may be used (`--plugins`); None allows all that are installed."""
+        allowed = None if allow is None else frozenset(allow)
+        self._points: dict[Kind, dict[str, list[metadata.EntryPoint]]] = {}
+        for kind, group in GROUPS.items():
+            claims: dict[str, list[metadata.EntryPoint]] = {}
+            for point in entry_points(group):
+                if allowed is None or point.name in allowed:
+                    claims.setdefault(point.name, []).append(point)
+            self._points[kind] = claims
+
+    def architecture(self, files: ModelFiles) -> Architecture:
+        """The family that claims this checkpoint. Raises PluginError when none does."""
+        claimed = [name for name in self._points["architecture"] if _claims(name, files.config)]
+        if not claimed:
+            remote = " (its auto_map names code of its own, which is never run)" if "auto_map" in files.config else ""
+            raise PluginError(
+                f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}; "
+                f"installed: {', '.join(sorted(self._points['architecture'])) or 'none'}"
+            )
+        return cast(Architecture, self._load("architecture", max(claimed, key=len)))
+
+    def encoder(self, name: str) -> VisionEncoder:
+        return cast(VisionEncoder, self._load("vision encoder", name))
+
+    def fusion(self, name: str) -> FusionStrategy:
+        return cast(FusionStrategy, self._load("fusion", name))
+
+    def status(self) -> list[PluginStatus]:
+        """Every plugin, tried; one that fails is a row with its error and stops nothing."""
+        rows = []
+        for kind, claims in self._points.items():
+            for name, points in sorted(claims.items()):
+                for point in points:
+                    error = None
+                    try:
+                        self._load(kind, name)
+                    except PluginError as failure:
+                        error = str(failure)
+                    dist = point.dist
+                    rows.append(PluginStatus(kind, name, dist.name if dist else "?", dist.version if dist else "?", error))
+        return rows
+
+    def _load(self, kind: Kind, name: str) -> object:
+        points = self._points[kind].get(name)
+        if not points:
+            raise PluginError(f"no {kind} plugin is named {name!r}; installed: {', '.join(sorted(self._points[kind]))}")
+        if len(points) > 1:
+            owners = ", ".join(sorted(p.dist.name if p.dist else p.value for p in points))
+            raise PluginError(f"{kind} {name!r} is claimed by {len(points)} distributions: {owners}")
+        try:
+            plugin = points[0].load()()
+        except Exception as error:  # whatever a stranger's module raises must not stop the server
+            raise PluginError(f"{kind} {name!r} failed to load: {type(error).__name__}: {error}") from error
+        if (version := getattr(plugin, "api_version", None)) != API_VERSION:
+            raise PluginError(f"{kind} {name!r} is written for api version {version}; this is {API_VERSION}")
+        return plugin
+
+
+def _claims(name: str, config: Mapping[str, object]) -> bool:
+    model_type, _, second = name.partition(".")
+    if model_type != config.get("model_type"):
+        return False
+    vision = config.get("vision_config")
+    vision_type = vision.get("model_type") if isinstance(vision, Mapping) else None
+    return not second or second == vision_type or second in config

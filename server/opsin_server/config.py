@@ -1,0 +1,74 @@
+"""Configuration: read once from the command line, resolved once, then frozen. Both processes read the same object."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from opsin_server.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Threads = Literal["passive", "active"] | int
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the engine process is told. None means "auto", settled in `engine.memory.resolve`."""
+
+    model: str
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: DType = "auto"
+    quantize: Literal["none", "int8"] = "none"
+    threads: int = 1
+    max_context: int | None = None
+    max_sequences: int = 64
+    max_batch_tokens: int | None = None
+    kv_memory: int | None = None  # bytes
+    block_size: int = 16
+    encoder_memory: int = 256 * 2**20  # bytes of cached visual tokens
+    prefix_cache: bool = True
+    plugins: tuple[str, ...] | None = None
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the API process is told."""
+
+    engine: EngineConfig
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_names: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    allow_remote_without_key: bool = False
+    drain_timeout: float = 30.0
+    max_body_bytes: int = 64 * 2**20
+    max_queue: int = 256
+    max_image_bytes: int = 20 * 2**20
+    max_image_pixels: int = 40_000_000
+    max_images: int = 32
+    max_request_pixels: int = 160_000_000
+    media_timeout: float = 10.0
+    media_allow: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises ConfigError for what must not start."""
+        if not self.api_keys and not self.allow_remote_without_key and not is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} is reachable from outside and no key is set: give --api-key, or "
+                "--allow-remote-without-key if something in front of it asks for one"
+            )
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port {self.port} is not between 0 and 65535")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def model_name(directory: Path) -> str:
+    """What a model is called when nobody named it: its folder."""
+    return directory.resolve().name

@@ -1,0 +1,58 @@
+"""What a caller can cause or must hear of. One handler (api/failures.py) turns these into OpenAI-shaped bodies."""
+
+from __future__ import annotations
+
+
+class OpsinError(Exception):
+    """Carries the HTTP status and the `type` and `code` that OpenAI's clients read. The message is for the caller."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(OpsinError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthorized(OpsinError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotFound(OpsinError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class TooLarge(OpsinError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class Unavailable(OpsinError):
+    """Loading, draining, saturated, or the engine has died: worth trying again."""
+
+    status = 503
+    type = "server_error"
+    code = "unavailable"
+
+
+class EngineFailed(OpsinError):
+    """The engine could not finish this request. The message never holds what the engine was working on."""
+
+    code = "engine_failed"
+
+
+class ConfigError(Exception):
+    """A command-line or model problem that stops `opsin serve` before it starts; one sentence for the operator."""

@@ -1,0 +1,180 @@
+"""Every message that crosses the door. No torch, no HTTP, no text: ids, positions, pixels, numbers.
+
+A Submit travels with raw frames behind it, in this order: ids I32 [T], positions I32 [A, T], then the pixels of each
+item U8 [N, C·p·p]. All other messages are one frame.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+
+from opsin_plugins.spec import I32, U8, Span
+
+# ------------------------------------------------------------------------------------- to the engine
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are drawn. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; top_logprobs -1: none."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    top_logprobs: int = -1
+
+
+class Item(msgspec.Struct, frozen=True):
+    """An image whose pixels follow as a frame. digest: SHA-256 of what it is and how it was prepared."""
+
+    digest: bytes
+    grid: tuple[int, int, int]
+    rows: int
+    shape: tuple[int, int]  # [N, C·p·p]
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+    sampling: Sampling
+    max_tokens: int
+    eos: tuple[int, ...]
+    delta: int
+    axes: int
+    spans: tuple[Span, ...] = ()
+    items: tuple[Item, ...] = ()
+    salt: bytes = b""  # a tenant's part of every cache key
+    adapter: str | None = None  # None: the base model
+    guided: bytes | None = None  # reserved for guided decoding
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    request_ids: tuple[str, ...]
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Leave now; the API process has drained."""
+
+
+ToEngine: TypeAlias = Submit | Cancel | Stop
+
+# ----------------------------------------------------------------------------------- from the engine
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Bytes of weights loaded so far."""
+
+    done: int
+    total: int
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """How memory was divided once, at start. Bytes, except for counts."""
+
+    weights: int
+    kv_bytes: int
+    kv_blocks: int
+    block_size: int
+    encoder_bytes: int
+    free_before: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    device: str
+    dtype: str
+    kernels: str
+    max_context: int
+    max_sequences: int
+    memory: MemoryUse
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot start; the message is for the operator."""
+
+    message: str
+
+
+class Logprobs(msgspec.Struct, frozen=True):
+    """One generated token: its own log probability and the most likely alternatives, most likely first."""
+
+    chosen: float
+    ids: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+class Output(msgspec.Struct, frozen=True):
+    """What one step gave one request. finish: "stop" (an eos id, not among ids) | "length" | "error" | None."""
+
+    request_id: str
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs, ...] = ()
+    finish: str | None = None
+    error: str | None = None
+    cached_tokens: int = 0  # prompt tokens whose keys and values were found in the prefix cache
+    queue_seconds: float = 0.0
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """The engine's own count, sent with every step and once a second when idle (which also shows that it lives)."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_free: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0  # tokens looked up
+    prefix_hits: int = 0  # tokens found
+    encoder_queries: int = 0  # images looked up
+    encoder_hits: int = 0
+    encoder_bytes: int = 0
+    seconds: dict[str, float] = {}  # cumulative time in the parts of a step
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    outputs: tuple[Output, ...]
+    stats: Stats
+
+
+FromEngine: TypeAlias = Progress | Ready | Failed | Outputs
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+_decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+class Arrays(msgspec.Struct, frozen=True):
+    """The raw frames of a Submit."""
+
+    ids: I32
+    positions: I32
+    pixels: tuple[U8, ...]
+
+
+def pack(message: ToEngine | FromEngine, arrays: Arrays | None = None) -> list[bytes | memoryview]:
+    frames: list[bytes | memoryview] = [_encode(message)]
+    if arrays is not None:
+        frames += [np.ascontiguousarray(a).data for a in (arrays.ids, arrays.positions, *arrays.pixels)]
+    return frames
+
+
+def unpack_to_engine(frames: list[bytes]) -> tuple[ToEngine, Arrays | None]:
+    """Raises msgspec.ValidationError or ValueError when frames do not fit their message."""
+    message = _decode_to_engine(frames[0])
+    if not isinstance(message, Submit):
+        return message, None
+    if len(frames) != 3 + len(message.items):
+        raise ValueError(f"{len(frames)} frames for {len(message.items)} items")
+    ids = np.frombuffer(frames[1], np.int32)
+    positions = np.frombuffer(frames[2], np.int32).reshape(message.axes, len(ids))
+    pixels = tuple(
+        np.frombuffer(frame, np.uint8).reshape(item.shape) for frame, item in zip(frames[3:], message.items, strict=True)
+    )
+    return message, Arrays(ids, positions, pixels)
+
+
+def unpack_from_engine(frame: bytes) -> FromEngine:
+    return _decode_from_engine(frame)
