@@ -1,7 +1,7 @@
 """out_THD = softmax(q_THD · k_LKD / √D + mask) · v_LKD, per sequence. T query rows, L cached rows, H heads, K KV heads.
 
-Rows of all sequences are packed along T. Keys and values lie in pages ("blocks") of a pool [blocks, block, K, D], found
-by a block table; a sequence's queries are its newest rows. Source: PagedAttention, arXiv 2309.06180.
+Rows of all sequences are packed along T. Keys and values lie in pages ("blocks") of a pool [blocks, block, 2K, D], keys
+first, found by a block table; a sequence's queries are its newest rows. Source: PagedAttention, arXiv 2309.06180.
 """
 
 from __future__ import annotations
@@ -43,24 +43,23 @@ class Layout:
         return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
-def write_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
-    """k, v [T, K, D] into the pools [blocks, block, K, D] at slots I64 [T]; in place."""
-    k_pool.flatten(0, 1).index_copy_(0, slots, k)
-    v_pool.flatten(0, 1).index_copy_(0, slots, v)
+def write_kv(kv: Tensor, pool: Tensor, slots: Tensor) -> None:
+    """kv [T, 2K, D], keys first, into the pool [blocks, block, 2K, D] at slots I64 [T]; in place."""
+    pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, kv)
 
 
-def paged_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, layout: Layout) -> Tensor:
-    """q [T, H, D]; pools [blocks, block, K, D] that already hold this step's rows. Returns [T, H, D]. Causal."""
-    decodes, parts = layout.decodes, []
-    if decodes:
-        parts.append(_decode(q[:decodes], k_pool, v_pool, layout))
-    at = decodes
+def paged_attention(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
+    """q [T, H, D]; pool [blocks, block, 2K, D] that already holds this step's rows. Returns [T, H·D]. Causal."""
+    decodes = layout.decodes
+    if decodes == len(layout.query_lengths):
+        return _decode(q, pool, layout)
+    parts, at = [_decode(q[:decodes], pool, layout)] if decodes else [], decodes
     for i in range(decodes, len(layout.query_lengths)):
-        length, total = layout.query_lengths[i], layout.kv_lengths[i]
-        k, v = _gather(k_pool, v_pool, layout, slice(i, i + 1), total)
+        length = layout.query_lengths[i]
+        k, v = _gather(pool, layout, slice(i, i + 1), layout.kv_lengths[i])
         parts.append(_attend_one(q[at : at + length], k[0], v[0]))
         at += length
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat(parts)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
@@ -87,28 +86,29 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _gather(k_pool: Tensor, v_pool: Tensor, layout: Layout, sequences: slice, length: int) -> tuple[Tensor, Tensor]:
-    """The first `length` rows of some sequences: [B, length, K, D] each."""
+def _gather(pool: Tensor, layout: Layout, sequences: slice, length: int) -> tuple[Tensor, Tensor]:
+    """The first `length` keys and values of some sequences: views [B, length, K, D] of one copy."""
     assert layout.block_table is not None
-    block = k_pool.shape[1]
+    _, block, heads, width = pool.shape
     table = layout.block_table[sequences, : -(-length // block)]
-    index, shape = table.reshape(-1), (table.shape[0], table.shape[1] * block)
-    k, v = (pool.index_select(0, index).view(*shape, *pool.shape[2:])[:, :length] for pool in (k_pool, v_pool))
-    return k, v
+    rows = pool.index_select(0, table.reshape(-1)).view(table.shape[0], -1, heads, width)
+    return rows[:, :length, : heads // 2], rows[:, :length, heads // 2 :]
 
 
-def _decode(q: Tensor, k_pool: Tensor, v_pool: Tensor, layout: Layout) -> Tensor:
+def _decode(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     """q [B, H, D], one row a sequence. The query group is folded into the query length: 3.4x faster at long contexts."""
+    batch, heads, width = q.shape
+    kv_heads = pool.shape[2] // 2
     mask = layout.decode_mask
-    k, v = _gather(k_pool, v_pool, layout, slice(0, len(q)), mask.shape[-1])
-    grouped = q.unflatten(1, (k.shape[2], -1))  # [B, K, G, D]
-    masked = None if len(q) == 1 else mask.expand(-1, -1, grouped.shape[2], -1)
+    k, v = _gather(pool, layout, slice(0, batch), mask.shape[-1])
+    grouped = q.view(batch, kv_heads, heads // kv_heads, width)
+    masked = None if batch == 1 else mask.expand(-1, -1, heads // kv_heads, -1)
     out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=masked)
-    return out.flatten(1, 2)
+    return out.reshape(batch, heads * width)
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q [T, H, D] are the newest rows of k, v [L, K, D]."""
+    """q [T, H, D] are the newest rows of k, v [L, K, D]. Returns [T, H·D]."""
     rows, total = q.shape[0], k.shape[0]
     groups = q.shape[1] // k.shape[1]
     mask = None
@@ -116,4 +116,4 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = torch.ones(rows, total, dtype=torch.bool, device=q.device).tril(total - rows)
     k, v = (x.repeat_interleave(groups, 1).transpose(0, 1)[None] for x in (k, v))
     out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=mask is None)
-    return out[0].transpose(0, 1)
+    return out[0].transpose(0, 1).reshape(rows, -1)

@@ -19,3 +19,9 @@ def angles_to_tables(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, H, D], cos and sin [T, 1, D] from `angles_to_tables`. Returns [T, H, D]; differentiable."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """`rotate` in place, for a slice of a fused projection whose other heads stay as they are; differentiable."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(swapped, sin)

@@ -11,7 +11,6 @@ import msgspec
 from opsin_server.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Threads = Literal["passive", "active"] | int
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin_kernels.attention import Layout, packed_attention, paged_attention, write_kv
-from opsin_kernels.rotary import angles_to_tables, rotate
+from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.fusions.base import Fusion
@@ -27,7 +27,7 @@ class Rows:
     adapter_slot: Tensor | None = None
 
 
-KVPool = Sequence[tuple[Tensor, Tensor]]  # a layer's keys and values, [blocks, block, K, D] each
+KVPool = Sequence[Tensor]  # a layer's keys and values, [blocks, block, 2K, D], keys first
 
 
 class Rotary(nn.Module):
@@ -40,9 +40,9 @@ class Rotary(nn.Module):
         super().__init__()
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         self.register_buffer("frequencies", 1.0 / (spec.theta**exponent), persistent=False)
-        sections = torch.tensor(spec.sections or (head_dim // 2,))
-        self.register_buffer("axes", torch.repeat_interleave(torch.arange(len(sections)), sections), persistent=False)
-        self.one_axis = len(sections) == 1
+        axes = [axis for axis, count in enumerate(spec.sections or (head_dim // 2,)) for _ in range(count)]
+        self.register_buffer("axes", torch.tensor(axes), persistent=False)
+        self.one_axis = not spec.sections
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """I64 [A, T] -> cos, sin [T, 1, D]."""
@@ -58,19 +58,18 @@ class Attention(nn.Module):
         self.qkv = Linear(spec.width, sizes, spec.qkv_bias, quantize)
         self.out = Linear(sizes[0], [spec.width], spec.out_bias, quantize)
 
-    def forward(
-        self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        qkv = self.qkv(x, rows.adapter_slot).unflatten(-1, (-1, self.head_dim))
-        turned = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        q, k, v = turned[:, : self.heads], turned[:, self.heads :], qkv[:, self.heads + self.kv_heads :]
+    def forward(self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: Tensor | None) -> Tensor:
+        qkv = self.qkv(x, rows.adapter_slot).view(len(x), -1, self.head_dim)
+        rotate_(qkv[:, : self.heads + self.kv_heads], cos, sin)
+        q, kv = qkv[:, : self.heads], qkv[:, self.heads :]
         if pool is None:
-            y = packed_attention(q, k, v, rows.layout.query_lengths, causal=True)
+            k, v = kv.chunk(2, 1)
+            y = packed_attention(q, k, v, rows.layout.query_lengths, causal=True).flatten(1)
         else:
             assert rows.layout.slots is not None
-            write_kv(k, v, *pool, rows.layout.slots)
-            y = paged_attention(q, *pool, rows.layout)
-        return self.out(y.flatten(1), rows.adapter_slot)
+            write_kv(kv, pool, rows.layout.slots)
+            y = paged_attention(q, pool, rows.layout)
+        return self.out(y, rows.adapter_slot)
 
 
 class DecoderLayer(nn.Module):
@@ -80,9 +79,7 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(spec, quantize)
         self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
 
-    def forward(
-        self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rows, cos, sin, pool)
         return x + self.mlp(self.mlp_norm(x), rows.adapter_slot)
 

@@ -92,12 +92,13 @@ class Linear(nn.Module):
             self.parts = nn.ModuleList([DensePart(inputs, self.outputs)])
         self.bias = nn.Parameter(torch.empty(self.outputs), requires_grad=False) if bias else None
         self.slots: AdapterSlots | None = None
+        self.dense = quantize == "none"
 
     def forward(self, x: Tensor, slot: Tensor | None = None) -> Tensor:
         """x [T, in] -> [T, out]. slot I64 [T]: each row's adapter slot."""
-        first = self.parts[0]
-        if isinstance(first, DensePart):
-            out = F.linear(x, first.weight, self.bias)
+        if self.dense:
+            (part,) = self.parts
+            out = F.linear(x, part.weight, self.bias)
         else:
             out = torch.cat([part(x) for part in self.parts], -1)
             out = out if self.bias is None else out + self.bias

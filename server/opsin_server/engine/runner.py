@@ -16,10 +16,10 @@ from opsin_server.engine.sequence import Sequence
 
 
 def make_pool(spec: DecoderSpec, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype) -> KVPool:
-    """A layer's keys and values, [blocks, block, K, D] each. Zeros, since a row that was never written must not be NaN
+    """A layer's keys and values, [blocks, block, 2K, D]. Zeros, since a row that was never written must not be NaN
     (masked rows are still multiplied by zero)."""
-    shape = (blocks, block_size, spec.kv_heads, spec.head_dim)
-    return [tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)) for _ in range(spec.layers)]  # type: ignore[misc]
+    shape = (blocks, block_size, 2 * spec.kv_heads, spec.head_dim)
+    return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
 
 
 class Runner:

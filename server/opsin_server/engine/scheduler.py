@@ -71,12 +71,12 @@ class Scheduler:
         self.encoder.unpin_all(sequence.request_id)
 
     def schedule(self) -> Plan:
-        plan, budget = Plan(), self.limits.max_batch_tokens
+        plan, budget, preempted = Plan(), self.limits.max_batch_tokens, self.preemptions
         for decode in (True, False):
             for sequence in list(self.running):
                 if (sequence.remaining == 1) is decode and sequence in self.running and budget:
                     budget -= self._continue(plan, sequence, budget)
-        while self.waiting and budget and len(self.running) < self.limits.max_sequences:
+        while self._may_admit(budget) and self.preemptions == preempted:
             taken = self._admit(plan, self.waiting[0], budget)
             if not taken:
                 break
@@ -85,6 +85,9 @@ class Scheduler:
         plan.chunks.sort(key=lambda chunk: chunk.length != 1)
         plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self._needed_elsewhere(plan, s, i)]
         return plan
+
+    def _may_admit(self, budget: int) -> bool:
+        return bool(self.waiting) and budget > 0 and len(self.running) < self.limits.max_sequences
 
     def _continue(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
@@ -164,5 +167,6 @@ class Scheduler:
             for other, _ in self._images_between(chunk.sequence, chunk.start, chunk.start + chunk.length):
                 if chunk.sequence.items[other].digest == digest:
                     return True
-        self.encoder.drop(digest)
+        if digest in self.encoder:
+            self.encoder.drop(digest)
         return False

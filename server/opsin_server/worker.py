@@ -1,0 +1,89 @@
+"""The engine process: an engine and its door. Started by ipc/client.py, which writes the configuration to standard
+input and keeps that pipe open: when the API process dies, however it dies, the pipe ends and this process leaves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+
+import msgspec
+import torch
+
+from opsin_plugins.spec import SpecError
+from opsin_server.config import EngineConfig
+from opsin_server.engine.engine import Engine
+from opsin_server.engine.load import load_engine
+from opsin_server.errors import ConfigError
+from opsin_server.ipc.door import Door
+from opsin_server.ipc.messages import Arrays, Cancel, Failed, Output, Outputs, Progress, Stop, Submit, ToEngine
+
+HEARTBEAT = 1.0  # seconds between signs of life when idle
+PROGRESS = 0.1  # seconds between reports while loading
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    address = sys.argv[1]
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    torch.set_num_threads(config.threads)
+    door = Door(address)
+    try:
+        engine, ready = load_engine(config, _Reporter(door))
+    except (ConfigError, SpecError, ValueError) as error:
+        door.send(Failed(str(error)))
+        door.close()
+        sys.exit(1)
+    door.send(ready)
+    serve(engine, door)
+    door.close()
+
+
+class _Reporter:
+    """Progress of loading, a few times a second."""
+
+    def __init__(self, door: Door) -> None:
+        self.door, self.next = door, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() >= self.next or done == total:
+            self.next = time.monotonic() + PROGRESS
+            self.door.send(Progress(done, total))
+
+
+def serve(engine: Engine, door: Door) -> None:
+    """Steps while there is work, listens between steps, shows that it lives when there is none."""
+    while True:
+        refused: list[Output] = []
+        for message, arrays in door.receive(0 if engine.busy else HEARTBEAT):
+            if isinstance(message, Stop):
+                return
+            refused += _handle(engine, message, arrays)
+        outputs = engine.step() if engine.busy else []
+        door.send(Outputs((*refused, *outputs), engine.stats()))
+
+
+def _handle(engine: Engine, message: ToEngine, arrays: Arrays | None) -> list[Output]:
+    if isinstance(message, Submit):
+        assert arrays is not None
+        try:
+            engine.submit(message, arrays)
+        except SpecError as error:
+            return [Output(message.request_id, finish="error", error=str(error))]
+    elif isinstance(message, Cancel):
+        for request_id in message.request_ids:
+            engine.cancel(request_id)
+    return []
+
+
+def _leave_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)  # not sys.exit: the step that runs may be long, and nobody is left to hear of it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The scheduler, the block ledger and the encoder cache under any order of events: nothing is lost, nothing leaks."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from opsin_plugins.spec import Span
+from opsin_server.engine.block_manager import BlockManager
+from opsin_server.engine.encoder_cache import EncoderCache
+from opsin_server.engine.scheduler import Limits, Scheduler
+from opsin_server.engine.sequence import Sequence
+from opsin_server.ipc.messages import Item, Sampling
+
+EOS = 0
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Plays the engine: submits, steps (drawing tokens of its own), cancels, in any order."""
+
+    @initialize(
+        blocks=st.integers(4, 24),
+        block_size=st.sampled_from([1, 3, 4, 8]),
+        max_sequences=st.integers(1, 6),
+        budget=st.integers(1, 24),
+        encoder=st.integers(0, 40),
+        prefix_cache=st.booleans(),
+    )
+    def begin(
+        self, blocks: int, block_size: int, max_sequences: int, budget: int, encoder: int, prefix_cache: bool
+    ) -> None:
+        self.blocks = BlockManager(blocks, block_size, prefix_cache)
+        self.encoder: EncoderCache[int] = EncoderCache(encoder)
+        limits = Limits(max_sequences, budget, max_encode_patches=12, bytes_per_visual_token=2)
+        self.scheduler = Scheduler(limits, self.blocks, self.encoder)
+        self.capacity = blocks * block_size
+        self.alive: dict[str, Sequence] = {}
+        self.written: dict[int, tuple[bytes, ...]] = {}  # what each block's rows hold, as a model would have left them
+        self.count = 0
+        self.steps = 0
+
+    @rule(
+        length=st.integers(1, 20),
+        family=st.integers(0, 2),
+        images=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), max_size=2),
+        max_tokens=st.integers(1, 12),
+    )
+    def submit(self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int) -> None:
+        tokens = [(family * 7 + i) % 5 + 1 for i in range(length)]  # few families: prefixes are shared
+        spans, items = [], []
+        for name, rows in images:
+            spans.append(Span(len(tokens), rows, len(items)))
+            items.append(Item(hashlib.sha256(bytes([name, rows])).digest(), (1, 2, 2 * rows), rows, (4 * rows, 3)))
+            tokens += [9] * rows + [1]
+        if len(tokens) + max_tokens > self.capacity:
+            return
+        self.count += 1
+        sequence = Sequence(
+            request_id=str(self.count),
+            tokens=tokens,
+            prompt_length=len(tokens),
+            positions=np.arange(len(tokens), dtype=np.int32)[None],
+            delta=0,
+            spans=spans,
+            items=items,
+            pixels=(),
+            sampling=Sampling(),
+            max_tokens=max_tokens,
+            eos=frozenset({EOS}),
+            cache_root=b"",
+        )
+        self.alive[sequence.request_id] = sequence
+        self.scheduler.add(sequence)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.alive)))
+        self.scheduler.remove(self.alive.pop(name))
+
+    @rule(eos=st.integers(0, 9))
+    def step(self, eos: int) -> None:
+        plan = self.scheduler.schedule()
+        self.steps += 1
+        sequences = [c.sequence for c in plan.chunks]
+        assert len(set(map(id, sequences))) == len(sequences), "one chunk a sequence"
+        assert sum(c.length for c in plan.chunks) <= self.scheduler.limits.max_batch_tokens
+        lengths = [c.length == 1 for c in plan.chunks]
+        assert lengths == sorted(lengths, reverse=True), "rows of decode stand first"
+        for sequence, item in plan.encode:
+            self.encoder.fill(sequence.items[item].digest, 1)
+        for chunk in plan.chunks:
+            self._check_reads(chunk.sequence, chunk.start)
+            for span in chunk.sequence.spans:
+                if span.start < chunk.start + chunk.length and chunk.start < span.start + span.length:
+                    assert self.encoder[chunk.sequence.items[span.item].digest] == 1, "visual tokens are there"
+            self._write(chunk.sequence, chunk.start, chunk.length)
+        for chunk in plan.chunks:
+            self._advance(chunk.sequence, chunk.start, chunk.length, chunk.samples, eos)
+
+    def _content(self, sequence: Sequence, at: int) -> bytes:
+        """What the keys and values of one row depend on: all tokens up to it, and the images among them."""
+        images = [(s.start, sequence.items[s.item].digest) for s in sequence.spans if s.start <= at]
+        return hashlib.sha256(repr((sequence.tokens[: at + 1], images)).encode()).digest()
+
+    def _write(self, sequence: Sequence, start: int, length: int) -> None:
+        size = self.blocks.block_size
+        for at in range(start, start + length):
+            rows = list(self.written.get(sequence.blocks[at // size], (b"",) * size))
+            rows[at % size] = self._content(sequence, at)
+            self.written[sequence.blocks[at // size]] = tuple(rows)
+
+    def _check_reads(self, sequence: Sequence, start: int) -> None:
+        """Every row that this chunk attends to holds what this very sequence would have written there."""
+        size = self.blocks.block_size
+        for at in range(start):
+            assert self.written[sequence.blocks[at // size]][at % size] == self._content(sequence, at)
+
+    def _advance(self, sequence: Sequence, start: int, length: int, samples: bool, eos: int) -> None:
+        sequence.computed += length
+        self.blocks.publish(sequence, start)
+        for span in sequence.spans:
+            if span.start + span.length <= sequence.computed:
+                self.encoder.unpin(sequence.items[span.item].digest, sequence.request_id)
+        if samples:
+            sequence.tokens.append(EOS if eos == 0 else sequence.generated % 5 + 1)
+            if sequence.tokens[-1] == EOS or sequence.generated >= sequence.max_tokens:
+                self.scheduler.remove(sequence)
+                del self.alive[sequence.request_id]
+
+    @invariant()
+    def every_block_is_counted_once(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
+        assert self.blocks.used + self.blocks.cached + self.blocks.free == self.blocks.total
+        held = {b for s in self.scheduler.running for b in s.blocks}
+        assert self.blocks.used == len(held)
+        assert all(not s.blocks for s in self.scheduler.waiting)
+        if not self.scheduler.running:
+            assert self.encoder.pinned == 0
+
+    def teardown(self) -> None:
+        """Whatever happened, what is left finishes within bounded steps, and nothing stays used."""
+        if not hasattr(self, "alive"):
+            return
+        for _ in range(200 * (len(self.alive) + 1)):
+            if not self.alive:
+                break
+            self.step(eos=1)
+        assert not self.alive, "every request ends"
+        assert self.blocks.used == 0
+        assert self.encoder.pinned == 0
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=500, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],  # shrinking a failure takes minutes, and the seed is printed anyway
+    print_blob=True,
+)
+TestScheduler = SchedulerMachine.TestCase
