@@ -1,0 +1,1 @@
+"""Helpers around the OpenAI SDK. This package knows only the wire."""

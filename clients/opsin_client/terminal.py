@@ -1,0 +1,82 @@
+"""`opsin chat`: a conversation in the terminal with any OpenAI-compatible server, pictures included."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+from rich.console import Console
+
+DEMONSTRATION = "opsin-mini"
+ABOUT = "opsin-mini is a demonstration model for drawings, emoji, digits and letters, not for photographs."
+
+
+def image_part(path: Path) -> dict[str, Any]:
+    """A picture file as a message part. Raises OSError when it cannot be read."""
+    kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
+
+
+class Terminal:
+    def __init__(
+        self, url: str, api_key: str, model: str | None, temperature: float, max_tokens: int | None
+    ) -> None:
+        self.url, self.model = url, model
+        self.client = openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
+        self.options: dict[str, Any] = {"temperature": temperature}
+        if max_tokens is not None:
+            self.options["max_tokens"] = max_tokens
+        self.console = Console()
+        self.messages: list[dict[str, Any]] = []
+
+    def run(self, question: str, images: Sequence[Path]) -> None:
+        """One question, or a conversation when there is none. Leaves with a sentence when the server cannot be asked."""
+        try:
+            self.model = self.model or self.client.models.list().data[0].id
+            if self.model == DEMONSTRATION:
+                self.console.print(ABOUT, style="dim")
+            parts = [image_part(path) for path in images]
+            if question:
+                self.ask(question, parts)
+                return
+            while True:
+                self.ask(self.console.input("[bold]> [/bold]"), parts)
+                parts = []
+        except (EOFError, KeyboardInterrupt):
+            self.console.print()
+        except openai.APIConnectionError:
+            self._leave(f"no server answers at {self.url} (start one: opsin serve)")
+        except openai.APIError as error:
+            self._leave(error.message)
+        except OSError as error:
+            self._leave(f"{error.filename}: {error.strerror}")
+
+    def ask(self, question: str, parts: Sequence[dict[str, Any]]) -> str:
+        """Streams the answer to the terminal; question and answer become part of the conversation."""
+        content = [*parts, {"type": "text", "text": question}]
+        stream = self.client.chat.completions.create(
+            model=self.model or "",
+            messages=[*self.messages, {"role": "user", "content": content}],  # type: ignore[list-item]
+            stream=True,
+            **self.options,
+        )
+        answer = ""
+        for chunk in stream:
+            text = chunk.choices[0].delta.content if chunk.choices else None
+            if text:
+                answer += text
+                self.console.out(text, end="", highlight=False)
+        self.console.print()
+        self.messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        return answer
+
+    @staticmethod
+    def _leave(why: str) -> None:
+        Console(stderr=True).print(f"[red]opsin chat:[/red] {why}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,58 @@
+"""Who may start work: nobody while the server drains, and only so many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from opsin_server.api.lifetime import Lifetime
+from opsin_server.errors import Unavailable
+
+
+class Draining(Unavailable):
+    code = "draining"
+
+
+class Saturated(Unavailable):
+    code = "saturated"
+
+
+class Admission:
+    """Counts the requests in flight: fetching, waiting in the engine's queue, or running."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_flight: set[Lifetime] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._in_flight)
+
+    def check(self) -> None:
+        """Raises Draining or Saturated: before a body is read, and again before the first byte is fetched for it."""
+        if self.draining:
+            raise Draining("The server is shutting down and takes no new work")
+        if len(self._in_flight) >= self._limit:
+            raise Saturated(f"{len(self._in_flight)} requests are in flight; the limit is {self._limit} (--max-queue)")
+
+    def admit(self) -> Lifetime:
+        """The caller gives it back with `release`."""
+        self.check()
+        lifetime = Lifetime()
+        self._in_flight.add(lifetime)
+        self._idle.clear()
+        return lifetime
+
+    def release(self, lifetime: Lifetime) -> None:
+        self._in_flight.discard(lifetime)
+        if not self._in_flight:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when nothing is in flight."""
+        await self._idle.wait()
+
+    def end_all(self, reason: Exception) -> None:
+        for lifetime in list(self._in_flight):
+            lifetime.end(reason)

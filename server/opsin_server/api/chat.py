@@ -1,0 +1,115 @@
+"""POST /v1/chat/completions: a conversation with pictures in, an answer out, whole or as a stream."""
+
+from __future__ import annotations
+
+import secrets
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from opsin_server.api.admission import Admission
+from opsin_server.api.body import ChatBody
+from opsin_server.api.conversation import to_prompt
+from opsin_server.api.engine import facts
+from opsin_server.api.exchange import Exchange
+from opsin_server.api.generation import Generation, Identity
+from opsin_server.api.lifetime import Lifetime
+from opsin_server.api.models import check_served
+from opsin_server.api.reader import Reader
+from opsin_server.api.replies import encode
+from opsin_server.api.services import ExchangeDep, Services, ServicesDep
+from opsin_server.api.stream import EventStream
+from opsin_server.api.wire import ChatRequest
+from opsin_server.errors import BadRequest
+from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit
+from opsin_server.media.load import load_images
+from opsin_server.prompt.detokenizer import Detokenizer
+from opsin_server.prompt.encode import Prompt
+from opsin_server.prompt.messages import image_parts
+from opsin_server.prompt.stops import StopFinder
+
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+@router.post("/chat/completions")
+async def chat(body: ChatBody, request: Request, exchange: ExchangeDep, services: ServicesDep) -> Response:
+    check_served(body.model, services.names)
+    lifetime = admitted(exchange, services.admission)
+    async with lifetime.attended(request.receive):
+        generation = await submit(body, exchange, services)
+        if not body.stream:
+            return Response(encode(await generation.completion()), media_type="application/json")
+    return EventStream(generation, lifetime, body.wants_usage)
+
+
+def admitted(exchange: Exchange, admission: Admission) -> Lifetime:
+    """A place among the requests in flight, given back when the exchange ends. Raises Unavailable."""
+    lifetime = admission.admit()
+    exchange.at_end.append(lambda: admission.release(lifetime))
+    return lifetime
+
+
+async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> Generation:
+    """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine."""
+    exchange.model = body.model
+    messages = to_prompt(body.messages)
+    services.encoder.check(messages)
+    images = image_parts(messages)
+    pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
+    prompt = await services.encode(messages, pixels)
+    exchange.prompt_tokens, exchange.image_tokens = len(prompt.ids), image_tokens(prompt)
+    max_tokens = room(prompt, body.output_limit, facts(services.engine).max_context)
+    message = submission(body, prompt, max_tokens, () if body.ignore_eos else services.eos)
+    stream = services.engine.submit(
+        message, Arrays(prompt.ids, prompt.positions, tuple(i.pixels for i in prompt.items))
+    )
+    exchange.at_end.append(stream.cancel)
+    tokenizer = services.encoder.tokenizer
+    reader = Reader(Detokenizer(tokenizer), StopFinder(body.stop or ()), tokenizer)
+    identity = Identity(message.request_id, body.model, services.version)
+    return Generation(identity, stream, reader, bool(body.logprobs), exchange, services.metrics)
+
+
+def submission(body: ChatRequest, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:
+    return Submit(
+        request_id=f"chatcmpl-{secrets.token_hex(16)}",  # a key in the engine: never the client's own id
+        sampling=sampling(body),
+        max_tokens=max_tokens,
+        eos=eos,
+        delta=prompt.delta,
+        axes=len(prompt.positions),
+        spans=prompt.spans,
+        items=tuple(Item(i.digest, i.grid, i.rows, (i.pixels.shape[0], i.pixels.shape[1])) for i in prompt.items),
+    )
+
+
+def sampling(body: ChatRequest) -> Sampling:
+    """OpenAI's defaults; a request without a seed gets one of its own."""
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(0, body.top_k or 0),
+        min_p=body.min_p or 0.0,
+        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else -1,
+    )
+
+
+def image_tokens(prompt: Prompt) -> int:
+    return sum(span.length for span in prompt.spans)
+
+
+def room(prompt: Prompt, wanted: int | None, context: int) -> int:
+    """How many tokens the answer may have. Raises BadRequest with the numbers when prompt and answer do not fit."""
+    length, images = len(prompt.ids), image_tokens(prompt)
+    if length + (wanted or 1) > context:
+        of_images = f" ({images} of them for {len(prompt.items)} images)" if images else ""
+        raise BadRequest(
+            f"The model's context holds {context} tokens; the messages have {length}{of_images} and the answer may "
+            f"have {wanted or 'at least 1'}. Shorten the messages or the answer",
+            param="messages" if length >= context else "max_tokens",
+            code="context_length_exceeded",
+        )
+    return wanted or context - length

@@ -1,0 +1,57 @@
+"""What the routes share: made once by `create_app`, found through the application's state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from opsin_plugins.spec import U8
+from opsin_server.api.admission import Admission
+from opsin_server.api.engine import Engine, facts
+from opsin_server.api.exchange import Exchange
+from opsin_server.config import ServerConfig
+from opsin_server.media.limits import MediaLimits
+from opsin_server.metrics import Metrics
+from opsin_server.prompt.encode import Prompt, PromptEncoder
+from opsin_server.prompt.messages import Message
+
+
+@dataclass(frozen=True)
+class Services:
+    config: ServerConfig
+    engine: Engine
+    encoder: PromptEncoder
+    names: tuple[str, ...]  # what the model is called, the canonical name first
+    version: str
+    eos: tuple[int, ...]  # ids that end an answer
+    created: int  # Unix seconds
+    media: MediaLimits
+    admission: Admission
+    metrics: Metrics
+    threads: ThreadPoolExecutor
+
+    async def encode(self, messages: Sequence[Message], images: Sequence[U8]) -> Prompt:
+        """In a thread: tokenizing and resizing take milliseconds, and release the interpreter's lock."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, self.encoder.encode, messages, images)
+
+    def check_open(self) -> None:
+        """Raises Unavailable while no new work is taken."""
+        self.admission.check()
+        facts(self.engine)
+
+
+async def services_of(request: Request) -> Services:
+    return request.app.state.services
+
+
+async def exchange_of(request: Request) -> Exchange:
+    return request.scope["opsin.exchange"]
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+ExchangeDep = Annotated[Exchange, Depends(exchange_of)]

@@ -1,0 +1,160 @@
+"""The command line: serve, chat, plugins, doctor. Nothing here imports torch; the engine process does."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from opsin_server.config import EngineConfig, ServerConfig
+from opsin_server.embedded import MODEL
+from opsin_server.errors import ConfigError
+
+app = typer.Typer(
+    help="Serve a vision-language model behind the OpenAI API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "KIB": 2**10, "M": 10**6, "MB": 10**6, "MIB": 2**20}
+UNITS |= {"G": 10**9, "GB": 10**9, "GIB": 2**30, "T": 10**12, "TB": 10**12, "TIB": 2**40}
+
+
+def size(text: str | int) -> int:
+    """"512MiB", "4 GB" or a plain count of bytes."""
+    if isinstance(text, int):  # a default
+        return text
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2].upper() not in UNITS:
+        raise typer.BadParameter(f"{text!r} is no size: write 4GiB, 512MiB, 20MB or a number of bytes")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A checkpoint directory; without one, the embedded opsin-mini.")] = MODEL,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="What clients call the model; may be repeated. Default: the folder's name.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(envvar="OPSIN_API_KEY", help="A key that clients must send; may be repeated.")
+    ] = None,
+    allow_remote_without_key: Annotated[
+        bool, typer.Option(help="Listen beyond this machine although no key is set.")
+    ] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: float32 on a CPU, else 16 bit.")
+    ] = "auto",
+    quantize: Annotated[
+        Literal["none", "int8"], typer.Option(help="Store linears as 8-bit rows (smaller, not faster).")
+    ] = "none",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine on a CPU.")] = 1,
+    max_context: Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer. Default: the model's.")] = None,
+    max_sequences: Annotated[int, typer.Option(min=1, help="Requests computed at the same time.")] = 64,
+    max_batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens computed in one step.")] = None,
+    kv_memory: Annotated[int | None, typer.Option(parser=size, metavar="SIZE", help="Keys and values.")] = None,
+    encoder_memory: Annotated[
+        int, typer.Option(parser=size, metavar="SIZE", help="Visual tokens kept for pictures that come again.")
+    ] = 256 * 2**20,
+    prefix_cache: Annotated[bool, typer.Option(help="Keep the keys and values of prompts for prompts alike.")] = True,
+    plugins: Annotated[str | None, typer.Option(help="Comma-separated names: the only plugins that may be used.")] = None,
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests in flight before new ones get 503.")] = 256,
+    max_body_bytes: Annotated[int, typer.Option(parser=size, metavar="SIZE", help="A request's body.")] = 64 * 2**20,
+    max_image_bytes: Annotated[int, typer.Option(parser=size, metavar="SIZE", help="One image file.")] = 20 * 2**20,
+    max_image_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 40_000_000,
+    max_request_pixels: Annotated[int, typer.Option(min=1, help="Pixels of all images of a request.")] = 160_000_000,
+    max_images: Annotated[int, typer.Option(min=0, help="Images of a request.")] = 32,
+    media_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to fetch one image.")] = 10.0,
+    media_allow: Annotated[
+        list[str] | None, typer.Option(metavar="HOST|CIDR", help="A private address that images may come from.")
+    ] = None,
+    drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that running answers get on SIGTERM.")] = 30.0,
+) -> None:
+    """Serve a checkpoint directory (safetensors, config.json, tokenizer.json) until SIGTERM."""
+    from opsin_server.launch import run
+
+    config = ServerConfig(
+        engine=EngineConfig(
+            model=str(model),
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            threads=threads,
+            max_context=max_context,
+            max_sequences=max_sequences,
+            max_batch_tokens=max_batch_tokens,
+            kv_memory=kv_memory,
+            encoder_memory=encoder_memory,
+            prefix_cache=prefix_cache,
+            plugins=None if plugins is None else tuple(name.strip() for name in plugins.split(",")),
+        ),
+        host=host,
+        port=port,
+        served_names=tuple(served_model_name or ()),
+        api_keys=tuple(api_key or ()),
+        allow_remote_without_key=allow_remote_without_key,
+        drain_timeout=drain_timeout,
+        max_body_bytes=max_body_bytes,
+        max_queue=max_queue,
+        max_image_bytes=max_image_bytes,
+        max_image_pixels=max_image_pixels,
+        max_images=max_images,
+        max_request_pixels=max_request_pixels,
+        media_timeout=media_timeout,
+        media_allow=tuple(media_allow or ()),
+    )
+    run(config)
+
+
+@app.command()
+def chat(
+    question: Annotated[str, typer.Argument(help="What to ask. Without it: a conversation.")] = "",
+    image: Annotated[list[Path] | None, typer.Option(help="A picture to ask about; may be repeated.")] = None,
+    url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="Any OpenAI-compatible server.")] = (
+        "http://127.0.0.1:8000/v1"
+    ),
+    model: Annotated[str | None, typer.Option(help="Default: the first that the server names.")] = None,
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY")] = "none",
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Ask a served model, and see the answer stream in."""
+    from opsin_client.terminal import Terminal
+
+    Terminal(url, api_key, model, temperature, max_tokens).run(question, image or [])
+
+
+@app.command()
+def plugins(names: Annotated[str | None, typer.Option("--plugins", help="An allow-list, as for serve.")] = None) -> None:
+    """List model families, vision encoders and fusions, and what failed to load."""
+    from opsin_server.tables import plugin_table
+
+    allow = None if names is None else [name.strip() for name in names.split(",")]
+    table, healthy = plugin_table(allow)
+    Console().print(table)
+    raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: Python, torch, triton, the device, and which kernels run."""
+    from opsin_server.tables import doctor_table
+
+    table, healthy = doctor_table()
+    Console().print(table)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def main() -> None:
+    try:
+        app()
+    except ConfigError as error:
+        Console(stderr=True).print(f"[red]opsin:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

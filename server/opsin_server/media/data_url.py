@@ -1,0 +1,73 @@
+"""The bytes of a data: URL, in linear time and with its size known before it is decoded."""
+
+import binascii
+from string import hexdigits
+
+import numpy as np
+
+from opsin_server.media.limits import MediaLimits
+from opsin_server.media.still import invalid, too_many_bytes
+
+MAX_HEADER = 256
+_SPACE = b" \t\r\n\f\v"
+_PIECE = 65_536
+_DIGITS = np.array([int(chr(c), 16) if chr(c) in hexdigits else 16 for c in range(256)], np.uint8)
+
+
+def decode_data_url(source: str, limits: MediaLimits) -> bytes:
+    """`source` starts with "data:". Raises BadRequest for a bad or oversized one, or one that is not an image."""
+    comma = source.find(",", 0, MAX_HEADER)
+    if comma < 0:
+        raise invalid(f"the data: URL has no comma in its first {MAX_HEADER} characters")
+    mime, *parameters = (part.strip().lower() for part in source[len("data:") : comma].split(";"))
+    if not mime.startswith("image/"):
+        raise invalid(f"the data: URL declares {mime[:60]!r}, not an image type such as image/png")
+    if parameters[-1:] == ["base64"]:
+        return _base64(source, comma + 1, limits)
+    return _unescape(source, comma + 1, limits.max_image_bytes, limits)
+
+
+def _base64(source: str, start: int, limits: MediaLimits) -> bytes:
+    # Twice the limit leaves room for any honest amount of white space; beyond it not even a copy is made.
+    most = limits.max_image_bytes * 8 // 3 + MAX_HEADER
+    if "%" in source:
+        text = _unescape(source, start, most, limits)
+    elif len(source) - start > most:
+        raise too_many_bytes(f"about {(len(source) - start) * 3 // 4:,}", limits)
+    else:
+        text = source[start:].encode("ascii", "replace")  # "?" is no base64 either
+    text = text.translate(None, _SPACE)
+    size = len(text) * 3 // 4 - text[-2:].count(b"=")
+    if size > limits.max_image_bytes:
+        raise too_many_bytes(f"{size:,}", limits)
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        raise invalid("the data: URL is not valid base64") from None
+
+
+def _unescape(source: str, start: int, most: int, limits: MediaLimits) -> bytes:
+    """Percent-decoded piece by piece, so that the copies in between stay small and a limit is met early."""
+    out = bytearray()
+    while start < len(source):
+        end = start + _PIECE
+        cut = source.rfind("%", end - 2, end)  # an escape across the border goes to the next piece
+        end = cut if cut >= 0 else end
+        out += _unescape_piece(source[start:end].encode("utf-8", "replace"))
+        if len(out) > most:
+            raise too_many_bytes(f"more than {limits.max_image_bytes:,}", limits)
+        start = end
+    return bytes(out)
+
+
+def _unescape_piece(piece: bytes) -> bytes:
+    """Every "%41" to its byte; a "%" without two digits stays. In numpy: urllib takes 4 s for 50 MB of escapes."""
+    text = np.frombuffer(piece, np.uint8).copy()
+    at = np.flatnonzero(text[:-2] == ord("%"))  # no two overlap: "%" is no digit
+    high, low = _DIGITS[text[at + 1]], _DIGITS[text[at + 2]]
+    good = (high < 16) & (low < 16)
+    at = at[good]
+    text[at] = high[good] << 4 | low[good]
+    kept = np.ones(len(text), bool)
+    kept[at + 1] = kept[at + 2] = False
+    return text[kept].tobytes()

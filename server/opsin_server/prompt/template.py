@@ -1,0 +1,50 @@
+"""A model's chat template: a conversation to the text of its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jinja2
+from jinja2.exceptions import SecurityError
+
+from opsin_plugins.spec import Architecture, ModelFiles, SpecError
+from opsin_server.errors import BadRequest, OpsinError
+from opsin_server.prompt.messages import Message, TextPart
+from opsin_server.prompt.probe import Manners, observe
+from opsin_server.prompt.sandbox import Program, RefusalError, TemplateStopError
+
+
+class ChatTemplate:
+    """names: bos_token, eos_token and so on, as variables of the template. Threads may share one."""
+
+    def __init__(self, source: str, names: Mapping[str, str]) -> None:
+        self._program = Program(source)
+        self._variables = {**names, "tools": None, "documents": None, "add_generation_prompt": True}
+        self.manners = observe(self._show)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Raises BadRequest with the template's own message when it refuses the conversation."""
+        return self._show(messages, self.manners)
+
+    def _show(self, messages: Sequence[Message], manners: Manners) -> str:
+        size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
+        try:
+            return self._program.run({**self._variables, "messages": manners.arrange(messages)}, size)
+        except OpsinError:
+            raise
+        except RefusalError as refusal:
+            raise BadRequest(str(refusal), param="messages") from refusal
+        except (SecurityError, RecursionError, MemoryError) as error:
+            raise TemplateStopError(f"the chat template was stopped: {type(error).__name__}") from error
+        except Exception as error:  # a stranger's program may run into anything
+            # Jinja's own messages name types and fields; others may print objects with their addresses.
+            what = str(error) if isinstance(error, jinja2.TemplateError) else type(error).__name__
+            raise BadRequest(f"the chat template cannot render this conversation: {what}", param="messages") from error
+
+
+def read_chat_template(files: ModelFiles, architecture: Architecture, names: Mapping[str, str]) -> ChatTemplate:
+    """The directory's template, or the family's own for directories without one."""
+    source = files.chat_template if files.chat_template is not None else architecture.chat_template(files)
+    if source is None:
+        raise SpecError(f"{files.directory} has no chat template, and {architecture.name} brings none")
+    return ChatTemplate(source, names)
