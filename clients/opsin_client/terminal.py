@@ -7,7 +7,7 @@ import mimetypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 from rich.console import Console
@@ -24,9 +24,7 @@ def image_part(path: Path) -> dict[str, Any]:
 
 
 class Terminal:
-    def __init__(
-        self, url: str, api_key: str, model: str | None, temperature: float, max_tokens: int | None
-    ) -> None:
+    def __init__(self, url: str, api_key: str, model: str | None, temperature: float, max_tokens: int | None) -> None:
         self.url, self.model = url, model
         self.client = openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
         self.options: dict[str, Any] = {"temperature": temperature}
@@ -62,7 +60,7 @@ class Terminal:
         content = [*parts, {"type": "text", "text": question}]
         stream = self.client.chat.completions.create(
             model=self.model or "",
-            messages=[*self.messages, {"role": "user", "content": content}],  # type: ignore[list-item]
+            messages=cast(Any, [*self.messages, {"role": "user", "content": content}]),
             stream=True,
             **self.options,
         )

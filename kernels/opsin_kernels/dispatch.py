@@ -14,5 +14,7 @@ def implementation() -> str:
     """
     wanted = os.environ.get("OPSIN_KERNELS", "torch")
     if wanted not in IMPLEMENTATIONS:
-        raise ValueError(f"OPSIN_KERNELS={wanted!r}: this version has {', '.join(IMPLEMENTATIONS)} (the torch definitions)")
+        raise ValueError(
+            f"OPSIN_KERNELS={wanted!r}: this version has {', '.join(IMPLEMENTATIONS)} (the torch definitions)"
+        )
     return wanted

@@ -1,4 +1,4 @@
-"""out_THD = x_THD turned by cos_TD, sin_TD (half-split layout). T tokens, H heads, D head size. Source: arXiv 2104.09864."""
+"""out_THD = x_THD turned by cos_TD, sin_TD (half-split). T tokens, H heads, D head size. Source: arXiv 2104.09864."""
 
 from __future__ import annotations
 

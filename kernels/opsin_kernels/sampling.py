@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SamplingRow:
-    """One row's parameters. temperature 0: greedy. top_k 0, top_p 1, min_p 0: off. uniform: the row's draw in [0, 1)."""
+    """One row's parameters. temperature 0: greedy. top_k 0, top_p 1, min_p 0: off. uniform: its draw in [0, 1)."""
 
     temperature: float
     top_k: int
@@ -46,14 +46,16 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         probabilities = probabilities.masked_fill(probabilities < floor, 0)
     # Inverse distribution in vocabulary order: no sort. float64, or a vocabulary's worth of rounding moves the edges.
     cumulative = probabilities.double().cumsum(-1)
-    target = torch.tensor([r.uniform for r in rows], dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    target = (
+        torch.tensor([r.uniform for r in rows], dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    )
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def _nucleus(probabilities: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Keeps each row's top_k tokens, and of those the smallest set that reaches top_p (at least one token)."""
     vocabulary = probabilities.shape[-1]
-    ordered, index = probabilities.sort(-1, descending=True, stable=True)
+    ordered, index = probabilities.sort(stable=True, dim=-1, descending=True)
     keep_k = torch.tensor([r.top_k or vocabulary for r in rows], device=probabilities.device)[:, None]
     ordered = ordered.masked_fill(torch.arange(vocabulary, device=ordered.device) >= keep_k, 0)
     top_p = torch.tensor([r.top_p for r in rows], device=ordered.device)[:, None]
@@ -63,7 +65,7 @@ def _nucleus(probabilities: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def log_probabilities(logits: Tensor, chosen: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the model's own distribution (before temperature): the chosen ids' [B], and the `top` ids and values [B, top]."""
+    """Of the model's own distribution (before temperature): the chosen ids' [B], the `top` ids and values [B, top]."""
     logged = logits.float().log_softmax(-1)
     values, ids = logged.topk(top, -1) if top else (logged[:, :0], chosen[:, None][:, :0])
     return logged.gather(-1, chosen[:, None]).squeeze(-1), ids, values

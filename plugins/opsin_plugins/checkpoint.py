@@ -1,4 +1,4 @@
-"""Weight rules applied: every key of the checkpoint is accounted for, every parameter filled once, one tensor at a time."""
+"""Weight rules applied: every key is accounted for, every parameter filled once, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def targets(model: Model) -> dict[str, Target]:
     for path, module in model.named_modules():
         if isinstance(module, Linear):
             found[f"{path}.weight"] = Target((module.outputs, module.inputs), module.fill)
-            inside.update(f"{path}.{name}" for name, _ in module.parts.named_parameters(prefix="parts"))
+            inside.update(f"{path}.{name}" for name, _ in module.named_parameters() if name != "bias")
     for path, parameter in model.named_parameters():
         if path not in inside:
             found[path] = Target(tuple(parameter.shape), _rows_into(parameter.data))
@@ -53,7 +53,10 @@ def _rows_into(place: Tensor) -> Callable[[Sequence[Tensor]], None]:
 
 
 def load_weights(
-    model: Model, rules: Sequence[Rule], files: ModelFiles, progress: Callable[[int, int], None] = lambda done, total: None
+    model: Model,
+    rules: Sequence[Rule],
+    files: ModelFiles,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Fills the model. Raises SpecError listing unmatched and missing keys, wrong shapes and types before any weight is
     read. Peak private memory is the model and one tensor: the files are mapped, not read in."""

@@ -37,7 +37,10 @@ TEXT: Mapping[str, TextDefaults] = {
 
 def decoder_spec(config: Config, tied: bool, defaults: TextDefaults, mrope: bool = False) -> DecoderSpec:
     """Raises SpecError for what this decoder does not do: rope scaling, sliding windows."""
-    width, heads = integer(config, "hidden_size", defaults.width), integer(config, "num_attention_heads", defaults.heads)
+    width, heads = (
+        integer(config, "hidden_size", defaults.width),
+        integer(config, "num_attention_heads", defaults.heads),
+    )
     kv_heads = integer(config, "num_key_value_heads", defaults.kv_heads or heads)
     head_dim = config.get("head_dim") or width // heads
     if not isinstance(head_dim, int) or heads % kv_heads or head_dim % 2:
@@ -82,7 +85,9 @@ def rope_spec(config: Config, head_dim: int, theta: float, mrope: bool) -> RopeS
     if not mrope:
         return RopeSpec(number(merged, "rope_theta"))
     if not isinstance(sections, Sequence) or len(sections) != 3 or sum(sections) != head_dim // 2:
-        raise SpecError(f"mrope_section {sections!r} must be three numbers that sum to half the head size, {head_dim // 2}")
+        raise SpecError(
+            f"mrope_section {sections!r} must be three numbers that sum to half the head size, {head_dim // 2}"
+        )
     return RopeSpec(number(merged, "rope_theta"), tuple(int(s) for s in sections))
 
 

@@ -1,4 +1,4 @@
-"""What the families share about pictures: resizing rules and patches, on numpy arrays (PIL resizes, as the oracles do)."""
+"""What the families share about pictures: resizing rules and patches, on numpy arrays (PIL resizes)."""
 
 from __future__ import annotations
 

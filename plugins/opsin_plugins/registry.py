@@ -62,13 +62,13 @@ class Registry:
                 f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}; "
                 f"installed: {', '.join(sorted(self._points['architecture'])) or 'none'}"
             )
-        return cast(Architecture, self._load("architecture", max(claimed, key=len)))
+        return cast("Architecture", self._load("architecture", max(claimed, key=len)))
 
     def encoder(self, name: str) -> VisionEncoder:
-        return cast(VisionEncoder, self._load("vision encoder", name))
+        return cast("VisionEncoder", self._load("vision encoder", name))
 
     def fusion(self, name: str) -> FusionStrategy:
-        return cast(FusionStrategy, self._load("fusion", name))
+        return cast("FusionStrategy", self._load("fusion", name))
 
     def status(self) -> list[PluginStatus]:
         """Every plugin, tried; one that fails is a row with its error and stops nothing."""
@@ -82,7 +82,9 @@ class Registry:
                     except PluginError as failure:
                         error = str(failure)
                     dist = point.dist
-                    rows.append(PluginStatus(kind, name, dist.name if dist else "?", dist.version if dist else "?", error))
+                    rows.append(
+                        PluginStatus(kind, name, dist.name if dist else "?", dist.version if dist else "?", error)
+                    )
         return rows
 
     def _load(self, kind: Kind, name: str) -> object:

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
-
 from opsin_server.ipc.messages import Progress as Loaded
 from opsin_server.ipc.messages import Ready
 
@@ -51,8 +50,8 @@ def announce(console: Console, config: ServerConfig, ready: Ready, url: str, nam
         ("weights", f"{_size(memory.weights)} as {ready.dtype}"),
         (
             "KV memory",
-            f"{_size(memory.kv_bytes)}: {memory.kv_blocks:,} blocks of {memory.block_size} tokens, "
-            f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once",
+            (f"{_size(memory.kv_bytes)}: {memory.kv_blocks:,} blocks of {memory.block_size} tokens, "
+            f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once"),
         ),
         ("visual tokens", f"{_size(memory.encoder_bytes)} of cache; {_size(memory.free_before)} of memory were free"),
         ("ready after", f"{seconds:.1f} s"),
@@ -71,7 +70,7 @@ def curl(url: str, name: str, guarded: bool) -> str:
     key = ' -H "Authorization: Bearer $OPSIN_API_KEY"' if guarded else ""
     picture = SAMPLES / "red_circle.png"
     return (
-        f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{name}\", "
+        f'curl {url}/v1/chat/completions{key} -H \'Content-Type: application/json\' -d \'{{"model": "{name}", '
         '"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": '
         f"\"data:image/png;base64,'$(base64 < \"{picture}\" | tr -d '\\n')'\"}}}}, "
         '{"type": "text", "text": "What is in the picture?"}]}]}\''

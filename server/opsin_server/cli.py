@@ -25,7 +25,7 @@ UNITS |= {"G": 10**9, "GB": 10**9, "GIB": 2**30, "T": 10**12, "TB": 10**12, "TIB
 
 
 def size(text: str | int) -> int:
-    """"512MiB", "4 GB" or a plain count of bytes."""
+    """ "512MiB", "4 GB" or a plain count of bytes."""
     if isinstance(text, int):  # a default
         return text
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
@@ -36,7 +36,9 @@ def size(text: str | int) -> int:
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Argument(help="A checkpoint directory; without one, the embedded opsin-mini.")] = MODEL,
+    model: Annotated[
+        Path, typer.Argument(help="A checkpoint directory; without one, the embedded opsin-mini.")
+    ] = MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     served_model_name: Annotated[
@@ -56,7 +58,9 @@ def serve(
         Literal["none", "int8"], typer.Option(help="Store linears as 8-bit rows (smaller, not faster).")
     ] = "none",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine on a CPU.")] = 1,
-    max_context: Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer. Default: the model's.")] = None,
+    max_context: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of prompt and answer. Default: the model's.")
+    ] = None,
     max_sequences: Annotated[int, typer.Option(min=1, help="Requests computed at the same time.")] = 64,
     max_batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens computed in one step.")] = None,
     kv_memory: Annotated[int | None, typer.Option(parser=size, metavar="SIZE", help="Keys and values.")] = None,
@@ -64,7 +68,9 @@ def serve(
         int, typer.Option(parser=size, metavar="SIZE", help="Visual tokens kept for pictures that come again.")
     ] = 256 * 2**20,
     prefix_cache: Annotated[bool, typer.Option(help="Keep the keys and values of prompts for prompts alike.")] = True,
-    plugins: Annotated[str | None, typer.Option(help="Comma-separated names: the only plugins that may be used.")] = None,
+    plugins: Annotated[
+        str | None, typer.Option(help="Comma-separated names: the only plugins that may be used.")
+    ] = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests in flight before new ones get 503.")] = 256,
     max_body_bytes: Annotated[int, typer.Option(parser=size, metavar="SIZE", help="A request's body.")] = 64 * 2**20,
     max_image_bytes: Annotated[int, typer.Option(parser=size, metavar="SIZE", help="One image file.")] = 20 * 2**20,
@@ -132,7 +138,9 @@ def chat(
 
 
 @app.command()
-def plugins(names: Annotated[str | None, typer.Option("--plugins", help="An allow-list, as for serve.")] = None) -> None:
+def plugins(
+    names: Annotated[str | None, typer.Option("--plugins", help="An allow-list, as for serve.")] = None,
+) -> None:
     """List model families, vision encoders and fusions, and what failed to load."""
     from opsin_server.tables import plugin_table
 

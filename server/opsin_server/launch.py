@@ -13,7 +13,7 @@ from rich.console import Console
 
 from opsin_plugins.files import read_model_files
 from opsin_plugins.registry import Registry
-from opsin_plugins.spec import ModelFiles, SpecError
+from opsin_plugins.spec import SpecError
 from opsin_server.app import create_app
 from opsin_server.banner import Loading, announce
 from opsin_server.config import ServerConfig, model_name

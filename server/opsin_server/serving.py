@@ -16,7 +16,7 @@ import h11
 import msgspec
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from opsin_server.api import failures
 from opsin_server.api.admission import Admission
@@ -26,6 +26,7 @@ from opsin_server.errors import BadRequest, ConfigError, Unavailable
 LAST_WORDS_SECONDS = 2.0  # for streams that the drain timeout has ended
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection, so that none is closed under their hands
 DEAD_PEER_SECONDS = 60  # a client that reads nothing, or has vanished, is disconnected after this
+HEAD_SECONDS = 30.0  # once or twice this, and a connection must have sent its request's head
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("opsin.serving")
@@ -146,7 +147,29 @@ class Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-    """Answers what is not HTTP (or has a head over 64 KiB) in the shape of every other error."""
+    """Two things that uvicorn lacks: an end to waiting for a request's head, and an answer in the shape of every other
+    error to what is not HTTP (or has a head over 64 KiB)."""
+
+    _seen: RequestResponseCycle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._check_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+
+    def _check_head(self) -> None:
+        """Closes a connection that was inside a head at the last look too. Between requests uvicorn's timer runs."""
+        inside = (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None
+        if inside and self._seen is self.cycle:
+            self.transport.close()
+            return
+        self._seen = self.cycle
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._check_head)
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):

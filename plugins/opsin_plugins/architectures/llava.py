@@ -1,4 +1,4 @@
-"""LLaVA-1.5: CLIP features scattered into a Llama-style prompt through a two-layer projector. Source: arXiv 2310.03744."""
+"""LLaVA-1.5: CLIP features, a two-layer projector, scattered into a Llama-style prompt. Source: arXiv 2310.03744."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ class Llava:
         assert spec.vision is not None
         # Layers past the feature that is taken get no gradient: no LoRA there.
         layers = "|".join(str(i) for i in range(spec.vision.layers))
-        language, tower = r"model\.language_model\.layers\.\d+\.", rf"model\.vision_tower\.encoder\.layers\.({layers})\."
+        language, tower = (
+            r"model\.language_model\.layers\.\d+\.",
+            rf"model\.vision_tower\.encoder\.layers\.({layers})\.",
+        )
         return {
             "language.attention": re.compile(language + r"self_attn\.[qkvo]_proj"),
             "language.mlp": re.compile(language + r"mlp\.(gate|up|down)_proj"),

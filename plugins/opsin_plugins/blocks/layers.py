@@ -64,7 +64,9 @@ class LayerNorm(nn.Module):
 class PlainMLP(nn.Module):
     """down(activation(up(x)))."""
 
-    def __init__(self, width: int, hidden: int, out: int, activation: Activation, bias: bool, quantize: Quantize) -> None:
+    def __init__(
+        self, width: int, hidden: int, out: int, activation: Activation, bias: bool, quantize: Quantize
+    ) -> None:
         super().__init__()
         self.up = Linear(width, [hidden], bias, quantize)
         self.down = Linear(hidden, [out], bias, quantize)

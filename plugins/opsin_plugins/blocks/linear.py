@@ -50,8 +50,8 @@ class Int8Part(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.quantized.to(x.dtype)) * self.scale.to(x.dtype)
 
-    def fill(self, segments: Sequence[Tensor]) -> None:
-        weight = torch.cat([s.to(self.scale.device, torch.float32) for s in segments])
+    def fill(self, segment: Tensor) -> None:
+        weight = segment.to(self.scale.device, torch.float32)
         self.scale.copy_(weight.abs().amax(1).clamp(min=1e-12) / 127)
         self.quantized.copy_((weight / self.scale[:, None]).round().clamp(-127, 127))
 
@@ -85,29 +85,30 @@ class Linear(nn.Module):
 
     def __init__(self, inputs: int, segments: Sequence[int], bias: bool, quantize: Quantize = "none") -> None:
         super().__init__()
-        self.inputs, self.outputs = inputs, sum(segments)
-        if quantize == "int8":
-            self.parts = nn.ModuleList(Int8Part(inputs, n) for n in segments)
-        else:
-            self.parts = nn.ModuleList([DensePart(inputs, self.outputs)])
+        self.inputs, self.outputs, self.segments = inputs, sum(segments), list(segments)
+        self.dense = DensePart(inputs, self.outputs) if quantize == "none" else None
+        self.quantized = nn.ModuleList(Int8Part(inputs, n) for n in segments) if quantize == "int8" else None
         self.bias = nn.Parameter(torch.empty(self.outputs), requires_grad=False) if bias else None
         self.slots: AdapterSlots | None = None
-        self.dense = quantize == "none"
 
     def forward(self, x: Tensor, slot: Tensor | None = None) -> Tensor:
         """x [T, in] -> [T, out]. slot I64 [T]: each row's adapter slot."""
-        if self.dense:
-            (part,) = self.parts
-            out = F.linear(x, part.weight, self.bias)
+        if self.dense is not None:
+            out = F.linear(x, self.dense.weight, self.bias)
         else:
-            out = torch.cat([part(x) for part in self.parts], -1)
+            assert self.quantized is not None
+            out = torch.cat([part(x) for part in self.quantized], -1)
             out = out if self.bias is None else out + self.bias
         if self.slots is not None and slot is not None:
             out = out + self.slots(x, slot)
         return out
 
     def fill(self, tensors: Sequence[Tensor]) -> None:
-        """Takes the published weights of all segments, in order."""
-        groups = [tensors] if len(self.parts) == 1 else [[t] for t in tensors]
-        for part, group in zip(self.parts, groups, strict=True):
-            part.fill(group)  # type: ignore[operator]
+        """Takes the published weights of all segments, in order; some families publish the fused tensor itself."""
+        if self.dense is not None:
+            self.dense.fill(tensors)
+            return
+        assert self.quantized is not None
+        rows = torch.cat(list(tensors)).split(self.segments)
+        for part, tensor in zip(self.quantized, rows, strict=True):
+            part.fill(tensor)  # type: ignore[operator]

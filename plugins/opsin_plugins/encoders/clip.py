@@ -1,4 +1,4 @@
-"""CLIP's vision transformer: learned positions, a class token, LayerNorm before the blocks. Source: Radford et al. 2021."""
+"""CLIP's vision transformer: learned positions, a class token, a norm before the blocks. Source: arXiv 2103.00020."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.configs import Config, activation, integer, number, three
 from opsin_plugins.images import center_crop, patches, resize_shortest
-from opsin_plugins.spec import API_VERSION, U8, Concat, Ignore, ImageBudget, ImageSpec, Rename, Rule, SpecError, TowerSpec
+from opsin_plugins.spec import (
+    API_VERSION,
+    U8,
+    Concat,
+    Ignore,
+    ImageBudget,
+    ImageSpec,
+    Rename,
+    Rule,
+    SpecError,
+    TowerSpec,
+)
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -17,7 +28,7 @@ class Clip:
     builder = "opsin_plugins.blocks.tower:Tower"
 
     def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
-        """`config` may carry feature_layer (-2: the last block is not run) and keep_class_token, which a family sets."""
+        """A family may add feature_layer (-2: the last block is not run) and keep_class_token to `config`."""
         depth, feature = integer(config, "num_hidden_layers", 12), integer(config, "feature_layer", -1)
         layers = depth + 1 + feature if feature < 0 else feature
         if not 0 < layers <= depth:
@@ -46,8 +57,12 @@ class Clip:
         edge = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
         box = (crop.get("height"), crop.get("width")) if isinstance(crop, Mapping) else (crop, crop)
         if box != (side, side) or not isinstance(edge, int) or edge < 1:
-            raise SpecError(f"a CLIP tower of {side} pixels a side needs size and crop_size to match, got {size!r}, {crop!r}")
-        return ImageSpec("crop", integer(preprocessor, "resample", 3), spec.patch, size=(side, side), shortest_edge=edge)
+            raise SpecError(
+                f"a CLIP tower of {side} pixels a side needs size and crop_size to match, got {size!r}, {crop!r}"
+            )
+        return ImageSpec(
+            "crop", integer(preprocessor, "resample", 3), spec.patch, size=(side, side), shortest_edge=edge
+        )
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, tuple[int, int, int]]:
         """Every picture has one size, so a budget changes nothing."""

@@ -1,4 +1,4 @@
-"""Qwen2-VL's vision transformer: any resolution, axial rotary positions, patches in 2 × 2 order. Source: arXiv 2409.12191."""
+"""Qwen2-VL's vision transformer: any resolution, axial rotary positions, 2 × 2 order. Source: arXiv 2409.12191."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from starlette.types import Message
 
 from opsin_server.api.fields import UNSUPPORTED
 from opsin_server.api.lifetime import ClientGone
@@ -31,7 +32,7 @@ class BodyTimeout(OpsinError):
     code = "request_timeout"
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytearray:
     """Raises TooLarge as soon as it is known, BadRequest for another content type, BodyTimeout, ClientGone."""
     headers = request.headers
     content_type = headers.get("content-type", "application/json")
@@ -49,13 +50,13 @@ async def read_body(request: Request, limit: int) -> bytes:
         more = message.get("more_body", False)
         if len(body) > limit:
             raise _too_large(limit, f"more than {limit}")
-    return bytes(body)
+    return body
 
 
-async def _next_message(request: Request) -> dict[str, object]:
+async def _next_message(request: Request) -> Message:
     try:
         async with asyncio.timeout(IDLE_SECONDS):
-            return dict(await request.receive())
+            return await request.receive()
     except TimeoutError:
         raise BodyTimeout(f"No byte of the body came within {IDLE_SECONDS:.0f} seconds") from None
 
@@ -64,7 +65,7 @@ def _too_large(limit: int, size: str) -> TooLarge:
     return TooLarge(f"The body has {size} bytes; the limit is {limit} bytes (--max-body-bytes)")
 
 
-def parse(model: type[Model], body: bytes) -> Model:
+def parse(model: type[Model], body: bytes | bytearray) -> Model:
     """Raises BadRequest in the words of the first error."""
     if len(body) > SMALL and sum(map(body.count, (b",", b"[", b"{"))) > MAX_SEPARATORS:
         raise BadRequest(f"The body has more than {MAX_SEPARATORS} commas and brackets")

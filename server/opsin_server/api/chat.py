@@ -28,7 +28,6 @@ from opsin_server.prompt.encode import Prompt
 from opsin_server.prompt.messages import image_parts
 from opsin_server.prompt.stops import StopFinder
 
-
 router = APIRouter()
 
 

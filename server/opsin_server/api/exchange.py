@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
@@ -17,6 +18,9 @@ log = logging.getLogger("opsin.access")
 
 CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for; only in logs and metrics
 
+PROBES = {"/health/live", "/health/ready", "/metrics"}  # asked every few seconds: their lines are for debugging
+
+_WORD = re.compile(r'[^\s="]+')
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -81,7 +85,7 @@ class ExchangeMiddleware:
             self._metrics.prompt_tokens.inc(exchange.prompt_tokens)
             self._metrics.image_tokens.inc(exchange.image_tokens)
             self._metrics.generation_tokens.inc(exchange.completion_tokens)
-        log.info("%s", line(exchange, self._version, seconds))
+        log.log(logging.DEBUG if exchange.route in PROBES else logging.INFO, line(exchange, self._version, seconds))
 
 
 def request_id(scope: Scope) -> str:
@@ -112,7 +116,11 @@ def line(exchange: Exchange, version: str, seconds: float) -> str:
             ("queue_seconds", _brief(exchange.queue_seconds)),
             ("first_token_seconds", _brief(exchange.first_token_seconds)),
         ]
-    return " ".join(f"{key}={value}" for key, value in parts)
+    return " ".join(f"{key}={_one_word(str(value))}" for key, value in parts)
+
+
+def _one_word(text: str) -> str:
+    return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
 def _brief(seconds: float | None) -> str:

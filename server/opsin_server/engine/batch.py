@@ -47,7 +47,9 @@ def build(plan: Plan, block_size: int, device: torch.device) -> Batch:
         last = np.cumsum([c.length for c in chunks]) - 1
         picked = [int(row) for row, c in zip(last, chunks, strict=True) if c.samples]
         sample_rows = torch.tensor(picked, dtype=torch.int64, device=device)
-    rows = Rows(positions.to(device), layout, numbers[2].to(device) if any(c.sequence.adapter_slot for c in chunks) else None)
+    rows = Rows(
+        positions.to(device), layout, numbers[2].to(device) if any(c.sequence.adapter_slot for c in chunks) else None
+    )
     return Batch(numbers[0].to(device), rows, sample_rows, sampled, _visual(chunks, device))
 
 

@@ -24,7 +24,7 @@ class Door:
         """Everything that has arrived; when nothing has, waits so long for the first."""
         if wait_seconds and not self._socket.poll(int(wait_seconds * 1000)):
             return
-        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             yield unpack_to_engine(self._socket.recv_multipart())
 
     def close(self) -> None:

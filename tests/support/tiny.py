@@ -23,23 +23,29 @@ IMAGE_TOKEN, EOS, VOCAB = 150, 2, 160
 
 
 def qwen2_vl(**text: object) -> PreTrainedModel:
-    fields = dict(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=EOS,
-        bos_token_id=1,
-        pad_token_id=0,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-    )
+    fields = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "eos_token_id": EOS,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    }
     fields.update(text)
-    vision = dict(
-        depth=2, embed_dim=32, hidden_size=fields["hidden_size"], num_heads=2, mlp_ratio=2, patch_size=4, spatial_merge_size=2
-    )
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": fields["hidden_size"],
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+    }
     tied = bool(fields.pop("tie", False))
     config = Qwen2VLConfig(
         text_config=fields,
@@ -72,20 +78,19 @@ def llava(text: str = "llama", **options: object) -> PreTrainedModel:
         hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=7
     )
     config = LlavaConfig(
-        text_config=language, vision_config=vision, image_token_index=IMAGE_TOKEN, image_seq_length=16, **options
+        text_config=language, vision_config=vision, image_token_index=IMAGE_TOKEN, **{"image_seq_length": 16, **options}
     )
     return shaken(LlavaForConditionalGeneration(config))
 
 
 def shaken(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Weights times three, so that attention is not uniform; norms and biases off their neutral values."""
+    """Weights large enough that attention is not uniform; norms and biases off their neutral values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 3 * 0.02 * (64 / 64) ** 0.5)
-                if parameter.shape[-1] <= 64:
-                    parameter.mul_(2)
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (fan_in**-0.5))
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model.eval().requires_grad_(False)

@@ -1,0 +1,140 @@
+"""Our blocks against transformers: logits, tokens and gradients of tiny random models in every published dialect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from opsin_plugins.blocks.linear import AdapterSlots, Linear
+from support import oracle, tiny
+
+CASES = {
+    "qwen2_vl": lambda: tiny.qwen2_vl(),
+    "qwen2_vl tied": lambda: tiny.qwen2_vl(tie=True),
+    "qwen2_vl odd sizes": lambda: tiny.qwen2_vl(
+        hidden_size=60,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=20,
+        vocab_size=157,
+        num_hidden_layers=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 4, 4]},
+    ),
+    "llava": lambda: tiny.llava(),
+    "llava qwen2": lambda: tiny.llava("qwen2"),
+    "llava mistral, last layer, class token kept": lambda: tiny.llava(
+        "mistral", vision_feature_select_strategy="full", vision_feature_layer=-1, image_seq_length=17
+    ),
+}
+IMAGE = tiny.IMAGE_TOKEN
+PROMPTS = [
+    ([5, 6, IMAGE, 7, 8, 9], [(40, 30)]),
+    ([4, 3, 11, 12, 13], []),
+    ([9, IMAGE, 8, IMAGE, 7, 6], [(25, 60), (33, 33)]),
+    ([IMAGE, 14], [(90, 20)]),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, oracle.Ours]:
+    theirs = CASES[request.param]()
+    return theirs, oracle.load(tiny.save(theirs, tmp_path_factory.mktemp("model")))
+
+
+def prompts(ours: oracle.Ours) -> list[oracle.Prompt]:
+    return [
+        oracle.prompt(ours, ids, [oracle.picture(i, *size) for i, size in enumerate(sizes)]) for ids, sizes in PROMPTS
+    ]
+
+
+@torch.no_grad()
+def test_logits_of_a_packed_mixed_batch_equal_transformers_one_by_one(pair: tuple[PreTrainedModel, oracle.Ours]) -> None:
+    theirs, ours = pair
+    asked = prompts(ours)
+    packed = oracle.our_logits(ours, asked)
+    for one, logits in zip(asked, packed, strict=True):
+        expected = oracle.their_logits(theirs, ours, one)
+        assert expected.std() > 0.3, "a flat distribution proves nothing"
+        assert (logits - expected).abs().max() < 1e-4
+        (alone,) = oracle.our_logits(ours, [one])
+        assert (logits - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@torch.no_grad()
+def test_every_published_dialect_loads_the_same_weights(family: str, tmp_path: Path) -> None:
+    theirs = CASES[family]()
+    logits = []
+    for dialect in tiny.DIALECTS[family]:
+        ours = oracle.load(tiny.save(theirs, tmp_path / dialect, dialect))
+        logits.append(oracle.our_logits(ours, prompts(ours)[:1])[0])
+    assert all(torch.equal(logits[0], other) for other in logits[1:])
+
+
+def test_gradients_of_all_weights_equal_transformers(pair: tuple[PreTrainedModel, oracle.Ours]) -> None:
+    theirs, ours = pair
+    asked = prompts(ours)
+    theirs.requires_grad_(True)
+    ours.model.requires_grad_(True)
+    try:
+        sum(loss(oracle.their_logits(theirs, ours, one)) for one in asked).backward()
+        sum(loss(logits) for logits in oracle.our_logits(ours, asked)).backward()
+        checked = 0
+        for name, mine, other in matched_gradients(theirs, ours):
+            error = (mine - other).norm() / other.norm().clamp(min=1e-6)
+            assert error < 1e-4, f"{name}: {error}"
+            checked += 1
+        assert checked == sum(1 for _ in ours.model.parameters())
+    finally:
+        for model in (theirs, ours.model):
+            model.requires_grad_(False)
+            model.zero_grad()
+
+
+def loss(logits: torch.Tensor) -> torch.Tensor:
+    targets = torch.arange(len(logits)) % 100
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+def matched_gradients(theirs: PreTrainedModel, ours: oracle.Ours):
+    """Our parameters' gradients beside those of the tensors that the weight rules put into them."""
+    from opsin_plugins.checkpoint import assign, targets
+    from opsin_plugins.spec import TensorInfo
+
+    named = {k: v for k, v in theirs.named_parameters() if k != "lm_head.weight" or not ours.spec.decoder.tied}
+    infos = {k: TensorInfo(Path(), "F32", tuple(v.shape)) for k, v in named.items()}
+    shapes = {k: t.shape for k, t in targets(ours.model).items()}
+    plan = assign(infos, ours.architecture.weights(ours.spec), shapes)
+    for name, parameter in ours.model.named_parameters():
+        keys = plan[name.replace(".dense.weight", ".weight")]
+        grads = [named[k].grad if named[k].grad is not None else torch.zeros_like(named[k]) for k in keys]
+        assert parameter.grad is not None, name
+        yield name, parameter.grad, torch.cat(grads)
+
+
+@torch.no_grad()
+def test_int8_rows_stay_near_the_dense_model(tmp_path: Path) -> None:
+    directory = tiny.save(CASES["qwen2_vl"](), tmp_path)
+    dense, small = oracle.load(directory), oracle.load(directory, "int8")
+    asked = prompts(dense)
+    for a, b in zip(oracle.our_logits(dense, asked), oracle.our_logits(small, asked), strict=True):
+        assert 0 < (a - b).abs().max() < 0.25 * a.std()
+
+
+def test_adapter_slots_add_each_rows_own_delta() -> None:
+    torch.manual_seed(0)
+    linear = Linear(6, [5, 4], bias=True)
+    for parameter in linear.parameters():
+        torch.nn.init.normal_(parameter)
+    rank, a, b = 2, torch.randn(6, 6), torch.randn(6, 9)  # three slots of two columns
+    x, slot = torch.randn(7, 6), torch.tensor([0, 1, 3, 3, 2, 0, 1])
+    base = linear(x)
+    linear.slots = AdapterSlots(a, b, rank)
+    out = linear(x, slot)
+    for row, s in enumerate(slot.tolist()):
+        columns = slice((s - 1) * rank, s * rank)
+        delta = x[row] @ a[:, columns] @ b[columns] if s else torch.zeros(9)
+        assert torch.allclose(out[row], base[row] + delta, atol=1e-5)

@@ -1,0 +1,107 @@
+"""Plugins are found by name, imported only when used, and a broken one stops nothing."""
+
+from __future__ import annotations
+
+import sys
+import types
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from opsin_plugins.registry import GROUPS, PluginError, Registry
+from opsin_plugins.spec import API_VERSION, ModelFiles
+
+
+class Good:
+    api_version = API_VERSION
+    name = "good"
+
+
+class FromTheFuture:
+    api_version = API_VERSION + 1
+
+
+def broken() -> object:
+    raise RuntimeError("no such library")
+
+
+@pytest.fixture(autouse=True)
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("strangers_module")
+    module.Good, module.FromTheFuture, module.broken = Good, FromTheFuture, broken  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "strangers_module", module)
+
+
+def registry(*points: tuple[str, str], allow: list[str] | None = None) -> Registry:
+    group = GROUPS["architecture"]
+    entries = [EntryPoint(name, value, group) for name, value in points]
+    return Registry(allow, lambda asked: entries if asked == group else [])
+
+
+def files(**config: object) -> ModelFiles:
+    return ModelFiles(Path(), config)
+
+
+def test_the_longest_claim_wins() -> None:
+    found = registry(
+        ("good", "absent_module:X"), ("good.special", "strangers_module:Good"), ("good.other", "absent_module:X")
+    )
+    assert isinstance(found.architecture(files(model_type="good", vision_config={"model_type": "special"})), Good)
+
+
+def test_a_claim_by_a_key_of_the_configuration() -> None:
+    found = registry(("qwen.visual", "strangers_module:Good"))
+    assert isinstance(found.architecture(files(model_type="qwen", visual={})), Good)
+    with pytest.raises(PluginError, match="no architecture plugin claims model_type 'qwen'"):
+        found.architecture(files(model_type="qwen"))
+
+
+def test_only_the_match_is_imported() -> None:
+    found = registry(("good", "strangers_module:Good"), ("bad", "absent_module:X"))
+    assert isinstance(found.architecture(files(model_type="good")), Good)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("absent_module:X", "failed to load: ModuleNotFoundError"),
+        ("strangers_module:Absent", "failed to load: AttributeError"),
+        ("strangers_module:broken", "failed to load: RuntimeError: no such library"),
+        ("strangers_module:FromTheFuture", f"written for api version {API_VERSION + 1}; this is {API_VERSION}"),
+    ],
+)
+def test_a_broken_plugin_is_named_and_stops_nothing(value: str, said: str) -> None:
+    found = registry(("bad", value), ("good", "strangers_module:Good"))
+    errors = {row.name: row.error for row in found.status()}
+    assert errors["good"] is None
+    assert said in (errors["bad"] or "")
+    with pytest.raises(PluginError, match="architecture 'bad'"):
+        found.architecture(files(model_type="bad"))
+
+
+def test_a_clash_is_an_error_for_that_name_alone() -> None:
+    found = registry(
+        ("good", "strangers_module:Good"), ("twice", "strangers_module:Good"), ("twice", "strangers_module:Good")
+    )
+    assert isinstance(found.architecture(files(model_type="good")), Good)
+    with pytest.raises(PluginError, match="'twice' is claimed by 2 distributions"):
+        found.architecture(files(model_type="twice"))
+    assert sum(row.error is not None for row in found.status()) == 2
+
+
+def test_an_allow_list_hides_the_rest() -> None:
+    found = registry(("good", "strangers_module:Good"), ("other", "strangers_module:Good"), allow=["other"])
+    with pytest.raises(PluginError, match="installed: other"):
+        found.architecture(files(model_type="good"))
+
+
+def test_every_built_in_loads() -> None:
+    rows = Registry().status()
+    assert {(r.kind, r.name) for r in rows} >= {
+        ("architecture", "qwen2_vl"),
+        ("architecture", "llava"),
+        ("vision encoder", "clip"),
+        ("fusion", "scatter"),
+    }
+    assert [r for r in rows if r.error] == []

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder there
+
+from fake_engine import FakeEngine, Script
+from running_server import RunningServer
+
+Start = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """start(script or engine, **changes of the configuration) gives a running server; all are closed at the end."""
+    servers: list[RunningServer] = []
+
+    def begin(engine: Any = None, **changes: Any) -> RunningServer:
+        engine = engine if isinstance(engine, FakeEngine) else FakeEngine(engine or Script(b"hello"))
+        servers.append(RunningServer(engine, **changes))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[RunningServer]:
+    """One server for a module's tests that change nothing of it; it answers "hello"."""
+    server = RunningServer(FakeEngine(Script(b"hello")))
+    yield server
+    server.close()

@@ -1,0 +1,73 @@
+"""A prompt encoder whose tokens are bytes, over a real tokenizer file: id 65 is "A", and 256 ends a turn."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opsin_plugins.spec import Span, VisualItem
+from opsin_server.errors import BadRequest
+from opsin_server.prompt.encode import Prompt
+from opsin_server.prompt.messages import ImagePart, Message
+from opsin_server.prompt.pieces import BYTE_OF
+from opsin_server.prompt.tokenizer import Tokenizer
+
+END = 256
+IMAGE_TOKENS = 4
+
+
+@cache
+def byte_tokenizer() -> Tokenizer:
+    document = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": END, "content": "<|end|>", "special": True, "normalized": False}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "model": {"type": "BPE", "vocab": BYTE_OF, "merges": []},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(document))
+        return Tokenizer(Path(folder))
+
+
+class FakeEncoder:
+    """seconds: how long encoding takes. An image becomes 4 tokens, and its pixels one row."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.tokenizer = byte_tokenizer()
+        self.seconds = seconds
+        self.calls = 0
+
+    def check(self, messages: Sequence[Message]) -> None:
+        pass
+
+    def encode(self, messages: Sequence[Message], images: Sequence[Any]) -> Prompt:
+        self.calls += 1
+        time.sleep(self.seconds)
+        ids: list[int] = []
+        spans: list[Span] = []
+        for part in (part for message in messages for part in message.parts):
+            if isinstance(part, ImagePart):
+                spans.append(Span(len(ids), IMAGE_TOKENS, len(spans)))
+                ids += [0] * IMAGE_TOKENS
+            elif "CRASH" in part.text:
+                raise RuntimeError(f"a bug met {part.text}")
+            elif "REFUSE" in part.text:
+                raise BadRequest("the template refuses this", param="messages")
+            else:
+                ids += part.text.encode()
+        items = tuple(VisualItem(i.reshape(1, -1), (1, 1, 1), IMAGE_TOKENS, bytes(32)) for i in images)
+        array = np.array(ids, np.int32)
+        return Prompt(array, np.arange(len(ids), dtype=np.int32)[None], 0, tuple(spans), items)

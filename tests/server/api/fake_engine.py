@@ -1,0 +1,108 @@
+"""An engine without a model: it answers from a script, and remembers what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from opsin_server.api.engine import EngineState
+from opsin_server.errors import EngineFailed, Unavailable
+from opsin_server.ipc.messages import Arrays, Logprobs, MemoryUse, Output, Ready, Stats, Submit
+
+
+@dataclass
+class Script:
+    """tokens: what is generated, then `finish`. die_after: the engine is gone before the token of this number."""
+
+    tokens: Sequence[int] = ()
+    finish: str | None = "stop"
+    delay: float = 0.0  # before each token
+    first_delay: float = 0.0
+    die_after: int | None = None
+    error: str | None = None  # finish "error" with this message
+    batch: int = 1  # tokens an output
+    cached: int = 0
+
+
+@dataclass
+class FakeStream:
+    engine: FakeEngine
+    submit: Submit
+    script: Script
+    cancelled_at: float | None = None
+    over: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        script, rid = self.script, self.submit.request_id
+        tokens = list(script.tokens)[: self.submit.max_tokens]
+        finish = "length" if len(tokens) == self.submit.max_tokens else script.finish
+        await asyncio.sleep(script.first_delay)
+        for start in range(0, len(tokens), script.batch):
+            if script.delay:
+                await asyncio.sleep(script.delay)
+            self._check(start)
+            if self.over:
+                return
+            ids = tuple(tokens[start : start + script.batch])
+            last = start + script.batch >= len(tokens) and script.die_after is None and script.error is None
+            yield Output(rid, ids, self._logprobs(ids), finish if last else None, None, script.cached, 0.25)
+            if last:
+                self.over = True
+                return
+        self._check(len(tokens))
+        self.over = True
+        if script.error is not None:
+            raise EngineFailed(script.error)
+        yield Output(rid, (), (), script.finish, None, script.cached, 0.25)
+
+    def _check(self, position: int) -> None:
+        dead = self.script.die_after is not None and position >= self.script.die_after
+        if dead or self.engine.state != "ready":
+            self.over = True
+            raise EngineFailed("the engine stopped while it worked on this request")
+
+    def _logprobs(self, ids: Sequence[int]) -> tuple[Logprobs, ...]:
+        top = self.submit.sampling.top_logprobs
+        if top < 0:
+            return ()
+        return tuple(
+            Logprobs(-0.5, tuple((i + k) % 256 for k in range(top)), tuple(-0.5 - k for k in range(top))) for i in ids
+        )
+
+    def cancel(self) -> None:
+        if not self.over and self.cancelled_at is None:
+            self.cancelled_at = time.monotonic()
+            self.over = True
+
+
+@dataclass
+class FakeEngine:
+    script: Script | Callable[[Submit], Script] = field(default_factory=Script)
+    state: EngineState = "ready"
+    failure: str | None = None
+    max_context: int = 1000
+    stats: Stats = field(default_factory=lambda: Stats(running=1, waiting=2, blocks_used=3, blocks_free=9))
+    streams: list[FakeStream] = field(default_factory=list)
+    arrays: list[Arrays] = field(default_factory=list)
+    silent_since: float | None = None
+
+    @property
+    def heard(self) -> float:
+        return time.monotonic() if self.silent_since is None else self.silent_since
+
+    @property
+    def ready(self) -> Ready | None:
+        if self.state == "starting":
+            return None
+        return Ready("cpu", "float32", "torch", self.max_context, 8, MemoryUse(1, 1, 1, 16, 1, 1))
+
+    def submit(self, message: Submit, arrays: Arrays) -> FakeStream:
+        if self.state != "ready":
+            raise Unavailable(f"the engine is {self.state}")
+        script = self.script(message) if callable(self.script) else self.script
+        stream = FakeStream(self, message, script)
+        self.streams.append(stream)
+        self.arrays.append(arrays)
+        return stream

@@ -1,0 +1,19 @@
+"""A server in a process of its own, which prints its URL: for tests that send signals."""
+
+import uvloop
+from fake_encoder import END, FakeEncoder
+from fake_engine import FakeEngine, Script
+from running_server import NAMES, config
+
+from opsin_server.app import create_app
+from opsin_server.serving import serve
+
+
+async def main() -> None:
+    engine = FakeEngine(Script(b"x" * 40, delay=0.01))
+    app = create_app(config(), engine, FakeEncoder(), NAMES, "v1-test", (END,))  # type: ignore[arg-type]
+    await serve(app, config(), on_started=lambda url: print(url, flush=True))
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,132 @@
+"""Every route but health needs the key, whatever the Host header says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, Script
+from running_server import RunningServer, read_all
+
+KEY = "sk-secret-of-this-test"
+OPEN = {"/health/live", "/health/ready"}
+HOSTS = [
+    "x",
+    "127.0.0.1",
+    "x/health/live",
+    "x/health/live?",
+    "x#",
+    "/health/live",
+    "[::1",
+    "x:0/health/live/..",
+    "",
+    "@health/live",
+]
+ODD_PATHS = [
+    "/health/../v1/models",
+    "//v1/models",
+    "/v1/models/",
+    "/health/live/../../metrics",
+    "/health%2Flive/..%2f..%2fmetrics",
+    "/health",
+    "/health/",
+    "/health/live/",
+    "/v1/models?/health/live",
+    "/openapi.json",
+    "/docs",
+    "http://x/health/live",
+    "*",
+]
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[RunningServer]:
+    server = RunningServer(FakeEngine(Script(b"hello")), api_keys=(KEY, "other"))
+    yield server
+    server.close()
+
+
+def routes(server: RunningServer) -> list[tuple[str, str]]:
+    leaves: list[Any] = []
+    for route in server.app.router.routes:  # FastAPI keeps what was included in a router of its own
+        leaves += route.original_router.routes if hasattr(route, "original_router") else [route]
+    found = [(method, leaf.path) for leaf in leaves for method in leaf.methods]
+    return [(method, path.replace("{name:path}", "opsin-test")) for method, path in found]
+
+
+def status(server: RunningServer, method: str, path: str, host: str = "x", headers: str = "") -> int:
+    with server.connect() as raw:
+        raw.sendall(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n".encode("latin-1"))
+        return int(read_all(raw).split(b" ")[1])
+
+
+def test_all_routes_are_enumerated(guarded: RunningServer) -> None:
+    paths = {path for _, path in routes(guarded)}
+    assert {"/v1/chat/completions", "/chat/completions", "/v1/models", "/metrics", "/version", *OPEN} <= paths
+    assert len(paths) == 10
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_no_route_answers_without_the_key(guarded: RunningServer, host: str) -> None:
+    for method, path in routes(guarded):
+        got = status(guarded, method, path, host)
+        assert got == (200 if path in OPEN else 401) or (got == 400 and not host), (method, path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"Authorization: Bearer {KEY}x",
+        f"Authorization: Bearer {KEY[:-1]}",
+        f"Authorization: Basic {KEY}",
+        f"Authorization: {KEY}",
+        "Authorization: Bearer ",
+        "Authorization: Bearer",
+        "Authorization: ",
+        "Authorization: Bearer \xff\xfe",
+        f"X-Api-Key: {KEY}",
+        f"api-key: {KEY.upper()}",
+        "api-key: ",
+        f"Cookie: api-key={KEY}",
+        f"Authorization: Bearer wrong\r\nAuthorization: Bearer {KEY}",
+    ],
+)
+def test_no_route_answers_to_a_wrong_key(guarded: RunningServer, header: str) -> None:
+    for method, path in routes(guarded):
+        if path not in OPEN:
+            assert status(guarded, method, path, headers=header + "\r\n") == 401, (method, path)
+
+
+@pytest.mark.parametrize("header", [f"Authorization: Bearer {KEY}", f"authorization: bEaReR  {KEY}", f"api-key: {KEY}"])
+def test_every_route_answers_to_the_key(guarded: RunningServer, header: str) -> None:
+    for method, path in routes(guarded):
+        wanted = 400 if method == "POST" else 200  # there is no body
+        assert status(guarded, method, path, headers=header + "\r\n") == wanted, (method, path)
+
+
+@pytest.mark.parametrize("path", ODD_PATHS)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "HEAD", "OPTIONS", "ROUTE", "get"])
+def test_unknown_paths_are_guarded_too(guarded: RunningServer, method: str, path: str) -> None:
+    assert status(guarded, method, path) in (400, 401)
+
+
+def test_nothing_is_said_to_other_origins(guarded: RunningServer) -> None:
+    with guarded.connect() as raw:
+        head = "Origin: http://evil.test\r\nAccess-Control-Request-Method: POST\r\nConnection: close\r\n"
+        raw.sendall(
+            f"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{head}\r\n".encode()
+        )
+        answer = read_all(raw).lower()
+    assert answer.startswith(b"http/1.1 405")
+    assert b"access-control" not in answer
+
+
+def test_a_websocket_is_not_opened(guarded: RunningServer) -> None:
+    headers = "Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n"
+    assert status(guarded, "GET", "/v1/models", headers=headers) == 401
+
+
+def test_without_keys_everything_is_open(plain: Any) -> None:
+    for method, path in routes(plain):
+        assert status(plain, method, path) == (400 if method == "POST" else 200)

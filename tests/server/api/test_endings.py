@@ -1,0 +1,250 @@
+"""Clients that leave, engines that die, servers that must stop: each request ends, and each end is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from typing import Any
+
+import openai
+import pytest
+from fake_engine import FakeEngine, Script
+from running_server import RunningServer, post, read_all, wait_for
+
+CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
+SLOW = Script(b"x" * 500, delay=0.02)
+PROMPTLY = 0.1  # seconds
+
+
+def reset(raw: socket.socket) -> None:
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    raw.close()
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("script", [SLOW, Script(b"x", first_delay=10)], ids=["between tokens", "before the first"])
+def test_a_client_that_leaves_frees_the_engine_at_once(start: Any, stream: bool, leave: Any, script: Script) -> None:
+    server = start(FakeEngine(script))
+    delays = [delay_of_leaving(server, stream, leave) for _ in range(3)]
+    assert min(delays) < PROMPTLY  # a busy machine may be late once
+    wait_for(lambda: len(server.services.admission) == 0)
+
+
+def delay_of_leaving(server: RunningServer, stream: bool, leave: Any) -> float:
+    """Seconds from the client's close to the engine's hearing of it."""
+    before = len(server.engine.streams)
+    raw = server.connect()
+    raw.sendall(post({**CHAT, "stream": stream}))
+    wait_for(lambda: len(server.engine.streams) > before)
+    time.sleep(0.05)
+    left = time.monotonic()
+    leave(raw)
+    wait_for(lambda: server.engine.streams[-1].cancelled_at is not None)
+    return server.engine.streams[-1].cancelled_at - left
+
+
+def test_a_client_that_leaves_while_its_prompt_is_encoded_starts_no_work(start: Any) -> None:
+    server = start(FakeEngine(SLOW))
+    server.services.encoder.seconds = 0.3
+    raw = server.connect()
+    raw.sendall(post(CHAT))
+    wait_for(lambda: server.services.encoder.calls == 1)
+    raw.close()
+    assert wait_for(lambda: len(server.services.admission) == 0) < 0.2
+    time.sleep(0.3)
+    assert server.engine.streams == []
+
+
+def test_closing_a_stream_of_the_sdk_cancels_it(start: Any) -> None:
+    server = start(FakeEngine(SLOW))
+    stream = server.client().chat.completions.create(**CHAT, stream=True)
+    next(iter(stream))
+    stream.close()
+    wait_for(lambda: server.engine.streams[0].cancelled_at is not None)
+
+
+def test_an_sdk_that_times_out_cancels_its_request(start: Any) -> None:
+    server = start(FakeEngine(SLOW))
+    with pytest.raises(openai.APITimeoutError):
+        server.client(timeout=0.2).chat.completions.create(**CHAT)
+    wait_for(lambda: server.engine.streams[0].cancelled_at is not None)
+
+
+def test_many_that_leave_at_any_moment_leave_nothing_behind(start: Any) -> None:
+    server = start(FakeEngine(Script(b"x" * 20, delay=0.003)))
+
+    async def one(client: openai.AsyncOpenAI, number: int) -> None:
+        call = client.chat.completions.create(**CHAT, stream=number % 2 == 0)
+        try:
+            async with asyncio.timeout(number * 0.002):
+                answer = await call
+                if number % 2 == 0:
+                    async for _ in answer:
+                        pass
+        except TimeoutError:
+            pass
+
+    async def all_of_them() -> None:
+        async with server.async_client() as client:
+            await asyncio.gather(*(one(client, number) for number in range(60)))
+
+    asyncio.run(all_of_them())
+    wait_for(lambda: len(server.services.admission) == 0)
+    assert all(stream.over for stream in server.engine.streams)
+    wait_for(lambda: server.call(lambda: len(asyncio.all_tasks())) <= 3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "script",
+    [Script(b"hello", die_after=0), Script(b"hello", error="the request was too much")],
+    ids=["dies", "gives up"],
+)
+def test_a_failure_before_the_first_token_is_a_real_500(start: Any, stream: bool, script: Script) -> None:
+    script = script if script.error is None else Script(b"", error=script.error)
+    client = start(FakeEngine(script)).client()
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(**CHAT, stream=stream)
+    assert caught.value.code == "engine_failed"
+    assert caught.value.request_id
+
+
+def test_an_engine_that_dies_under_a_whole_answer(start: Any) -> None:
+    client = start(FakeEngine(Script(b"hello", die_after=3))).client()
+    with pytest.raises(openai.InternalServerError, match="the engine stopped"):
+        client.chat.completions.create(**CHAT)
+
+
+def test_an_engine_that_dies_under_streams(start: Any) -> None:
+    server = start(FakeEngine(Script(b"hello", delay=0.01, die_after=3)))
+    texts: list[str] = []
+
+    def read() -> None:
+        stream = server.client().chat.completions.create(**CHAT, stream=True)
+        chunks: list[Any] = []
+        with pytest.raises(openai.APIError, match="the engine stopped"):
+            chunks.extend(stream)
+        texts.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert texts == ["hel"] * 6
+
+
+def test_a_stream_that_failed_has_no_clean_end(start: Any) -> None:
+    """Who ignores the error event still sees a body that breaks off."""
+    server = start(FakeEngine(Script(b"hello", die_after=3)))
+    with server.connect() as raw:
+        raw.sendall(post({**CHAT, "stream": True}).replace(b"Connection: close\r\n", b""))
+        data = read_all(raw)
+    assert b'data: {"error":{"message":"the engine stopped' in data
+    assert b"[DONE]" not in data
+    assert not data.endswith(b"0\r\n\r\n")
+    request = server.client()._client.stream("POST", "chat/completions", json={**CHAT, "stream": True})
+    with request as response, pytest.raises(Exception, match="incomplete chunked read"):
+        response.read()
+
+
+def test_a_bug_under_a_stream_ends_it_with_an_error(start: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    server = start(FakeEngine(Script(b"hello", delay=0.01)))
+    monkeypatch.setattr("opsin_server.api.reader.Reader._release", lambda self, piece: 1 // (4 - self.tokens))
+    stream = server.client().chat.completions.create(**CHAT, stream=True)
+    with pytest.raises(openai.APIError, match="an error of its own"):
+        list(stream)
+    assert caplog.text.count("ZeroDivisionError") == 1
+    wait_for(lambda: server.engine.streams[0].cancelled_at is not None)
+
+
+def test_a_reader_who_stops_reading_is_cut_off(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opsin_server.serving.DEAD_PEER_SECONDS", 1)
+    server = start(FakeEngine(Script(b"x" * 10**6, batch=5_000, delay=0.001), max_context=10**7))
+    with server.connect() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.sendall(post({**CHAT, "stream": True, "logprobs": True}))
+        wait_for(lambda: len(server.engine.streams) == 1)
+        wait_for(lambda: server.engine.streams[0].cancelled_at is not None, 10)
+
+
+# ---------------------------------------------------------------------------------------------- draining
+
+
+def ready(server: RunningServer) -> int:
+    with server.connect() as raw:
+        raw.sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return int(read_all(raw).split(b" ")[1])
+
+
+def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any) -> None:
+    server = start(FakeEngine(Script(b"x" * 25, delay=0.02)))
+    texts: list[str] = []
+
+    def read(stream: bool) -> None:
+        answer = server.client().chat.completions.create(**CHAT, stream=stream)
+        if stream:
+            texts.append("".join(c.choices[0].delta.content or "" for c in answer))
+        else:
+            texts.append(answer.choices[0].message.content)
+
+    threads = [threading.Thread(target=read, args=(number < 6,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(server.engine.streams) == 8)
+    assert ready(server) == 200
+    server.stop()
+    wait_for(lambda: server.services.admission.draining)
+    assert ready(server) == 503
+    with pytest.raises(openai.InternalServerError) as caught:
+        server.client().chat.completions.create(**CHAT)
+    assert (caught.value.status_code, caught.value.code) == (503, "draining")
+    assert caught.value.response.headers["connection"] == "close"
+    assert "retry-after" in caught.value.response.headers
+    for thread in threads:
+        thread.join(10)
+    assert texts == ["x" * 25] * 8
+    server.join(2)
+    with pytest.raises(OSError):
+        server.connect()
+
+
+def test_an_idle_server_stops_at_once(start: Any) -> None:
+    server = start()
+    client = server.client()
+    client.chat.completions.create(**CHAT)  # its connection stays open
+    began = time.monotonic()
+    server.stop()
+    server.join()
+    assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("way", ["timeout", "second signal"])
+def test_what_does_not_finish_in_time_ends_with_an_error(start: Any, way: str) -> None:
+    server = start(FakeEngine(SLOW), drain_timeout=0.2 if way == "timeout" else 30.0)
+    stream = iter(server.client().chat.completions.create(**CHAT, stream=True))
+    next(stream)
+    errors: list[openai.APIStatusError] = []
+
+    def whole() -> None:
+        with pytest.raises(openai.InternalServerError) as caught:
+            server.client().chat.completions.create(**CHAT)
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=whole)
+    thread.start()
+    wait_for(lambda: len(server.engine.streams) == 2)
+    began = time.monotonic()
+    server.stop()
+    if way == "second signal":
+        server.stop()
+    with pytest.raises(openai.APIError, match="server"):
+        list(stream)
+    thread.join(5)
+    assert errors[0].status_code == 503
+    server.join(5)
+    assert time.monotonic() - began < 1.5
+    assert all(stream.cancelled_at is not None for stream in server.engine.streams)

@@ -1,0 +1,303 @@
+"""What those who run the server see of it: health, metrics, log lines, and the listener."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fake_engine import FakeEngine, Script
+from prometheus_client.parser import text_string_to_metric_families
+from running_server import post, read_all, wait_for
+
+from opsin_server.errors import ConfigError
+from opsin_server.serving import bind, url_of
+
+CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def get(server: Any, path: str, headers: str = "") -> tuple[int, bytes, bytes]:
+    with server.connect() as raw:
+        raw.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n".encode())
+        head, _, body = read_all(raw).partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), head, body
+
+
+@pytest.mark.parametrize(
+    ("state", "live", "ready"),
+    [
+        ("starting", 200, 503),
+        ("ready", 200, 200),
+        ("restarting", 200, 503),
+        ("failed", 503, 503),
+        ("stopped", 503, 503),
+    ],
+)
+def test_health_follows_the_engine(start: Any, state: Any, live: int, ready: int) -> None:
+    server = start(FakeEngine(state=state))
+    for path, wanted in (("/health/live", live), ("/health/ready", ready)):
+        status, _, body = get(server, path)
+        assert status == wanted
+        assert ("reason" in json.loads(body)) == (wanted == 503)
+
+
+def test_a_silent_engine_is_neither_live_nor_ready(start: Any) -> None:
+    engine = FakeEngine(silent_since=time.monotonic() - 31)
+    server = start(engine)
+    assert get(server, "/health/live")[0] == 503
+    assert get(server, "/health/ready")[0] == 503
+    engine.state = "starting"  # loading is quiet
+    assert get(server, "/health/live")[0] == 200
+
+
+def test_models_and_version(start: Any) -> None:
+    engine = FakeEngine(state="starting")
+    server = start(engine)
+    first, second = server.client().models.list().data
+    assert (first.id, first.object, first.owned_by) == ("opsin-test", "model", "opsin")
+    assert first.model_extra == {"max_model_len": None}
+    engine.state = "ready"
+    assert server.client().models.retrieve(second.id).model_extra == {"max_model_len": 1000}
+    assert json.loads(get(server, "/version")[2]) == {"version": "v1-test"}
+
+
+def test_metrics_count_what_happened(start: Any) -> None:
+    server = start(FakeEngine(Script(b"hello")))
+    client = server.client()
+    list(client.chat.completions.create(**CHAT, stream=True))
+    client.chat.completions.create(**CHAT)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**CHAT, n=2)
+    get(server, "/nothing/here")
+    get(server, "/nothing/there")
+    _, head, body = get(server, "/metrics")
+    assert b"text/plain; version=" in head
+    families = {f.name: f for f in text_string_to_metric_families(body.decode())}
+    assert all(family.documentation for family in families.values())
+    values = {(s.name, *s.labels.values()): s.value for f in families.values() for s in f.samples}
+    assert values["opsin_requests_total", "/v1/chat/completions", "200"] == 2
+    assert values["opsin_requests_total", "/v1/chat/completions", "400"] == 1
+    assert values["opsin_requests_total", "other", "404"] == 2
+    assert values["opsin_prompt_tokens_total",] == 4
+    assert values["opsin_generation_tokens_total",] == 10
+    assert values["opsin_image_tokens_total",] == 0
+    assert values["opsin_time_to_first_token_seconds_count",] == 2
+    assert values["opsin_inter_token_seconds_count",] == 8
+    assert values["opsin_queue_seconds_sum",] == 0.5
+    assert values["opsin_requests_in_flight",] == 0
+    assert values["opsin_requests_running",] == values["vllm:num_requests_running",] == 1
+    assert values["opsin_requests_waiting",] == values["vllm:num_requests_waiting",] == 2
+    assert values["opsin_kv_cache_usage_ratio",] == values["vllm:kv_cache_usage_perc",] == 0.25
+    assert values["opsin_kv_blocks", "free"] == 9
+    for name in families:
+        assert re.fullmatch(r"opsin_[a-z_]+(?<!_ms)|vllm:[a-z_]+", name)
+
+
+def test_two_applications_share_no_metrics(start: Any) -> None:
+    one, two = start(), start()
+    one.client().chat.completions.create(**CHAT)
+    assert b"opsin_generation_tokens_total 5.0" in get(one, "/metrics")[2]
+    assert b"opsin_generation_tokens_total 0.0" in get(two, "/metrics")[2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_line_a_request_without_what_was_said(start: Any, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "opsin")
+    server = start(FakeEngine(Script(b"hello canary-out", cached=1)), api_keys=("canary-key",))
+    messages = [{"role": "user", "content": "canary-in"}]
+    client = server.client(api_key="canary-key")
+    answer = client.chat.completions.create(
+        model="opsin-test",
+        messages=messages,
+        stream=stream,
+        user="canary-user",
+        extra_headers={"x-request-id": "my-id"},
+    )
+    if stream:
+        list(answer)
+    wait_for(lambda: len(caplog.records) >= 1)
+    (record,) = [r for r in caplog.records if r.name == "opsin.access"]
+    fields = dict(pair.split("=") for pair in record.getMessage().split())
+    assert fields.pop("id") == "my-id"
+    assert float(fields.pop("seconds")) >= float(fields.pop("first_token_seconds")) > 0
+    assert fields == {
+        "method": "POST",
+        "route": "/v1/chat/completions",
+        "status": "200",
+        "end": "stop",
+        "model": "opsin-test",
+        "version": "v1-test",
+        "prompt_tokens": "9",
+        "completion_tokens": "16",
+        "cached_tokens": "1",
+        "queue_seconds": "0.2500",
+    }
+    get(server, "/v1/canary-path?canary=query", "Authorization: Bearer canary-wrong\r\nX-Request-Id: a\tb\r\n")
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="opsin-test", messages=[{"role": "canary", "content": "canary"}])
+    parts = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/canary"}}]
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="opsin-test", messages=[{"role": "user", "content": parts}])
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="canary", messages=messages)
+    wait_for(lambda: len([r for r in caplog.records if r.name == "opsin.access"]) == 5)
+    assert "canary" not in caplog.text
+
+
+def test_the_line_of_a_client_that_left(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "opsin")
+    server = start(FakeEngine(Script(b"x", first_delay=5)))
+    with server.connect() as raw:
+        raw.sendall(post(CHAT))
+        wait_for(lambda: len(server.engine.streams) == 1)
+    wait_for(lambda: "end=disconnected" in caplog.text)
+    assert "status=499" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_unfinished_answers_are_not_logged_as_errors_of_uvicorn(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    server = start(FakeEngine(Script(b"hello", die_after=2)))
+    with pytest.raises(openai.APIError):
+        list(server.client().chat.completions.create(**CHAT, stream=True))
+    wait_for(lambda: "end=failed" in caplog.text)
+    time.sleep(0.05)
+    assert "ASGI" not in caplog.text
+
+
+# ------------------------------------------------------------------------------------------ floods of headers
+
+
+def flood(server: Any, blocks: list[bytes]) -> bytes:
+    with server.connect() as raw:
+        try:
+            for block in blocks:
+                raw.sendall(block)
+        except OSError:
+            pass  # it has hung up already
+        return raw.recv(65536)
+
+
+HEAD = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [HEAD + b"X: a\r\n" * 100 + b"\r\n"],
+        [HEAD + b"X: " + b"a" * 2**20] + [b"a" * 2**20] * 19 + [b"\r\n\r\n"],
+        [HEAD + b"".join(b"X%d: a\r\n" % i for i in range(20_000)) + b"\r\n"],
+        [HEAD + b"X: a\r\n" * 20_000 + b"\r\n"],
+        [HEAD + b"".join(b"X%d: a\r\n" % i for i in range(6_000)) + b"\r\n"],
+        [b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: x\r\n\r\n"],
+        [HEAD + b"X: " + b"a" * 200_000 + b"\r\n\r\n"],
+    ],
+    ids=["101", "20 MB", "20,000", "20,000 alike", "6,000", "a long path", "200 KB"],
+)
+def test_header_floods_get_a_4xx_in_bounded_memory(plain: Any, blocks: list[bytes]) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = flood(plain, blocks)
+    assert answer.startswith(b"HTTP/1.1 4"), answer[:200]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024  # KiB
+    assert get(plain, "/health/live")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\nhello",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999\r\n\r\nhello",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\nhello",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_never_gets_a_5xx(plain: Any, data: bytes) -> None:
+    with plain.connect() as raw:
+        raw.sendall(data)
+        answer = raw.recv(65536)
+    assert re.match(rb"HTTP/1.1 (4\d\d|501)", answer), answer[:200]
+    assert get(plain, "/health/live")[0] == 200
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opsin_server.serving.HEAD_SECONDS", 0.2)
+    server = start(FakeEngine(Script(b"x", first_delay=0.5)))
+    with server.connect() as nothing, server.connect() as part, server.connect() as later, server.connect() as idle:
+        part.sendall(HEAD)
+        for raw in (later, idle):
+            raw.sendall(HEAD + b"\r\n")
+            assert b" 200 " in raw.recv(65536)
+        later.sendall(HEAD)
+        server.client().chat.completions.create(**CHAT)  # work is no waiting
+        assert [raw.recv(65536) for raw in (nothing, part, later)] == [b"", b"", b""]
+        idle.sendall(HEAD + b"\r\n")
+        assert b" 200 " in idle.recv(65536)
+
+
+# --------------------------------------------------------------------------------------------- the listener
+
+
+def test_a_busy_port_is_one_sentence() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert url_of(listener) == f"http://127.0.0.1:{port}"
+        with pytest.raises(ConfigError, match=f"^port {port} is in use; give --port$"):
+            bind("127.0.0.1", port)
+
+
+def test_other_reasons_not_to_listen() -> None:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1"):
+        bind("192.0.2.1", 0)
+    with pytest.raises(ConfigError, match=r"--host no\.such\.host\.invalid"):
+        bind("no.such.host.invalid", 0)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_addresses_of_all_kinds_have_a_url() -> None:
+    with bind("0.0.0.0", 0) as listener:
+        assert url_of(listener).startswith("http://127.0.0.1:")
+    try:
+        listener = bind("::1", 0)
+    except ConfigError:
+        pytest.skip("no IPv6 loopback")
+    with listener:
+        assert url_of(listener).startswith("http://[::1]:")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_process_in_order(number: signal.Signals) -> None:
+    """A stream under a real signal is finished, then the process leaves with 0."""
+    program = Path(__file__).parent / "signal_server.py"
+    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        url = process.stdout.readline().strip()  # type: ignore[union-attr]
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        stream = iter(client.chat.completions.create(**CHAT, stream=True))
+        text = next(stream).choices[0].delta.content
+        process.send_signal(number)
+        text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert text == "x" * 40
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.wait()
