@@ -39,7 +39,9 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, oracle.Ours]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreTrainedModel, oracle.Ours]:
     theirs = CASES[request.param]()
     return theirs, oracle.load(tiny.save(theirs, tmp_path_factory.mktemp("model")))
 
@@ -51,7 +53,9 @@ def prompts(ours: oracle.Ours) -> list[oracle.Prompt]:
 
 
 @torch.no_grad()
-def test_logits_of_a_packed_mixed_batch_equal_transformers_one_by_one(pair: tuple[PreTrainedModel, oracle.Ours]) -> None:
+def test_logits_of_a_packed_mixed_batch_equal_transformers_one_by_one(
+    pair: tuple[PreTrainedModel, oracle.Ours],
+) -> None:
     theirs, ours = pair
     asked = prompts(ours)
     packed = oracle.our_logits(ours, asked)

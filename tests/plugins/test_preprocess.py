@@ -58,7 +58,9 @@ def test_pixels_equal_the_pil_processor(family: str, size: tuple[int, int]) -> N
     assert ((ours - theirs).abs() * std).max() <= 2 / 255 + 1e-6
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([16, 28, 56]), st.integers(1, 64), st.integers(64, 900))
+@given(
+    st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([16, 28, 56]), st.integers(1, 64), st.integers(64, 900)
+)
 @settings(max_examples=300, deadline=None)
 def test_smart_sizes_are_the_published_ones(height: int, width: int, factor: int, low: int, high: int) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -80,7 +82,9 @@ def test_a_budget_shrinks_what_can_be_resized() -> None:
         assert low.grid[1] * low.grid[2] * 196 <= 20_000 or not shrinks
 
 
-@given(st.lists(st.one_of(st.integers(1, 30), st.tuples(st.integers(20, 90), st.integers(20, 90))), min_size=1, max_size=6))
+@given(
+    st.lists(st.one_of(st.integers(1, 30), st.tuples(st.integers(20, 90), st.integers(20, 90))), min_size=1, max_size=6)
+)
 @settings(max_examples=60, deadline=None)
 def test_positions_equal_transformers(parts: list) -> None:
     theirs, (architecture, spec) = tiny.qwen2_vl(), tiny_qwen_spec()
@@ -96,7 +100,9 @@ def test_positions_equal_transformers(parts: list) -> None:
     ours, delta = architecture.positions(expanded, items, spec)
     tokens = torch.from_numpy(expanded.ids).long()[None]
     grids = torch.tensor([i.grid for i in items]) if items else None
-    expected, expected_delta = theirs.model.get_rope_index(tokens, (tokens == tiny.IMAGE_TOKEN).int(), image_grid_thw=grids)
+    expected, expected_delta = theirs.model.get_rope_index(
+        tokens, (tokens == tiny.IMAGE_TOKEN).int(), image_grid_thw=grids
+    )
     assert np.array_equal(ours, expected[:, 0].numpy())
     assert delta == int(expected_delta)
 

@@ -1,0 +1,205 @@
+"""The engine changes no token, however it batches, chunks, caches or preempts; and a bad request harms nobody else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from opsin_plugins.spec import Span, SpecError
+from opsin_server.ipc.messages import Arrays, Sampling, Submit
+from support import engines, oracle, tiny
+from support.engines import Asked
+
+IMAGE = tiny.IMAGE_TOKEN
+MIX = [
+    Asked([5, 6, IMAGE, 7, 8, 9], [oracle.picture(0, 40, 30)]),
+    Asked([4, 3, 11, 12, 13]),
+    Asked([9, IMAGE, 8, IMAGE, 7, 6], [oracle.picture(1, 25, 60), oracle.picture(2, 33, 33)], count=30),
+    Asked([IMAGE, 14], [oracle.picture(3, 90, 20)], count=9),
+    Asked(list(range(3, 60)), count=20),
+    Asked([5, 6, IMAGE, 7, 8, 10], [oracle.picture(0, 40, 30)]),
+]
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "llava"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    theirs = {"qwen2_vl": tiny.qwen2_vl, "llava": tiny.llava}[request.param]()
+    return theirs, oracle.load(tiny.save(theirs, tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def alone(pair) -> list[list[int]]:
+    """What transformers generates for each of MIX, one by one."""
+    theirs, ours = pair
+    return [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), a.count) for a in MIX]
+
+
+def tokens(answers: list[engines.Answer]) -> list[list[int]]:
+    return [a.tokens for a in answers]
+
+
+def test_one_by_one_equals_transformers(pair, alone) -> None:
+    _, ours = pair
+    engine = engines.make_engine(ours)
+    assert [engines.ask(engine, ours, [a])[0].tokens for a in MIX] == alone
+
+
+@pytest.mark.parametrize("budget", [1, 7, 64, 1000])
+def test_mixed_batches_and_chunked_prefill_change_no_token(pair, alone, budget: int) -> None:
+    _, ours = pair
+    engine = engines.make_engine(ours, max_batch_tokens=budget, prefix_cache=False)
+    answers = engines.ask(engine, ours, MIX)
+    assert tokens(answers) == alone
+    assert all(a.finish == "length" for a in answers)
+
+
+def test_prefix_and_encoder_hits_change_no_token(pair, alone) -> None:
+    _, ours = pair
+    engine = engines.make_engine(ours)
+    engines.ask(engine, ours, MIX)
+    before = engine.stats()
+    again = engines.ask(engine, ours, MIX)
+    after = engine.stats()
+    assert tokens(again) == alone
+    assert after.prefix_hits > before.prefix_hits
+    assert all(a.cached > 0 for a in again if len(a.tokens) and a is not again[1])
+
+
+def test_the_same_picture_is_encoded_once(pair, alone) -> None:
+    _, ours = pair
+    engine = engines.make_engine(ours, prefix_cache=False)
+    assert tokens(engines.ask(engine, ours, [MIX[0], MIX[5], MIX[0]])) == [alone[0], alone[5], alone[0]]
+    stats = engine.stats()
+    assert (stats.encoder_queries, stats.encoder_hits) == (3, 2)
+
+
+@pytest.mark.parametrize("encoder_memory", [0, 4096])
+def test_forced_preemption_changes_no_token(pair, alone, encoder_memory: int) -> None:
+    """A pool that holds the longest request and little more."""
+    _, ours = pair
+    engine = engines.make_engine(ours, blocks=26, block_size=4, encoder_memory=encoder_memory)
+    assert tokens(engines.ask(engine, ours, MIX)) == alone
+    assert engine.stats().preemptions > 0
+    assert engine.stats().blocks_used == 0
+
+
+def test_logits_in_company_stay_within_1e_5(pair) -> None:
+    _, ours = pair
+    watched = [Asked(a.ids, a.images, a.count, Sampling(temperature=0.0, top_logprobs=5)) for a in MIX]
+    company = engines.ask(engines.make_engine(ours), ours, watched)
+    for asked, together in zip(watched, company, strict=True):
+        (single,) = engines.ask(engines.make_engine(ours), ours, [asked])
+        assert len(single.logprobs) == asked.count
+        for a, b in zip(single.logprobs, together.logprobs, strict=True):
+            assert abs(a.chosen - b.chosen) < 1e-4
+            assert a.ids == b.ids
+            assert a.chosen == a.values[0]
+
+
+def test_one_stream_is_bit_equal_from_run_to_run(pair) -> None:
+    _, ours = pair
+    asked = Asked(MIX[2].ids, MIX[2].images, 30, Sampling(temperature=0.0, top_logprobs=3))
+    first, second = (engines.ask(engines.make_engine(ours), ours, [asked])[0].logprobs for _ in range(2))
+    assert first == second
+
+
+def test_seeded_draws_repeat_in_any_company_and_after_preemption(pair) -> None:
+    _, ours = pair
+    warm = [Asked(a.ids, a.images, a.count, Sampling(1.5, 0.95, 40, 0.01, seed=7 + i)) for i, a in enumerate(MIX)]
+    single = [engines.ask(engines.make_engine(ours), ours, [a])[0].tokens for a in warm]
+    assert tokens(engines.ask(engines.make_engine(ours), ours, warm)) == single
+    tight = engines.make_engine(ours, blocks=26)
+    assert tokens(engines.ask(tight, ours, warm)) == single
+    assert tight.stats().preemptions > 0
+    other = Asked(warm[4].ids, (), warm[4].count, Sampling(1.5, 0.95, 40, 0.01, seed=99))
+    assert engines.ask(engines.make_engine(ours), ours, [other])[0].tokens != single[4]
+
+
+def test_an_eos_id_ends_the_answer_and_is_not_part_of_it(pair, alone) -> None:
+    _, ours = pair
+    end = alone[0][5]
+    (answer,) = engines.ask(engines.make_engine(ours), ours, [MIX[0]], eos=(end,))
+    assert answer.finish == "stop"
+    assert answer.tokens == alone[0][: alone[0].index(end)]
+
+
+def test_cancel_frees_everything_at_any_step(pair) -> None:
+    _, ours = pair
+    for steps in range(12):
+        engine = engines.make_engine(ours, max_batch_tokens=5)
+        for i, asked in enumerate(MIX):
+            engines.submit(engine, ours, str(i), asked)
+        for _ in range(steps):
+            engine.step()
+        for i in range(len(MIX)):
+            engine.cancel(str(i))
+        stats = engine.stats()
+        assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+        assert engine.scheduler.encoder.pinned == 0
+        assert engine.step() == []
+
+
+@pytest.mark.parametrize("stage", ["encode", "run", "draw"])
+def test_a_failing_step_ends_its_own_requests_only(pair, alone, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = pair
+    engine = engines.make_engine(ours, max_sequences=1)
+
+    def explode(*args: object) -> None:
+        raise RuntimeError("as a kernel would")
+
+    with monkeypatch.context() as patch:
+        if stage == "draw":
+            patch.setattr("opsin_server.engine.engine.draw", explode)
+        else:
+            patch.setattr(engine.runner, stage, explode)
+        engines.submit(engine, ours, "bad", MIX[0])
+        engines.submit(engine, ours, "next", MIX[5])
+        answers: dict[str, engines.Answer] = {}
+        engines.collect(engine.step(), answers)
+    assert answers["bad"].finish == "error"
+    assert "kernel" not in (answers["bad"].error or ""), "what went wrong inside stays inside"
+    assert engines.run(engine)["next"].tokens == alone[5]
+    assert engine.stats().blocks_used == 0
+
+
+def bad(engine, ours, **changes: object) -> None:
+    made = oracle.prompt(ours, MIX[0].ids, MIX[0].images)
+    (item,) = made.items
+    from opsin_server.ipc.messages import Item
+
+    fields = {
+        "request_id": "x",
+        "sampling": engines.GREEDY,
+        "max_tokens": 3,
+        "eos": (),
+        "delta": made.delta,
+        "axes": len(made.positions),
+        "spans": made.expanded.spans,
+        "items": (Item(b"d", item.grid, item.rows, item.pixels.shape),),
+    }
+    ids = changes.pop("ids", made.expanded.ids)
+    fields.update(changes)
+    engine.submit(Submit(**fields), Arrays(ids, made.positions, (item.pixels,)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ids": torch.tensor([tiny.VOCAB], dtype=torch.int32).numpy()}, "not below the vocabulary"),
+        ({"ids": torch.tensor([-1], dtype=torch.int32).numpy()}, "not below the vocabulary"),
+        ({"ids": torch.zeros(0, dtype=torch.int32).numpy()}, "0 prompt tokens"),
+        ({"ids": torch.zeros(999, dtype=torch.int32).numpy()}, "999 prompt tokens"),
+        ({"axes": 2}, "2 position axes"),
+        ({"spans": (Span(0, 5000, 0),)}, "does not fit a prompt"),
+        ({"spans": (Span(2, 1, 0),)}, "1 placeholders for"),
+        ({"spans": (Span(2, 1, 4),)}, "does not fit a prompt"),
+        ({"spans": (Span(2, 1, 0, bidirectional=True),)}, "bidirectional"),
+        ({"adapter": "a"}, "adapters"),
+    ],
+)
+def test_what_must_not_reach_the_model_is_refused(pair, change: dict[str, object], said: str) -> None:
+    _, ours = pair
+    engine = engines.make_engine(ours)
+    with pytest.raises(SpecError, match=said):
+        bad(engine, ours, **change)
+    assert not engine.busy

@@ -1,0 +1,104 @@
+"""An engine in this process, and requests to it without text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from opsin_plugins.spec import U8, ImageBudget
+from opsin_server.config import EngineConfig
+from opsin_server.engine.engine import Engine
+from opsin_server.engine.load import assemble, tensor_bytes
+from opsin_server.engine.memory import Resolved
+from opsin_server.ipc.messages import Arrays, Item, Logprobs, MemoryUse, Output, Sampling, Submit
+from opsin_server.prompt.digest import image_digest
+from support.oracle import Ours, Prompt, prompt
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def make_engine(
+    ours: Ours,
+    *,
+    blocks: int = 256,
+    block_size: int = 4,
+    max_context: int = 400,
+    max_batch_tokens: int = 64,
+    max_sequences: int = 16,
+    encoder_memory: int = 2**20,
+    prefix_cache: bool = True,
+) -> Engine:
+    config = EngineConfig(
+        model="",
+        max_sequences=max_sequences,
+        block_size=block_size,
+        encoder_memory=encoder_memory,
+        prefix_cache=prefix_cache,
+    )
+    memory = MemoryUse(tensor_bytes(ours.model), 0, blocks, block_size, encoder_memory, 0)
+    cpu = torch.device("cpu")
+    width = ours.spec.decoder.width
+    resolved = Resolved(
+        cpu, torch.float32, min(max_context, blocks * block_size), max_batch_tokens, 4096, width * 4, memory
+    )
+    return assemble(ours.model, ours.spec, config, resolved)
+
+
+@dataclass
+class Asked:
+    ids: Sequence[int]
+    images: Sequence[U8] = ()
+    count: int = 16
+    sampling: Sampling = GREEDY
+
+
+@dataclass
+class Answer:
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    finish: str | None = None
+    cached: int = 0
+    error: str | None = None
+
+
+def submit(engine: Engine, ours: Ours, name: str, asked: Asked, eos: tuple[int, ...] = ()) -> Prompt:
+    made = prompt(ours, asked.ids, asked.images)
+    digests = [image_digest(image, ours.spec, ImageBudget()) for image in asked.images]
+    items = tuple(
+        Item(d, i.grid, i.rows, (i.pixels.shape[0], i.pixels.shape[1]))
+        for d, i in zip(digests, made.items, strict=True)
+    )
+    message = Submit(
+        name, asked.sampling, asked.count, eos, made.delta, len(made.positions), made.expanded.spans, items
+    )
+    engine.submit(message, Arrays(made.expanded.ids, made.positions, tuple(i.pixels for i in made.items)))
+    return made
+
+
+def collect(outputs: Sequence[Output], answers: dict[str, Answer]) -> None:
+    for output in outputs:
+        answer = answers.setdefault(output.request_id, Answer())
+        answer.tokens += output.ids
+        answer.logprobs += output.logprobs
+        answer.finish = output.finish or answer.finish
+        answer.error = output.error or answer.error
+        answer.cached = max(answer.cached, output.cached_tokens)
+
+
+def run(engine: Engine, steps: int = 5000) -> dict[str, Answer]:
+    answers: dict[str, Answer] = {}
+    for _ in range(steps):
+        if not engine.busy:
+            return answers
+        collect(engine.step(), answers)
+    raise AssertionError("the engine did not finish")
+
+
+def ask(engine: Engine, ours: Ours, asked: Sequence[Asked], eos: tuple[int, ...] = ()) -> list[Answer]:
+    """All at once."""
+    for i, one in enumerate(asked):
+        submit(engine, ours, str(i), one, eos)
+    answers = run(engine)
+    return [answers[str(i)] for i in range(len(asked))]
