@@ -35,12 +35,33 @@ class Layout:
         return next((i for i, n in enumerate(self.query_lengths) if n != 1), len(self.query_lengths))
 
     @cached_property
-    def decode_mask(self) -> Tensor:
-        """Bool [B, 1, 1, L]: which gathered rows of the decode sequences exist. Built once a step for all layers."""
+    def decode_rows(self) -> int:
+        """The longest decode sequence: how many cached rows each of them gathers."""
+        return max(self.kv_lengths[: self.decodes])
+
+    @cached_property
+    def decode_mask(self) -> Tensor | None:
+        """F32 [B, 1, 1, L], added to the scores: 0 where a decode sequence's gathered row exists, else -inf; None when
+        all do. Built once a step, and as numbers: from booleans each layer would make them again (20 µs)."""
+        lengths = self.kv_lengths[: self.decodes]
+        if min(lengths) == self.decode_rows:
+            return None
         assert self.block_table is not None
-        lengths = torch.tensor(self.kv_lengths[: self.decodes], device=self.block_table.device)
-        longest = max(self.kv_lengths[: self.decodes])
-        return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None]
+        ends = torch.tensor(lengths, device=self.block_table.device)
+        absent = torch.arange(self.decode_rows, device=ends.device) >= ends[:, None]
+        return torch.zeros(absent.shape, device=ends.device).masked_fill_(absent, -torch.inf)[:, None, None]
+
+    def blocks_of(self, sequences: slice, length: int, block: int) -> Tensor:
+        """I64 [n · blocks]: the blocks that hold the first `length` rows of some sequences; built once a step."""
+        key = (sequences.start, sequences.stop)
+        if key not in self._blocks:
+            assert self.block_table is not None
+            self._blocks[key] = self.block_table[sequences, : -(-length // block)].reshape(-1)
+        return self._blocks[key]
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[int, int], Tensor]:
+        return {}
 
 
 def write_kv(kv: Tensor, pool: Tensor, slots: Tensor) -> None:
@@ -56,8 +77,7 @@ def paged_attention(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     parts, at = [_decode(q[:decodes], pool, layout)] if decodes else [], decodes
     for i in range(decodes, len(layout.query_lengths)):
         length = layout.query_lengths[i]
-        k, v = _gather(pool, layout, slice(i, i + 1), layout.kv_lengths[i])
-        parts.append(_attend_one(q[at : at + length], k[0], v[0]))
+        parts.append(_attend_one(q[at : at + length], *_gather(pool, layout, slice(i, i + 1), layout.kv_lengths[i])))
         at += length
     return torch.cat(parts)
 
@@ -87,33 +107,32 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 
 
 def _gather(pool: Tensor, layout: Layout, sequences: slice, length: int) -> tuple[Tensor, Tensor]:
-    """The first `length` keys and values of some sequences: views [B, length, K, D] of one copy."""
-    assert layout.block_table is not None
+    """The first `length` keys and values of some sequences: views [B, K, length, D] of one copy."""
     _, block, heads, width = pool.shape
-    table = layout.block_table[sequences, : -(-length // block)]
-    rows = pool.index_select(0, table.reshape(-1)).view(table.shape[0], -1, heads, width)
-    return rows[:, :length, : heads // 2], rows[:, :length, heads // 2 :]
+    blocks = layout.blocks_of(sequences, length, block)
+    rows = pool.index_select(0, blocks).view(sequences.stop - sequences.start, -1, heads, width)
+    k, v = rows[:, :length].transpose(1, 2).chunk(2, 1)
+    return k, v
 
 
 def _decode(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     """q [B, H, D], one row a sequence. The query group folded into the query length is 3.4x faster."""
     batch, heads, width = q.shape
-    kv_heads = pool.shape[2] // 2
+    k, v = _gather(pool, layout, slice(0, batch), layout.decode_rows)
+    grouped = q.view(batch, k.shape[1], heads // k.shape[1], width)
     mask = layout.decode_mask
-    k, v = _gather(pool, layout, slice(0, batch), mask.shape[-1])
-    grouped = q.view(batch, kv_heads, heads // kv_heads, width)
-    masked = None if batch == 1 else mask.expand(-1, -1, heads // kv_heads, -1)
-    out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=masked)
-    return out.reshape(batch, heads * width)
+    if mask is not None:
+        mask = mask.to(q.dtype).expand(-1, -1, grouped.shape[2], -1)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(batch, heads * width)
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q [T, H, D] are the newest rows of k, v [L, K, D]. Returns [T, H·D]."""
-    rows, total = q.shape[0], k.shape[0]
+    """q [T, H, D] are the newest rows of k, v [1, K, L, D]. Returns [T, H·D]."""
+    rows, total = q.shape[0], k.shape[2]
     groups = q.shape[1] // k.shape[1]
     mask = None
     if rows != total:
         mask = torch.ones(rows, total, dtype=torch.bool, device=q.device).tril(total - rows)
-    k, v = (x.repeat_interleave(groups, 1).transpose(0, 1)[None] for x in (k, v))
+    k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
     out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=mask is None)
     return out[0].transpose(0, 1).reshape(rows, -1)

@@ -270,7 +270,7 @@ class Architecture(Protocol):
         """images: U8 [H, W, 3], RGB. One item each. Raises SpecError for a picture the model cannot take."""
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec) -> Expanded:
-        """Writes each placeholder at its full length. Raises SpecError when their number is not that of the items."""
+        """Writes each placeholder at its full length. Raises SpecError when their numbers differ."""
 
     def positions(self, expanded: Expanded, items: Sequence[VisualItem], spec: ModelSpec) -> tuple[I32, int]:
         """Positions I32 [A, T], and the delta: token number t past the prompt has position t + delta on every axis."""

@@ -21,13 +21,13 @@ class Loading:
     """A progress bar of the weights, for loads that take longer than a second."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._started = console, time.monotonic()
+        self.console, self.started = console, time.monotonic()
         self._bar: Progress | None = None
 
     def __call__(self, progress: Loaded) -> None:
-        if self._bar is None and time.monotonic() - self._started > SHOW_AFTER and progress.done < progress.total:
+        if self._bar is None and time.monotonic() - self.started > SHOW_AFTER and progress.done < progress.total:
             self._bar = Progress(
-                TextColumn("loading weights"), BarColumn(), DownloadColumn(), console=self._console, transient=True
+                TextColumn("loading weights"), BarColumn(), DownloadColumn(), console=self.console, transient=True
             )
             self._bar.add_task("weights", total=progress.total)
             self._bar.start()
@@ -50,8 +50,10 @@ def announce(console: Console, config: ServerConfig, ready: Ready, url: str, nam
         ("weights", f"{_size(memory.weights)} as {ready.dtype}"),
         (
             "KV memory",
-            (f"{_size(memory.kv_bytes)}: {memory.kv_blocks:,} blocks of {memory.block_size} tokens, "
-            f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once"),
+            (
+                f"{_size(memory.kv_bytes)}: {memory.kv_blocks:,} blocks of {memory.block_size} tokens, "
+                f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once"
+            ),
         ),
         ("visual tokens", f"{_size(memory.encoder_bytes)} of cache; {_size(memory.free_before)} of memory were free"),
         ("ready after", f"{seconds:.1f} s"),

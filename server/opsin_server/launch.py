@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
@@ -13,15 +15,14 @@ from rich.console import Console
 
 from opsin_plugins.files import read_model_files
 from opsin_plugins.registry import Registry
-from opsin_plugins.spec import SpecError
-from opsin_server.app import create_app
+from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
 from opsin_server.banner import Loading, announce
 from opsin_server.config import ServerConfig, model_name
 from opsin_server.errors import ConfigError
 from opsin_server.fingerprint import fingerprint
 from opsin_server.ipc.client import EngineClient
-from opsin_server.prompt.encode import PromptEncoder
-from opsin_server.serving import bind, serve, url_of
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(config: ServerConfig) -> None:
@@ -30,38 +31,62 @@ def run(config: ServerConfig) -> None:
     logging.basicConfig(level=os.environ.get("OPSIN_LOG_LEVEL", "INFO"), format="%(levelname)s %(name)s %(message)s")
     for chatty in ("uvicorn", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    uvloop.run(_run(config))
+    with suppress(asyncio.CancelledError):  # told to stop before it served
+        uvloop.run(_run(config))
 
 
 async def _run(config: ServerConfig) -> None:
-    started, console = time.monotonic(), Console(stderr=True)
-    listener = bind(config.host, config.port)
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    for number in SIGNALS:
+        loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
         files = read_model_files(Path(config.engine.model))
         architecture = Registry(config.engine.plugins).architecture(files)
         spec = architecture.spec(files)
-        loading = Loading(console)
-        engine = EngineClient(config.engine, loading)
-        await engine.start()
-        try:
-            encoder = PromptEncoder(files, architecture, spec)
-            names = config.served_names or (model_name(files.directory),)
-            app = create_app(config, engine, encoder, names, fingerprint(files), spec.eos)
-            server = asyncio.create_task(serve(app, config, listener=listener))
-            ready = asyncio.create_task(engine.wait_ready())
-            await asyncio.wait({server, ready}, return_when=asyncio.FIRST_COMPLETED)
-            loading.done()
-            if ready.done() and ready.exception() is None:
-                announce(console, config, ready.result(), url_of(listener), names[0], time.monotonic() - started)
-            elif ready.done():
-                server.cancel()
-                raise ready.exception() or ConfigError("the engine did not start")
-            await server
-            ready.cancel()
-        finally:
-            loading.done()
-            await engine.stop()
     except SpecError as error:
         raise ConfigError(str(error)) from error
+    loading = Loading(Console(stderr=True))
+    engine = EngineClient(config.engine, loading)
+    try:
+        await engine.start()
+        await _serve(config, engine, loading, files, architecture, spec)
     finally:
-        listener.close()
+        loading.done()
+        await engine.stop()
+
+
+async def _serve(
+    config: ServerConfig,
+    engine: EngineClient,
+    loading: Loading,
+    files: ModelFiles,
+    architecture: Architecture,
+    spec: ModelSpec,
+) -> None:
+    # Imported only now: 0.7 s in which the engine process is loading already.
+    from opsin_server.app import create_app
+    from opsin_server.prompt.encode import PromptEncoder
+    from opsin_server.serving import bind, serve, url_of
+
+    names = config.served_names or (model_name(files.directory),)
+    try:
+        encoder = PromptEncoder(files, architecture, spec)
+        app = create_app(config, engine, encoder, names, fingerprint(files), spec.eos)
+    except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
+        raise ConfigError(str(error)) from error
+    with bind(config.host, config.port) as listener:
+        server = asyncio.create_task(serve(app, config, listener=listener))
+        ready = asyncio.create_task(engine.wait_ready())
+        try:
+            await asyncio.wait({server, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                loading.done()
+                seconds = time.monotonic() - loading.started
+                announce(loading.console, config, ready.result(), url_of(listener), names[0], seconds)
+            await server
+        finally:
+            for task in (ready, server):
+                task.cancel()
+                with suppress(asyncio.CancelledError, ConfigError):
+                    await task

@@ -59,9 +59,9 @@ class Attention(nn.Module):
         self.out = Linear(sizes[0], [spec.width], spec.out_bias, quantize)
 
     def forward(self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: Tensor | None) -> Tensor:
-        qkv = self.qkv(x, rows.adapter_slot).view(len(x), -1, self.head_dim)
+        qkv = self.qkv(x, rows.adapter_slot).view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
         rotate_(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        q, kv = qkv[:, : self.heads], qkv[:, self.heads :]
+        q, kv = qkv.split((self.heads, 2 * self.kv_heads), 1)
         if pool is None:
             k, v = kv.chunk(2, 1)
             y = packed_attention(q, k, v, rows.layout.query_lengths, causal=True).flatten(1)

@@ -36,9 +36,12 @@ def parameter(*shape: int) -> nn.Parameter:
 class RMSNorm(nn.Module):
     """x / rms(x) * weight. In 16 bit the quotient is rounded before it meets the weight, as the published models do."""
 
+    floor: Tensor
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = parameter(width), eps
+        self.weight = parameter(width)
+        self.register_buffer("floor", torch.tensor(eps, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
@@ -49,7 +52,7 @@ class RMSNorm(nn.Module):
     def _scale(self, x: Tensor) -> Tensor:
         """1 / rms [T, 1]. Through the vector norm: 11 µs for a row of 192, against 16 for F.rms_norm."""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.rsqrt(norm * norm / x.shape[-1] + self.eps)
+        return torch.addcmul(self.floor, norm, norm, value=1 / x.shape[-1]).rsqrt()
 
 
 class LayerNorm(nn.Module):

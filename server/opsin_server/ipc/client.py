@@ -111,7 +111,7 @@ class EngineClient:
         self.heard = time.monotonic()
         self.restarts = 0
         self._streams: dict[str, Stream] = {}
-        self._changed = asyncio.Event()
+        self._changed, self._spawned = asyncio.Event(), asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -123,7 +123,9 @@ class EngineClient:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> None:
+        """Returns when the engine process runs; `wait_ready` waits until it has loaded."""
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+        await self._spawned.wait()
 
     async def wait_ready(self) -> Ready:
         """Raises ConfigError with the engine's own sentence when it cannot start."""
@@ -149,9 +151,10 @@ class EngineClient:
 
     async def stop(self) -> None:
         """Ends the engine process; after this no child is left."""
+        listens = self.state == "ready"
         self._set("stopped")
         if self._supervisor is not None:
-            if self._process is not None and self._process.returncode is None:
+            if listens:
                 self._send(Stop())
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(asyncio.shield(self._supervisor), STOP_SECONDS)
@@ -198,6 +201,7 @@ class EngineClient:
                 stdin=asyncio.subprocess.PIPE,
                 env=engine_environment(self.config),
             )
+            self._spawned.set()
             assert self._process.stdin is not None
             self._process.stdin.write(msgspec.json.encode(self.config) + b"\n")
             listener = asyncio.create_task(self._listen(said))
@@ -247,11 +251,11 @@ class EngineClient:
             self._send(Cancel((request_id,)))
 
     def _send(self, message: ToEngine, arrays: Arrays | None = None) -> None:
-        """Never waits: the queue has no limit of its own, `max_queue` bounds what can be in it."""
+        """Goes out at once, or as soon as the engine can take it; `max_queue` bounds what can be waiting. Nobody awaits
+        the future: when the engine dies the socket is closed, and its requests hear of that elsewhere."""
         assert self._socket is not None
-        frames = pack(message, arrays)
-        with contextlib.suppress(zmq.Again):
-            zmq.Socket.send_multipart(self._socket, frames, zmq.NOBLOCK, copy=arrays is None)
+        sent = self._socket.send_multipart(pack(message, arrays), copy=arrays is None)
+        sent.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     def _set(self, state: State) -> None:
         self.state = state
