@@ -254,7 +254,7 @@ class EngineClient:
         """Goes out at once, or as soon as the engine can take it; `max_queue` bounds what can be waiting. Nobody awaits
         the future: when the engine dies the socket is closed, and its requests hear of that elsewhere."""
         assert self._socket is not None
-        sent = self._socket.send_multipart(pack(message, arrays), copy=arrays is None)
+        sent = asyncio.ensure_future(self._socket.send_multipart(pack(message, arrays), copy=arrays is None))
         sent.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     def _set(self, state: State) -> None:
