@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +21,12 @@ def make_pool(spec: DecoderSpec, blocks: int, block_size: int, device: torch.dev
     """A layer's keys and values, [blocks, block, 2K, D]. Zeros, since a row that was never written must not be NaN
     (masked rows are still multiplied by zero)."""
     shape = (blocks, block_size, 2 * spec.kv_heads, spec.head_dim)
-    return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
+    if device.type != "cpu":
+        return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
+    # numpy's zeros are the kernel's own: a page is taken when it is first written. torch writes all of them at once,
+    # which for 4 GiB of pool took 2 s and the memory.
+    size = math.prod(shape) * dtype.itemsize
+    return [torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape) for _ in range(spec.layers)]
 
 
 class Runner:
