@@ -16,6 +16,8 @@ from opsin_server.engine.batch import Batch, visual_tokens
 from opsin_server.engine.encoder_cache import EncoderCache
 from opsin_server.engine.sequence import Sequence
 
+ALIGNMENT = 64  # bytes
+
 
 def make_pool(spec: DecoderSpec, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype) -> KVPool:
     """A layer's keys and values, [blocks, block, 2K, D]. Zeros, since a row that was never written must not be NaN
@@ -23,10 +25,15 @@ def make_pool(spec: DecoderSpec, blocks: int, block_size: int, device: torch.dev
     shape = (blocks, block_size, 2 * spec.kv_heads, spec.head_dim)
     if device.type != "cpu":
         return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
-    # numpy's zeros are the kernel's own: a page is taken when it is first written. torch writes all of them at once,
-    # which for 4 GiB of pool took 2 s and the memory.
-    size = math.prod(shape) * dtype.itemsize
-    return [torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape) for _ in range(spec.layers)]
+    return [_lazy_zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape) for _ in range(spec.layers)]
+
+
+def _lazy_zeros(size: int) -> Tensor:
+    """U8 [size], aligned for vector loads. numpy's zeros are the kernel's own: a page is taken at its first write.
+    torch writes all of them at once, which for 4 GiB of pool took 2 s and the memory."""
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return torch.from_numpy(raw[start : start + size])
 
 
 class Runner:
