@@ -15,7 +15,7 @@ EXTRA ?= run
 BIN := .venv/bin
 SETUP = PYTHON='$(PYTHON)' TORCH_CPU_INDEX='$(TORCH_CPU_INDEX)' sh deploy/setup.sh
 # A .venv that was copied here still runs the code it came from: set up again.
-MOVED := $(if $(wildcard .venv/.where),$(if $(filter $(shell pwd -P),$(shell cat .venv/.where)),,moved))
+MOVED := $(if $(wildcard .venv/.where),$(if $(filter $(realpath .),$(shell cat .venv/.where)),,moved))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test serve test nightly bench format clean distclean moved

@@ -77,7 +77,7 @@ check_disk() {
 # ------------------------------------------------------------------------------------------------ installing
 
 pip_install() {
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input "$@" >>"$LOG" 2>&1
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input "$@" >"$LOG" 2>&1
 }
 
 # The last resort of every pip failure: one sentence that says what to do.
@@ -92,9 +92,9 @@ explain() {
     fail "pip failed: ${reason:-no reason given} (details: $LOG)."
 }
 
-# A look-up that hangs in the resolver obeys no socket timeout, so a thread does it.
+# Prints why not. A look-up that hangs in the resolver obeys no socket timeout, so a thread does it.
 answers() {
-    "$VENV/bin/python" - "$1" "$INDEX_SECONDS" 2>>"$LOG" <<'PY'
+    "$VENV/bin/python" - "$1" "$INDEX_SECONDS" <<'PY'
 import os, sys, threading, urllib.request
 
 url, seconds = sys.argv[1], float(sys.argv[2])
@@ -102,16 +102,16 @@ url, seconds = sys.argv[1], float(sys.argv[2])
 
 def ask():
     try:
-        urllib.request.urlopen(url, timeout=seconds).read(1)
+        urllib.request.urlopen(url).read(1)
     except Exception as error:
-        print(f"{url}: {error}", file=sys.stderr, flush=True)
+        print(getattr(error, "reason", error), flush=True)
         os._exit(1)
     os._exit(0)
 
 
 threading.Thread(target=ask, daemon=True).start()
 threading.Event().wait(seconds)
-print(f"{url}: no answer within {seconds:g} s", file=sys.stderr, flush=True)
+print(f"nothing within {seconds:g} s", flush=True)
 os._exit(1)
 PY
 }
@@ -119,12 +119,14 @@ PY
 # Elsewhere than on Linux pip's default is a CPU build. With an NVIDIA GPU the default is the build wanted.
 install_cpu_torch() {
     if has_pinned_torch || has_nvidia || [ -z "$TORCH_CPU_INDEX" ] || [ "$(uname -s)" != Linux ]; then return; fi
-    if answers "${TORCH_CPU_INDEX%/}/torch/"; then
+    if why=$(answers "${TORCH_CPU_INDEX%/}/torch/"); then
         say "no NVIDIA GPU: torch $(pinned_torch) for the CPU, from $TORCH_CPU_INDEX"
         # --no-deps: what torch needs comes from the usual index, with the rest
         pip_install --no-deps --index-url "$TORCH_CPU_INDEX" -c "$PINS" torch && return
+        why="it has none for this machine"
     fi
-    say "no NVIDIA GPU, and $TORCH_CPU_INDEX has no answer: pip's default torch (may be a CUDA build of several GB)"
+    say "no NVIDIA GPU, but no CPU build of torch from $TORCH_CPU_INDEX ($why):"
+    say "pip's default torch $(pinned_torch) instead, which may be a CUDA build of several GB"
     pip_install -c "$PINS" torch || explain
 }
 
@@ -146,7 +148,6 @@ check_venv_module
 check_disk
 say "$VENV with Python $(version_of "$PYTHON"); the first time takes a minute or two"
 make_venv
-: >"$LOG"
 install_cpu_torch
 say "opsin and what it needs$([ "$MODE" = run ] || echo ', and the tools of the checks')"
 pip_install -c "$PINS" -e "$what" || explain

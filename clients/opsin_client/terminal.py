@@ -34,11 +34,11 @@ class Terminal:
         self.messages: list[dict[str, Any]] = []
 
     def run(self, question: str, images: Sequence[Path]) -> None:
-        """One question, or a conversation when there is none. Leaves with a sentence when the server cannot be asked."""
+        """One question, or a conversation when there is none. Leaves with one sentence when the server cannot answer."""
         try:
             self.model = self.model or self.client.models.list().data[0].id
             if self.model == DEMONSTRATION:
-                self.console.print(ABOUT, style="dim")
+                Console(stderr=True).print(ABOUT, style="dim")  # apart from the answer, which may be piped
             parts = [image_part(path) for path in images]
             if question:
                 self.ask(question, parts)
@@ -60,7 +60,7 @@ class Terminal:
         content = [*parts, {"type": "text", "text": question}]
         stream = self.client.chat.completions.create(
             model=self.model or "",
-            messages=cast(Any, [*self.messages, {"role": "user", "content": content}]),
+            messages=cast("Any", [*self.messages, {"role": "user", "content": content}]),
             stream=True,
             **self.options,
         )

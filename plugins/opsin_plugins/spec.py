@@ -276,7 +276,7 @@ class Architecture(Protocol):
         """Positions I32 [A, T], and the delta: token number t past the prompt has position t + delta on every axis."""
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        """`part.component` (vision | projector | language × attention | mlp) to a pattern over published layer names."""
+        """`part.component` (vision | projector | language × attention | mlp) to a pattern over published names."""
 
     def chat_template(self, files: ModelFiles) -> str | None:
         """A template for directories without one; None: there is none, and the directory must bring its own."""

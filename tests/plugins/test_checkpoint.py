@@ -69,7 +69,7 @@ def test_the_same_weight_twice_is_an_error(directory: Path) -> None:
 
 def test_integers_where_floats_belong_are_refused(directory: Path) -> None:
     rewrite(directory, lambda state: state.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)}))
-    with pytest.raises(SpecError, match="model.norm.weight is stored as I8"):
+    with pytest.raises(SpecError, match=r"model\.norm\.weight is stored as I8"):
         oracle.load(directory)
 
 

@@ -30,12 +30,12 @@ class Ours:
     spec: ModelSpec
 
 
-def load(directory: Path, quantize: Quantize = "none") -> Ours:
+def load(directory: Path, quantize: Quantize = "none", dtype: torch.dtype = torch.float32) -> Ours:
     registry = Registry()
     files = read_model_files(directory)
     architecture = registry.architecture(files)
     spec = architecture.spec(files)
-    model = build_model(spec, registry, quantize=quantize)
+    model = build_model(spec, registry, quantize=quantize, dtype=dtype)
     load_weights(model, architecture.weights(spec), files)
     return Ours(model, architecture, spec)
 

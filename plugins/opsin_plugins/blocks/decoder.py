@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opsin_kernels.attention import Layout, packed_attention, paged_attention, write_kv
 from opsin_kernels.rotary import angles_to_tables, rotate_
-from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, parameter
+from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.fusions.base import Fusion
 from opsin_plugins.spec import DecoderSpec, RopeSpec
@@ -38,8 +38,8 @@ class Rotary(nn.Module):
 
     def __init__(self, spec: RopeSpec, head_dim: int) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("frequencies", 1.0 / (spec.theta**exponent), persistent=False)
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        self.register_buffer("frequencies", constants((1.0 / (spec.theta**exponent)).tolist()), persistent=False)
         axes = [axis for axis, count in enumerate(spec.sections or (head_dim // 2,)) for _ in range(count)]
         self.register_buffer("axes", torch.tensor(axes), persistent=False)
         self.one_axis = not spec.sections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
+
+
+def constants(values: Iterable[float]) -> Tensor:
+    """In float32 whatever the model's type is, and made without arithmetic: on the meta device, where a model is
+    sketched first, that would import torch._dynamo (seconds, and a folder in /tmp)."""
+    return torch.tensor(list(values), dtype=torch.float32)
 
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {

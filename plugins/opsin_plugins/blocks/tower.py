@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opsin_kernels.attention import packed_attention
 from opsin_kernels.rotary import angles_to_tables, rotate
-from opsin_plugins.blocks.layers import LayerNorm, PlainMLP, parameter
+from opsin_plugins.blocks.layers import LayerNorm, PlainMLP, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.spec import TowerSpec
 
@@ -32,9 +32,10 @@ class Stem(nn.Module):
         self.weight = parameter(spec.width, spec.channels, *frames, spec.patch, spec.patch)
         self.bias = parameter(spec.width) if spec.patch_bias else None
         area = spec.patch**2
-        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
-        self.register_buffer("scale", (1 / (255 * std)).repeat_interleave(area), persistent=False)
-        self.register_buffer("shift", (-mean / std).repeat_interleave(area), persistent=False)
+        scale = [1 / (255 * std) for std in spec.std for _ in range(area)]
+        shift = [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True) for _ in range(area)]
+        self.register_buffer("scale", constants(scale), persistent=False)
+        self.register_buffer("shift", constants(shift), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         kernel = self.weight.sum(2) if self.weight.dim() == 5 else self.weight
@@ -86,8 +87,8 @@ class Tower(nn.Module):
         self.pre_norm = LayerNorm(spec.width, spec.norm_eps) if spec.pre_norm else None
         self.layers = nn.ModuleList(TowerLayer(spec, quantize) for _ in range(spec.layers))
         half = spec.width // spec.heads // 2  # half the head turns by row, half by column
-        exponent = torch.arange(0, half, 2, dtype=torch.float32) / half
-        self.register_buffer("frequencies", 1.0 / (spec.theta**exponent), persistent=False)
+        exponent = torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half
+        self.register_buffer("frequencies", constants((1.0 / (spec.theta**exponent)).tolist()), persistent=False)
 
     def forward(self, pixels: Tensor, grids: Sequence[Grid], slot: Tensor | None = None) -> Tensor:
         """pixels U8 [N, C·p·p] of all pictures, grids one a picture -> features [N', width], class tokens dropped

@@ -159,7 +159,7 @@ class Loopback:
     async def all_closed(self) -> None:
         """Fails if the client leaves a connection open or a task running."""
         async with asyncio.timeout(2):
-            while self.open or len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks have no event to wait for
+            while self.open or len(asyncio.all_tasks()) > 1:
                 await asyncio.sleep(0.005)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,76 @@
+"""The Dockerfile, without a container engine: hadolint, and that it fits the project and the server."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from opsin_server.api.auth import OPEN_PATHS
+from opsin_server.config import EngineConfig, ServerConfig
+from opsin_server.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+LINES = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^\s*#.*\n", "", (ROOT / "Dockerfile").read_text())).splitlines()
+STAGES = [index for index, line in enumerate(LINES) if line.startswith("FROM ")]
+FINAL = LINES[STAGES[-1] :]
+
+
+def only(instruction: str) -> str:
+    """What an instruction of the final stage says."""
+    (line,) = (line for line in FINAL if line.startswith(instruction + " "))
+    return line.removeprefix(instruction + " ").strip()
+
+
+def test_hadolint() -> None:
+    tool = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([tool, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_runs_as_a_numeric_user_who_is_not_root() -> None:
+    user, group = only("USER").split(":")
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+def test_it_stops_and_starts_as_the_server_does() -> None:
+    assert only("STOPSIGNAL") == "SIGTERM"
+    assert json.loads(only("ENTRYPOINT")) == ["opsin", "serve", "--host", "0.0.0.0"]
+    assert int(only("EXPOSE")) == ServerConfig(EngineConfig("x")).port
+    assert "PYTHONSAFEPATH=1" in only("ENV")
+
+
+def test_the_health_check_needs_no_key_and_no_curl() -> None:
+    command = json.loads(only("HEALTHCHECK").partition(" CMD ")[2])
+    assert command[:2] == ["python", "-c"]
+    compile(command[2], "HEALTHCHECK", "exec")
+    (port, path) = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/]+)", command[2])[0]
+    assert port == only("EXPOSE")
+    assert path in OPEN_PATHS
+
+
+def test_without_a_key_it_refuses() -> None:
+    with pytest.raises(ConfigError, match="--api-key"):
+        ServerConfig(EngineConfig("x"), host="0.0.0.0").check()
+
+
+def test_what_it_copies_is_sent_and_is_all_that_the_wheel_needs() -> None:
+    copied = set()
+    for line in LINES[STAGES[0] : STAGES[-1]]:
+        if line.startswith("COPY "):
+            copied |= set(shlex.split(line)[1:-1])
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == sent
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    needed = {path.split("/")[0] for path in packages} | {project["project"]["readme"]}
+    needed |= set(project["project"]["license-files"])
+    assert needed <= copied
+    assert all((ROOT / path).exists() for path in copied)
