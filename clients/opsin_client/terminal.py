@@ -34,7 +34,7 @@ class Terminal:
         self.messages: list[dict[str, Any]] = []
 
     def run(self, question: str, images: Sequence[Path]) -> None:
-        """One question, or a conversation when there is none. Leaves with one sentence when the server cannot answer."""
+        """One question, or a conversation when there is none. Leaves with one sentence when the server fails it."""
         try:
             self.model = self.model or self.client.models.list().data[0].id
             if self.model == DEMONSTRATION:
