@@ -1,0 +1,38 @@
+"""Held-out accuracy of an exported model for each task, with n and the share of the most frequent answer.
+
+python evaluate.py MODEL_DIR --seed 990017 --batches 150
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from mini_opsin.encoder import Encoder
+from mini_opsin.exam import exam_batches, majority, overall, score
+from mini_opsin.fonts import add_font_options, fonts_from
+from mini_opsin.loading import load_model, load_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--batches", type=int, default=150)
+    add_font_options(parser)
+    args = parser.parse_args()
+    fonts = fonts_from(args)
+    encoder, model = Encoder(load_tokenizer(args.model)), load_model(args.model)
+    exam = exam_batches(encoder, args.seed, args.batches, fonts)
+    table, blind = score(model, exam, torch.float32), majority(exam)
+    print(f"{'task':18s} {'right %':>8s} {'majority %':>10s} {'n':>6s}")
+    for task, (right, n) in sorted(table.items()):
+        print(f"{task:18s} {100 * right / n:8.1f} {blind[task]:10.1f} {n:6d}")
+    print(f"mean over {len(table)} tasks {overall(table)}")
+
+
+if __name__ == "__main__":
+    main()

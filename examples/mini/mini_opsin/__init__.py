@@ -1,0 +1,1 @@
+"""Everything that makes opsin-mini, the embedded demonstration model: its pictures, questions, training and marks."""
