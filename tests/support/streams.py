@@ -59,9 +59,9 @@ class Reader(threading.Thread):
 class RawReader(threading.Thread):
     """Reads one stream as bytes. `clean`: whether HTTP says that it came to its end."""
 
-    def __init__(self, url: str, number: int, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, url: str, number: int, headers: dict[str, str] | None = None, tokens: int = LONG) -> None:
         super().__init__(daemon=True)
-        self._url, self._number, self._headers = url, number, headers
+        self._url, self._number, self._headers, self._tokens = url, number, headers, tokens
         self.text = ""
         self.clean = False
         self.error: BaseException | None = None
@@ -72,7 +72,7 @@ class RawReader(threading.Thread):
         return self.text.count("\n\n")
 
     def run(self) -> None:
-        body = endless(self._number, stream=True, ignore_eos=True)
+        body = endless(self._number, stream=True, ignore_eos=True, max_tokens=self._tokens)
         with httpx.Client(timeout=120, trust_env=False) as client:
             try:
                 with client.stream(

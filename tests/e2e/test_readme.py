@@ -1,0 +1,65 @@
+"""README.md's code blocks, run as a reader runs them. A ```bash or ```python block directly followed by a ```text block
+prints that ("..." stands for anything). Blocks that set things up or never end are not run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTED = "http://127.0.0.1:8000"
+NOT_RUN = re.compile(r"^\s*(make|git clone|pip|docker|podman|kubectl|opsin serve)\b", re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    language: str
+    line: int
+    code: str
+    prints: str | None
+
+
+def blocks() -> list[Block]:
+    text = (ROOT / "README.md").read_text()
+    found = list(FENCE.finditer(text))
+    out = []
+    for this, after in zip(found, [*found[1:], None], strict=True):
+        follows = after is not None and after[1] == "text" and not text[this.end() : after.start()].strip()
+        if this[1] in ("bash", "python"):
+            line = text.count("\n", 0, this.start()) + 1
+            out.append(Block(this[1], line, this[2], after[2] if follows else None))
+    return out
+
+
+RUN = [block for block in blocks() if not NOT_RUN.search(block.code)]
+
+
+def test_the_readme_shows_curl_the_sdk_and_a_stream():
+    shown = [block for block in RUN if block.prints]
+    assert any("curl" in block.code for block in shown if block.language == "bash")
+    python = [block.code for block in shown if block.language == "python"]
+    assert any("OpenAI(" in code and "stream=True" in code for code in python)
+    assert any(DOCUMENTED in block.code for block in shown)
+
+
+def test_the_readme_starts_with_make_serve():
+    assert any(re.search(r"^make serve\b", block.code, re.MULTILINE) for block in blocks())
+
+
+@pytest.mark.parametrize("block", RUN, ids=lambda block: f"{block.language}-line-{block.line}")
+def test_a_block_prints_what_the_readme_shows(served, block):
+    code = block.code.replace(DOCUMENTED, served.url)
+    command = [sys.executable, "-c", code] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
+    environment = served.room.environment(OPENAI_BASE_URL=f"{served.url}/v1")  # for commands that name no server
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    if block.prints is not None:
+        pattern = ".*".join(map(re.escape, block.prints.strip().split("...")))
+        assert re.fullmatch(pattern, done.stdout.strip(), re.DOTALL), f"{done.stdout!r}, not {block.prints!r}"
