@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -38,6 +37,8 @@ class Sample:
 
 @dataclass
 class Cell:
+    """Made when its first sample is there."""
+
     model: str
     system: str
     streams: int
@@ -46,7 +47,12 @@ class Cell:
 
     @property
     def speed(self) -> float:
-        return statistics.median(s.tok_s for s in self.samples) if self.samples else math.nan
+        return statistics.median(s.tok_s for s in self.samples)
+
+    @property
+    def peak(self) -> float:
+        """A busy machine only ever slows down."""
+        return max(s.tok_s for s in self.samples)
 
 
 def measure(system: System, requests: Path, streams: int, new_tokens: int, timeout: float, round_: int) -> Sample:

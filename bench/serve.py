@@ -5,8 +5,8 @@
 
 Closed loop; each request is one fresh 224 x 224 picture, a text of 64 tokens and 128 new tokens that nothing ends
 early. The systems run side by side, but all that are not being measured are frozen (SIGSTOP). The first round tries
-every thread setting on every system; later rounds give each system, at each number of streams, the setting that was
-best for itself. Rounds are interleaved, every other one in reverse order.
+every thread setting on every system; later rounds go on with those near the best, and each system, at each number of
+streams, is compared with the setting that was best for itself. Every other round runs in reverse order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workload import Workload
 STREAMS = (1, 8)
 REQUESTS = {"mini": {1: 4, 8: 16}, "135m": {1: 1, 8: 8}}  # of a sample, by streams
 SHARE = {"mini": 0.3, "135m": 1.0}  # of the time that is left, at most
-HOPELESS = 0.4  # of the best setting's speed
+HOPELESS, NEAR = 0.4, 0.85  # of the best setting's speed
 
 
 @dataclass
@@ -90,22 +90,25 @@ class Comparison:
     def _round(self, systems: list[System], round_: int) -> None:
         for streams in STREAMS:
             for system in systems if round_ % 2 == 0 else reversed(systems):
-                threads = str(system.threads)
-                if self._worth_trying(system, streams) if round_ == 0 else threads == self.best(system.name, streams):
+                if self._in_the_running(system, streams, round_):
                     self._measure(system, streams, round_)
 
-    def _worth_trying(self, system: System, streams: int) -> bool:
-        """Not where a setting was hopeless with fewer streams: spinning threads beside a busy neighbour."""
-        mine, best = (
-            self.cells.get((system.name, STREAMS[0], threads))
-            for threads in (str(system.threads), self.best(system.name, STREAMS[0]))
-        )
-        return streams == STREAMS[0] or not mine or not best or mine.speed > HOPELESS * best.speed
+    def _in_the_running(self, system: System, streams: int, round_: int) -> bool:
+        """The first round tries every setting, but with 8 streams none that was hopeless with one (spinning threads
+        beside a busy neighbour); later rounds go on with those that have come near the best."""
+        if round_ == 0 and streams == STREAMS[0]:
+            return True
+        asked, share = (STREAMS[0], HOPELESS) if round_ == 0 else (streams, NEAR)
+        tried = {c.threads: c.peak for c in self._tried(system.name, asked)}
+        mine = tried.get(str(system.threads))
+        return mine is not None and mine >= share * max(tried.values())
 
     def best(self, system: str, streams: int) -> str:
-        """The thread setting that suited this system best in the first round."""
-        found = [c for (name, n, _), c in self.cells.items() if (name, n) == (system, streams) and c.samples]
-        return max(found, key=lambda c: c.samples[0].tok_s).threads if found else ""
+        """The thread setting that suited this system best."""
+        return max(self._tried(system, streams), key=lambda c: c.speed).threads
+
+    def _tried(self, system: str, streams: int) -> list[Cell]:
+        return [c for (name, n, _), c in self.cells.items() if (name, n) == (system, streams)]
 
     def _measure(self, system: System, streams: int, round_: int) -> None:
         key, options, now = (system.name, streams, str(system.threads)), self.options, time.monotonic()
@@ -153,7 +156,7 @@ def run(options: Options) -> dict[str, Any]:
             comparison = Comparison(name, options, deadline, Path(folder))
             answers[name] = comparison.run()
         cells += comparison.cells.values()
-        best |= {(name, system, n): comparison.best(system, n) for system in KINDS for n in STREAMS}
+        best |= {(name, c.system, c.streams): comparison.best(c.system, c.streams) for c in comparison.cells.values()}
         skipped += comparison.skipped
     workload = {
         "picture": "224 x 224",

@@ -236,7 +236,8 @@ def test_a_drain_timeout_ends_streams_with_an_error_and_not_as_if_they_were_comp
         assert server.room.left() == []
 
 
-def test_a_second_sigterm_ends_it_at_once():
+def test_a_second_sigterm_ends_it_at_once_and_more_of_them_spoil_nothing():
+    """Who is impatient goes on pressing Ctrl-C, also while the engine is being stopped."""
     with Served("--drain-timeout", "300") as server:
         reader = Reader(server.client(), 0)
         all_under_way([reader])
@@ -245,7 +246,10 @@ def test_a_second_sigterm_ends_it_at_once():
         assert reader.is_alive()
         server.signal(signal.SIGTERM)
         assert isinstance(reader.end().error, openai.APIError)
-        server.wait()
+        while server.process.poll() is None:
+            server.signal(signal.SIGTERM)
+            time.sleep(0.1)
+        assert server.wait() == 0
         assert "Traceback" not in server.stderr, server.stderr
         assert server.room.left() == []
 
@@ -306,7 +310,7 @@ def test_a_hundred_sigterms():
     seed = time.time_ns() % 2**32
     print(f"seed {seed}")
     rng = random.Random(seed)
-    cut = slowest = loaded = 0
+    cut, ends, seconds = [], [], []
     for i in range(100):
         with Served("--drain-timeout", "300", ready=False) as server:
             readers = []
@@ -314,7 +318,6 @@ def test_a_hundred_sigterms():
                 server.wait_announced()
                 readers = [Reader(server.client(), n, stream=rng.random() < 0.7, tokens=100) for n in range(6)]
                 time.sleep(rng.random() * 0.5)
-                loaded += 1
             else:
                 time.sleep(rng.random() * 6)
             server.signal(signal.SIGTERM)
@@ -322,13 +325,16 @@ def test_a_hundred_sigterms():
             for reader in readers:
                 error = reader.end().error
                 refused = isinstance(error, openai.InternalServerError) and error.code == "draining"
-                cut += not (refused or (error is None and reader.finish == "length"))
-            assert server.wait() in (0, -signal.SIGTERM)
-            slowest = max(slowest, time.monotonic() - start)
-            assert "Traceback" not in server.stderr, server.stderr
-            assert server.room.left() == []
-    print(f"100 SIGTERMs, {loaded} of them under 6 requests: {cut} answers cut, slowest end {slowest:.1f} s")
-    assert cut == 0
+                if not refused and (error is not None or reader.finish != "length"):
+                    cut.append(f"server {i}: {reader.finish} {error!r}")
+            code = server.wait()
+            seconds.append(time.monotonic() - start)
+            if code not in (0, -signal.SIGTERM) or "Traceback" in server.stderr or server.room.left():
+                ends.append(f"server {i}: {code} {server.room.left()} {server.stderr[-2000:]}")
+    print(f"100 SIGTERMs, half of them under 6 requests; the slowest end took {max(seconds):.1f} s")
+    print(f"{len(cut)} answers cut, {len(ends)} servers with another end than a clean one", *cut, *ends, sep="\n")
+    assert not cut
+    assert not ends
 
 
 # --------------------------------------------------------------------------------------- killed

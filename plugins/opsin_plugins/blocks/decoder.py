@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin_kernels.attention import Layout, packed_attention, paged_attention, write_kv
+from opsin_kernels.linear import linear
 from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
@@ -120,4 +121,4 @@ class Decoder(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """States [M, H] of the rows that need them -> [M, vocab]."""
         x = self.norm(x)
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        return linear(x, self.embedding.weight) if self.head is None else self.head(x)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opsin_kernels.linear import linear
+
 Quantize = Literal["none", "int8"]
 
 
@@ -22,9 +24,6 @@ class DensePart(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
 
     def fill(self, segments: Sequence[Tensor]) -> None:
         at = 0
@@ -94,7 +93,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, slot: Tensor | None = None) -> Tensor:
         """x [T, in] -> [T, out]. slot I64 [T]: each row's adapter slot."""
         if self.dense is not None:
-            out = F.linear(x, self.dense.weight, self.bias)
+            out = linear(x, self.dense.weight, self.bias)
         else:
             assert self.quantized is not None
             out = torch.cat([part(x) for part in self.quantized], -1)
