@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import httpx2
 import openai
 from rich.console import Console
 
@@ -16,9 +17,19 @@ DEMONSTRATION = "opsin-mini"
 ABOUT = "opsin-mini is a demonstration model for drawings, emoji, digits and letters, not for photographs."
 
 
+class NotAServerError(Exception):
+    """Something else answers at the URL."""
+
+
+class NotAPictureError(Exception):
+    """A file whose name says that it is something else."""
+
+
 def image_part(path: Path) -> dict[str, Any]:
     """A picture file as a message part. Raises OSError when it cannot be read."""
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    if not kind.startswith("image/"):
+        raise NotAPictureError(f"{path} is no image file ({kind})")
     data = base64.b64encode(path.read_bytes()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 
@@ -26,7 +37,7 @@ def image_part(path: Path) -> dict[str, Any]:
 class Terminal:
     def __init__(self, url: str, api_key: str, model: str | None, temperature: float, max_tokens: int | None) -> None:
         self.url, self.model = url, model
-        self.client = openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
+        self.api_key = api_key
         self.options: dict[str, Any] = {"temperature": temperature}
         if max_tokens is not None:
             self.options["max_tokens"] = max_tokens
@@ -36,9 +47,10 @@ class Terminal:
     def run(self, question: str, images: Sequence[Path]) -> None:
         """One question, or a conversation when there is none. Leaves with one sentence when the server fails it."""
         try:
-            self.model = self.model or self.client.models.list().data[0].id
+            self.client = openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=0)
+            self.model = self.model or self._first_model()
             if self.model == DEMONSTRATION:
-                Console(stderr=True).print(ABOUT, style="dim")  # apart from the answer, which may be piped
+                say(ABOUT, style="dim")
             parts = [image_part(path) for path in images]
             if question:
                 self.ask(question, parts)
@@ -52,6 +64,10 @@ class Terminal:
             self._leave(f"no server answers at {self.url} (start one: opsin serve)")
         except openai.APIError as error:
             self._leave(error.message)
+        except (NotAPictureError, NotAServerError) as error:
+            self._leave(str(error))
+        except httpx2.InvalidURL as error:
+            self._leave(f"{self.url} is no URL: {error}")
         except OSError as error:
             self._leave(f"{error.filename}: {error.strerror}")
 
@@ -64,17 +80,30 @@ class Terminal:
             stream=True,
             **self.options,
         )
-        answer = ""
+        answer, chunk = "", None
         for chunk in stream:
             text = chunk.choices[0].delta.content if chunk.choices else None
             if text:
                 answer += text
                 self.console.out(text, end="", highlight=False)
+        if chunk is None:
+            raise NotAServerError(f"what answers at {self.url} is no OpenAI-compatible server")
         self.console.print()
         self.messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         return answer
 
+    def _first_model(self) -> str:
+        try:
+            return self.client.models.list().data[0].id
+        except (AttributeError, IndexError, TypeError) as error:  # the SDK, given something that is no list of models
+            raise NotAServerError(f"what answers at {self.url} is no OpenAI-compatible server") from error
+
     @staticmethod
     def _leave(why: str) -> None:
-        Console(stderr=True).print(f"[red]opsin chat:[/red] {why}", highlight=False, soft_wrap=True)
+        say(f"opsin chat: {why}", style="red")
         sys.exit(1)
+
+
+def say(sentence: str, style: str) -> None:
+    """On standard error, apart from the answer, which may be piped; on one line, and with brackets as they are."""
+    Console(stderr=True).print(sentence, style=style, highlight=False, soft_wrap=True, markup=False)

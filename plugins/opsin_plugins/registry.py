@@ -43,8 +43,12 @@ class Registry:
         allow: Iterable[str] | None = None,
         entry_points: Callable[[str], Iterable[metadata.EntryPoint]] = lambda group: metadata.entry_points(group=group),
     ) -> None:
-        """allow: the only plugin names that may be used (`--plugins`); None allows all that are installed."""
+        """allow: the only plugin names that may be used (`--plugins`); None allows all that are installed. Raises
+        PluginError for a name that is not installed."""
         allowed = None if allow is None else frozenset(allow)
+        found = {point.name for group in GROUPS.values() for point in entry_points(group)}
+        if allowed is not None and (unknown := sorted(allowed - found)):
+            raise PluginError(f"--plugins names {', '.join(unknown)}; installed are {', '.join(sorted(found))}")
         self._points: dict[Kind, dict[str, list[metadata.EntryPoint]]] = {}
         for kind, group in GROUPS.items():
             claims: dict[str, list[metadata.EntryPoint]] = {}
@@ -60,7 +64,7 @@ class Registry:
             remote = " (its auto_map names code of its own, which is never run)" if "auto_map" in files.config else ""
             raise PluginError(
                 f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}; "
-                f"installed: {', '.join(sorted(self._points['architecture'])) or 'none'}"
+                f"usable: {', '.join(sorted(self._points['architecture'])) or 'none'}"
             )
         return cast("Architecture", self._load("architecture", max(claimed, key=len)))
 
@@ -90,7 +94,7 @@ class Registry:
     def _load(self, kind: Kind, name: str) -> object:
         points = self._points[kind].get(name)
         if not points:
-            raise PluginError(f"no {kind} plugin is named {name!r}; installed: {', '.join(sorted(self._points[kind]))}")
+            raise PluginError(f"no {kind} plugin is named {name!r}; usable: {', '.join(sorted(self._points[kind]))}")
         if len(points) > 1:
             owners = ", ".join(sorted(p.dist.name if p.dist else p.value for p in points))
             raise PluginError(f"{kind} {name!r} is claimed by {len(points)} distributions: {owners}")

@@ -10,11 +10,14 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from opsin_plugins.spec import SpecError
+from opsin_server import __version__
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
 
 app = typer.Typer(
+    rich_markup_mode=None,  # plain help: no column cuts a flag short
     help="Serve a vision-language model behind the OpenAI API.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,10 +37,25 @@ def size(text: str | int) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"opsin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def serve(
     model: Annotated[
-        Path, typer.Argument(help="A checkpoint directory; without one, the embedded opsin-mini.")
+        Path, typer.Argument(show_default=False, help="A checkpoint directory; without one, the embedded opsin-mini.")
     ] = MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
@@ -62,18 +80,32 @@ def serve(
         int | None, typer.Option(min=2, help="Tokens of prompt and answer. Default: the model's.")
     ] = None,
     max_sequences: Annotated[int, typer.Option(min=1, help="Requests computed at the same time.")] = 64,
-    max_batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens computed in one step.")] = None,
-    kv_memory: Annotated[int | None, typer.Option(parser=size, metavar="SIZE", help="Keys and values.")] = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens computed in one step. Default: 256 on a CPU, else 2048.")
+    ] = None,
+    kv_memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=size, metavar="SIZE", help="Keys and values. Default: what is needed, within a share of memory."
+        ),
+    ] = None,
     encoder_memory: Annotated[
-        int, typer.Option(parser=size, metavar="SIZE", help="Visual tokens kept for pictures that come again.")
+        int,
+        typer.Option(
+            parser=size, metavar="SIZE", show_default="256MiB", help="Visual tokens kept for pictures that come again."
+        ),
     ] = 256 * 2**20,
     prefix_cache: Annotated[bool, typer.Option(help="Keep the keys and values of prompts for prompts alike.")] = True,
     plugins: Annotated[
         str | None, typer.Option(help="Comma-separated names: the only plugins that may be used.")
     ] = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests in flight before new ones get 503.")] = 256,
-    max_body_bytes: Annotated[int, typer.Option(parser=size, metavar="SIZE", help="A request's body.")] = 64 * 2**20,
-    max_image_bytes: Annotated[int, typer.Option(parser=size, metavar="SIZE", help="One image file.")] = 20 * 2**20,
+    max_body_bytes: Annotated[
+        int, typer.Option(parser=size, metavar="SIZE", show_default="64MiB", help="A request's body.")
+    ] = 64 * 2**20,
+    max_image_bytes: Annotated[
+        int, typer.Option(parser=size, metavar="SIZE", show_default="20MiB", help="One image file.")
+    ] = 20 * 2**20,
     max_image_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 40_000_000,
     max_request_pixels: Annotated[int, typer.Option(min=1, help="Pixels of all images of a request.")] = 160_000_000,
     max_images: Annotated[int, typer.Option(min=0, help="Images of a request.")] = 32,
@@ -163,6 +195,6 @@ def doctor() -> None:
 def main() -> None:
     try:
         app()
-    except ConfigError as error:
-        Console(stderr=True).print(f"[red]opsin:[/red] {error}", highlight=False, soft_wrap=True)
+    except (ConfigError, SpecError) as error:
+        Console(stderr=True).print(f"opsin: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         sys.exit(1)

@@ -67,7 +67,7 @@ async def _serve(
     # Imported only now: 0.7 s in which the engine process is loading already.
     from opsin_server.app import create_app
     from opsin_server.prompt.encode import PromptEncoder
-    from opsin_server.serving import bind, serve, url_of
+    from opsin_server.serving import Server, bind, url_of
 
     names = config.served_names or (model_name(files.directory),)
     try:
@@ -76,17 +76,17 @@ async def _serve(
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     with bind(config.host, config.port) as listener:
-        server = asyncio.create_task(serve(app, config, listener=listener))
+        server = Server(app, config, listener)
+        serving = asyncio.create_task(server.serve_until_stopped())
         ready = asyncio.create_task(engine.wait_ready())
-        try:
-            await asyncio.wait({server, ready}, return_when=asyncio.FIRST_COMPLETED)
-            if ready.done():
-                loading.done()
-                seconds = time.monotonic() - loading.started
-                announce(loading.console, config, ready.result(), url_of(listener), names[0], seconds)
-            await server
-        finally:
-            for task in (ready, server):
-                task.cancel()
-                with suppress(asyncio.CancelledError, ConfigError):
-                    await task
+        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        loading.done()
+        if ready.done() and ready.exception() is None:
+            seconds = time.monotonic() - loading.started
+            announce(loading.console, config, ready.result(), url_of(listener), names[0], seconds)
+        elif ready.done():
+            server.stop()
+        await serving
+        if ready.done():
+            ready.result()  # raises what kept the engine from starting
+        ready.cancel()

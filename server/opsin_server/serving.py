@@ -86,7 +86,11 @@ async def serve(
 
 class Server(uvicorn.Server):
     def __init__(
-        self, app: FastAPI, config: ServerConfig, listener: socket.socket, on_started: Callable[[str], None]
+        self,
+        app: FastAPI,
+        config: ServerConfig,
+        listener: socket.socket,
+        on_started: Callable[[str], None] = lambda url: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(

@@ -461,6 +461,23 @@ def test_wrong_addresses_and_methods(server, client):
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
+def test_texts_far_too_long_hold_nobody_up(server, client):
+    """What cannot fit is not tokenized first: that takes seconds a megabyte, in the few threads that all share."""
+    giants = [unit * (BODY_BYTES * 9 // 10 // len(unit)) for unit in (" ", "What is this? ", "<|im_end|>", "1")]
+    cases = [Case(f"{giant[:9]}...", [user(giant)], ("1024",), "context_length_exceeded") for giant in giants]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        start = time.monotonic()
+        refused = [pool.submit(check, client, case) for case in cases]
+        time.sleep(1)
+        answer = client.chat.completions.create(model=MODEL_NAME, messages=[user("Hello")], max_tokens=4)
+        waited = time.monotonic() - start
+        for one in refused:
+            one.result()
+    assert answer.choices[0].message.content
+    assert waited < 5, f"a small request waited for {waited:.1f} s"
+    assert time.monotonic() - start < 10
+
+
 # ------------------------------------------------------------------------------------------------ the census
 
 

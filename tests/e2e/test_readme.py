@@ -53,7 +53,7 @@ def test_the_readme_starts_with_make_serve():
 
 @pytest.mark.parametrize("block", RUN, ids=lambda block: f"{block.language}-line-{block.line}")
 def test_a_block_prints_what_the_readme_shows(served, block):
-    code = block.code.replace(DOCUMENTED, served.url)
+    code = block.code.replace(DOCUMENTED, served.url).replace(".venv/bin", str(Path(sys.executable).parent))
     command = [sys.executable, "-c", code] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
     environment = served.room.environment(OPENAI_BASE_URL=f"{served.url}/v1")  # for commands that name no server
     done = subprocess.run(

@@ -92,8 +92,13 @@ def test_a_clash_is_an_error_for_that_name_alone() -> None:
 
 def test_an_allow_list_hides_the_rest() -> None:
     found = registry(("good", "strangers_module:Good"), ("other", "strangers_module:Good"), allow=["other"])
-    with pytest.raises(PluginError, match="installed: other"):
+    with pytest.raises(PluginError, match="usable: other"):
         found.architecture(files(model_type="good"))
+
+
+def test_an_allow_list_with_a_stranger_is_an_error() -> None:
+    with pytest.raises(PluginError, match="--plugins names absent; installed are good"):
+        registry(("good", "strangers_module:Good"), allow=["good", "absent"])
 
 
 def test_every_built_in_loads() -> None:

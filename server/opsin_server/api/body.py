@@ -100,7 +100,9 @@ def path(location: tuple[int | str, ...]) -> str:
 
 
 def _sentence(message: str) -> str:
-    message = message.removeprefix("Input should be ")
+    if message.startswith(("List", "Tuple")):  # "... should have at least 1 item after validation, not 0"
+        message = message.split(" after validation")[0]
+    message = message.replace("Input should be ", "it must be ").removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 

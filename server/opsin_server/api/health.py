@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
+from opsin_server import __version__
 from opsin_server.api.engine import why_not_live, why_not_ready
 from opsin_server.api.services import ServicesDep
 
@@ -38,4 +39,4 @@ async def metrics(services: ServicesDep) -> Response:
 
 @router.get("/version")
 async def version(services: ServicesDep) -> Response:
-    return JSONResponse({"version": services.version})
+    return JSONResponse({"version": __version__, "model": services.names[0], "fingerprint": services.version})

@@ -91,7 +91,8 @@ def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device) -
     scheme = quantization.get("quant_method") or quantization.get("quant_algo") or "unnamed"
     raise ConfigError(
         f"quantization_config {scheme!r} cannot be loaded by this version. In 16 bit this model needs "
-        f"{2 * parameters:,} bytes of weights; {free_bytes(device):,} are free on {device.type}"
+        f"{2 * parameters:,} bytes of weights; {free_bytes(device):,} are free on {device.type}. Serve the "
+        "unquantized checkpoint (with --quantize int8 its linears take half of that)"
     )
 
 
@@ -106,8 +107,10 @@ def resolve(
             f"{device.type} (--dtype or --quantize int8 make them smaller)"
         )
     item, decoder = dtype.itemsize, spec.decoder
+    if config.max_context is not None and config.max_context > spec.max_positions:
+        raise ConfigError(f"--max-context {config.max_context}: this model was made for {spec.max_positions} positions")
     per_block = kv_bytes_per_token(decoder, item) * config.block_size
-    context = min(config.max_context or spec.max_positions, spec.max_positions)
+    context = config.max_context or spec.max_positions
     wanted = config.max_sequences * -(-context // config.block_size) * per_block
     share = int((free - weights) * KV_SHARE[device.type])
     kv_bytes = config.kv_memory if config.kv_memory is not None else min(wanted, share, KV_LIMIT[device.type])

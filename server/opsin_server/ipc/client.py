@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -35,6 +36,8 @@ from opsin_server.ipc.messages import (
     pack,
     unpack_from_engine,
 )
+
+log = logging.getLogger("opsin.ipc")
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 MAX_RESTARTS = 5  # deaths in a row without one finished request
@@ -177,9 +180,12 @@ class EngineClient:
             self._deaths += 1
             if self.ready is None or self._deaths > MAX_RESTARTS:
                 self.failure = reason
+                if self.ready is not None:
+                    log.error("%s; it is not started again", reason)
                 self._set("failed")
                 return
             self.restarts += 1
+            log.warning("%s; starting it again (%d of %d in a row)", reason, self._deaths, MAX_RESTARTS)
             self._set("restarting")
             await asyncio.sleep(min(10.0, 0.1 * 2**self._deaths) if self._deaths > 1 else 0)
 
@@ -212,7 +218,7 @@ class EngineClient:
                 listener.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await listener
-            return said[0] if said else f"the engine process ended with {code}"
+            return said[0] if said else f"the engine process ended with {_ending(code)}"
         finally:
             if self._process is not None and self._process.returncode is None:
                 self._process.kill()
@@ -260,6 +266,10 @@ class EngineClient:
     def _set(self, state: State) -> None:
         self.state = state
         self._changed.set()
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def engine_environment(config: EngineConfig) -> dict[str, str]:

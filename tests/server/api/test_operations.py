@@ -21,6 +21,7 @@ from fake_engine import FakeEngine, Script
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import post, read_all, wait_for
 
+from opsin_server import __version__
 from opsin_server.errors import ConfigError
 from opsin_server.serving import bind, url_of
 
@@ -69,7 +70,9 @@ def test_models_and_version(start: Any) -> None:
     assert first.model_extra == {"max_model_len": None}
     engine.state = "ready"
     assert server.client().models.retrieve(second.id).model_extra == {"max_model_len": 1000}
-    assert json.loads(get(server, "/version")[2]) == {"version": "v1-test"}
+    said = json.loads(get(server, "/version")[2])
+    assert said["fingerprint"] == "v1-test"
+    assert said["version"] == __version__
 
 
 def test_metrics_count_what_happened(start: Any) -> None:
