@@ -51,7 +51,7 @@ def create_app(
         metrics=Metrics(),
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
     )
-    services.metrics.watch(lambda: engine.stats, lambda: len(services.admission))
+    services.metrics.watch(lambda: engine.stats, lambda: len(services.admission), lambda: engine.restarts)
     app = FastAPI(
         title="Opsin",
         lifespan=_lifespan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -149,6 +150,7 @@ def serve(
         media_allow=tuple(media_allow or ()),
     )
     run(config)
+    os._exit(0)  # a thread that waits for a name server which never answers must not keep the process
 
 
 @app.command()

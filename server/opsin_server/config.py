@@ -52,6 +52,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raises ConfigError for what must not start."""
+        if not all(key.strip() for key in self.api_keys):
+            raise ConfigError("--api-key is empty (or OPSIN_API_KEY is): a key that anybody could send guards nothing")
         if not self.api_keys and not self.allow_remote_without_key and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} is reachable from outside and no key is set: give --api-key, or "

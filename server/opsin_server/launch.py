@@ -31,8 +31,12 @@ def run(config: ServerConfig) -> None:
     logging.basicConfig(level=os.environ.get("OPSIN_LOG_LEVEL", "INFO"), format="%(levelname)s %(name)s %(message)s")
     for chatty in ("uvicorn", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    with suppress(asyncio.CancelledError):  # told to stop before it served
-        uvloop.run(_run(config))
+    try:
+        with suppress(asyncio.CancelledError):  # told to stop before it served
+            uvloop.run(_run(config))
+    finally:
+        for number in SIGNALS:  # impatience must not spoil an end that is clean
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _run(config: ServerConfig) -> None:
@@ -79,14 +83,16 @@ async def _serve(
         server = Server(app, config, listener)
         serving = asyncio.create_task(server.serve_until_stopped())
         ready = asyncio.create_task(engine.wait_ready())
-        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-        loading.done()
-        if ready.done() and ready.exception() is None:
-            seconds = time.monotonic() - loading.started
-            announce(loading.console, config, ready.result(), url_of(listener), names[0], seconds)
-        elif ready.done():
-            server.stop()
-        await serving
-        if ready.done():
-            ready.result()  # raises what kept the engine from starting
-        ready.cancel()
+        try:
+            await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+            loading.done()
+            if ready.done():
+                seconds = time.monotonic() - loading.started
+                announce(loading.console, config, ready.result(), url_of(listener), names[0], seconds)
+            await serving
+        finally:  # also when the engine did not start, or a signal came before `serve` had its own
+            server.should_exit = True
+            ready.cancel()
+            await asyncio.wait({serving, ready})
+            if not ready.cancelled():
+                ready.exception()

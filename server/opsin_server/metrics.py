@@ -82,17 +82,21 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def watch(self, stats: Callable[[], EngineStats], in_flight: Callable[[], int]) -> None:
+    def watch(
+        self, stats: Callable[[], EngineStats], in_flight: Callable[[], int], restarts: Callable[[], int]
+    ) -> None:
         """Publishes the newest of the engine's own counts whenever Prometheus asks."""
-        self.registry.register(_EngineCollector(stats, in_flight))
+        self.registry.register(_EngineCollector(stats, in_flight, restarts))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
 
 class _EngineCollector(Collector):
-    def __init__(self, stats: Callable[[], EngineStats], in_flight: Callable[[], int]) -> None:
-        self._stats, self._in_flight = stats, in_flight
+    def __init__(
+        self, stats: Callable[[], EngineStats], in_flight: Callable[[], int], restarts: Callable[[], int]
+    ) -> None:
+        self._stats, self._in_flight, self._restarts = stats, in_flight, restarts
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
@@ -106,6 +110,7 @@ class _EngineCollector(Collector):
             blocks.add_metric((state,), count)
         yield blocks
         yield _gauge("opsin_encoder_cache_bytes", "Visual tokens in the encoder cache.", stats.encoder_bytes)
+        yield _count("opsin_engine_restarts", "Times the engine was started again.", self._restarts())
         yield _count("opsin_steps", "Steps of the engine.", stats.steps)
         yield _count("opsin_preemptions", "Requests put back to be computed again.", stats.preemptions)
         yield _count("opsin_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries)

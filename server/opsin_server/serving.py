@@ -131,6 +131,8 @@ class Server(uvicorn.Server):
             self._drain = asyncio.get_running_loop().create_task(self._finish())
             return
         self.force_exit = self.should_exit
+        if self.force_exit:  # uvicorn would log how its own tasks were cut off
+            logging.getLogger("uvicorn.error").disabled = True
         self._end_all("The server was told to stop at once")
         self.should_exit = True
 
@@ -203,8 +205,8 @@ def _signals(server: Server) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
+        for number in SIGNALS:  # not removed: another signal would kill what is ending already
+            loop.add_signal_handler(number, log.debug, "ending already")
 
 
 @contextmanager

@@ -3,22 +3,39 @@ input and keeps that pipe open: when the API process dies, however it dies, the 
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import threading
-import time
+import signal
 
-import msgspec
-import torch
+# A signal to the whole group (systemd, a container's end) is for the API process, which drains. Before the imports
+# below: they take seconds.
+for _number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(_number, signal.SIG_IGN)
 
-from opsin_plugins.spec import SpecError
-from opsin_server.config import EngineConfig
-from opsin_server.engine.engine import Engine
-from opsin_server.engine.load import load_engine
-from opsin_server.errors import ConfigError
-from opsin_server.ipc.door import Door
-from opsin_server.ipc.messages import Arrays, Cancel, Failed, Output, Outputs, Progress, Stop, Submit, ToEngine
+import logging  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+
+import msgspec  # noqa: E402
+import torch  # noqa: E402
+
+from opsin_plugins.spec import SpecError  # noqa: E402
+from opsin_server.config import EngineConfig  # noqa: E402
+from opsin_server.engine.engine import Engine  # noqa: E402
+from opsin_server.engine.load import load_engine  # noqa: E402
+from opsin_server.errors import ConfigError  # noqa: E402
+from opsin_server.ipc.door import Door  # noqa: E402
+from opsin_server.ipc.messages import (  # noqa: E402
+    Arrays,
+    Cancel,
+    Failed,
+    Output,
+    Outputs,
+    Progress,
+    Stop,
+    Submit,
+    ToEngine,
+)
 
 HEARTBEAT = 1.0  # seconds between signs of life when idle
 PROGRESS = 0.1  # seconds between reports while loading

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Room:
 
 
 class Process:
-    """A program with its own session, so that all that descends from it can be found, and its output in files."""
+    """A program with a job of its own, as a shell starts it, and its output in files."""
 
     def __init__(self, *arguments: str, room: Room | None = None, env: dict[str, str] | None = None) -> None:
         self.room = room or Room()
@@ -91,19 +92,26 @@ class Process:
         return self._out.read_text()
 
     def family(self) -> list[int]:
-        """Itself and all that descends from it, without zombies that nobody has waited for yet."""
+        """Itself and all that descends from it, whatever sessions they made and whoever has inherited them: known by
+        the home that it was given."""
+        home = f"HOME={self.room.folder / 'home'}".encode()
         pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        return [pid for pid in pids if session_of(pid) == self.pid]
+        return [pid for pid in pids if home in environment_of(pid) and alive(pid)]
 
     def children(self) -> list[int]:
-        return [pid for pid in self.family() if pid != self.pid]
+        return [pid for pid in self.family() if parent_of(pid) == self.pid]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def signal_all(self, number: int) -> None:
-        """What Ctrl-C in a terminal does, and systemd when it stops a service."""
+    def signal_job(self, number: int) -> None:
+        """What a terminal does on Ctrl-C: to every process of the job."""
         os.killpg(self.pid, number)
+
+    def signal_all(self, number: int) -> None:
+        """What systemd does to stop a service: to every process of it."""
+        for pid in self.family():
+            os.kill(pid, number)
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """The exit code; nothing that it started is alive then."""
@@ -114,7 +122,8 @@ class Process:
     def discard(self) -> None:
         """Ends what is left of it, however the test ended."""
         for pid in self.family():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
         self.room.remove()
 
@@ -205,13 +214,24 @@ def _client_options(options: dict[str, Any]) -> dict[str, Any]:
     return {"api_key": "none", "max_retries": 0, "timeout": 120.0, **options}
 
 
-def session_of(pid: int) -> int | None:
+def parent_of(pid: int) -> int | None:
     """None for a process that is gone, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[3])
+    return None if fields[0] in "ZX" else int(fields[1])
+
+
+def alive(pid: int) -> bool:
+    return parent_of(pid) is not None
+
+
+def environment_of(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def open_files(pid: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -25,7 +26,7 @@ from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit
 from opsin_server.media.load import load_images
 from opsin_server.prompt.detokenizer import Detokenizer
 from opsin_server.prompt.encode import Prompt
-from opsin_server.prompt.messages import image_parts
+from opsin_server.prompt.messages import Message, TextPart, image_parts
 from opsin_server.prompt.stops import StopFinder
 
 router = APIRouter()
@@ -55,6 +56,7 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     exchange.model = body.model
     messages = to_prompt(body.messages)
     services.encoder.check(messages)
+    check_length(messages, services.encoder.tokenizer.longest_token, facts(services.engine).max_context)
     images = image_parts(messages)
     pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
     prompt = await services.encode(messages, pixels)
@@ -69,6 +71,18 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     reader = Reader(Detokenizer(tokenizer), StopFinder(body.stop or ()), tokenizer)
     identity = Identity(message.request_id, body.model, services.version)
     return Generation(identity, stream, reader, bool(body.logprobs), exchange, services.metrics)
+
+
+def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
+    """Before anything is fetched or tokenized, which takes seconds a megabyte. Raises BadRequest."""
+    size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
+    if size > context * longest_token:
+        raise BadRequest(
+            f"The model's context holds {context} tokens, at most {context * longest_token:,} characters; the messages "
+            f"have {size:,}. Shorten them",
+            param="messages",
+            code="context_length_exceeded",
+        )
 
 
 def submission(body: ChatRequest, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:

@@ -45,6 +45,9 @@ class Engine(Protocol):
     @property
     def heard(self) -> float: ...
 
+    @property
+    def restarts(self) -> int: ...
+
     def submit(self, message: Submit, arrays: Arrays) -> TokenStream: ...
 
 

@@ -170,7 +170,11 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         while True:
-            reason = await self._run_once()
+            try:
+                reason = await self._run_once()
+            except (OSError, zmq.ZMQError) as error:
+                reason = f"the engine process cannot be started: {error}"
+                self._spawned.set()
             for stream in self._streams.values():
                 stream.fail("the engine stopped while it worked on this request")
             self._streams.clear()

@@ -42,6 +42,8 @@ class Tokenizer:
         if missing := set(guard) - self.marker_ids:
             raise SpecError(f"{directory}: tokenizer.json has no token of its own for the ids {sorted(missing)}")
         self.vocab_size = 1 + max([*_ids(document["model"]), *tokens])
+        # Bytes that one token can stand for, at most: what no context can hold need not be tokenized to know it.
+        self.longest_token = max(len(text.encode()) for text in backend.get_vocab())
         self._added = {i: token.content.encode() for i, token in tokens.items()}
         self._special = frozenset(i for i, token in tokens.items() if token.special)
         self._plain = plain_tokenizer(document, backend, markers.values())

@@ -88,6 +88,8 @@ class FakeEngine:
     arrays: list[Arrays] = field(default_factory=list)
     silent_since: float | None = None
 
+    restarts = 0
+
     @property
     def heard(self) -> float:
         return time.monotonic() if self.silent_since is None else self.silent_since
