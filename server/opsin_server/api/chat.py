@@ -73,10 +73,14 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     return Generation(identity, stream, reader, bool(body.logprobs), exchange, services.metrics)
 
 
+FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
+
+
 def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
-    """Before anything is fetched or tokenized, which takes seconds a megabyte. Raises BadRequest."""
+    """Before anything is fetched or tokenized, which takes seconds a megabyte: what cannot fit by far. Raises BadRequest;
+    what is nearer to the limit is tokenized, and refused with exact numbers."""
     size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
-    if size > context * longest_token:
+    if size > FAR_TOO_LONG * context * longest_token:
         raise BadRequest(
             f"The model's context holds {context} tokens, at most {context * longest_token:,} characters; the messages "
             f"have {size:,}. Shorten them",
