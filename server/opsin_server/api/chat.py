@@ -77,7 +77,7 @@ FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
 
 
 def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
-    """Before anything is fetched or tokenized (seconds a megabyte): refuses what cannot fit by far. What is nearer to the
+    """Refuses what cannot fit by far, before it is fetched or tokenized (seconds a megabyte). What is nearer to the
     limit is tokenized, and refused with exact numbers. Raises BadRequest."""
     size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
     if size > FAR_TOO_LONG * context * longest_token:
