@@ -1,8 +1,31 @@
-"""Before torch is imported anywhere: one thread, and waiting threads sleep."""
+"""Before torch is imported: one thread, and waiting threads sleep. And the server that end-to-end tests share."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.served import Served
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    """`opsin serve` with nothing but defaults, one a worker. What runs on it gives everything back."""
+    from support.served import Served  # only for those who need it
+
+    server = Served()
+    try:
+        yield server
+        server.wait_idle()
+        server.close()
+    finally:
+        server.discard()

@@ -57,6 +57,16 @@ def three(config: Config, key: str, default: Sequence[float]) -> tuple[float, fl
     return float(value[0]), float(value[1]), float(value[2])
 
 
+def standard_pixels(preprocessor: Config, steps: Sequence[str]) -> None:
+    """Raises SpecError for a preprocessor that leaves out a step, or scales otherwise than by 1/255."""
+    for step in steps:
+        if preprocessor.get(step) is False:
+            raise SpecError(f"preprocessor {step}: false is not supported")
+    factor = number(preprocessor, "rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
+        raise SpecError(f"preprocessor rescale_factor {factor} is not supported (1/255 is)")
+
+
 def token_ids(value: object) -> tuple[int, ...]:
     """An eos_token_id: absent, one id, or several."""
     if value is None:

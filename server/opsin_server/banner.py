@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
 
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
@@ -42,7 +41,6 @@ class Loading:
 
 def announce(console: Console, config: ServerConfig, ready: Ready, url: str, name: str, seconds: float) -> None:
     memory = ready.memory
-    table = Table.grid(padding=(0, 2))
     rows = [
         ("url", url),
         ("model", f"{name}  ({config.engine.model})"),
@@ -58,11 +56,10 @@ def announce(console: Console, config: ServerConfig, ready: Ready, url: str, nam
         ("visual tokens", f"{_size(memory.encoder_bytes)} of cache; {_size(memory.free_before)} of memory were free"),
         ("ready after", f"{seconds:.1f} s"),
     ]
-    for title, value in rows:
-        table.add_row(f"[bold]{title}[/bold]", value)
-    console.print(table, highlight=False)
+    for title, value in rows:  # whole lines: this is read in logs as often as in a terminal
+        console.print(f"{title:<15}{value}", soft_wrap=True, highlight=False, markup=False)
     if Path(config.engine.model) == MODEL:
-        console.print(ABOUT, highlight=False)
+        console.print(ABOUT, soft_wrap=True, highlight=False)
     console.print("\nAsk it about a picture:\n", highlight=False)
     console.print(curl(url, name, bool(config.api_keys)), soft_wrap=True, highlight=False, markup=False)
 

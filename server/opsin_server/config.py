@@ -54,6 +54,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raises ConfigError for what must not start."""
         if not all(key.strip() for key in self.api_keys):
             raise ConfigError("--api-key is empty (or OPSIN_API_KEY is): a key that anybody could send guards nothing")
+        if not all(name.strip() for name in self.served_names):
+            raise ConfigError("--served-model-name is empty: no request could name the model")
         if not self.api_keys and not self.allow_remote_without_key and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} is reachable from outside and no key is set: give --api-key, or "

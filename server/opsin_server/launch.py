@@ -22,13 +22,16 @@ from opsin_server.errors import ConfigError
 from opsin_server.fingerprint import fingerprint
 from opsin_server.ipc.client import EngineClient
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(config: ServerConfig) -> None:
     """Returns when the server has stopped and no child is left. Raises ConfigError for what stops it from starting."""
     config.check()
-    logging.basicConfig(level=os.environ.get("OPSIN_LOG_LEVEL", "INFO"), format="%(levelname)s %(name)s %(message)s")
+    level = os.environ.get("OPSIN_LOG_LEVEL", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(f"OPSIN_LOG_LEVEL={level!r} is not one of {', '.join(logging.getLevelNamesMapping())}")
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
     for chatty in ("uvicorn", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:

@@ -78,6 +78,8 @@ class Metrics:
         self.image_tokens = Counter("opsin_image_tokens", "Tokens of prompts that are images.", registry=registry)
         self.generation_tokens = Counter("opsin_generation_tokens", "Generated tokens.", registry=registry)
 
+        self.broken = Counter("opsin_requests_broken", "Answers that failed after they had begun.", registry=registry)
+
     def answered(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)

@@ -27,7 +27,7 @@ LAST_WORDS_SECONDS = 2.0  # for streams that the drain timeout has ended
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection, so that none is closed under their hands
 DEAD_PEER_SECONDS = 60  # a client that reads nothing, or has vanished, is disconnected after this
 HEAD_SECONDS = 30.0  # once or twice this, and a connection must have sent its request's head
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: a terminal was closed
 
 log = logging.getLogger("opsin.serving")
 
@@ -73,18 +73,9 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def serve(
-    app: FastAPI,
-    config: ServerConfig,
-    *,
-    listener: socket.socket | None = None,
-    on_started: Callable[[str], None] = lambda url: None,
-) -> None:
-    """Serves until SIGTERM or SIGINT has been obeyed. `on_started` gets the URL; port 0 takes a free port."""
-    await Server(app, config, listener or bind(config.host, config.port), on_started).serve_until_stopped()
-
-
 class Server(uvicorn.Server):
+    """Serves until SIGTERM or SIGINT has been obeyed. `on_started` gets the URL; port 0 takes a free port."""
+
     def __init__(
         self,
         app: FastAPI,

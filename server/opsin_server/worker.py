@@ -7,14 +7,16 @@ import signal
 
 # A signal to the whole group (systemd, a container's end) is for the API process, which drains. Before the imports
 # below: they take seconds.
-for _number in (signal.SIGTERM, signal.SIGINT):
+for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(_number, signal.SIG_IGN)
 
 import logging  # noqa: E402
 import os  # noqa: E402
+import shutil  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import msgspec  # noqa: E402
 import torch  # noqa: E402
@@ -45,12 +47,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     address = sys.argv[1]
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_leave_with_parent, args=(address,), daemon=True).start()
     torch.set_num_threads(config.threads)
     door = Door(address)
     try:
         engine, ready = load_engine(config, _Reporter(door))
-    except (ConfigError, SpecError, ValueError) as error:
+    except (ConfigError, SpecError, ValueError, OSError) as error:
         door.send(Failed(str(error)))
         door.close()
         sys.exit(1)
@@ -96,9 +98,10 @@ def _handle(engine: Engine, message: ToEngine, arrays: Arrays | None) -> list[Ou
     return []
 
 
-def _leave_with_parent() -> None:
+def _leave_with_parent(address: str) -> None:
     while os.read(0, 4096):
         pass
+    shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)  # its owner could not
     os._exit(1)  # not sys.exit: the step that runs may be long, and nobody is left to hear of it
 
 

@@ -372,6 +372,7 @@ def test_an_engine_killed_under_load_is_an_error_for_each_request_and_starts_aga
         found = server.metrics()
         assert found["opsin_engine_restarts_total"] == 1
         assert found['opsin_requests_total{route="/v1/chat/completions",status="500"}'] == 2
+        assert found["opsin_requests_broken_total"] == 6
 
         engine = server.engine
         os.kill(engine, signal.SIGKILL)  # now with nothing to do

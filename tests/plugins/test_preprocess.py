@@ -73,6 +73,15 @@ def test_smart_sizes_are_the_published_ones(height: int, width: int, factor: int
     assert smart_size(height, width, factor, *limits) == smart_resize(height, width, factor, *limits)
 
 
+@pytest.mark.parametrize("change", [{"do_rescale": False}, {"do_normalize": False}, {"rescale_factor": 0.5}])
+@pytest.mark.parametrize("family", list(PUBLISHED))
+def test_a_preprocessor_that_leaves_a_step_out_is_refused(family: str, change: dict[str, object]) -> None:
+    config = json.loads(json.dumps({"qwen2_vl": tiny.qwen2_vl, "llava": tiny.llava}[family]().config.to_dict()))
+    files = ModelFiles(Path(), config, {**tiny.PREPROCESSOR[family], **change})
+    with pytest.raises(SpecError, match=next(iter(change))):
+        PUBLISHED[family][0].spec(files)
+
+
 def test_a_budget_shrinks_what_can_be_resized() -> None:
     image = oracle.picture(0, 400, 400)
     for family, shrinks in (("qwen2_vl", True), ("llava", False)):

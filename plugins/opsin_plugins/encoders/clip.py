@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, number, three
+from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
 from opsin_plugins.images import center_crop, patches, resize_shortest
 from opsin_plugins.spec import (
     API_VERSION,
@@ -52,6 +52,7 @@ class Clip:
         )
 
     def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
+        standard_pixels(preprocessor, ("do_resize", "do_center_crop", "do_rescale", "do_normalize"))
         side = integer(config, "image_size", 224)
         size, crop = preprocessor.get("size", side), preprocessor.get("crop_size", side)
         edge = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, number, three
+from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
 from opsin_plugins.images import patches, resize, smart_size
 from opsin_plugins.spec import API_VERSION, U8, ImageBudget, ImageSpec, Rename, Rule, TowerSpec
 
@@ -36,6 +36,7 @@ class Qwen2VLEncoder:
 
     def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
         """Both published forms of the limits: min_pixels and max_pixels, or size with its edges."""
+        standard_pixels(preprocessor, ("do_resize", "do_rescale", "do_normalize"))
         size = preprocessor.get("size")
         edges = size if isinstance(size, Mapping) else {}
         return ImageSpec(

@@ -81,6 +81,8 @@ class ExchangeMiddleware:
     def _record(self, exchange: Exchange) -> None:
         seconds = exchange.seconds()
         self._metrics.answered(exchange.route, exchange.status or CLIENT_GONE, seconds)
+        if exchange.end == "failed":
+            self._metrics.broken.inc()
         if exchange.model is not None:
             self._metrics.prompt_tokens.inc(exchange.prompt_tokens)
             self._metrics.image_tokens.inc(exchange.image_tokens)

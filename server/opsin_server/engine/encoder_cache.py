@@ -23,6 +23,9 @@ class EncoderCache(Generic[Features]):
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._sizes
 
+    def __len__(self) -> int:
+        return len(self._sizes)
+
     def __getitem__(self, digest: bytes) -> Features:
         return self._features[digest]
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -40,7 +41,8 @@ from opsin_server.ipc.messages import (
 log = logging.getLogger("opsin.ipc")
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
-MAX_RESTARTS = 5  # deaths in a row without one finished request
+MAX_RESTARTS = 5  # deaths in a row, without one finished request or STEADY_SECONDS of being ready between them
+STEADY_SECONDS = 300.0
 STOP_SECONDS = 5.0
 
 
@@ -119,7 +121,8 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
-        self._deaths = 0  # in a row, without a finished request between them
+        self._deaths = 0
+        self._ready_since = time.monotonic()
 
     @property
     def pid(self) -> int | None:
@@ -181,6 +184,8 @@ class EngineClient:
             self.stats = Stats()
             if self.state == "stopped":
                 return
+            if time.monotonic() - self._ready_since > STEADY_SECONDS:
+                self._deaths = 0
             self._deaths += 1
             if self.ready is None or self._deaths > MAX_RESTARTS:
                 self.failure = reason
@@ -244,7 +249,7 @@ class EngineClient:
             elif isinstance(message, Failed):
                 said.append(message.message)
             else:
-                self.ready = message
+                self.ready, self._ready_since = message, time.monotonic()
                 self._set("ready")
 
     def _deliver(self, output: Output) -> None:
@@ -273,6 +278,8 @@ class EngineClient:
 
 
 def _ending(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "signal 9 (is there enough memory?)"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 

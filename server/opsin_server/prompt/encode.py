@@ -74,6 +74,8 @@ class PromptEncoder:
             positions, delta = self._architecture.positions(expanded, items, self._spec)
         except SpecError as error:
             raise BadRequest(str(error), param=parts[0].param if parts else "messages") from error
+        if expanded.memory_range is not None:
+            raise BadRequest(f"{self._spec.family}: memory ranges are not served by this version", param="messages")
         self._check_ids(expanded)
         return Prompt(expanded.ids, positions, delta, expanded.spans, items)
 

@@ -6,13 +6,14 @@ from fake_engine import FakeEngine, Script
 from running_server import NAMES, config
 
 from opsin_server.app import create_app
-from opsin_server.serving import serve
+from opsin_server.serving import Server, bind
 
 
 async def main() -> None:
     engine = FakeEngine(Script(b"x" * 40, delay=0.01))
     app = create_app(config(), engine, FakeEncoder(), NAMES, "v1-test", (END,))  # type: ignore[arg-type]
-    await serve(app, config(), on_started=lambda url: print(url, flush=True))
+    listener = bind(config().host, config().port)
+    await Server(app, config(), listener, lambda url: print(url, flush=True)).serve_until_stopped()
 
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = {b for s in self.scheduler.running for b in s.blocks}
         assert self.blocks.used == len(held)
         assert all(not s.blocks for s in self.scheduler.waiting)
+        assert self.encoder.bytes <= self.encoder.budget or len(self.encoder) == 1, "one too large may be in alone"
         if not self.scheduler.running:
             assert self.encoder.pinned == 0
 
