@@ -57,6 +57,13 @@ def three(config: Config, key: str, default: Sequence[float]) -> tuple[float, fl
     return float(value[0]), float(value[1]), float(value[2])
 
 
+def integers(config: Config, key: str, default: Sequence[int] = ()) -> tuple[int, ...]:
+    value = config.get(key, default)
+    if not isinstance(value, Sequence) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        raise SpecError(f"{key} must be a list of integers, got {_shown(value)}")
+    return tuple(value)
+
+
 def standard_pixels(preprocessor: Config, steps: Sequence[str]) -> None:
     """Raises SpecError for a preprocessor that leaves out a step, or scales otherwise than by 1/255."""
     for step in steps:

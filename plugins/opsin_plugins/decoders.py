@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opsin_plugins.configs import Config, activation, flag, integer, number
-from opsin_plugins.spec import Concat, DecoderSpec, Ignore, Rename, RopeSpec, Rule, SpecError
+from opsin_plugins.spec import Concat, DecoderSpec, Ignore, Rename, RopeScaling, RopeSpec, Rule, SpecError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,17 @@ TEXT: Mapping[str, TextDefaults] = {
 }
 
 
-def decoder_spec(config: Config, tied: bool, defaults: TextDefaults, mrope: bool = False) -> DecoderSpec:
-    """Raises SpecError for what this decoder does not do: rope scaling, sliding windows."""
+def decoder_spec(
+    config: Config,
+    tied: bool,
+    defaults: TextDefaults,
+    *,
+    mrope: bool = False,
+    replaced: tuple[int, ...] = (),
+    extra_embeddings: int = 0,
+) -> DecoderSpec:
+    """Raises SpecError for what this decoder does not do: sliding windows, rope types other than those of
+    `RopeScaling`."""
     width, heads = (
         integer(config, "hidden_size", defaults.width),
         integer(config, "num_attention_heads", defaults.heads),
@@ -49,10 +58,13 @@ def decoder_spec(config: Config, tied: bool, defaults: TextDefaults, mrope: bool
     if isinstance(window, int) and config.get("use_sliding_window", True) and window < max_positions(config, defaults):
         raise SpecError(f"sliding_window {window} is not supported yet: this decoder attends to the whole context")
     bias = flag(config, "attention_bias", defaults.qkv_bias)
+    layers = integer(config, "num_hidden_layers", defaults.layers)
+    if replaced and (sorted(set(replaced)) != list(replaced) or replaced[-1] >= layers):
+        raise SpecError(f"cross_attention_layers {replaced} of {layers} layers")
     return DecoderSpec(
         vocab=integer(config, "vocab_size", defaults.vocab),
         width=width,
-        layers=integer(config, "num_hidden_layers", defaults.layers),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -64,6 +76,8 @@ def decoder_spec(config: Config, tied: bool, defaults: TextDefaults, mrope: bool
         out_bias=bias and not defaults.qkv_bias,
         mlp_bias=flag(config, "mlp_bias"),
         tied=tied,
+        extra_embeddings=extra_embeddings,
+        replaced=replaced,
     )
 
 
@@ -78,17 +92,32 @@ def rope_spec(config: Config, head_dim: int, theta: float, mrope: bool) -> RopeS
         value = config.get(key)
         if isinstance(value, Mapping):
             merged.update(value)
-    kind = merged.get("rope_type", merged.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise SpecError(f"rope type {kind!r} is not supported yet (default and mrope are)")
+    base, scaling = number(merged, "rope_theta"), _rope_scaling(merged)
     sections = merged.get("mrope_section", ())
     if not mrope:
-        return RopeSpec(number(merged, "rope_theta"))
+        return RopeSpec(base, scaling=scaling)
     if not isinstance(sections, Sequence) or len(sections) != 3 or sum(sections) != head_dim // 2:
         raise SpecError(
             f"mrope_section {sections!r} must be three numbers that sum to half the head size, {head_dim // 2}"
         )
-    return RopeSpec(number(merged, "rope_theta"), tuple(int(s) for s in sections))
+    return RopeSpec(base, tuple(int(s) for s in sections), scaling)
+
+
+def _rope_scaling(config: Config) -> RopeScaling | None:
+    kind = config.get("rope_type", config.get("type", "default"))
+    if kind in ("default", "mrope"):
+        return None
+    factor = number(config, "factor", 1.0)
+    if factor <= 0:
+        raise SpecError(f"rope factor {factor} is not above 0")
+    if kind == "linear":
+        return RopeScaling("linear", factor)
+    if kind != "llama3":
+        raise SpecError(f"rope type {kind!r} is not supported (default, linear, llama3 and mrope are)")
+    low, high = number(config, "low_freq_factor"), number(config, "high_freq_factor")
+    if low >= high:
+        raise SpecError(f"rope low_freq_factor {low} is not below high_freq_factor {high}")
+    return RopeScaling("llama3", factor, low, high, integer(config, "original_max_position_embeddings"))
 
 
 def decoder_rules(spec: DecoderSpec, layers: str, embedding: str, norm: str, head: str) -> list[Rule]:

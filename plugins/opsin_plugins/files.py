@@ -12,14 +12,16 @@ from opsin_plugins.spec import ModelFiles, SpecError, TensorInfo
 
 MAX_JSON_BYTES = 64 * 2**20  # a tokenizer of 256k entries takes 30 MB; nothing honest is larger
 INDEX = "model.safetensors.index.json"
+MISTRAL_PARAMS = "mistral_params"
 UNREADABLE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 
 
-def read_model_files(directory: Path) -> ModelFiles:
-    """Raises SpecError when the directory is no checkpoint, or has its weights in a form that is not read."""
+def read_model_files(directory: Path, options: Mapping[str, str] | None = None) -> ModelFiles:
+    """options: of the family, see ModelFiles. Raises SpecError when the directory is no checkpoint, or has its weights
+    in a form that is not read."""
     if not directory.is_dir():
         raise SpecError(f"{directory} is not a directory")
-    config = read_json(directory / "config.json", required=True)
+    config = _config(directory)
     template = directory / "chat_template.jinja"
     tokenizer_config = read_json(directory / "tokenizer_config.json")
     written = template.read_text("utf-8") if template.is_file() else _template_of(directory, tokenizer_config)
@@ -31,7 +33,16 @@ def read_model_files(directory: Path) -> ModelFiles:
         tokenizer_config=tokenizer_config,
         chat_template=written,
         tensors=read_tensors(directory),
+        options=options or {},
     )
+
+
+def _config(directory: Path) -> Mapping[str, object]:
+    """config.json; or params.json, Mistral's own, which names no model_type."""
+    params = directory / "params.json"
+    if not (directory / "config.json").is_file() and params.is_file():
+        return {"model_type": MISTRAL_PARAMS, **read_json(params)}
+    return read_json(directory / "config.json", required=True)
 
 
 def read_json(path: Path, *, required: bool = False) -> Mapping[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,15 +11,38 @@ from opsin_plugins.spec import I32, Expanded, Span, SpecError, VisualItem
 
 def repeat_placeholder(ids: Sequence[int], items: Sequence[VisualItem], placeholder: int) -> Expanded:
     """Every placeholder id becomes as many as its image has visual tokens. Raises SpecError on unequal counts."""
+    return write_images(ids, items, placeholder, lambda item: ([placeholder] * item.rows, None))
+
+
+Written = tuple[Sequence[int], tuple[bool, ...] | None]  # ids, and which of them are visual rows (None: all)
+
+
+def write_images(
+    ids: Sequence[int], items: Sequence[VisualItem], placeholder: int, write: Callable[[VisualItem], Written]
+) -> Expanded:
+    """Every placeholder id becomes what is written for its image. Raises SpecError on unequal counts."""
     array = np.asarray(ids, np.int32)
     places = np.flatnonzero(array == placeholder)
     if len(places) != len(items):
         raise SpecError(f"the chat template wrote {len(places)} image placeholders for {len(items)} images")
-    counts = np.ones(len(array), np.int64)
-    counts[places] = [item.rows for item in items]
-    starts = np.cumsum(counts) - counts
-    spans = tuple(Span(int(starts[at]), item.rows, i) for i, (at, item) in enumerate(zip(places, items, strict=True)))
-    return Expanded(np.repeat(array, counts), spans)
+    parts, spans, at, length = [], [], 0, 0
+    for number, (place, item) in enumerate(zip(places, items, strict=True)):
+        written, visual = write(item)
+        parts += [array[at:place], np.asarray(written, np.int32)]
+        length += int(place) - at
+        spans.append(Span(length, len(written), number, visual))
+        at, length = int(place) + 1, length + len(written)
+    return Expanded(np.concatenate([*parts, array[at:]]), tuple(spans))
+
+
+def rows_with_breaks(rows: int, columns: int, placeholder: int, row_end: int, image_end: int) -> Written:
+    """Each row of visual tokens ends with a token of its own, the last with another. Source: arXiv 2410.07073."""
+    ids = np.full((rows, columns + 1), placeholder, np.int32)
+    ids[:, -1] = row_end
+    ids[-1, -1] = image_end
+    visual = np.ones((rows, columns + 1), bool)
+    visual[:, -1] = False
+    return ids.ravel().tolist(), tuple(visual.ravel().tolist())
 
 
 def line(length: int) -> tuple[I32, int]:

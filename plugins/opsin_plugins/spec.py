@@ -9,8 +9,9 @@ Shapes: T tokens, N patches, H model width, A position axes (1, or 3 for M-RoPE)
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,6 +24,9 @@ API_VERSION = 1
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
+Norm = Literal["layer", "rms"]
+Grid = tuple[int, int, int]  # frames (or tiles), rows, columns in patches
+Encode = Callable[[str], Sequence[int]]  # text to ids; the strings of special tokens become these tokens
 
 
 class SpecError(ValueError):
@@ -33,19 +37,47 @@ class SpecError(ValueError):
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Frequencies stretched for contexts longer than the model was first trained on; `opsin_plugins.rope` computes
+    them.
+
+    linear: all divided by `factor`. llama3: low ones divided, high ones kept, a blend between (arXiv 2407.21783).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    trained: int = 8192  # positions of the first training
+
+
+@dataclass(frozen=True)
 class RopeSpec:
     """Rotary embedding of the decoder, half-split layout.
 
     sections: frequencies per position axis (M-RoPE, chunked); their sum is head_dim / 2. Empty: one axis.
+    ntk_from: prompts longer than this stretch theta by their length (dynamic NTK); 0: never.
     """
 
     theta: float
     sections: tuple[int, ...] = ()
+    scaling: RopeScaling | None = None
+    ntk_from: int = 0
+
+    def stretch(self, prompt: int) -> int:
+        """Of a prompt of so many tokens: 1, or 2^(k + 1) - 1 when it is longer than `ntk_from` and at most 2^k times
+        that. It holds for the whole answer, so its keys never have to be turned again."""
+        if not self.ntk_from or prompt <= self.ntk_from:
+            return 1
+        return 2 ** (math.ceil(math.log2(prompt / self.ntk_from)) + 1) - 1
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A pre-norm causal decoder: RMS norm, grouped-query attention, gated MLP."""
+    """A pre-norm causal decoder: RMS norm, grouped-query attention, gated MLP.
+
+    `layers` counts all; at those in `replaced` a fusion stands in for the decoder's own, which is not built.
+    """
 
     vocab: int
     width: int
@@ -61,14 +93,29 @@ class DecoderSpec:
     out_bias: bool = False
     mlp_bias: bool = False
     tied: bool = False  # the output head is the embedding
+    extra_embeddings: int = 0  # rows of the embedding past the vocabulary, for ids that are read and never written
+    replaced: tuple[int, ...] = ()
+    log_scale_from: int = 0  # queries at positions past this are scaled by log(position) / log(this); 0: none are
+
+    @property
+    def embeddings(self) -> int:
+        """Every id of a prompt is below this."""
+        return self.vocab + self.extra_embeddings
+
+    @property
+    def own_layers(self) -> int:
+        """Layers that keep keys and values of the tokens themselves."""
+        return self.layers - len(self.replaced)
 
 
 @dataclass(frozen=True)
 class TowerSpec:
-    """A vision transformer over patches: LayerNorm, full attention within an image, plain MLP.
+    """A vision transformer over patches, with full attention within a frame (or a window of it).
 
     `layers` counts the layers that run: layers past the feature that is taken are not built.
-    position: "axial_rope" turns queries and keys by row and column; "learned" adds a table of `positions` rows.
+    position: "axial_rope" turns queries and keys by row and column; "staggered_rope" too, columns with the frequencies
+    between those of the rows; "learned" adds a table of `positions` rows, one a place; "resized" a square table that is
+    stretched to the grid; "bucketed" the row that lies at the same fraction of a square table.
     """
 
     layers: int
@@ -78,7 +125,7 @@ class TowerSpec:
     patch: int
     norm_eps: float
     activation: Activation
-    position: Literal["axial_rope", "learned"]
+    position: Literal["axial_rope", "staggered_rope", "learned", "resized", "bucketed"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     temporal: int = 1  # frames that one patch spans; a still picture fills all of them
@@ -87,8 +134,22 @@ class TowerSpec:
     class_token: bool = False
     keep_class_token: bool = False
     pre_norm: bool = False
+    post_norm: bool = False
     patch_bias: bool = False
     channels: int = 3
+    norm: Norm = "layer"
+    gated_mlp: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    window: int = 0  # patches a side that attend to each other; 0: the whole frame
+    whole_layers: tuple[int, ...] = ()  # with a window: the layers that see the whole frame
+    taps: tuple[int, ...] = ()  # layers whose outputs are handed on as well
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise SpecError(f"a tower of width {self.width} cannot have {self.heads} heads of even size")
+        if "rope" in self.position and self.width // self.heads % 4:
+            raise SpecError(f"a head of {self.width // self.heads} values cannot turn by row and column (not 4 · n)")
 
     @property
     def patch_dim(self) -> int:
@@ -97,30 +158,85 @@ class TowerSpec:
 
 
 @dataclass(frozen=True)
+class TiledTowerSpec(TowerSpec):
+    """A tower that sees up to `max_tiles` tiles of one picture together (Llama 3.2 Vision).
+
+    Gated tables give each tile its place by the arrangement of the tiles; `global_layers` more layers with gates follow
+    the `layers` first ones. The output is the last state and the taps, width · (1 + taps) values a patch.
+    """
+
+    max_tiles: int = 4
+    global_layers: int = 0
+    arrangements: tuple[tuple[int, int], ...] = ()  # (rows, columns) of tiles; the tables know them by their index
+    keep_padding: bool = False  # hand on the rows of padding tiles as well, behind the real ones
+
+
+@dataclass(frozen=True)
 class ProjectorSpec:
-    """From tower features to decoder width: normalise (optional), join `merge`² neighbours, two linear layers."""
+    """From tower features to decoder width: normalise (optional), join `merge`² neighbours, one or two linear layers.
+
+    hidden: width between the two linear layers; 0: there is one only. joined: the width to which joined neighbours are
+    brought by a linear layer of their own first; 0: none. newline: a learned visual token that ends a row.
+    """
 
     in_width: int
     hidden: int
     out_width: int
     activation: Activation
     merge: int = 1
+    norm: Norm = "layer"
     norm_eps: float | None = None
     bias: bool = True
+    joined: int = 0
+    newline: bool = False
+    builder: str = "opsin_plugins.blocks.projector:Projector"  # called with this spec
+
+
+@dataclass(frozen=True)
+class ResamplerSpec(ProjectorSpec):
+    """A fixed number of learned queries that attend to the tower's features (Qwen-VL)."""
+
+    queries: int = 256
+    heads: int = 32
+    builder: str = "opsin_plugins.blocks.resampler:Resampler"
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pictures become patches (resolved preprocessor configuration). Part of every image digest."""
+    """How pictures become patches (resolved preprocessor configuration). Part of every image digest.
 
-    resize: Literal["smart", "crop"]  # smart: keep the ratio within a pixel budget; crop: shortest edge, then centre
-    resample: int  # PIL's number: 2 bilinear, 3 bicubic
+    resize: "smart" keeps the ratio within a pixel budget; "crop" brings the shortest edge to a size and cuts the
+    centre; "stretch" ignores the ratio; "longest" bounds the longest edge and rounds up to whole patches; "tiles" cuts
+    a larger picture into tiles, by the family's own rule.
+    """
+
+    resize: Literal["smart", "crop", "stretch", "longest", "tiles"]
+    resample: int  # PIL's number: 1 Lanczos, 2 bilinear, 3 bicubic
     patch: int
     merge: int = 1
     min_pixels: int = 0
     max_pixels: int = 0
-    size: tuple[int, int] = (0, 0)  # crop: height and width
+    size: tuple[int, int] = (0, 0)  # crop, stretch: height and width; tiles: of one tile
     shortest_edge: int = 0
+    longest_edge: int = 0
+    pinpoints: tuple[tuple[int, int], ...] = ()  # tiles: the canvases there are, height and width
+
+    @property
+    def resizable(self) -> bool:
+        """Whether a budget can make an image smaller."""
+        return self.resize in ("smart", "longest", "tiles")
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """Cross-attention to visual tokens, in place of the decoder's layers `DecoderSpec.replaced`.
+
+    attend_before: whether rows before the first image attend to all of the request's images, as transformers lets them;
+    they see none in the published model's own code. max_rows: visual tokens of the largest image.
+    """
+
+    max_rows: int
+    attend_before: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +253,7 @@ class ModelSpec:
     image_token: int | None  # the placeholder that a template writes once per image
     eos: tuple[int, ...]
     max_positions: int
+    memory: MemorySpec | None = None  # of the fusion "memory" alone
 
     def __post_init__(self) -> None:
         parts = (self.vision, self.projector, self.image, self.fusion, self.encoder, self.image_token)
@@ -167,6 +284,7 @@ class ModelFiles:
     tokenizer_config: Mapping[str, object] = field(default_factory=dict)
     chat_template: str | None = None
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)  # what the operator asked of the family (--model-option)
 
 
 # Weight rules. A name is a pattern: `{i}` stands for a layer number and `{rest}` for any tail; the same on both sides.
@@ -181,17 +299,38 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Reorder:
+    """A published tensor whose rows or columns stand in another order: dimension `axis` is read as `shape`, its parts
+    are put into `order`, and it is flat again. axis None: the tensor's own dimensions are put into `order`."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    axis: int | None = 0
+
+
+@dataclass(frozen=True)
 class Rename:
     source: str
     target: str
+    reorder: Reorder | None = None
 
 
 @dataclass(frozen=True)
 class Concat:
-    """Several tensors stacked by rows into one (q, k, v into one fused linear)."""
+    """Several tensors stacked by rows into one (q, k, v into one fused linear). reorder: one a source, or none at
+    all."""
 
     sources: tuple[str, ...]
     target: str
+    reorder: tuple[Reorder | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One tensor cut by rows into several (the opposite of Concat): each target takes as many rows as it has."""
+
+    source: str
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -202,7 +341,7 @@ class Ignore:
     why: str
 
 
-Rule = Prefix | Rename | Concat | Ignore
+Rule = Prefix | Rename | Concat | Split | Ignore
 Pattern = re.Pattern[str]
 
 
@@ -211,9 +350,14 @@ Pattern = re.Pattern[str]
 
 @dataclass(frozen=True)
 class ImageBudget:
-    """A request's wish for one image. max_pixels: at most so many after resizing; None: the model's own limit."""
+    """What a request and the server's operator allow one image, for families that can resize.
+
+    max_pixels, max_tokens: at most so many after resizing, as far as the family's smallest form allows; None: no limit
+    but the model's own.
+    """
 
     max_pixels: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -221,13 +365,19 @@ class VisualItem:
     """One preprocessed image.
 
     pixels: U8 [N, C·p·p], one frame's patches in the tower's order; the stem normalises on the device.
-    grid: (frames, rows, columns) in patches. rows: visual tokens it becomes. digest: set by the host.
+    grid: (frames or tiles, rows, columns) in patches. rows: visual tokens it becomes. digest: set by the host.
+    tiles: how the tiles lie, (rows, columns); the grid may have one more (a view of the whole picture).
+    arrange: I32 [rows], which projected feature each visual token is, -1 for the newline; None: as they come.
+    hidden: how many rows, at the end, only those rows of the prompt see that stand before any image.
     """
 
     pixels: U8
-    grid: tuple[int, int, int]
+    grid: Grid
     rows: int
     digest: bytes = b""
+    tiles: tuple[int, int] = (1, 1)
+    arrange: I32 | None = None
+    hidden: int = 0
 
 
 @dataclass(frozen=True)
@@ -247,11 +397,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Expanded:
-    """ids I32 [T] with every placeholder at its full length; memory_range I32 [T, 2] only for cross-attention."""
+    """ids I32 [T] with every placeholder at its full length; spans in the order of the prompt.
+
+    memory: I32 [T, 2] for cross-attention only: row t attends to the visual items lo to hi - 1 (none where they are
+    equal; lo = -1: before any image, see MemorySpec). hi never falls, and the last row's range is that of the answer.
+    """
 
     ids: I32
     spans: tuple[Span, ...]
-    memory_range: I32 | None = None
+    memory: I32 | None = None
 
 
 class Architecture(Protocol):
@@ -269,14 +423,15 @@ class Architecture(Protocol):
     def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
         """images: U8 [H, W, 3], RGB. One item each. Raises SpecError for a picture the model cannot take."""
 
-    def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec) -> Expanded:
-        """Writes each placeholder at its full length. Raises SpecError when their numbers differ."""
+    def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
+        """Writes each placeholder at its full length. Raises SpecError when their numbers differ. encode: the model's
+        tokenizer, for families that write more than placeholders."""
 
     def positions(self, expanded: Expanded, items: Sequence[VisualItem], spec: ModelSpec) -> tuple[I32, int]:
         """Positions I32 [A, T], and the delta: token number t past the prompt has position t + delta on every axis."""
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        """`part.component` (vision | projector | language × attention | mlp) to a pattern over published names."""
+        """`part.component` (vision, projector, language, cross × attention, mlp) to a pattern over published names."""
 
     def chat_template(self, files: ModelFiles) -> str | None:
         """A template for directories without one; None: there is none, and the directory must bring its own."""
@@ -293,7 +448,7 @@ class VisionEncoder(Protocol):
 
     def image(self, spec: TowerSpec, config: Mapping[str, object], preprocessor: Mapping[str, object]) -> ImageSpec: ...
 
-    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, tuple[int, int, int]]:
+    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """U8 [H, W, 3] to (patches U8 [N, C·p·p], grid)."""
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
@@ -301,7 +456,8 @@ class VisionEncoder(Protocol):
 
 
 class FusionStrategy(Protocol):
-    """How visual tokens enter the decoder: the name of a builder, "package.module:function" of the ModelSpec."""
+    """How visual tokens enter the decoder: the name of a builder, "package.module:function", called with the ModelSpec
+    and with how linears are quantized. One that stores what rows attend to sets `ModelSpec.memory`."""
 
     api_version: int
     name: str

@@ -38,6 +38,13 @@ def size(text: str | int) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"--model-option {text!r}: write NAME=VALUE")
+    return name, value
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"opsin {__version__}")
@@ -91,14 +98,27 @@ def serve(
         ),
     ] = None,
     encoder_memory: Annotated[
-        int,
+        int | None,
         typer.Option(
-            parser=size, metavar="SIZE", show_default="256MiB", help="Visual tokens kept for pictures that come again."
+            parser=size,
+            metavar="SIZE",
+            help="Visual tokens kept for pictures that come again. Default: 256MiB; for models that attend to pictures "
+            "outside of the prompt up to 16 of the largest.",
         ),
-    ] = 256 * 2**20,
+    ] = None,
+    max_image_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Visual tokens of one image, where the family can resize. Default: 8192, at most half of the context.",
+        ),
+    ] = None,
     prefix_cache: Annotated[bool, typer.Option(help="Keep the keys and values of prompts for prompts alike.")] = True,
     plugins: Annotated[
         str | None, typer.Option(help="Comma-separated names: the only plugins that may be used.")
+    ] = None,
+    model_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the model's family; may be repeated.")
     ] = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests in flight before new ones get 503.")] = 256,
     max_body_bytes: Annotated[
@@ -133,6 +153,8 @@ def serve(
             encoder_memory=encoder_memory,
             prefix_cache=prefix_cache,
             plugins=None if plugins is None else tuple(name.strip() for name in plugins.split(",")),
+            max_image_tokens=max_image_tokens,
+            model_options=tuple(_pair(text) for text in model_option or ()),
         ),
         host=host,
         port=port,

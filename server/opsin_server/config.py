@@ -26,9 +26,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_tokens: int | None = None
     kv_memory: int | None = None  # bytes
     block_size: int = 16
-    encoder_memory: int = 256 * 2**20  # bytes of cached visual tokens
+    encoder_memory: int | None = None  # bytes of visual tokens: cached, or what a memory keeps of them
     prefix_cache: bool = True
     plugins: tuple[str, ...] | None = None
+    model_options: tuple[tuple[str, str], ...] = ()  # of the family
+    max_image_tokens: int | None = None  # of one image, for families that can resize
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -48,7 +48,7 @@ async def _run(config: ServerConfig) -> None:
     for number in SIGNALS:
         loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
-        files = read_model_files(Path(config.engine.model))
+        files = read_model_files(Path(config.engine.model), dict(config.engine.model_options))
         architecture = Registry(config.engine.plugins).architecture(files)
         spec = architecture.spec(files)
     except SpecError as error:

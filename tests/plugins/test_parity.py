@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,14 @@ from transformers import PreTrainedModel
 from opsin_plugins.blocks.linear import AdapterSlots, Linear
 from support import oracle, tiny
 
-CASES = {
-    "qwen2_vl": lambda: tiny.qwen2_vl(),
+
+def _head(size: int):
+    return lambda: tiny.text_model(
+        "llama", num_attention_heads=2, num_key_value_heads=1, head_dim=size, tie_word_embeddings=True
+    )
+
+
+CASES = {name: published.make for name, published in tiny.FAMILIES.items()} | {
     "qwen2_vl tied": lambda: tiny.qwen2_vl(tie=True),
     "qwen2_vl odd sizes": lambda: tiny.qwen2_vl(
         hidden_size=60,
@@ -23,10 +30,19 @@ CASES = {
         num_hidden_layers=1,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 4, 4]},
     ),
-    "llava": lambda: tiny.llava(),
+    "qwen2_5_vl one window is enough": lambda: tiny.qwen2_5_vl(vision={"window_size": 64, "depth": 1}),
     "llava qwen2": lambda: tiny.llava("qwen2"),
     "llava mistral, last layer, class token kept": lambda: tiny.llava(
         "mistral", vision_feature_select_strategy="full", vision_feature_layer=-1, image_seq_length=17
+    ),
+    "llava linear rope": lambda: tiny.llava(
+        sizes={"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}
+    ),
+    "llava_next mistral": lambda: tiny.llava_next("mistral"),
+    "mllama one layer of each kind": lambda: tiny.mllama(num_hidden_layers=2, cross_attention_layers=[0]),
+    **{f"llama heads of {size}": _head(size) for size in (24, 40, 80, 112)},
+    "llama three key-value heads": lambda: tiny.text_model(
+        "llama", hidden_size=72, num_attention_heads=9, num_key_value_heads=3, vocab_size=151
     ),
 }
 IMAGE = tiny.IMAGE_TOKEN
@@ -35,6 +51,8 @@ PROMPTS = [
     ([4, 3, 11, 12, 13], []),
     ([9, IMAGE, 8, IMAGE, 7, 6], [(25, 60), (33, 33)]),
     ([IMAGE, 14], [(90, 20)]),
+    ([IMAGE, IMAGE, 14, 15], [(30, 30), (12, 70)]),
+    ([8, IMAGE, 14], [(4, 120)]),
 ]
 
 
@@ -43,12 +61,16 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PreTrainedModel, oracle.Ours]:
     theirs = CASES[request.param]()
-    return theirs, oracle.load(tiny.save(theirs, tmp_path_factory.mktemp("model")))
+    return theirs, oracle.saved(theirs, tmp_path_factory.mktemp("model"))
 
 
 def prompts(ours: oracle.Ours) -> list[oracle.Prompt]:
     return [
-        oracle.prompt(ours, ids, [oracle.picture(i, *size) for i, size in enumerate(sizes)]) for ids, sizes in PROMPTS
+        oracle.prompt(ours, ids, [oracle.picture(i, *size) for i, size in enumerate(sizes)])
+        for ids, sizes in PROMPTS
+        if (not sizes or ours.spec.vision is not None)
+        # (transformers takes pictures of Qwen2-VL that touch each other for one)
+        and not (ours.spec.decoder.rope.sections and (IMAGE, IMAGE) in pairwise(ids))
     ]
 
 
@@ -67,12 +89,12 @@ def test_logits_of_a_packed_mixed_batch_equal_transformers_one_by_one(
         assert (logits - alone).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("family", [name for name, f in tiny.FAMILIES.items() if len(f.dialects) > 1])
 @torch.no_grad()
 def test_every_published_dialect_loads_the_same_weights(family: str, tmp_path: Path) -> None:
     theirs = CASES[family]()
     logits = []
-    for dialect in tiny.DIALECTS[family]:
+    for dialect in tiny.FAMILIES[family].dialects:
         ours = oracle.load(tiny.save(theirs, tmp_path / dialect, dialect))
         logits.append(oracle.our_logits(ours, prompts(ours)[:1])[0])
     assert all(torch.equal(logits[0], other) for other in logits[1:])
@@ -88,7 +110,9 @@ def test_gradients_of_all_weights_equal_transformers(pair: tuple[PreTrainedModel
         sum(loss(logits) for logits in oracle.our_logits(ours, asked)).backward()
         checked = 0
         for name, mine, other in matched_gradients(theirs, ours):
-            error = (mine - other).norm() / other.norm().clamp(min=1e-6)
+            # (a bias of keys has no gradient but rounding; that of one gate is a sum of 10^4 products that cancel)
+            floor = 0.1 if other.numel() == 1 else 2e-3
+            error = (mine - other).norm() / other.norm().clamp(min=floor)
             assert error < 1e-4, f"{name}: {error}"
             checked += 1
         assert checked == sum(1 for _ in ours.model.parameters())
@@ -113,19 +137,19 @@ def matched_gradients(theirs: PreTrainedModel, ours: oracle.Ours):
     shapes = {k: t.shape for k, t in targets(ours.model).items()}
     plan = assign(infos, ours.architecture.weights(ours.spec), shapes)
     for name, parameter in ours.model.named_parameters():
-        keys = plan[name.replace(".dense.weight", ".weight")]
-        grads = [named[k].grad if named[k].grad is not None else torch.zeros_like(named[k]) for k in keys]
+        sources = plan[name.replace(".dense.weight", ".weight")]
+        tensors = [named[s.key] for s in sources]
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
         assert parameter.grad is not None, name
-        yield name, parameter.grad, torch.cat(grads)
+        yield name, parameter.grad, torch.cat([s.take(g) for s, g in zip(sources, grads, strict=True)])
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava", "mllama", "llava.pixtral"])
 @torch.no_grad()
 def test_bfloat16_keeps_the_order_of_the_likely_tokens(family: str, tmp_path: Path) -> None:
     """Rounding differs by where it happens; the most likely token and the five behind it must not."""
     theirs = CASES[family]()
-    directory = tiny.save(theirs, tmp_path)
-    exact, ours = oracle.load(directory), oracle.load(directory, dtype=torch.bfloat16)
+    exact, ours = oracle.saved(theirs, tmp_path / "a"), oracle.saved(theirs, tmp_path / "b", dtype=torch.bfloat16)
     for asked in prompts(exact):
         expected = oracle.our_logits(exact, [asked])[0]
         got = oracle.our_logits(ours, [asked])[0].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,50 +13,103 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from opsin_plugins.architectures.llava import Llava
 from opsin_plugins.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.encoders.pixtral import Pixtral
+from opsin_plugins.encoders.siglip import Siglip
 from opsin_plugins.images import smart_size
-from opsin_plugins.spec import ImageBudget, ModelFiles, SpecError
-from support import oracle, tiny
+from opsin_plugins.registry import Registry
+from opsin_plugins.spec import U8, Architecture, ImageBudget, ModelFiles, ModelSpec, SpecError, VisualItem
+from support import oracle, published, tiny
+from support.inputs import whole
 
-PUBLISHED = {
-    "qwen2_vl": (Qwen2VL(), {"min_pixels": 3136, "max_pixels": 28 * 28 * 64, "patch_size": 14, "merge_size": 2}),
-    "llava": (Llava(), {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "resample": 3}),
+SIGLIP, PIXTRAL = Siglip(), Pixtral()
+
+# The processors as the published directories configure them; what is not said there are the class's own defaults.
+NAMES = {
+    "qwen2_vl": "Qwen2-VL-2B-Instruct",
+    "qwen2_5_vl": "Qwen2.5-VL-3B-Instruct",
+    "llava": "llava-1.5-7b-hf",
+    "llava_next": "llava-v1.6-mistral-7b-hf",
+    "llava.pixtral": "pixtral-12b",
+    "idefics3": "SmolVLM-256M-Instruct",
+    "mllama": "Llama-3.2-11B-Vision-Instruct",
+    "qwen.visual": "Qwen-VL-Chat",
 }
-SIZES = [(336, 336), (100, 400), (401, 97), (28, 28), (1000, 30), (57, 56), (333, 335), (5, 9)]
+SIZES = [(336, 336), (100, 400), (401, 97), (28, 28), (1000, 34), (57, 56), (333, 335), (5, 9), (1300, 900)]
 
 
-def spec_of(family: str):
-    config = {
-        "qwen2_vl": {**tiny.qwen2_vl().config.to_dict()},
-        "llava": {**tiny.llava().config.to_dict()},
-    }[family]
-    vision = {"qwen2_vl": {"patch_size": 14}, "llava": {"patch_size": 14, "image_size": 336}}[family]
-    config["vision_config"] = {**config["vision_config"], **vision}
-    architecture, preprocessor = PUBLISHED[family]
-    return architecture, architecture.spec(ModelFiles(Path(), json.loads(json.dumps(config)), preprocessor))
+def published_family(family: str) -> tuple[Architecture, ModelSpec]:
+    files = published.model_files(NAMES[family])
+    if family.startswith("qwen2"):  # (noise of full size would take a minute)
+        files = replace(files, preprocessor={**files.preprocessor, "min_pixels": 3136, "max_pixels": 28 * 28 * 64})
+    architecture = Registry().architecture(files)
+    return architecture, architecture.spec(files)
+
+
+def their_pixels(family: str, spec: ModelSpec, image: U8) -> torch.Tensor:
+    """F32 [t, 3, H, W] of the published processor."""
+    picture, given = Image.fromarray(image), published.model_files(NAMES[family]).preprocessor
+    if family.startswith("qwen2"):
+        processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 28 * 28 * 64})
+        found = processor(images=picture, return_tensors="pt")
+        (_, rows, columns), p = found["image_grid_thw"][0].tolist(), 14
+        flat = found["pixel_values"].view(rows // 2, columns // 2, 2, 2, 3, 2, p, p)[:, :, :, :, :, 0]
+        return flat.permute(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, rows * p, columns * p)
+    if family == "qwen.visual":  # its own code: PIL to 448 x 448, then CLIP's mean and deviation
+        values = np.asarray(picture.resize((448, 448), Image.Resampling.BICUBIC), np.float32) / 255
+        normal = (values - np.float32(spec.vision.mean)) / np.float32(spec.vision.std)
+        return torch.from_numpy(normal).permute(2, 0, 1)[None]
+    kinds = {
+        "llava": CLIPImageProcessorPil,
+        "llava_next": LlavaNextImageProcessorPil,
+        "llava.pixtral": PixtralImageProcessorPil,
+        "idefics3": Idefics3ImageProcessorPil,
+        "mllama": MllamaImageProcessorPil,
+    }
+    known = {k: v for k, v in given.items() if k not in ("image_processor_type", "processor_class", "rescale_factor")}
+    found = kinds[family](**known)(images=picture, return_tensors="pt")
+    pixels = found["pixel_values"].flatten(0, -4)
+    return pixels[: found["num_tiles"][0][0]] if family == "mllama" else pixels
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("family", list(PUBLISHED))
+@pytest.mark.parametrize("family", list(NAMES))
 def test_pixels_equal_the_pil_processor(family: str, size: tuple[int, int]) -> None:
-    architecture, spec = spec_of(family)
+    architecture, spec = published_family(family)
     image = oracle.picture(size[0], *size)
     (item,) = architecture.preprocess([image], spec, ImageBudget())
-    ours = oracle.normalised(item, spec.vision)
-    if family == "qwen2_vl":
-        processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 28 * 28 * 64})
-        given_ = processor(images=Image.fromarray(image), return_tensors="pt")
-        theirs = given_["pixel_values"].view(-1, 3, 2, 14, 14)[:, :, 0]
-        assert tuple(given_["image_grid_thw"][0].tolist()) == item.grid
-    else:
-        processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-        whole = processor(images=Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
-        theirs = whole.view(3, 24, 14, 24, 14).permute(1, 3, 0, 2, 4).reshape(-1, 3, 14, 14)
+    ours, theirs = whole(item, spec), their_pixels(family, spec, image)
+    assert ours.shape == theirs.shape
     std = torch.tensor(spec.vision.std)[:, None, None]
     assert ((ours - theirs).abs() * std).max() <= 2 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("size", [(384, 384), (100, 401), (5, 9)])
+def test_siglip_and_mistral3_pixels_equal_theirs(size: tuple[int, int]) -> None:
+    image = oracle.picture(1, *size)
+    files = published.model_files("siglip-so400m-patch14-384")
+    tower = SIGLIP.spec(files.config["vision_config"], files.preprocessor)
+    rules = SIGLIP.image(tower, files.config["vision_config"], files.preprocessor)
+    pixels, grid = SIGLIP.preprocess(image, rules, ImageBudget())
+    given = SiglipImageProcessorPil(size={"height": 384, "width": 384}, resample=3)(
+        images=Image.fromarray(image), return_tensors="pt"
+    )["pixel_values"][0]
+    side = 378  # 27 patches of 14: a convolution leaves the last 6 pixels
+    theirs = given[:, :side, :side].view(3, 27, 14, 27, 14).permute(1, 3, 0, 2, 4).reshape(-1, 588)
+    assert grid == (1, 27, 27)
+    assert (torch.from_numpy(pixels).float() / 255 - (theirs / 2 + 0.5)).abs().max() <= 2 / 255
+    rules = replace(rules, resize="longest", longest_edge=1540, patch=14, merge=2)
+    pixels, (_, rows, columns) = PIXTRAL.preprocess(image, rules, ImageBudget())
+    processor = PixtralImageProcessorPil(size={"longest_edge": 1540}, patch_size={"height": 28, "width": 28})
+    found = processor(images=Image.fromarray(image), return_tensors="pt")
+    assert found["image_sizes"][0].tolist() == [rows * 14, columns * 14]
 
 
 @given(
@@ -74,21 +128,43 @@ def test_smart_sizes_are_the_published_ones(height: int, width: int, factor: int
 
 
 @pytest.mark.parametrize("change", [{"do_rescale": False}, {"do_normalize": False}, {"rescale_factor": 0.5}])
-@pytest.mark.parametrize("family", list(PUBLISHED))
+@pytest.mark.parametrize("family", [name for name in NAMES if name != "qwen.visual"])
 def test_a_preprocessor_that_leaves_a_step_out_is_refused(family: str, change: dict[str, object]) -> None:
-    config = json.loads(json.dumps({"qwen2_vl": tiny.qwen2_vl, "llava": tiny.llava}[family]().config.to_dict()))
-    files = ModelFiles(Path(), config, {**tiny.PREPROCESSOR[family], **change})
+    files = published.model_files(NAMES[family])
+    changed = replace(files, preprocessor={**files.preprocessor, **change})
     with pytest.raises(SpecError, match=next(iter(change))):
-        PUBLISHED[family][0].spec(files)
+        Registry().architecture(changed).spec(changed)
 
 
-def test_a_budget_shrinks_what_can_be_resized() -> None:
-    image = oracle.picture(0, 400, 400)
-    for family, shrinks in (("qwen2_vl", True), ("llava", False)):
-        architecture, spec = spec_of(family)
-        full, low = (architecture.preprocess([image], spec, b)[0] for b in (ImageBudget(), ImageBudget(20_000)))
-        assert (low.rows < full.rows) is shrinks
-        assert low.grid[1] * low.grid[2] * 196 <= 20_000 or not shrinks
+@pytest.mark.parametrize("family", list(NAMES))
+def test_a_budget_shrinks_what_can_be_resized(family: str) -> None:
+    architecture, spec = published_family(family)
+    image = oracle.picture(0, 700, 900)
+
+    def prepared(budget: ImageBudget) -> VisualItem:
+        return architecture.preprocess([image], spec, budget)[0]
+
+    full = prepared(ImageBudget())
+    pixels = full.pixels.size // 3
+    for low in (prepared(ImageBudget(max_pixels=pixels // 2)), prepared(ImageBudget(max_tokens=full.rows // 2))):
+        assert (low.rows < full.rows) is spec.image.resizable
+    smallest = prepared(ImageBudget(1, 1))
+    assert 0 < smallest.rows <= full.rows
+    assert prepared(ImageBudget(10**9, 10**9)).rows == full.rows
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300_000), st.sampled_from(list(NAMES)))
+@settings(max_examples=150, deadline=None)
+def test_a_budget_is_kept_unless_the_smallest_form_is_larger(high: int, wide: int, limit: int, family: str) -> None:
+    architecture, spec = published_family(family)
+    if max(high, wide) > 30 * min(high, wide):
+        return
+    image = np.zeros((high, wide, 3), np.uint8)
+    least, kept = (architecture.preprocess([image], spec, ImageBudget(n))[0] for n in (1, limit))
+    extra = (
+        spec.image.size[0] ** 2 if family in ("llava_next", "idefics3") else 0
+    )  # the whole picture, beside its tiles
+    assert kept.pixels.size // 3 <= max(limit + extra, least.pixels.size // 3)
 
 
 @given(
@@ -105,7 +181,7 @@ def test_positions_equal_transformers(parts: list) -> None:
             ids += [152, tiny.IMAGE_TOKEN, 153]
             images.append(oracle.picture(1, *part))
     items = architecture.preprocess(images, spec, ImageBudget())
-    expanded = architecture.expand(ids, items, spec)
+    expanded = architecture.expand(ids, items, spec, tiny.encode)
     ours, delta = architecture.positions(expanded, items, spec)
     tokens = torch.from_numpy(expanded.ids).long()[None]
     grids = torch.tensor([i.grid for i in items]) if items else None
@@ -122,21 +198,22 @@ def tiny_qwen_spec():
     return architecture, architecture.spec(ModelFiles(Path(), config, tiny.PREPROCESSOR["qwen2_vl"]))
 
 
-@pytest.mark.parametrize("family", list(PUBLISHED))
+@pytest.mark.parametrize("family", list(NAMES))
 def test_placeholders_and_images_must_be_as_many(family: str) -> None:
-    architecture, spec = spec_of(family)
+    architecture, spec = published_family(family)
     items = architecture.preprocess([oracle.picture(0, 60, 60)], spec, ImageBudget())
     with pytest.raises(SpecError, match="2 image placeholders for 1 images"):
-        architecture.expand([1, tiny.IMAGE_TOKEN, tiny.IMAGE_TOKEN], items, spec)
+        architecture.expand([1, spec.image_token, spec.image_token], items, spec, lambda text: [7])
 
 
-@pytest.mark.parametrize("family", list(PUBLISHED))
-def test_lora_groups_cover_the_adaptable_linears_and_nothing_else(family: str) -> None:
-    architecture, spec = spec_of(family)
-    theirs = {"qwen2_vl": tiny.qwen2_vl, "llava": tiny.llava}[family]()
+@pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name != "qwen"])
+def test_lora_groups_cover_the_adaptable_linears_and_nothing_else(family: str, tmp_path: Path) -> None:
+    theirs = tiny.FAMILIES[family].make()
+    ours = oracle.saved(theirs, tmp_path)
     linears = {n for n, m in theirs.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
-    groups = architecture.lora_groups(spec)
+    groups, clip = ours.architecture.lora_groups(ours.spec), family in ("llava", "llava_next", "llava_siglip")
     for name in linears:
         owners = [g for g, pattern in groups.items() if pattern.fullmatch(name)]
-        unused = family == "llava" and "encoder.layers.3." in name  # past the features that are taken
+        # Past the features that are taken, and what pools a picture into one vector.
+        unused = clip and ("encoder.layers.3." in name or "vision_tower.head." in name)
         assert len(owners) == (0 if unused else 1), (name, owners)

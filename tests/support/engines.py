@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,8 +11,17 @@ from opsin_plugins.spec import U8, ImageBudget
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.load import assemble, tensor_bytes
-from opsin_server.engine.memory import Resolved
-from opsin_server.ipc.messages import Arrays, Item, Logprobs, MemoryUse, Output, Sampling, Submit
+from opsin_server.engine.memory import Resolved, visual_token_bytes
+from opsin_server.ipc.messages import (
+    Logprobs,
+    MemoryUse,
+    Output,
+    Sampling,
+    Submit,
+    arrays_of,
+    describe,
+    reaches,
+)
 from opsin_server.prompt.digest import image_digest
 from support.oracle import Ours, Prompt, prompt
 
@@ -29,6 +38,7 @@ def make_engine(
     max_sequences: int = 16,
     encoder_memory: int = 2**20,
     prefix_cache: bool = True,
+    memory_blocks: int = 256,
 ) -> Engine:
     config = EngineConfig(
         model="",
@@ -39,10 +49,9 @@ def make_engine(
     )
     memory = MemoryUse(tensor_bytes(ours.model), 0, blocks, block_size, encoder_memory, 0)
     cpu = torch.device("cpu")
-    width = ours.spec.decoder.width
-    resolved = Resolved(
-        cpu, torch.float32, min(max_context, blocks * block_size), max_batch_tokens, 4096, width * 4, memory
-    )
+    context = min(max_context, blocks * block_size)
+    per_token = visual_token_bytes(ours.spec, 4)
+    resolved = Resolved(cpu, torch.float32, context, max_batch_tokens, 4096, per_token, memory, memory_blocks)
     return assemble(ours.model, ours.spec, config, resolved)
 
 
@@ -66,14 +75,19 @@ class Answer:
 def submit(engine: Engine, ours: Ours, name: str, asked: Asked, eos: tuple[int, ...] = ()) -> Prompt:
     made = prompt(ours, asked.ids, asked.images)
     digests = [image_digest(image, ours.spec, ImageBudget()) for image in asked.images]
-    items = tuple(
-        Item(d, i.grid, i.rows, (i.pixels.shape[0], i.pixels.shape[1]))
-        for d, i in zip(digests, made.items, strict=True)
-    )
+    items = [replace(item, digest=digest) for item, digest in zip(made.items, digests, strict=True)]
     message = Submit(
-        name, asked.sampling, asked.count, eos, made.delta, len(made.positions), made.expanded.spans, items
+        name,
+        asked.sampling,
+        asked.count,
+        eos,
+        made.delta,
+        len(made.positions),
+        made.expanded.spans,
+        describe(items),
+        reaches(made.expanded.memory),
     )
-    engine.submit(message, Arrays(made.expanded.ids, made.positions, tuple(i.pixels for i in made.items)))
+    engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opsin_kernels.attention import Layout
+from opsin_kernels.memory_attention import Run
 from opsin_plugins.blocks.decoder import Rows
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.checkpoint import load_weights
 from opsin_plugins.files import read_model_files
-from opsin_plugins.fusions.base import Visual
+from opsin_plugins.fusions.base import Memory, Visual
 from opsin_plugins.registry import Registry
-from opsin_plugins.spec import U8, Architecture, Expanded, ImageBudget, ModelSpec, TowerSpec, VisualItem
+from opsin_plugins.rope import frequencies
+from opsin_plugins.spec import U8, Architecture, Expanded, ImageBudget, ModelSpec, VisualItem
 from support import tiny
+from support.inputs import their_inputs
 
 
 @dataclass
@@ -30,9 +34,14 @@ class Ours:
     spec: ModelSpec
 
 
-def load(directory: Path, quantize: Quantize = "none", dtype: torch.dtype = torch.float32) -> Ours:
+def load(
+    directory: Path,
+    quantize: Quantize = "none",
+    dtype: torch.dtype = torch.float32,
+    options: Mapping[str, str] | None = None,
+) -> Ours:
     registry = Registry()
-    files = read_model_files(directory)
+    files = read_model_files(directory, options)
     architecture = registry.architecture(files)
     spec = architecture.spec(files)
     model = build_model(spec, registry, quantize=quantize, dtype=dtype)
@@ -40,12 +49,20 @@ def load(directory: Path, quantize: Quantize = "none", dtype: torch.dtype = torc
     return Ours(model, architecture, spec)
 
 
+def saved(model: Any, directory: Path, **how: Any) -> Ours:
+    """A tiny model saved as published, and loaded the way in which it equals transformers."""
+    return load(tiny.save(model, directory), options=tiny.FAMILIES[tiny.family_of(model)].options, **how)
+
+
 @dataclass
 class Prompt:
+    """sizes: (height, width) of the pictures as they came."""
+
     expanded: Expanded
     items: Sequence[VisualItem]
     positions: np.ndarray
     delta: int
+    sizes: Sequence[tuple[int, int]] = ()
 
     @property
     def ids(self) -> Tensor:
@@ -54,69 +71,72 @@ class Prompt:
 
 def prompt(ours: Ours, ids: Sequence[int], images: Sequence[U8]) -> Prompt:
     items = ours.architecture.preprocess(images, ours.spec, ImageBudget())
-    expanded = ours.architecture.expand(ids, items, ours.spec)
-    return Prompt(expanded, items, *ours.architecture.positions(expanded, items, ours.spec))
+    expanded = ours.architecture.expand(ids, items, ours.spec, tiny.encode)
+    positions, delta = ours.architecture.positions(expanded, items, ours.spec)
+    return Prompt(expanded, items, positions, delta, [(i.shape[0], i.shape[1]) for i in images])
 
 
 def our_logits(ours: Ours, prompts: Sequence[Prompt]) -> list[Tensor]:
     """All prompts packed into one batch without a cache, as training runs them: logits [T, vocab] of each."""
     lengths = [len(p.ids) for p in prompts]
-    items = [item for p in prompts for item in p.items]
-    visual = None
+    positions = torch.from_numpy(np.concatenate([p.positions for p in prompts], 1)).long()
+    rows = Rows(positions, Layout(lengths, lengths))
+    rope, visual, items = ours.spec.decoder.rope, None, [item for p in prompts for item in p.items]
+    if any(rope.stretch(n) != 1 for n in lengths):
+        parts = [np.tile(frequencies(rope, ours.spec.decoder.head_dim, rope.stretch(n)), (n, 1)) for n in lengths]
+        rows.frequencies = torch.from_numpy(np.concatenate(parts))
     if items:
         pixels = torch.from_numpy(np.concatenate([i.pixels for i in items]))
-        starts = np.cumsum([0, *lengths])
-        rows = [
-            torch.arange(start + s.start, start + s.start + s.length)
-            for start, p in zip(starts, prompts, strict=False)
-            for s in p.expanded.spans
-        ]
-        visual = Visual(ours.model.encode(pixels, [i.grid for i in items]), torch.cat(rows))
-    positions = torch.from_numpy(np.concatenate([p.positions for p in prompts], 1)).long()
-    states = ours.model(torch.cat([p.ids for p in prompts]), Rows(positions, Layout(lengths, lengths)), None, visual)
+        arrange = [None if i.arrange is None else torch.from_numpy(i.arrange).long() for i in items]
+        tokens = ours.model.encode(pixels, items, arrange)
+        if ours.spec.memory is None:
+            visual = Visual(torch.cat(tokens), torch.cat(_visual_rows(prompts)))
+        else:
+            rows.memory = _memory(prompts, tokens)
+    states = ours.model(torch.cat([p.ids for p in prompts]), rows, None, visual)
     return list(ours.model.logits(states).split(lengths))
 
 
-def normalised(item: VisualItem, vision: TowerSpec) -> Tensor:
-    """F32 [N, 3, p, p] as the published processors give it."""
-    pixels = torch.from_numpy(item.pixels).view(-1, 3, vision.patch, vision.patch).float() / 255
-    mean, std = (torch.tensor(x)[:, None, None] for x in (vision.mean, vision.std))
-    return (pixels - mean) / std
+def _visual_rows(prompts: Sequence[Prompt]) -> list[Tensor]:
+    found, start = [], 0
+    for p in prompts:
+        for span in p.expanded.spans:
+            rows = torch.arange(start + span.start, start + span.start + span.length)
+            found.append(rows if span.visual_rows is None else rows[torch.tensor(span.visual_rows)])
+        start += len(p.ids)
+    return found
 
 
-def their_inputs(ours: Ours, asked: Prompt) -> dict[str, Tensor]:
-    ids, vision = asked.ids[None], ours.spec.vision
-    assert vision is not None
-    if ours.spec.family == "qwen2_vl":
-        # (without images the model gives its own positions, which are the plain ones)
-        if not asked.items:
-            return {"input_ids": ids}
-        patches = [normalised(i, vision)[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) for i in asked.items]
-        return {
-            "input_ids": ids,
-            "pixel_values": torch.cat(patches),
-            "image_grid_thw": torch.tensor([i.grid for i in asked.items]),
-            "mm_token_type_ids": (ids == tiny.IMAGE_TOKEN).int(),
-        }
-    inputs = {"input_ids": ids}
-    if asked.items:
-        tiles = []
-        for item in asked.items:
-            _, rows, columns = item.grid
-            split = normalised(item, vision).view(rows, columns, 3, vision.patch, vision.patch).permute(2, 0, 3, 1, 4)
-            tiles.append(split.reshape(3, rows * vision.patch, columns * vision.patch))
-        inputs["pixel_values"] = torch.stack(tiles)
-    return inputs
+def _memory(prompts: Sequence[Prompt], tokens: Sequence[Tensor]) -> Memory | None:
+    """Row by row, without the engine's runs."""
+    starts = np.cumsum([0, *(len(t) for t in tokens)])
+    runs, rows, before, row, first = [], [], [], 0, 0
+    for p in prompts:
+        seen = np.zeros((len(p.ids), 2), np.int32) if p.expanded.memory is None else p.expanded.memory
+        for lo, hi in seen.tolist():
+            if lo != hi:
+                hidden = [0 if lo < 0 else item.hidden for item in p.items]
+                slots = [
+                    torch.arange(starts[first + i], starts[first + i + 1] - hidden[i]) for i in range(max(lo, 0), hi)
+                ]
+                runs.append(Run(1, torch.cat(slots)))
+                rows.append(row)
+                before.append(lo < 0)
+            row += 1
+        first += len(p.items)
+    if not runs:
+        return None
+    return Memory(runs, torch.tensor(rows), torch.tensor(before), states=torch.cat(list(tokens)))
 
 
 def their_logits(model: PreTrainedModel, ours: Ours, asked: Prompt) -> Tensor:
-    return model(**their_inputs(ours, asked)).logits[0]
+    return model(**their_inputs(ours.spec, asked)).logits[0]
 
 
 def their_tokens(model: PreTrainedModel, ours: Ours, asked: Prompt, count: int) -> list[int]:
     """Greedy, through transformers' own generate."""
     out = model.generate(
-        **their_inputs(ours, asked), max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None
+        **their_inputs(ours.spec, asked), max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None
     )
     return out[0, len(asked.ids) :].tolist()
 

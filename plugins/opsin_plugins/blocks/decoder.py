@@ -3,6 +3,7 @@ themselves when there is no pool (training). Every linear gets each row's adapte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,40 +16,57 @@ from opsin_kernels.linear import linear
 from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
-from opsin_plugins.fusions.base import Fusion
+from opsin_plugins.fusions.base import Context, Fusion, Memory, Visual
+from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import DecoderSpec, RopeSpec
 
 
 @dataclass
 class Rows:
-    """One packed batch. positions I64 [A, T]; adapter_slot I64 [T], 0 = the base model (None: all rows are)."""
+    """One packed batch. positions I64 [A, T]; adapter_slot I64 [T], 0 = the base model (None: all rows are);
+    frequencies F32 [T, D/2] where they differ from row to row (dynamic NTK)."""
 
     positions: Tensor
     layout: Layout
     adapter_slot: Tensor | None = None
+    memory: Memory | None = None
+    frequencies: Tensor | None = None
 
 
-KVPool = Sequence[Tensor]  # a layer's keys and values, [blocks, block, 2K, D], keys first
+KVPool = Sequence[Tensor]  # a layer's keys and values, [blocks, block, 2K, D], keys first; own layers only
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What positions do to queries and keys: tables of `rotate`, and a factor for queries [T, 1, 1]."""
+
+    cos: Tensor
+    sin: Tensor
+    scale: Tensor | None
 
 
 class Rotary(nn.Module):
-    """Position ids to the tables of `rotate`; with sections (M-RoPE) each frequency follows its own axis."""
+    """Position ids to turns; with sections (M-RoPE) each frequency follows its own axis."""
 
     frequencies: Tensor
     axes: Tensor
 
-    def __init__(self, spec: RopeSpec, head_dim: int) -> None:
+    def __init__(self, spec: RopeSpec, head_dim: int, log_scale_from: int) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
-        self.register_buffer("frequencies", constants((1.0 / (spec.theta**exponent)).tolist()), persistent=False)
+        self.register_buffer("frequencies", constants(frequencies(spec, head_dim).tolist()), persistent=False)
         axes = [axis for axis, count in enumerate(spec.sections or (head_dim // 2,)) for _ in range(count)]
         self.register_buffer("axes", torch.tensor(axes), persistent=False)
-        self.one_axis = not spec.sections
+        self.one_axis, self.log_scale_from = not spec.sections, log_scale_from
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """I64 [A, T] -> cos, sin [T, 1, D]."""
+    def forward(self, rows: Rows, dtype: torch.dtype) -> Turn:
+        positions = rows.positions
         chosen = positions[0][:, None] if self.one_axis else positions.index_select(0, self.axes).T
-        return angles_to_tables(chosen.float() * self.frequencies, dtype)
+        own = self.frequencies if rows.frequencies is None else rows.frequencies
+        scale = None
+        if self.log_scale_from:
+            ratio = (positions[0] + 1).float().log() / math.log(self.log_scale_from)
+            scale = ratio.clamp(min=1.0).to(dtype)[:, None, None]
+        return Turn(*angles_to_tables(chosen.float() * own, dtype), scale)
 
 
 class Attention(nn.Module):
@@ -59,10 +77,11 @@ class Attention(nn.Module):
         self.qkv = Linear(spec.width, sizes, spec.qkv_bias, quantize)
         self.out = Linear(sizes[0], [spec.width], spec.out_bias, quantize)
 
-    def forward(self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows, turn: Turn, pool: Tensor | None) -> Tensor:
         qkv = self.qkv(x, rows.adapter_slot).view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
-        rotate_(qkv[:, : self.heads + self.kv_heads], cos, sin)
+        rotate_(qkv[:, : self.heads + self.kv_heads], turn.cos, turn.sin)
         q, kv = qkv.split((self.heads, 2 * self.kv_heads), 1)
+        q = q if turn.scale is None else q * turn.scale
         if pool is None:
             k, v = kv.chunk(2, 1)
             y = packed_attention(q, k, v, rows.layout.query_lengths, causal=True).flatten(1)
@@ -80,8 +99,8 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(spec, quantize)
         self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
 
-    def forward(self, x: Tensor, rows: Rows, cos: Tensor, sin: Tensor, pool: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rows, cos, sin, pool)
+    def forward(self, x: Tensor, rows: Rows, turn: Turn, pool: Tensor | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rows, turn, pool)
         return x + self.mlp(self.mlp_norm(x), rows.adapter_slot)
 
 
@@ -98,27 +117,37 @@ class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec, quantize: Quantize = "none") -> None:
         super().__init__()
         self.spec = spec
-        self.embedding = Embedding(spec.vocab, spec.width)
-        self.rotary = Rotary(spec.rope, spec.head_dim)
-        self.layers = nn.ModuleList(DecoderLayer(spec, quantize) for _ in range(spec.layers))
+        self.embedding = Embedding(spec.embeddings, spec.width)
+        self.rotary = Rotary(spec.rope, spec.head_dim, spec.log_scale_from)
+        own = [i for i in range(spec.layers) if i not in spec.replaced]
+        self.layers = nn.ModuleDict({str(i): DecoderLayer(spec, quantize) for i in own})
+        self._stack = [self.layers[str(i)] if i in own else None for i in range(spec.layers)]
+        self._places = [own.index(i) if i in own else -1 for i in range(spec.layers)]  # in the pool
         self.norm = RMSNorm(spec.width, spec.norm_eps)
         # The head stays dense when the rest is quantized: its rounding would fall on the logits themselves.
         self.head = None if spec.tied else Linear(spec.width, [spec.vocab], bias=False)
 
-    def forward(self, x: Tensor, rows: Rows, pool: KVPool | None, fusion: Fusion | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rows: Rows, pool: KVPool | None, fusion: Fusion | None = None, visual: Visual | None = None
+    ) -> Tensor:
         """Embeddings [T, H] to the last layer's states [T, H], not yet normalised."""
-        cos, sin = self.rotary(rows.positions, x.dtype)
-        for i, layer in enumerate(self.layers):
-            if fusion is None:
-                x = layer(x, rows, cos, sin, pool[i] if pool else None)
-                continue
-            x = fusion.before_layer(i, x)
-            replaced = fusion.replace_layer(i, x)
-            x = layer(x, rows, cos, sin, pool[i] if pool else None) if replaced is None else replaced
-            x = fusion.after_layer(i, x)
+        turn = self.rotary(rows, x.dtype)
+        points = fusion.layers if fusion is not None else frozenset()
+        context = Context(visual, rows.memory, rows.adapter_slot) if points or self.spec.replaced else None
+        for i, layer in enumerate(self._stack):
+            if fusion is not None and context is not None and i in points:
+                x = fusion.before_layer(i, x, context)
+            if layer is None:
+                assert fusion is not None
+                assert context is not None
+                x = fusion.replace_layer(i, x, context)
+            else:
+                x = layer(x, rows, turn, pool[self._places[i]] if pool else None)
+            if fusion is not None and context is not None and i in points:
+                x = fusion.after_layer(i, x, context)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """States [M, H] of the rows that need them -> [M, vocab]."""
         x = self.norm(x)
-        return linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        return linear(x, self.embedding.weight[: self.spec.vocab]) if self.head is None else self.head(x)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin_plugins.blocks.linear import Linear, Quantize
-from opsin_plugins.spec import Activation
+from opsin_plugins.spec import Activation, Norm
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -68,6 +68,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def make_norm(kind: Norm, width: int, eps: float) -> nn.Module:
+    return LayerNorm(width, eps) if kind == "layer" else RMSNorm(width, eps)
 
 
 class PlainMLP(nn.Module):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
+from opsin_plugins.families import renames
 from opsin_plugins.images import center_crop, patches, resize_shortest
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
     Concat,
+    Grid,
     Ignore,
     ImageBudget,
     ImageSpec,
@@ -29,13 +31,9 @@ class Clip:
 
     def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
         """A family may add feature_layer (-2: the last block is not run) and keep_class_token to `config`."""
-        depth, feature = integer(config, "num_hidden_layers", 12), integer(config, "feature_layer", -1)
-        layers = depth + 1 + feature if feature < 0 else feature
-        if not 0 < layers <= depth:
-            raise SpecError(f"feature layer {feature} of a tower with {depth} layers")
         side = integer(config, "image_size", 224) // integer(config, "patch_size", 32)
         return TowerSpec(
-            layers=layers,
+            layers=layers_taken(config, integer(config, "num_hidden_layers", 12)),
             width=integer(config, "hidden_size", 768),
             heads=integer(config, "num_attention_heads", 12),
             mlp=integer(config, "intermediate_size", 3072),
@@ -65,29 +63,49 @@ class Clip:
             "crop", integer(preprocessor, "resample", 3), spec.patch, size=(side, side), shortest_edge=edge
         )
 
-    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, tuple[int, int, int]]:
+    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """Every picture has one size, so a budget changes nothing."""
         resized = resize_shortest(image, image_spec.shortest_edge, image_spec.resample)
         return patches(center_crop(resized, *image_spec.size), image_spec.patch)
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
-        source, mine = f"{prefix}encoder.layers.{{i}}.", "vision.layers.{i}."
-        rules: list[Rule] = [
+        return [
             Rename(f"{prefix}embeddings.class_embedding", "vision.class_token"),
-            Rename(f"{prefix}embeddings.patch_embedding.weight", "vision.patch.weight"),
-            Rename(f"{prefix}embeddings.position_embedding.weight", "vision.positions"),
-            Ignore(f"{prefix}embeddings.position_ids", "a buffer that old checkpoints saved"),
             Ignore(f"{prefix}post_layernorm.{{rest}}", "the features are taken before it"),
+            *renames({f"{prefix}pre_layrnorm": "vision.pre_norm"}),  # (the published spelling)
+            *clip_rules(prefix),
         ]
-        for kind in ("weight", "bias"):
-            rules += [
-                Rename(f"{prefix}pre_layrnorm.{kind}", f"vision.pre_norm.{kind}"),  # (the published spelling)
-                Concat(tuple(f"{source}self_attn.{n}_proj.{kind}" for n in "qkv"), f"{mine}attention.qkv.{kind}"),
-                Rename(f"{source}self_attn.out_proj.{kind}", f"{mine}attention.out.{kind}"),
-                Rename(f"{source}mlp.fc1.{kind}", f"{mine}mlp.up.{kind}"),
-                Rename(f"{source}mlp.fc2.{kind}", f"{mine}mlp.down.{kind}"),
-                Rename(f"{source}layer_norm1.{kind}", f"{mine}attention_norm.{kind}"),
-                Rename(f"{source}layer_norm2.{kind}", f"{mine}mlp_norm.{kind}"),
-            ]
-        rules.append(Ignore(f"{source}{{rest}}", "a layer past the one whose features are taken"))
-        return rules
+
+
+def clip_rules(prefix: str) -> list[Rule]:
+    """What CLIP and SigLIP name alike: patches, positions and layers."""
+    source, mine = f"{prefix}encoder.layers.{{i}}.", "vision.layers.{i}."
+    return [
+        Rename(f"{prefix}embeddings.patch_embedding.weight", "vision.patch.weight"),
+        Rename(f"{prefix}embeddings.position_embedding.weight", "vision.positions"),
+        Ignore(f"{prefix}embeddings.position_ids", "a buffer that old checkpoints saved"),
+        *(
+            Concat(tuple(f"{source}self_attn.{n}_proj.{kind}" for n in "qkv"), f"{mine}attention.qkv.{kind}")
+            for kind in ("weight", "bias")
+        ),
+        *renames(
+            {
+                f"{source}self_attn.out_proj": f"{mine}attention.out",
+                f"{source}mlp.fc1": f"{mine}mlp.up",
+                f"{source}mlp.fc2": f"{mine}mlp.down",
+                f"{source}layer_norm1": f"{mine}attention_norm",
+                f"{source}layer_norm2": f"{mine}mlp_norm",
+            }
+        ),
+        Ignore(f"{source}{{rest}}", "a layer past the one whose features are taken"),
+    ]
+
+
+def layers_taken(config: Config, depth: int) -> int:
+    """How many layers run when the features are those of layer `feature_layer` (-1: the last; 0 would be the
+    patches)."""
+    feature = integer(config, "feature_layer", -1)
+    layers = depth + 1 + feature if feature < 0 else feature
+    if not 0 < layers <= depth:
+        raise SpecError(f"feature layer {feature} of a tower with {depth} layers")
+    return layers

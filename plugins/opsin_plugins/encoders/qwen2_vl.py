@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
-from opsin_plugins.images import patches, resize, smart_size
-from opsin_plugins.spec import API_VERSION, U8, ImageBudget, ImageSpec, Rename, Rule, TowerSpec
+from opsin_plugins.families import renames
+from opsin_plugins.images import patches, pixel_limit, resize, smart_size
+from opsin_plugins.spec import API_VERSION, U8, Grid, ImageBudget, ImageSpec, Rename, Rule, TowerSpec
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -48,22 +49,20 @@ class Qwen2VLEncoder:
             max_pixels=integer(preprocessor, "max_pixels", edges.get("longest_edge", 28 * 28 * 1280)),
         )
 
-    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, tuple[int, int, int]]:
-        limit = max(image_spec.min_pixels, min(image_spec.max_pixels, budget.max_pixels or image_spec.max_pixels))
+    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         factor = image_spec.patch * image_spec.merge
+        limit = max(image_spec.min_pixels, pixel_limit(budget, factor**2, image_spec.max_pixels))
         height, width = smart_size(image.shape[0], image.shape[1], factor, image_spec.min_pixels, limit)
         return patches(resize(image, height, width, image_spec.resample), image_spec.patch, image_spec.merge)
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
         source, mine = f"{prefix}blocks.{{i}}.", "vision.layers.{i}."
-        rules: list[Rule] = [Rename(f"{prefix}patch_embed.proj.weight", "vision.patch.weight")]
-        for kind in ("weight", "bias"):
-            rules += [
-                Rename(f"{source}attn.qkv.{kind}", f"{mine}attention.qkv.{kind}"),
-                Rename(f"{source}attn.proj.{kind}", f"{mine}attention.out.{kind}"),
-                Rename(f"{source}mlp.fc1.{kind}", f"{mine}mlp.up.{kind}"),
-                Rename(f"{source}mlp.fc2.{kind}", f"{mine}mlp.down.{kind}"),
-                Rename(f"{source}norm1.{kind}", f"{mine}attention_norm.{kind}"),
-                Rename(f"{source}norm2.{kind}", f"{mine}mlp_norm.{kind}"),
-            ]
-        return rules
+        names = {
+            f"{source}attn.qkv": f"{mine}attention.qkv",
+            f"{source}attn.proj": f"{mine}attention.out",
+            f"{source}mlp.fc1": f"{mine}mlp.up",
+            f"{source}mlp.fc2": f"{mine}mlp.down",
+            f"{source}norm1": f"{mine}attention_norm",
+            f"{source}norm2": f"{mine}mlp_norm",
+        }
+        return [Rename(f"{prefix}patch_embed.proj.weight", "vision.patch.weight"), *renames(names)]

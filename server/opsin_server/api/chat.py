@@ -22,7 +22,7 @@ from opsin_server.api.services import ExchangeDep, Services, ServicesDep
 from opsin_server.api.stream import EventStream
 from opsin_server.api.wire import ChatRequest
 from opsin_server.errors import BadRequest
-from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit
+from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
 from opsin_server.media.load import load_images
 from opsin_server.prompt.detokenizer import Detokenizer
 from opsin_server.prompt.encode import Prompt
@@ -54,18 +54,17 @@ def admitted(exchange: Exchange, admission: Admission) -> Lifetime:
 async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> Generation:
     """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine."""
     exchange.model = body.model
-    messages = to_prompt(body.messages)
+    context = facts(services.engine).max_context
+    messages = to_prompt(body, image_limit(services.config.engine.max_image_tokens, context))
     services.encoder.check(messages)
-    check_length(messages, services.encoder.tokenizer.longest_token, facts(services.engine).max_context)
+    check_length(messages, services.encoder.tokenizer.longest_token, context)
     images = image_parts(messages)
     pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
     prompt = await services.encode(messages, pixels)
     exchange.prompt_tokens, exchange.image_tokens = len(prompt.ids), image_tokens(prompt)
-    max_tokens = room(prompt, body.output_limit, facts(services.engine).max_context)
+    max_tokens = room(prompt, body.output_limit, context)
     message = submission(body, prompt, max_tokens, () if body.ignore_eos else services.eos)
-    stream = services.engine.submit(
-        message, Arrays(prompt.ids, prompt.positions, tuple(i.pixels for i in prompt.items))
-    )
+    stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     exchange.at_end.append(stream.cancel)
     tokenizer = services.encoder.tokenizer
     reader = Reader(Detokenizer(tokenizer), StopFinder(body.stop or ()), tokenizer)
@@ -98,7 +97,8 @@ def submission(body: ChatRequest, prompt: Prompt, max_tokens: int, eos: tuple[in
         delta=prompt.delta,
         axes=len(prompt.positions),
         spans=prompt.spans,
-        items=tuple(Item(i.digest, i.grid, i.rows, (i.pixels.shape[0], i.pixels.shape[1])) for i in prompt.items),
+        items=describe(prompt.items),
+        memory=reaches(prompt.memory),
     )
 
 
@@ -114,19 +114,39 @@ def sampling(body: ChatRequest) -> Sampling:
     )
 
 
+IMAGE_TOKENS = 8192  # an image of 6.4 million pixels for Qwen2-VL; more would hold up all others for seconds
+
+
+def image_limit(configured: int | None, context: int) -> int:
+    """Visual tokens that one image may become, unless its family has one size: at most half of the context."""
+    return configured if configured is not None else max(1, min(IMAGE_TOKENS, context // 2))
+
+
 def image_tokens(prompt: Prompt) -> int:
     return sum(span.length for span in prompt.spans)
 
 
 def room(prompt: Prompt, wanted: int | None, context: int) -> int:
     """How many tokens the answer may have. Raises BadRequest with the numbers when prompt and answer do not fit."""
-    length, images = len(prompt.ids), image_tokens(prompt)
+    length = len(prompt.ids)
     if length + (wanted or 1) > context:
-        of_images = f" ({images} of them for {len(prompt.items)} images)" if images else ""
         raise BadRequest(
-            f"The model's context holds {context} tokens; the messages have {length}{of_images} and the answer may "
-            f"have {wanted or 'at least 1'}. Shorten the messages or the answer",
+            f"The model's context holds {context} tokens; the messages have {length}"
+            f"{_of_images(prompt, wanted, context)} and the answer may have {wanted or 'at least 1'}. "
+            "Shorten the messages or the answer",
             param="messages" if length >= context else "max_tokens",
             code="context_length_exceeded",
         )
     return wanted or context - length
+
+
+def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:
+    """How much of a prompt that is too long its images are, and what would fit."""
+    images, count = image_tokens(prompt), len(prompt.items)
+    if not images:
+        return ""
+    left = context - (wanted or 1) - (len(prompt.ids) - images)
+    per_image = max(0, left) // count
+    fit = f"{count} of at most {per_image} tokens" if per_image else "none beside this text"
+    largest = max(span.length for span in prompt.spans)
+    return f" ({images} of them for {count} images, the largest {largest}; there is room for {fit})"

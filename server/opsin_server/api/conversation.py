@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.api.fields import Strict, only, unsupported, wrong
 from opsin_server.prompt.messages import ImagePart, Message, Role, TextPart
+
+if TYPE_CHECKING:
+    from opsin_server.api.wire import ChatRequest
 
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
@@ -31,9 +34,21 @@ def _object_of_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
+Pixels = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class ImageURL(Strict):
+    """max_pixels: at most so many after resizing; not of OpenAI's API."""
+
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
+    max_pixels: Pixels | None = None
+
+
+class ProcessorOptions(Strict):
+    """For all images of a request, under vLLM's name for it."""
+
+    max_pixels: Pixels | None = None
 
 
 class ContentPart(Strict):
@@ -94,11 +109,13 @@ class ChatMessage(Strict):
         return self
 
 
-def to_prompt(messages: list[ChatMessage]) -> list[Message]:
+def to_prompt(request: ChatRequest, max_image_tokens: int | None) -> list[Message]:
     """The same conversation in the prompt code's words; "developer" is OpenAI's newer name for "system"."""
+    options = request.mm_processor_kwargs
+    default = ImageBudget(None if options is None else options.max_pixels, max_image_tokens)
     return [
-        Message(_role(message), _parts(message.content, f"messages[{index}].content"))
-        for index, message in enumerate(messages)
+        Message(_role(message), _parts(message.content, f"messages[{index}].content", default))
+        for index, message in enumerate(request.messages)
     ]
 
 
@@ -106,18 +123,23 @@ def _role(message: ChatMessage) -> Role:
     return "system" if message.role == "developer" else message.role
 
 
-def _parts(content: str | list[ContentPart], param: str) -> tuple[TextPart | ImagePart, ...]:
+def _parts(content: str | list[ContentPart], param: str, default: ImageBudget) -> tuple[TextPart | ImagePart, ...]:
     if isinstance(content, str):
         return (TextPart(content),)
-    return tuple(_part(part, f"{param}[{index}]") for index, part in enumerate(content))
+    return tuple(_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
 
 
-def _part(part: ContentPart, param: str) -> TextPart | ImagePart:
+def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
+    """An image's own number of pixels goes before the request's, and both before what `detail` stands for."""
+    if part.text is not None:
+        return TextPart(part.text)
+    pixels, low = default.max_pixels, False
     if part.image_url is not None:
-        low = part.image_url.detail == "low"
-        budget = ImageBudget(LOW_DETAIL_PIXELS if low else None)
-        return ImagePart(part.image_url.url, budget, f"{param}.image_url")
-    if part.image is not None:
-        return ImagePart(part.image, ImageBudget(), f"{param}.image")
-    assert part.text is not None
-    return TextPart(part.text)
+        source, param = part.image_url.url, f"{param}.image_url"
+        pixels, low = part.image_url.max_pixels or pixels, part.image_url.detail == "low"
+    else:
+        assert part.image is not None
+        source, param = part.image, f"{param}.image"
+    if pixels is None and low:
+        return ImagePart(source, ImageBudget(LOW_DETAIL_PIXELS, default.max_tokens), param)
+    return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from opsin_server.api.conversation import ChatMessage
+from opsin_server.api.conversation import ChatMessage, ProcessorOptions
 from opsin_server.api.fields import Strict, only, unsupported, wrong
 
 MAX_STOPS = 16  # OpenAI takes 4
@@ -41,6 +41,7 @@ class ChatRequest(Strict):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
 
     # These have no effect on an answer.
     user: str | None = None

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.attention import Layout
+from opsin_kernels.memory_attention import Run
 from opsin_plugins.blocks.decoder import Rows
-from opsin_server.engine.encoder_cache import EncoderCache
+from opsin_plugins.fusions.base import Memory, Visual
+from opsin_plugins.rope import frequencies
+from opsin_plugins.spec import RopeSpec
+from opsin_server.engine.encoder_cache import VisualStore
 from opsin_server.engine.scheduler import Chunk, Plan
+from opsin_server.engine.sequence import Sequence
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Batch:
     sample_rows: Tensor | None  # None: every row does, in order (a pure decode step)
     sampled: list[Chunk]
     visual: list[tuple[Tensor, bytes, int]]
+    chunks: list[Chunk]
 
 
 def build(plan: Plan, block_size: int, device: torch.device) -> Batch:
@@ -50,7 +56,7 @@ def build(plan: Plan, block_size: int, device: torch.device) -> Batch:
     rows = Rows(
         positions.to(device), layout, numbers[2].to(device) if any(c.sequence.adapter_slot for c in chunks) else None
     )
-    return Batch(numbers[0].to(device), rows, sample_rows, sampled, _visual(chunks, device))
+    return Batch(numbers[0].to(device), rows, sample_rows, sampled, _visual(chunks, device), chunks)
 
 
 def _decode_numbers(chunks: list[Chunk], block_size: int) -> tuple[Tensor, Tensor]:
@@ -99,16 +105,60 @@ def _visual(chunks: list[Chunk], device: torch.device) -> list[tuple[Tensor, byt
         end = chunk.start + chunk.length
         for span in chunk.sequence.spans:
             first, last = max(span.start, chunk.start), min(span.start + span.length, end)
-            if first < last:
-                where = torch.arange(row + first - chunk.start, row + last - chunk.start, device=device)
-                pieces.append((where, chunk.sequence.items[span.item].digest, first - span.start))
+            if first >= last:
+                continue
+            places, done = np.arange(first, last), first - span.start
+            if span.visual_rows is not None:
+                marks = np.asarray(span.visual_rows)
+                places, done = places[marks[done : last - span.start]], int(marks[:done].sum())
+            if len(places):
+                where = torch.from_numpy(places + (row - chunk.start)).to(device)
+                pieces.append((where, chunk.sequence.items[span.item].digest, done))
         row += chunk.length
     return pieces
 
 
-def visual_tokens(batch: Batch, cache: EncoderCache[Any]) -> tuple[Tensor, Tensor] | None:
-    """The visual tokens that the batch needs [M, H], and their rows I64 [M]."""
+def visual_tokens(batch: Batch, store: VisualStore[Any]) -> Visual | None:
+    """The visual tokens that the batch's rows are overwritten with."""
     if not batch.visual:
         return None
-    tokens = [cache[digest][first : first + len(rows)] for rows, digest, first in batch.visual]
-    return torch.cat(tokens), torch.cat([rows for rows, _, _ in batch.visual])
+    tokens = [store[digest][first : first + len(rows)] for rows, digest, first in batch.visual]
+    return Visual(torch.cat(tokens), torch.cat([rows for rows, _, _ in batch.visual]))
+
+
+def memory(chunks: list[Chunk], store: VisualStore[Any], pool: list[Tensor], device: torch.device) -> Memory | None:
+    """What the batch's rows attend to outside of their sequences; None when no row attends to anything."""
+    runs: list[Run] = []
+    rows: list[int] = []
+    before: list[bool] = []
+    row = 0
+    for chunk in chunks:
+        for count, reach in chunk.sequence.reach(chunk.start, chunk.start + chunk.length):
+            if reach.lo != reach.hi:
+                runs.append(Run(count, _slots(chunk.sequence, reach.lo, reach.hi, store)))
+                rows += range(row, row + count)
+                before += [reach.lo < 0] * count
+            row += count
+        if not chunk.sequence.memory:
+            row += chunk.length
+    if not runs:
+        return None
+    where = None if len(rows) == row else torch.tensor(rows, device=device)
+    return Memory(runs, where, torch.tensor(before, device=device) if any(before) else None, pool)
+
+
+def _slots(sequence: Sequence, lo: int, hi: int, store: VisualStore[Any]) -> Tensor:
+    """Where the rows of some images lie; those that are hidden only for rows before all images."""
+    items = sequence.items[max(lo, 0) : hi]
+    parts = [store[item.digest][: item.rows - (item.hidden if lo >= 0 else 0)] for item in items]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def stretched(chunks: list[Chunk], rope: RopeSpec, head_dim: int, device: torch.device) -> Tensor | None:
+    """Each row's own rotary frequencies F32 [T, D/2]; None when no sequence is stretched."""
+    if all(chunk.sequence.stretch == 1 for chunk in chunks):
+        return None
+    parts = [
+        np.broadcast_to(frequencies(rope, head_dim, c.sequence.stretch), (c.length, head_dim // 2)) for c in chunks
+    ]
+    return torch.from_numpy(np.concatenate(parts)).to(device)

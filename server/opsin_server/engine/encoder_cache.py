@@ -1,4 +1,4 @@
-"""Visual tokens by content digest, within a byte budget. No torch: it holds whatever the runner computed.
+"""Visual tokens by content digest, within a budget. No torch: it holds whatever the runner computed.
 
 An entry is pinned while a running sequence still has rows of it to compute; unpinned ones go least recently used first.
 """
@@ -11,14 +11,22 @@ from typing import Generic, TypeVar
 Features = TypeVar("Features")
 
 
-class EncoderCache(Generic[Features]):
+class VisualStore(Generic[Features]):
+    """Which images are there, who needs them, and who has to go. budget: in units of `size`."""
+
+    lasting = False  # whether rows of the answer, too, need the images: pins then last as long as a sequence runs
+
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.bytes = 0  # entries and reservations
+        self.used = 0  # by entries and reservations
         self.queries = self.hits = 0
         self._features: dict[bytes, Features] = {}
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # least recently used first; reserved or filled
         self._pins: dict[bytes, set[str]] = {}
+
+    def size(self, rows: int) -> int:
+        """What an image of so many visual tokens takes of the budget."""
+        raise NotImplementedError
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._sizes
@@ -29,7 +37,7 @@ class EncoderCache(Generic[Features]):
     def __getitem__(self, digest: bytes) -> Features:
         return self._features[digest]
 
-    def reserve(self, digest: bytes, size: int, owner: str) -> bool | None:
+    def reserve(self, digest: bytes, rows: int, owner: str) -> bool | None:
         """Pins the entry for `owner`. True: it is there (or on its way in this step). None: there was none, room was
         made, and the caller must `fill` it. False: there is no room while others are pinned; nothing changed.
 
@@ -42,16 +50,17 @@ class EncoderCache(Generic[Features]):
             self._sizes.move_to_end(digest)
             self._pins[digest].add(owner)
             return True
+        size = self.size(rows)
         pinned = sum(n for d, n in self._sizes.items() if self._pins[d])
         if pinned and pinned + size > self.budget:
             return False
         self.queries += 1
         for old in [d for d in self._sizes if not self._pins[d]]:
-            if self.bytes + size <= self.budget:
+            if self.used + size <= self.budget:
                 break
             self.drop(old)
         self._sizes[digest], self._pins[digest] = size, {owner}
-        self.bytes += size
+        self.used += size
         return None
 
     def fill(self, digest: bytes, features: Features) -> None:
@@ -72,10 +81,21 @@ class EncoderCache(Generic[Features]):
             self.drop(digest)
 
     def drop(self, digest: bytes) -> None:
-        self.bytes -= self._sizes.pop(digest)
+        self.used -= self._sizes.pop(digest)
         self._features.pop(digest, None)
         del self._pins[digest]
 
     @property
     def pinned(self) -> int:
         return sum(1 for pins in self._pins.values() if pins)
+
+
+class EncoderCache(VisualStore[Features]):
+    """The visual tokens themselves. budget: bytes."""
+
+    def __init__(self, budget: int, bytes_per_row: int) -> None:
+        super().__init__(budget)
+        self.bytes_per_row = bytes_per_row
+
+    def size(self, rows: int) -> int:
+        return rows * self.bytes_per_row

@@ -10,6 +10,7 @@ import torch
 
 from opsin_plugins.spec import SpecError
 from opsin_server.engine.batch import build
+from opsin_server.engine.checks import check_items, check_memory, check_spans
 from opsin_server.engine.runner import Runner
 from opsin_server.engine.sampler import Drawn, draw
 from opsin_server.engine.scheduler import Plan, Scheduler
@@ -33,7 +34,7 @@ class Engine:
     def submit(self, message: Submit, arrays: Arrays) -> None:
         """Raises SpecError for a prompt that must not reach the model; nothing of it is kept then."""
         self._check(message, arrays)
-        sequence = Sequence.from_submit(message, arrays)
+        sequence = Sequence.from_submit(message, arrays, self.runner.model.spec.decoder.rope)
         self.sequences[sequence.request_id] = sequence
         self.scheduler.add(sequence)
 
@@ -66,7 +67,7 @@ class Engine:
 
     def _compute(self, plan: Plan, kind: str, clock: float) -> list[Drawn]:
         runner = self.runner
-        batch = build(plan, self.scheduler.blocks.block_size, runner.device)
+        batch = build(plan, self.scheduler.blocks.block_size, runner.device)  # (before encoding: the two may overlap)
         clock = self._lap(f"{kind}.batch", clock)
         if plan.encode:
             runner.encode(plan.encode)
@@ -83,9 +84,9 @@ class Engine:
             sequence = chunk.sequence
             sequence.computed += chunk.length
             self.scheduler.blocks.publish(sequence, chunk.start)
-            for span in sequence.spans:
-                if span.start + span.length <= sequence.computed:
-                    self.scheduler.encoder.unpin(sequence.items[span.item].digest, sequence.request_id)
+            for need in sequence.needs:
+                if need.stop is not None and need.stop <= sequence.computed:
+                    self.scheduler.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
             if chunk.samples:
                 outputs.append(self._append(sequence, next(tokens)))
         return outputs
@@ -122,31 +123,18 @@ class Engine:
             raise SpecError(f"request {message.request_id} is already here")
         if not 0 < total < self.max_context:
             raise SpecError(f"{total} prompt tokens; this engine takes 1 to {self.max_context - 1}")
-        if arrays.ids.min() < 0 or arrays.ids.max() >= decoder.vocab:
-            raise SpecError(f"a token id is not below the vocabulary's size, {decoder.vocab}")
+        if arrays.ids.min() < 0 or arrays.ids.max() >= decoder.embeddings:
+            raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
         if message.axes != max(1, len(decoder.rope.sections)):
             raise SpecError(f"{message.axes} position axes; the model has {max(1, len(decoder.rope.sections))}")
         if message.adapter is not None or message.guided is not None:
             raise SpecError("adapters and guided decoding are not served by this version")
-        self._check_images(message, total)
-
-    def _check_images(self, message: Submit, total: int) -> None:
-        vision, image, at = self.runner.model.spec.vision, self.runner.model.spec.image, 0
-        for span in message.spans:
-            if span.start < at or span.start + span.length > total or not 0 <= span.item < len(message.items):
-                raise SpecError(f"image span {span.start} + {span.length} does not fit a prompt of {total}")
-            if span.bidirectional or span.visual_rows is not None:
-                raise SpecError("bidirectional and interleaved image spans are not served by this version")
-            if span.length != message.items[span.item].rows:
-                raise SpecError(f"{span.length} placeholders for {message.items[span.item].rows} visual tokens")
-            at = span.start + span.length
-        for item in message.items:
-            if vision is None or image is None:
-                raise SpecError("this model takes no images")
-            patches = item.grid[0] * item.grid[1] * item.grid[2]
-            kept = vision.keep_class_token
-            if item.shape != (patches, vision.patch_dim) or item.rows != patches // image.merge**2 + kept:
-                raise SpecError(f"pixels {item.shape} and {item.rows} visual tokens do not fit grid {item.grid}")
+        check_items(message, arrays, self.runner.model)
+        check_spans(message, total)
+        if self.runner.model.spec.memory is not None:
+            check_memory(message, total, self.scheduler.encoder)
+        elif message.memory:
+            raise SpecError("this model has no memory")
 
     def _lap(self, name: str, since: float) -> float:
         now = time.perf_counter()
@@ -167,6 +155,6 @@ class Engine:
             prefix_hits=blocks.hits,
             encoder_queries=encoder.queries,
             encoder_hits=encoder.hits,
-            encoder_bytes=encoder.bytes,
+            encoder_bytes=self.runner.encoder_bytes(),
             seconds=dict(self._seconds),
         )

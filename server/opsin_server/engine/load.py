@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from opsin_kernels.dispatch import implementation
+from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.checkpoint import assign, load_weights, targets
@@ -16,9 +17,10 @@ from opsin_plugins.registry import Registry
 from opsin_plugins.spec import ModelSpec
 from opsin_server.config import EngineConfig
 from opsin_server.engine.block_manager import BlockManager
-from opsin_server.engine.encoder_cache import EncoderCache
+from opsin_server.engine.encoder_cache import EncoderCache, VisualStore
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.memory import Resolved, choose_device, choose_dtype, refuse_quantized, resolve
+from opsin_server.engine.memory_blocks import MemoryBlocks
 from opsin_server.engine.runner import Runner, make_pool
 from opsin_server.engine.scheduler import Limits, Scheduler
 from opsin_server.ipc.messages import Ready
@@ -27,7 +29,7 @@ from opsin_server.ipc.messages import Ready
 def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> tuple[Engine, Ready]:
     """Raises ConfigError or SpecError, with a sentence for the operator, before any weight is read."""
     registry = Registry(config.plugins)
-    files = read_model_files(Path(config.model))
+    files = read_model_files(Path(config.model), dict(config.model_options))
     architecture = registry.architecture(files)
     spec = architecture.spec(files)
     device = choose_device(config.device)
@@ -54,17 +56,20 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None]) -> t
 
 def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Resolved) -> Engine:
     """An engine around a loaded model."""
-    encoder: EncoderCache[torch.Tensor] = EncoderCache(config.encoder_memory)
-    blocks = BlockManager(resolved.memory.kv_blocks, config.block_size, config.prefix_cache)
-    limits = Limits(
-        config.max_sequences,
-        resolved.max_batch_tokens,
-        resolved.max_encode_patches,
-        resolved.bytes_per_visual_token,
-    )
-    pool = make_pool(spec.decoder, blocks.total, config.block_size, resolved.device, resolved.dtype)
-    runner = Runner(model, pool, encoder, resolved.device)
-    return Engine(Scheduler(limits, blocks, encoder), runner, resolved.max_context)
+    size = config.block_size
+    blocks = BlockManager(resolved.memory.kv_blocks, size, config.prefix_cache)
+    limits = Limits(config.max_sequences, resolved.max_batch_tokens, resolved.max_encode_patches)
+    decoder, device, dtype = spec.decoder, resolved.device, resolved.dtype
+    store: VisualStore[torch.Tensor]
+    memory_pool: KVPool = ()
+    if spec.memory is not None:
+        store = MemoryBlocks(resolved.memory_blocks, size)
+        memory_pool = make_pool(decoder, len(decoder.replaced), resolved.memory_blocks, size, device, dtype)
+    else:
+        store = EncoderCache(resolved.memory.encoder_bytes, resolved.bytes_per_visual_token)
+    pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
+    runner = Runner(model, pool, store, device, memory_pool)
+    return Engine(Scheduler(limits, blocks, store), runner, resolved.max_context)
 
 
 def tensor_bytes(model: Model) -> int:

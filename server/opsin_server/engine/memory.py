@@ -18,6 +18,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 KV_SHARE = {"cpu": 0.25, "cuda": 0.85}
 KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
 BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a prefill step of 256 rows keeps the pause of others near ten decode steps
+ENCODER_BYTES = 256 * 2**20  # of cached visual tokens
+MEMORY_IMAGES, MEMORY_SHARE = 16, 0.2  # how many of the largest images a memory holds, if that much is free
 ENCODE_PATCHES = {"cpu": 4096, "cuda": 65536}
 
 
@@ -32,6 +34,7 @@ class Resolved:
     max_encode_patches: int
     bytes_per_visual_token: int
     memory: MemoryUse
+    memory_blocks: int = 0  # of the second layer group, for visual tokens outside of the prompt
 
 
 def choose_device(name: str) -> torch.device:
@@ -112,7 +115,8 @@ def resolve(
     per_block = kv_bytes_per_token(decoder, item) * config.block_size
     context = config.max_context or spec.max_positions
     wanted = config.max_sequences * -(-context // config.block_size) * per_block
-    share = int((free - weights) * KV_SHARE[device.type])
+    images = _image_memory(config, spec, item, free - weights)
+    share = int((free - weights - images) * KV_SHARE[device.type])
     kv_bytes = config.kv_memory if config.kv_memory is not None else min(wanted, share, KV_LIMIT[device.type])
     blocks = kv_bytes // per_block
     if blocks < 1:
@@ -129,10 +133,39 @@ def resolve(
         max_context=min(context, blocks * config.block_size),
         max_batch_tokens=tokens,
         max_encode_patches=ENCODE_PATCHES[device.type],
-        bytes_per_visual_token=decoder.width * item,
-        memory=MemoryUse(weights, blocks * per_block, blocks, config.block_size, config.encoder_memory, free),
+        bytes_per_visual_token=visual_token_bytes(spec, item),
+        memory=MemoryUse(weights, blocks * per_block, blocks, config.block_size, images, free),
+        memory_blocks=0
+        if spec.memory is None
+        else images // (memory_bytes_per_token(decoder, item) * config.block_size),
     )
 
 
+def _image_memory(config: EngineConfig, spec: ModelSpec, item: int, free: int) -> int:
+    """Bytes for visual tokens: cached ones, or for models with a memory their keys and values, which must hold the
+    largest image."""
+    if spec.memory is None:
+        return ENCODER_BYTES if config.encoder_memory is None else config.encoder_memory
+    block = memory_bytes_per_token(spec.decoder, item) * config.block_size
+    image = -(-spec.memory.max_rows // config.block_size) * block
+    if config.encoder_memory is None:
+        return max(image, min(MEMORY_IMAGES * image, int(free * MEMORY_SHARE)) // block * block)
+    if config.encoder_memory < image:
+        raise ConfigError(
+            f"--encoder-memory {config.encoder_memory:,} bytes do not hold the largest image, which takes {image:,}"
+        )
+    return config.encoder_memory // block * block
+
+
+def visual_token_bytes(spec: ModelSpec, item: int) -> int:
+    levels = len(spec.vision.taps) if spec.vision is not None and spec.fusion == "levels" else 0
+    return spec.decoder.width * (1 + levels) * item
+
+
 def kv_bytes_per_token(spec: DecoderSpec, item: int) -> int:
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * item
+    return 2 * spec.own_layers * spec.kv_heads * spec.head_dim * item
+
+
+def memory_bytes_per_token(spec: DecoderSpec, item: int) -> int:
+    """Of a visual token outside of the prompt: the layers that attend to it."""
+    return 2 * len(spec.replaced) * spec.kv_heads * spec.head_dim * item

@@ -10,22 +10,25 @@ from torch import Tensor
 
 from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.fusions.base import Visual
+from opsin_plugins.fusions.memory import MemoryFusion
 from opsin_plugins.spec import DecoderSpec
-from opsin_server.engine.batch import Batch, visual_tokens
-from opsin_server.engine.encoder_cache import EncoderCache
+from opsin_server.engine.batch import Batch, memory, stretched, visual_tokens
+from opsin_server.engine.encoder_cache import VisualStore
+from opsin_server.engine.memory_blocks import MemoryBlocks
 from opsin_server.engine.sequence import Sequence
 
 ALIGNMENT = 64  # bytes
 
 
-def make_pool(spec: DecoderSpec, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype) -> KVPool:
+def make_pool(
+    spec: DecoderSpec, layers: int, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
+) -> KVPool:
     """A layer's keys and values, [blocks, block, 2K, D]. Zeros, since a row that was never written must not be NaN
     (masked rows are still multiplied by zero)."""
     shape = (blocks, block_size, 2 * spec.kv_heads, spec.head_dim)
     if device.type != "cpu":
-        return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
-    return [_lazy_zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape) for _ in range(spec.layers)]
+        return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+    return [_lazy_zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape) for _ in range(layers)]
 
 
 def _lazy_zeros(size: int) -> Tensor:
@@ -37,22 +40,57 @@ def _lazy_zeros(size: int) -> Tensor:
 
 
 class Runner:
-    def __init__(self, model: Model, pool: KVPool, encoder: EncoderCache[Tensor], device: torch.device) -> None:
-        self.model, self.pool, self.encoder, self.device = model, pool, encoder, device
+    """memory_pool: keys and values of the second layer group, of models with a memory."""
+
+    def __init__(
+        self,
+        model: Model,
+        pool: KVPool,
+        store: VisualStore[Tensor],
+        device: torch.device,
+        memory_pool: KVPool = (),
+    ) -> None:
+        self.model, self.pool, self.store, self.device = model, pool, store, device
+        self.memory_rows = [layer.view(-1, *layer.shape[2:]) for layer in memory_pool]
 
     def encode(self, images: list[tuple[Sequence, int]]) -> None:
         """Visual tokens of all images of a step in one pass; each is kept under its digest."""
         pixels = np.concatenate([sequence.pixels[item] for sequence, item in images])
         entries = [sequence.items[item] for sequence, item in images]
-        tokens = self.model.encode(torch.from_numpy(pixels).to(self.device), [e.grid for e in entries])
-        for entry, features in zip(entries, tokens.split([e.rows for e in entries]), strict=True):
-            # A copy: a view would keep the whole step's features alive past the cache's own count.
-            self.encoder.fill(entry.digest, features.clone() if len(entries) > 1 else features)
+        orders = [sequence.arrange[item] for sequence, item in images]
+        arrange = [None if o is None else torch.from_numpy(o).to(self.device, torch.int64) for o in orders]
+        found = self.model.encode(torch.from_numpy(pixels).to(self.device), entries, arrange)
+        for entry, tokens in zip(entries, found, strict=True):
+            if isinstance(self.store, MemoryBlocks):
+                self.store.fill(entry.digest, self._remember(self.store, entry.digest, tokens))
+            else:
+                # A copy: a view would keep the whole step's features alive past the cache's own count.
+                self.store.fill(entry.digest, tokens.clone() if len(entries) > 1 else tokens)
+
+    def _remember(self, store: MemoryBlocks[Tensor], digest: bytes, tokens: Tensor) -> Tensor:
+        """Writes an image's keys and values for all cross-attention layers; returns where, I64 [rows]."""
+        size, blocks = store.block_size, torch.tensor(store.blocks(digest), device=self.device)
+        slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: len(tokens)]
+        assert isinstance(self.model.fusion, MemoryFusion)
+        for rows, kv in zip(self.memory_rows, self.model.fusion.keys_values(tokens), strict=True):
+            rows.index_copy_(0, slots, kv.to(rows.dtype))
+        return slots
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [M, vocab] of the rows that draw a token."""
-        found = visual_tokens(batch, self.encoder)
-        states = self.model(batch.ids, batch.rows, self.pool, None if found is None else Visual(*found))
+        decoder = self.model.spec.decoder
+        if self.memory_rows:
+            batch.rows.memory = memory(batch.chunks, self.store, self.memory_rows, self.device)
+        if decoder.rope.ntk_from:
+            batch.rows.frequencies = stretched(batch.chunks, decoder.rope, decoder.head_dim, self.device)
+        states = self.model(batch.ids, batch.rows, self.pool, visual_tokens(batch, self.store))
         if batch.sample_rows is not None:
             states = states.index_select(0, batch.sample_rows)
         return self.model.logits(states)
+
+    def encoder_bytes(self) -> int:
+        """What the stored images take."""
+        if not self.memory_rows:
+            return self.store.used
+        assert isinstance(self.store, MemoryBlocks)
+        return self.store.used * self.store.block_size * sum(layer[0].nbytes for layer in self.memory_rows)

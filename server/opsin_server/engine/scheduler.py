@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from opsin_server.engine.block_manager import BlockManager
-from opsin_server.engine.encoder_cache import EncoderCache
+from opsin_server.engine.encoder_cache import VisualStore
 from opsin_server.engine.sequence import Sequence
 
 
@@ -23,7 +23,6 @@ class Limits:
     max_sequences: int
     max_batch_tokens: int
     max_encode_patches: int  # a step, beyond the first image: what bounds the pause of others
-    bytes_per_visual_token: int
 
 
 @dataclass(slots=True)
@@ -49,7 +48,7 @@ class Scheduler:
         self,
         limits: Limits,
         blocks: BlockManager,
-        encoder: EncoderCache[Any],
+        encoder: VisualStore[Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits, self.blocks, self.encoder, self.clock = limits, blocks, encoder, clock
@@ -91,12 +90,21 @@ class Scheduler:
 
     def _continue(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
+        while not length and self.encoder.lasting and self._waits_for_room(plan, sequence):
+            # What it waits for is held by answers that may be long, or that wait for it in turn.
+            if self._preempt(self.running[-1]) is sequence:
+                return 0
+            length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
         while length and not self.blocks.grow(sequence, sequence.computed + length):
-            victim = self.running[-1]
-            self._preempt(victim)
-            if victim is sequence:
+            if self._preempt(self.running[-1]) is sequence:
                 return 0
         return self._chunk(plan, sequence, length)
+
+    def _waits_for_room(self, plan: Plan, sequence: Sequence) -> bool:
+        """Whether it is the store that has no room, and not this step that has no time to encode more."""
+        row = sequence.computed
+        missing = (sequence.items[n.item] for n in sequence.needs if n.touches(row, row + 1))
+        return any(i.digest not in self.encoder and not self._too_much(plan, i.shape[0]) for i in missing)
 
     def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         self.blocks.adopt_prefix(sequence)
@@ -125,47 +133,43 @@ class Scheduler:
             plan.chunks.append(Chunk(sequence, sequence.computed, length, samples))
         return length
 
-    def _preempt(self, victim: Sequence) -> None:
+    def _preempt(self, victim: Sequence) -> Sequence:
         """Recomputed later from its tokens; whole blocks may be found again in the prefix cache."""
         self.running.remove(victim)
         self.blocks.release(victim)
         self.encoder.unpin_all(victim.request_id)
         self.waiting.appendleft(victim)
         self.preemptions += 1
+        return victim
 
     def _cut_at_images(self, plan: Plan, sequence: Sequence, length: int) -> int:
-        """The visual tokens of every image in the chunk must be there or computed in this step; the chunk ends before
-        the first image for which there is no room."""
-        end = sequence.computed + length
-        for item, start in self._images_between(sequence, sequence.computed, end):
-            entry = sequence.items[item]
-            present = entry.digest in self.encoder
-            if not present and plan.encode and self._encoded(plan) + entry.shape[0] > self.limits.max_encode_patches:
-                return max(0, start - sequence.computed)
-            size = entry.rows * self.limits.bytes_per_visual_token
-            reserved = self.encoder.reserve(entry.digest, size, sequence.request_id)
+        """The visual tokens of every image that the chunk needs must be there or computed in this step; the chunk ends
+        before the first image for which there is no room."""
+        row = sequence.computed
+        for need in sequence.needs:
+            if not need.touches(row, row + length):
+                continue
+            entry = sequence.items[need.item]
+            if entry.digest not in self.encoder and self._too_much(plan, entry.shape[0]):
+                return max(0, need.start - row)
+            reserved = self.encoder.reserve(entry.digest, entry.rows, sequence.request_id)
             if reserved is False:
-                return max(0, start - sequence.computed)
+                return max(0, need.start - row)
             if reserved is None:
-                plan.encode.append((sequence, item))
+                plan.encode.append((sequence, need.item))
         return length
 
-    @staticmethod
-    def _images_between(sequence: Sequence, start: int, end: int) -> Iterator[tuple[int, int]]:
-        for span in sequence.spans:
-            if span.start < end and start < span.start + span.length:
-                yield span.item, span.start
-
-    @staticmethod
-    def _encoded(plan: Plan) -> int:
-        return sum(sequence.items[item].shape[0] for sequence, item in plan.encode)
+    def _too_much(self, plan: Plan, patches: int) -> bool:
+        encoded = sum(sequence.items[item].shape[0] for sequence, item in plan.encode)
+        return bool(plan.encode) and encoded + patches > self.limits.max_encode_patches
 
     def _needed_elsewhere(self, plan: Plan, sequence: Sequence, item: int) -> bool:
         """Of a sequence that was preempted after its image was planned: does another chunk of this step need it?"""
         digest = sequence.items[item].digest
         for chunk in plan.chunks:
-            for other, _ in self._images_between(chunk.sequence, chunk.start, chunk.start + chunk.length):
-                if chunk.sequence.items[other].digest == digest:
+            for need in chunk.sequence.needs:
+                touched = need.touches(chunk.start, chunk.start + chunk.length)
+                if touched and chunk.sequence.items[need.item].digest == digest:
                     return True
         if digest in self.encoder:
             self.encoder.drop(digest)

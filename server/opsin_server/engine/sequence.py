@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from opsin_plugins.spec import I32, U8, Span
-from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit
+from opsin_plugins.spec import I32, U8, RopeSpec, Span
+from opsin_server.ipc.messages import Arrays, Item, Reach, Sampling, Submit
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Rows start to stop - 1 of a sequence need an item's visual tokens; stop None: all rows of its answer, too."""
+
+    item: int
+    start: int
+    stop: int | None
+
+    def touches(self, start: int, end: int) -> bool:
+        return self.start < end and (self.stop is None or start < self.stop)
 
 
 @dataclass(eq=False, slots=True)
@@ -28,7 +41,11 @@ class Sequence:
     sampling: Sampling
     max_tokens: int
     eos: frozenset[int]
-    cache_root: bytes  # what every block digest starts from: tenant and adapter
+    cache_root: bytes  # what every block digest starts from: tenant, adapter, and what all rows depend on
+    needs: Seq[Need] = ()
+    memory: Seq[Reach] = ()
+    arrange: Seq[I32 | None] = ()  # one an item
+    stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter_slot: int = 0
     computed: int = 0
     cached_tokens: int = 0
@@ -39,9 +56,14 @@ class Sequence:
     started: int = 0  # the order of admission
 
     @classmethod
-    def from_submit(cls, message: Submit, arrays: Arrays) -> Sequence:
+    def from_submit(cls, message: Submit, arrays: Arrays, rope: RopeSpec) -> Sequence:
+        stretch = rope.stretch(len(arrays.ids))
         root = hashlib.sha256(len(message.salt).to_bytes(4, "little") + message.salt)
         root.update((message.adapter or "").encode())
+        root.update(stretch.to_bytes(8, "little"))
+        if any(reach.lo < 0 for reach in message.memory):  # rows before the images depend on all of them
+            root.update(b"".join(item.digest for item in message.items))
+        arranged = iter(arrays.arrange)
         return cls(
             request_id=message.request_id,
             tokens=arrays.ids.tolist(),
@@ -55,6 +77,10 @@ class Sequence:
             max_tokens=message.max_tokens,
             eos=frozenset(message.eos),
             cache_root=root.digest(),
+            needs=_needs(message),
+            memory=message.memory,
+            arrange=[next(arranged) if item.arranged else None for item in message.items],
+            stretch=stretch,
         )
 
     @property
@@ -88,3 +114,24 @@ class Sequence:
                     hasher.update(self.items[span.item].digest)
             self.digests.append(hasher.digest())
         return self.digests[index]
+
+    def reach(self, start: int, end: int) -> Iterator[tuple[int, Reach]]:
+        """Which items rows start to end - 1 attend to: runs of rows, in order, each with how many it has."""
+        for i, reach in enumerate(self.memory):
+            stop = self.memory[i + 1].start if i + 1 < len(self.memory) else end
+            count = min(stop, end) - max(reach.start, start)
+            if count > 0:
+                yield count, reach
+
+
+def _needs(message: Submit) -> tuple[Need, ...]:
+    if not message.memory:
+        return tuple(Need(span.item, span.start, span.start + span.length) for span in message.spans)
+    found = []
+    for item in range(len(message.items)):
+        seen = [i for i, reach in enumerate(message.memory) if max(reach.lo, 0) <= item < reach.hi]
+        if seen:
+            after = seen[-1] + 1
+            stop = message.memory[after].start if after < len(message.memory) else None
+            found.append(Need(item, message.memory[seen[0]].start, stop))
+    return tuple(found)

@@ -1,17 +1,18 @@
 """Every message that crosses the door. No torch, no HTTP, no text: ids, positions, pixels, numbers.
 
 A Submit travels with raw frames behind it, in this order: ids I32 [T], positions I32 [A, T], then the pixels of each
-item U8 [N, C·p·p]. All other messages are one frame.
+item U8 [N, C·p·p], then I32 [rows] of each item that is arranged. All other messages are one frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
 import numpy as np
 
-from opsin_plugins.spec import I32, U8, Span
+from opsin_plugins.spec import I32, U8, Span, VisualItem
 
 # ------------------------------------------------------------------------------------- to the engine
 
@@ -28,12 +29,24 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True):
-    """An image whose pixels follow as a frame. digest: SHA-256 of what it is and how it was prepared."""
+    """An image whose pixels follow as a frame: a VisualItem without its arrays. digest: SHA-256 of what it is and how
+    it was prepared."""
 
     digest: bytes
     grid: tuple[int, int, int]
     rows: int
     shape: tuple[int, int]  # [N, C·p·p]
+    tiles: tuple[int, int] = (1, 1)
+    hidden: int = 0
+    arranged: bool = False
+
+
+class Reach(msgspec.Struct, frozen=True, array_like=True):
+    """From prompt row `start` on, rows attend to the items lo to hi - 1 (see `Expanded.memory`)."""
+
+    start: int
+    lo: int
+    hi: int
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -45,6 +58,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     axes: int
     spans: tuple[Span, ...] = ()
     items: tuple[Item, ...] = ()
+    memory: tuple[Reach, ...] = ()
     salt: bytes = b""  # a tenant's part of every cache key
     adapter: str | None = None  # None: the base model
     guided: bytes | None = None  # reserved for guided decoding
@@ -152,12 +166,34 @@ class Arrays(msgspec.Struct, frozen=True):
     ids: I32
     positions: I32
     pixels: tuple[U8, ...]
+    arrange: tuple[I32, ...] = ()  # of the items that are arranged, in their order
+
+
+def describe(items: Sequence[VisualItem]) -> tuple[Item, ...]:
+    return tuple(
+        Item(i.digest, i.grid, i.rows, (i.pixels.shape[0], i.pixels.shape[1]), i.tiles, i.hidden, i.arrange is not None)
+        for i in items
+    )
+
+
+def arrays_of(ids: I32, positions: I32, items: Sequence[VisualItem]) -> Arrays:
+    arrange = tuple(i.arrange for i in items if i.arrange is not None)
+    return Arrays(ids, positions, tuple(i.pixels for i in items), arrange)
+
+
+def reaches(memory: I32 | None) -> tuple[Reach, ...]:
+    """`Expanded.memory` I32 [T, 2] in runs of equal rows."""
+    if memory is None:
+        return ()
+    starts = np.flatnonzero(np.any(memory[1:] != memory[:-1], 1)) + 1
+    return tuple(Reach(int(at), *memory[at].tolist()) for at in (0, *starts))
 
 
 def pack(message: ToEngine | FromEngine, arrays: Arrays | None = None) -> list[bytes | memoryview]:
     frames: list[bytes | memoryview] = [_encode(message)]
     if arrays is not None:
-        frames += [np.ascontiguousarray(a).data for a in (arrays.ids, arrays.positions, *arrays.pixels)]
+        everything = (arrays.ids, arrays.positions, *arrays.pixels, *arrays.arrange)
+        frames += [np.ascontiguousarray(a).data for a in everything]
     return frames
 
 
@@ -166,15 +202,20 @@ def unpack_to_engine(frames: list[bytes]) -> tuple[ToEngine, Arrays | None]:
     message = _decode_to_engine(frames[0])
     if not isinstance(message, Submit):
         return message, None
-    if len(frames) != 3 + len(message.items):
-        raise ValueError(f"{len(frames)} frames for {len(message.items)} items")
+    arranged = [item for item in message.items if item.arranged]
+    if len(frames) != 3 + len(message.items) + len(arranged):
+        raise ValueError(f"{len(frames)} frames for {len(message.items)} items, {len(arranged)} of them arranged")
     ids = np.frombuffer(frames[1], np.int32)
     positions = np.frombuffer(frames[2], np.int32).reshape(message.axes, len(ids))
+    behind = 3 + len(message.items)
     pixels = tuple(
         np.frombuffer(frame, np.uint8).reshape(item.shape)
-        for frame, item in zip(frames[3:], message.items, strict=True)
+        for frame, item in zip(frames[3:behind], message.items, strict=True)
     )
-    return message, Arrays(ids, positions, pixels)
+    arrange = tuple(
+        np.frombuffer(frame, np.int32).reshape(item.rows) for frame, item in zip(frames[behind:], arranged, strict=True)
+    )
+    return message, Arrays(ids, positions, pixels, arrange)
 
 
 def unpack_from_engine(frame: bytes) -> FromEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,38 @@ from tokenizers import Tokenizer as Backend
 from opsin_plugins.files import read_json
 from opsin_plugins.spec import SpecError
 from opsin_server.prompt.pieces import BYTE, Json
+from opsin_server.prompt.ranks import convert
 
 CONVERT = "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
 NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 
-def read_tokenizer(directory: Path) -> tuple[Json, Backend]:
-    """The parsed file and the tokenizer. Raises SpecError when there is none, or it does not load."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
+@dataclass(frozen=True)
+class Read:
+    """A directory's tokenizer: the parsed file, what it makes, and names of tokens that only this kind of file
+    knows."""
+
+    document: Json
+    backend: Backend
+    names: Mapping[str, str]
+
+
+def read_tokenizer(directory: Path) -> Read:
+    """Raises SpecError when there is none, or it does not load."""
+    path, names = directory / "tokenizer.json", dict[str, str]()
+    if path.is_file():
+        document = read_json(path)
+    elif (converted := convert(directory)) is not None:
+        document, names = converted[0], dict(converted[1])
+    else:
         raise SpecError(f"{directory} has no tokenizer.json; make one where you trust the model: {CONVERT}")
-    document = read_json(path)
     try:
-        backend = Backend.from_file(str(path))
+        backend = Backend.from_file(str(path)) if path.is_file() else Backend.from_str(json.dumps(document))
     except Exception as error:  # the library raises a bare Exception
         raise SpecError(f"{path}: {error}") from error
     backend.no_truncation()
     backend.no_padding()
-    return document, backend
+    return Read(document, backend, names)
 
 
 def named_tokens(directory: Path, config: Mapping[str, object]) -> dict[str, str]:

@@ -36,6 +36,7 @@ class Prompt:
     delta: int
     spans: tuple[Span, ...]
     items: tuple[VisualItem, ...]  # their digests set
+    memory: I32 | None = None  # I32 [T, 2], as of Expanded
 
 
 class PromptEncoder:
@@ -56,6 +57,10 @@ class PromptEncoder:
         if parts and not self.takes_images:
             why = "has no vision" if self._spec.vision is None else "has a chat template without images"
             raise BadRequest(f"this model {why}: it takes text only", param=parts[0].param)
+        image = self._spec.image
+        for part in parts:
+            if part.demanded and image is not None and not image.resizable:
+                raise BadRequest(f"max_pixels: {self._spec.family} gives every image one size", param=part.param)
 
     def text_ids(self, messages: Sequence[Message]) -> list[int]:
         """The rendered conversation, each image one placeholder. Raises BadRequest."""
@@ -70,14 +75,12 @@ class PromptEncoder:
         ids = self.text_ids(messages)
         items = tuple(self._item(part, image) for part, image in zip(parts, images, strict=True))
         try:
-            expanded = self._architecture.expand(ids, items, self._spec)
+            expanded = self._architecture.expand(ids, items, self._spec, self.tokenizer.encode)
             positions, delta = self._architecture.positions(expanded, items, self._spec)
         except SpecError as error:
             raise BadRequest(str(error), param=parts[0].param if parts else "messages") from error
-        if expanded.memory_range is not None:
-            raise BadRequest(f"{self._spec.family}: memory ranges are not served by this version", param="messages")
         self._check_ids(expanded)
-        return Prompt(expanded.ids, positions, delta, expanded.spans, items)
+        return Prompt(expanded.ids, positions, delta, expanded.spans, items, expanded.memory)
 
     def _item(self, part: ImagePart, image: U8) -> VisualItem:
         try:
@@ -89,10 +92,10 @@ class PromptEncoder:
     def _check_ids(self, expanded: Expanded) -> None:
         if len(expanded.ids) == 0:
             raise BadRequest("the conversation renders to an empty prompt", param="messages")
-        if (largest := int(np.max(expanded.ids))) >= self._spec.decoder.vocab:
+        if (largest := int(np.max(expanded.ids))) >= self._spec.decoder.embeddings:
             what = f"token {largest} ({self.tokenizer.token_text(largest)!r})"
             raise BadRequest(
-                f"{what} is outside of the model's {self._spec.decoder.vocab} embeddings", param="messages"
+                f"{what} is outside of the model's {self._spec.decoder.embeddings} embeddings", param="messages"
             )
 
     def _writes_placeholder(self, token: int) -> bool:

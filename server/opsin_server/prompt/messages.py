@@ -18,11 +18,13 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """source: URL or data URL. param: the JSON path of this part in the request, for errors."""
+    """source: URL or data URL. param: the JSON path of this part in the request, for errors. demanded: the budget is
+    the client's own number, which a family with one size cannot keep."""
 
     source: str
     budget: ImageBudget
     param: str
+    demanded: bool = False
 
 
 Part = TextPart | ImagePart

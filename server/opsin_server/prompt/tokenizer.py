@@ -30,9 +30,10 @@ class Tokenizer:
     def __init__(self, directory: Path, config: Mapping[str, object] | None = None, guard: Iterable[int] = ()) -> None:
         """config: tokenizer_config.json. guard: ids to treat like added tokens, whatever the file says of them."""
         config = config or {}
-        document, backend = read_tokenizer(directory)
+        read = read_tokenizer(directory)
+        document, backend = read.document, read.backend
         pieces.check_streams(document.get("decoder"))
-        self.names = named_tokens(directory, config)
+        self.names = {**read.names, **named_tokens(directory, config)}
         add_configured(backend, self.names.values(), config)
         tokens = backend.get_added_tokens_decoder()
         markers = {i: t.content for i, t in tokens.items() if t.content and (t.special or not t.content.isspace())}

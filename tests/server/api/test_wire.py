@@ -20,7 +20,7 @@ from opsin_server.prompt.messages import ImagePart, TextPart
 ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "stream"} | {
     "stream_options", "temperature", "top_logprobs", "top_p",
 }  # fmt: skip
-ACT_OF_OURS = {"top_k", "min_p", "ignore_eos"}
+ACT_OF_OURS = {"top_k", "min_p", "ignore_eos", "mm_processor_kwargs"}
 EFFECTLESS: dict[str, Any] = {
     "metadata": {"a": "b"},
     "parallel_tool_calls": True,
@@ -184,19 +184,33 @@ def test_all_forms_of_an_image_arrive_with_their_path_and_budget() -> None:
         {"type": "image", "image": "u3"},
         {"type": "text", "text": "now", "prompt_cache_breakpoint": {"mode": "explicit"}},
     ]
-    system, user = to_prompt(
-        accepted(messages=[{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]).messages
-    )
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
+    system, user = to_prompt(accepted(messages=messages), 77)
     assert (system.role, system.parts) == ("system", (TextPart("be brief"),))
     at = "messages[1].content"
     assert user.parts == (
         TextPart("see"),
-        ImagePart("u0", ImageBudget(LOW_DETAIL_PIXELS), f"{at}[1].image_url"),
-        ImagePart("u1", ImageBudget(), f"{at}[2].image_url"),
-        ImagePart("u2", ImageBudget(), f"{at}[3].image_url"),
-        ImagePart("u3", ImageBudget(), f"{at}[4].image"),
+        ImagePart("u0", ImageBudget(LOW_DETAIL_PIXELS, 77), f"{at}[1].image_url"),
+        ImagePart("u1", ImageBudget(None, 77), f"{at}[2].image_url"),
+        ImagePart("u2", ImageBudget(None, 77), f"{at}[3].image_url"),
+        ImagePart("u3", ImageBudget(None, 77), f"{at}[4].image"),
         TextPart("now"),
     )
+
+
+def test_pixels_of_an_image_go_before_the_requests_and_both_before_detail() -> None:
+    parts = [
+        {"type": "image_url", "image_url": {"url": "u", "detail": "low", "max_pixels": 5000}},
+        {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
+        {"type": "image", "image": "u"},
+    ]
+    request = accepted(messages=[{"role": "user", "content": parts}], mm_processor_kwargs={"max_pixels": 9000})
+    (user,) = to_prompt(request, None)
+    assert [(part.budget.max_pixels, part.demanded) for part in user.parts] == [
+        (5000, True),
+        (9000, True),
+        (9000, True),
+    ]
 
 
 USER = {"role": "user", "content": "hi"}

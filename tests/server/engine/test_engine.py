@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from opsin_plugins.spec import Span, SpecError
-from opsin_server.ipc.messages import Arrays, Sampling, Submit
+from opsin_server.ipc.messages import Reach, Sampling, Submit, arrays_of, describe, reaches
 from support import engines, oracle, tiny
 from support.engines import Asked
 
@@ -21,10 +23,13 @@ MIX = [
 ]
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "llava"])
+FAMILIES = [name for name, family in tiny.FAMILIES.items() if family.preprocessor or name == "qwen"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    theirs = {"qwen2_vl": tiny.qwen2_vl, "llava": tiny.llava}[request.param]()
-    return theirs, oracle.load(tiny.save(theirs, tmp_path_factory.mktemp("model")))
+    theirs = tiny.FAMILIES[request.param].make()
+    return theirs, oracle.saved(theirs, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,12 @@ def alone(pair) -> list[list[int]]:
     """What transformers generates for each of MIX, one by one."""
     theirs, ours = pair
     return [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), a.count) for a in MIX]
+
+
+def tight(ours) -> int:
+    """Blocks of four for the longest request and little more."""
+    lengths = [len(oracle.prompt(ours, a.ids, a.images).ids) + a.count for a in MIX]
+    return -(-max(lengths) // 4) + 3
 
 
 def tokens(answers: list[engines.Answer]) -> list[list[int]]:
@@ -62,7 +73,8 @@ def test_prefix_and_encoder_hits_change_no_token(pair, alone) -> None:
     after = engine.stats()
     assert tokens(again) == alone
     assert after.prefix_hits > before.prefix_hits
-    assert all(a.cached > 0 for a in again if len(a.tokens) and a is not again[1])
+    lengths = [len(oracle.prompt(ours, a.ids, a.images).ids) for a in MIX]
+    assert all((a.cached > 0) is (n > 4) for a, n in zip(again, lengths, strict=True))
 
 
 def test_the_same_picture_is_encoded_once(pair, alone) -> None:
@@ -77,7 +89,7 @@ def test_the_same_picture_is_encoded_once(pair, alone) -> None:
 def test_forced_preemption_changes_no_token(pair, alone, encoder_memory: int) -> None:
     """A pool that holds the longest request and little more."""
     _, ours = pair
-    engine = engines.make_engine(ours, blocks=26, block_size=4, encoder_memory=encoder_memory)
+    engine = engines.make_engine(ours, blocks=tight(ours), block_size=4, encoder_memory=encoder_memory)
     assert tokens(engines.ask(engine, ours, MIX)) == alone
     assert engine.stats().preemptions > 0
     assert engine.stats().blocks_used == 0
@@ -108,9 +120,9 @@ def test_seeded_draws_repeat_in_any_company_and_after_preemption(pair) -> None:
     warm = [Asked(a.ids, a.images, a.count, Sampling(1.5, 0.95, 40, 0.01, seed=7 + i)) for i, a in enumerate(MIX)]
     single = [engines.ask(engines.make_engine(ours), ours, [a])[0].tokens for a in warm]
     assert tokens(engines.ask(engines.make_engine(ours), ours, warm)) == single
-    tight = engines.make_engine(ours, blocks=26)
-    assert tokens(engines.ask(tight, ours, warm)) == single
-    assert tight.stats().preemptions > 0
+    small = engines.make_engine(ours, blocks=tight(ours))
+    assert tokens(engines.ask(small, ours, warm)) == single
+    assert small.stats().preemptions > 0
     other = Asked(warm[4].ids, (), warm[4].count, Sampling(1.5, 0.95, 40, 0.01, seed=99))
     assert engines.ask(engines.make_engine(ours), ours, [other])[0].tokens != single[4]
 
@@ -142,7 +154,7 @@ def test_cancel_frees_everything_at_any_step(pair) -> None:
 @pytest.mark.parametrize("stage", ["encode", "run", "draw"])
 def test_a_failing_step_ends_its_own_requests_only(pair, alone, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, ours = pair
-    engine = engines.make_engine(ours, max_sequences=1)
+    engine = engines.make_engine(ours, max_sequences=1, max_batch_tokens=1000)
 
     def explode(*args: object) -> None:
         raise RuntimeError("as a kernel would")
@@ -164,9 +176,7 @@ def test_a_failing_step_ends_its_own_requests_only(pair, alone, stage: str, monk
 
 def bad(engine, ours, **changes: object) -> None:
     made = oracle.prompt(ours, MIX[0].ids, MIX[0].images)
-    (item,) = made.items
-    from opsin_server.ipc.messages import Item
-
+    items = [replace(item, digest=b"d") for item in made.items]
     fields = {
         "request_id": "x",
         "sampling": engines.GREEDY,
@@ -175,18 +185,19 @@ def bad(engine, ours, **changes: object) -> None:
         "delta": made.delta,
         "axes": len(made.positions),
         "spans": made.expanded.spans,
-        "items": (Item(b"d", item.grid, item.rows, item.pixels.shape),),
+        "items": describe(items),
+        "memory": reaches(made.expanded.memory),
     }
     ids = changes.pop("ids", made.expanded.ids)
     fields.update(changes)
-    engine.submit(Submit(**fields), Arrays(ids, made.positions, (item.pixels,)))
+    engine.submit(Submit(**fields), arrays_of(ids, made.positions, items))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"ids": torch.tensor([tiny.VOCAB], dtype=torch.int32).numpy()}, "not below the vocabulary"),
-        ({"ids": torch.tensor([-1], dtype=torch.int32).numpy()}, "not below the vocabulary"),
+        ({"ids": torch.tensor([tiny.VOCAB], dtype=torch.int32).numpy()}, "not below the number of embeddings"),
+        ({"ids": torch.tensor([-1], dtype=torch.int32).numpy()}, "not below the number of embeddings"),
         ({"ids": torch.zeros(0, dtype=torch.int32).numpy()}, "0 prompt tokens"),
         ({"ids": torch.zeros(999, dtype=torch.int32).numpy()}, "999 prompt tokens"),
         ({"axes": 2}, "2 position axes"),
@@ -195,11 +206,68 @@ def bad(engine, ours, **changes: object) -> None:
         ({"spans": (Span(2, 1, 4),)}, "does not fit a prompt"),
         ({"spans": (Span(2, 1, 0, bidirectional=True),)}, "bidirectional"),
         ({"adapter": "a"}, "adapters"),
+        ({"spans": (Span(2, 2, 0, (True,)),)}, "1 marks for an image span of 2"),
+        ({"memory": (Reach(0, 0, 9),)}, "no memory|rows from 0 on see 0 to 9"),
     ],
 )
 def test_what_must_not_reach_the_model_is_refused(pair, change: dict[str, object], said: str) -> None:
     _, ours = pair
+    if said == "1 placeholders for" and ours.spec.memory is not None:
+        return  # its images stand outside of the prompt
     engine = engines.make_engine(ours)
     with pytest.raises(SpecError, match=said):
         bad(engine, ours, **change)
     assert not engine.busy
+
+
+@pytest.fixture(scope="module")
+def mllama(tmp_path_factory: pytest.TempPathFactory):
+    theirs = tiny.mllama()
+    return theirs, oracle.saved(theirs, tmp_path_factory.mktemp("model"))
+
+
+def test_an_image_outside_of_the_prompt_costs_its_cross_attention_layers_only(mllama) -> None:
+    _, ours = mllama
+    engine = engines.make_engine(ours)
+    engines.ask(engine, ours, [MIX[0]])
+    stats, decoder = engine.stats(), ours.spec.decoder
+    rows = 4 * ours.spec.vision.positions
+    assert rows == 4 * 26
+    assert stats.encoder_bytes == rows * len(decoder.replaced) * 2 * decoder.kv_heads * decoder.head_dim * 4
+
+
+@pytest.mark.parametrize("blocks", [26 * 2, 26 * 3])
+def test_images_that_must_leave_come_back_and_change_no_token(mllama, blocks: int) -> None:
+    """A memory for two or three images (of four tiles of 26 rows, in blocks of four), and requests that hold them."""
+    theirs, ours = mllama
+    asked = [Asked([5, IMAGE, 7, 8, 9 + i], [oracle.picture(i, 40, 30)], count=9) for i in range(5)]
+    asked.append(Asked([IMAGE, IMAGE, 7, 8], [oracle.picture(i, 40, 30) for i in (0, 3)], count=9))
+    expected = [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), 9) for a in asked]
+    engine = engines.make_engine(ours, memory_blocks=blocks)
+    for _ in range(2):
+        assert tokens(engines.ask(engine, ours, asked)) == expected
+    assert engine.stats().encoder_queries > len(asked) + 1, "some were encoded more than once"
+    assert engine.scheduler.encoder.pinned == 0
+
+
+def test_more_images_at_once_than_the_memory_holds_are_refused(mllama) -> None:
+    _, ours = mllama
+    engine = engines.make_engine(ours, memory_blocks=26)
+    with pytest.raises(SpecError, match="2 images that are seen together need 52 memory blocks; there are 26"):
+        engines.ask(engine, ours, [Asked([IMAGE, IMAGE, 7], [oracle.picture(i, 40, 30) for i in range(2)])])
+    (answer,) = engines.ask(engine, ours, [Asked([IMAGE, 7, IMAGE, 8], [oracle.picture(i, 40, 30) for i in range(2)])])
+    assert answer.finish == "length"
+
+
+@torch.no_grad()
+def test_rows_before_the_first_image_see_none_unless_asked(mllama, tmp_path) -> None:
+    theirs, _ = mllama
+    ours = oracle.load(tiny.save(theirs, tmp_path))
+    text, picture = [5, 6, 7], oracle.picture(0, 40, 30)
+    (alone,) = oracle.our_logits(ours, [oracle.prompt(ours, text, [])])
+    (before,) = oracle.our_logits(ours, [oracle.prompt(ours, [*text, IMAGE, 8], [picture])])
+    assert (before[:3] - alone).abs().max() < 1e-5
+    first = oracle.prompt(ours, [IMAGE, *text], [picture])
+    assert (oracle.our_logits(ours, [first])[0] - oracle.their_logits(theirs, ours, first)).abs().max() < 1e-4
+    expected = oracle.their_tokens(theirs, ours, first, 12)
+    assert engines.ask(engines.make_engine(ours), ours, [Asked([IMAGE, *text], [picture], 12)])[0].tokens == expected

@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from opsin_plugins.spec import Span
 from opsin_server.engine.block_manager import BlockManager
-from opsin_server.engine.encoder_cache import EncoderCache
+from opsin_server.engine.encoder_cache import EncoderCache, VisualStore
+from opsin_server.engine.memory_blocks import MemoryBlocks
 from opsin_server.engine.scheduler import Limits, Scheduler
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.sequence import Need, Sequence
 from opsin_server.ipc.messages import Item, Sampling
 
 EOS = 0
@@ -29,13 +30,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 24),
         encoder=st.integers(0, 40),
         prefix_cache=st.booleans(),
+        lasting=st.booleans(),
     )
     def begin(
-        self, blocks: int, block_size: int, max_sequences: int, budget: int, encoder: int, prefix_cache: bool
+        self,
+        blocks: int,
+        block_size: int,
+        max_sequences: int,
+        budget: int,
+        encoder: int,
+        prefix_cache: bool,
+        lasting: bool,
     ) -> None:
+        """lasting: images stand outside of the prompt, and the whole answer needs the last group of them."""
         self.blocks = BlockManager(blocks, block_size, prefix_cache)
-        self.encoder: EncoderCache[int] = EncoderCache(encoder)
-        limits = Limits(max_sequences, budget, max_encode_patches=12, bytes_per_visual_token=2)
+        # (a memory must hold two images of the largest size: what the engine refuses never comes here)
+        self.encoder: VisualStore[int] = (
+            MemoryBlocks(encoder // 4 + 2 * -(-6 // block_size), block_size) if lasting else EncoderCache(encoder, 2)
+        )
+        limits = Limits(max_sequences, budget, max_encode_patches=12)
         self.scheduler = Scheduler(limits, self.blocks, self.encoder)
         self.capacity = blocks * block_size
         self.alive: dict[str, Sequence] = {}
@@ -51,11 +64,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def submit(self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int) -> None:
         tokens = [(family * 7 + i) % 5 + 1 for i in range(length)]  # few families: prefixes are shared
-        spans, items = [], []
+        spans, items, lasting = [], [], self.encoder.lasting
         for name, rows in images:
-            spans.append(Span(len(tokens), rows, len(items)))
+            spans.append(Span(len(tokens), 1 if lasting else rows, len(items)))
             items.append(Item(hashlib.sha256(bytes([name, rows])).digest(), (1, 2, 2 * rows), rows, (4 * rows, 3)))
-            tokens += [9] * rows + [1]
+            # (the second image joins the first one's group when nothing stands between them)
+            tokens += [9] * spans[-1].length + [1] * (rows % 2)
         if len(tokens) + max_tokens > self.capacity:
             return
         self.count += 1
@@ -72,9 +86,22 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens=max_tokens,
             eos=frozenset({EOS}),
             cache_root=b"",
+            needs=self._needs(spans, len(tokens)),
         )
         self.alive[sequence.request_id] = sequence
         self.scheduler.add(sequence)
+
+    def _needs(self, spans: list[Span], length: int) -> list[Need]:
+        if not self.encoder.lasting:
+            return [Need(s.item, s.start, s.start + s.length) for s in spans]
+        groups: list[list[Span]] = []
+        for span in spans:
+            if groups and groups[-1][-1].start + 1 == span.start:
+                groups[-1].append(span)
+            else:
+                groups.append([span])
+        ends = [group[0].start for group in groups[1:]] + [None]
+        return [Need(s.item, s.start, end) for group, end in zip(groups, ends, strict=False) for s in group]
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
@@ -95,9 +122,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.encoder.fill(sequence.items[item].digest, 1)
         for chunk in plan.chunks:
             self._check_reads(chunk.sequence, chunk.start)
-            for span in chunk.sequence.spans:
-                if span.start < chunk.start + chunk.length and chunk.start < span.start + span.length:
-                    assert self.encoder[chunk.sequence.items[span.item].digest] == 1, "visual tokens are there"
+            for need in chunk.sequence.needs:
+                if need.touches(chunk.start, chunk.start + chunk.length):
+                    assert self.encoder[chunk.sequence.items[need.item].digest] == 1, "visual tokens are there"
             self._write(chunk.sequence, chunk.start, chunk.length)
         for chunk in plan.chunks:
             self._advance(chunk.sequence, chunk.start, chunk.length, chunk.samples, eos)
@@ -123,9 +150,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _advance(self, sequence: Sequence, start: int, length: int, samples: bool, eos: int) -> None:
         sequence.computed += length
         self.blocks.publish(sequence, start)
-        for span in sequence.spans:
-            if span.start + span.length <= sequence.computed:
-                self.encoder.unpin(sequence.items[span.item].digest, sequence.request_id)
+        for need in sequence.needs:
+            if need.stop is not None and need.stop <= sequence.computed:
+                self.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
         if samples:
             sequence.tokens.append(EOS if eos == 0 else sequence.generated % 5 + 1)
             if sequence.tokens[-1] == EOS or sequence.generated >= sequence.max_tokens:
@@ -140,7 +167,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = {b for s in self.scheduler.running for b in s.blocks}
         assert self.blocks.used == len(held)
         assert all(not s.blocks for s in self.scheduler.waiting)
-        assert self.encoder.bytes <= self.encoder.budget or len(self.encoder) == 1, "one too large may be in alone"
+        if isinstance(self.encoder, MemoryBlocks):
+            assert self.encoder.used + self.encoder.free == self.encoder.budget, "every memory block is counted once"
+        else:
+            assert self.encoder.used <= self.encoder.budget or len(self.encoder) == 1, "one too large may be in alone"
         if not self.scheduler.running:
             assert self.encoder.pinned == 0
 

@@ -1,0 +1,61 @@
+"""Language models without vision: Llama, Mistral and Qwen2 as published. Sources: arXiv 2302.13971, 2310.06825,
+2407.10671."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from opsin_plugins.configs import flag, token_ids
+from opsin_plugins.decoders import TEXT, decoder_rules, decoder_spec, max_positions
+from opsin_plugins.families import Family, chosen, llama_groups
+from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, Rule, SpecError, VisualItem
+
+
+class TextModel(Family):
+    name: ClassVar[str]
+
+    def spec(self, files: ModelFiles) -> ModelSpec:
+        chosen(files.options, {})
+        config, defaults = files.config, TEXT[self.name]
+        return ModelSpec(
+            family=self.name,
+            decoder=decoder_spec(config, flag(config, "tie_word_embeddings"), defaults),
+            vision=None,
+            projector=None,
+            image=None,
+            fusion=None,
+            encoder=None,
+            image_token=None,
+            eos=token_ids(files.generation.get("eos_token_id", config.get("eos_token_id"))),
+            max_positions=max_positions(config, defaults),
+        )
+
+    def weights(self, spec: ModelSpec) -> Sequence[Rule]:
+        return decoder_rules(
+            spec.decoder,
+            layers="model.layers.{i}.",
+            embedding="model.embed_tokens.weight",
+            norm="model.norm.weight",
+            head="lm_head.weight",
+        )
+
+    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+        if images:
+            raise SpecError(f"{self.name} is a language model: it takes no images")
+        return []
+
+    def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
+        return llama_groups(r"model\.layers\.\d+\.")
+
+
+class Llama(TextModel):
+    name = "llama"
+
+
+class Mistral(TextModel):
+    name = "mistral"
+
+
+class Qwen2(TextModel):
+    name = "qwen2"

@@ -1,0 +1,74 @@
+"""What most architectures do alike: placeholders repeated, ordinary positions, rules and groups by published names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from opsin_plugins.configs import Config, section
+from opsin_plugins.decoders import TEXT, TextDefaults
+from opsin_plugins.positions import line, repeat_placeholder
+from opsin_plugins.spec import (
+    API_VERSION,
+    I32,
+    Encode,
+    Expanded,
+    ModelFiles,
+    ModelSpec,
+    Pattern,
+    Rename,
+    Rule,
+    SpecError,
+    VisualItem,
+)
+
+
+class Family:
+    """A base that an architecture may use: it overrides what is its own."""
+
+    api_version = API_VERSION
+
+    def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
+        if spec.image_token is None:
+            return Expanded(np.asarray(ids, np.int32), ())
+        return repeat_placeholder(ids, items, spec.image_token)
+
+    def positions(self, expanded: Expanded, items: Sequence[VisualItem], spec: ModelSpec) -> tuple[I32, int]:
+        return line(len(expanded.ids))
+
+    def chat_template(self, files: ModelFiles) -> str | None:
+        return None
+
+
+def text_section(config: Config) -> tuple[Config, TextDefaults]:
+    """A model's text_config and what it leaves out. Raises SpecError for a decoder that is not known."""
+    text = section(config, "text_config")
+    kind = text.get("model_type", "llama")
+    if kind not in TEXT:
+        raise SpecError(f"text_config.model_type {kind!r} is not one of {', '.join(TEXT)}")
+    return text, TEXT[str(kind)]
+
+
+def renames(pairs: Mapping[str, str], kinds: Iterable[str] = ("weight", "bias")) -> list[Rule]:
+    """A rule for each pair of names and each kind of tensor."""
+    return [Rename(f"{theirs}.{kind}", f"{ours}.{kind}") for theirs, ours in pairs.items() for kind in kinds]
+
+
+def llama_groups(layers: str) -> dict[str, Pattern]:
+    """LoRA groups of a Llama-style language model. layers: a pattern for the prefix of a layer."""
+    return {
+        "language.attention": re.compile(layers + r"self_attn\.[qkvo]_proj"),
+        "language.mlp": re.compile(layers + r"mlp\.(gate|up|down)_proj"),
+    }
+
+
+def chosen(options: Mapping[str, str], allowed: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """A family's options, the first of each one's values where it was not given. Raises SpecError for any other."""
+    for name, value in options.items():
+        if name not in allowed:
+            raise SpecError(f"--model-option {name}: there are {', '.join(sorted(allowed)) or 'none'}")
+        if value not in allowed[name]:
+            raise SpecError(f"--model-option {name}={value}: it is one of {', '.join(allowed[name])}")
+    return {name: options.get(name, values[0]) for name, values in allowed.items()}
