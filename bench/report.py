@@ -17,7 +17,7 @@ from stats import Spread, short
 from systems import GENERATE, OPSIN, SERVE
 
 ROOT = Path(__file__).resolve().parent.parent
-# (model, against, streams): tokens per second, Opsin's over the other's, that issue 3 asks for on two cores
+# (model, against, streams): tokens per second, Opsin's over the other's, that two cores should reach
 TARGETS = {
     ("mini", SERVE, 1): 2.0,
     ("mini", SERVE, 8): 6.0,

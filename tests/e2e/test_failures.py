@@ -145,12 +145,13 @@ def test_one_that_leaves_does_not_disturb_the_others(served):
 
 
 @pytest.mark.nightly
-def test_five_hundred_aborts_at_random_stages(served):
+def test_five_hundred_aborts_at_random_stages(served, record_property):
     """Before, in and after the body, while it waits, in prefill, in decode, streaming and not, FIN and RST."""
     seed = time.time_ns() % 2**32
     print(f"seed {seed}")
     rng = random.Random(seed)
     served.wait_idle()
+    idle = []
     for i in range(500):
         body = endless(i, ignore_eos=True, stream=rng.random() < 0.5)
         cut = rng.randrange(len(json.dumps(body))) if rng.random() < 0.1 else None
@@ -162,8 +163,9 @@ def test_five_hundred_aborts_at_random_stages(served):
                 raw.recv(rng.choice((1, 50, 5000)))
         (reset if rng.random() < 0.5 else socket.socket.close)(raw)
         if i % 50 == 49:
-            print(f"{i + 1} aborts: idle after {served.wait_idle(GENEROUS):.2f} s")
+            idle.append(served.wait_idle(GENEROUS))
             works(served)
+    record_property("result", f"idle again after at most {max(idle):.2f} s, looked at every 50 aborts; seed {seed}")
 
 
 # --------------------------------------------------------------------------------------- told to stop
@@ -308,7 +310,7 @@ def test_a_name_server_that_does_not_answer_does_not_keep_it_from_ending(tmp_pat
 
 
 @pytest.mark.nightly
-def test_a_hundred_sigterms():
+def test_a_hundred_sigterms(record_property):
     """At random moments from start to work: nothing is cut that had begun, and nothing is left."""
     seed = time.time_ns() % 2**32
     print(f"seed {seed}")
@@ -334,8 +336,9 @@ def test_a_hundred_sigterms():
             seconds.append(time.monotonic() - start)
             if code not in (0, -signal.SIGTERM) or "Traceback" in server.stderr or server.room.left():
                 ends.append(f"server {i}: {code} {server.room.left()} {server.stderr[-2000:]}")
-    print(f"100 SIGTERMs, half of them under 6 requests; the slowest end took {max(seconds):.1f} s")
-    print(f"{len(cut)} answers cut, {len(ends)} servers with another end than a clean one", *cut, *ends, sep="\n")
+    found = f"{len(cut)} answers cut, {len(ends)} ends that were not clean, slowest end {max(seconds):.1f} s"
+    record_property("result", f"half of them under 6 requests: {found}; seed {seed}")
+    print(*cut, *ends, sep="\n")
     assert not cut
     assert not ends
 
@@ -413,16 +416,18 @@ def test_a_server_killed_takes_its_engine_along():
 
 
 @pytest.mark.nightly
-def test_an_engine_that_hangs_does_not_keep_the_server_from_ending():
+def test_an_engine_that_hangs_does_not_keep_the_server_from_ending(record_property):
     with Served("--drain-timeout", "1") as server:
         reader = Reader(server.client(), 0)
         all_under_way([reader])
         os.kill(server.engine, signal.SIGSTOP)
         wait_for(lambda: not server.is_ready(), 60, "an engine that says nothing counts as ready")
         server.signal(signal.SIGTERM)
+        start = time.monotonic()
         assert isinstance(reader.end().error, openai.APIError)
         assert server.wait() == 0
         assert server.room.left() == []
+        record_property("result", f"ended {time.monotonic() - start:.1f} s after SIGTERM, --drain-timeout 1")
 
 
 # --------------------------------------------------------------------------------------- does not start

@@ -24,7 +24,7 @@ from jinja2.visitor import NodeTransformer
 from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
 
-MAX_SECONDS = 0.2
+MAX_SECONDS = 0.5
 MAX_OUTPUT = 2**20  # characters, beside the conversation's own
 MAX_NUMBER = 10**6  # as an argument: a width, a count
 MAX_BITS = 4096  # of a product or power
