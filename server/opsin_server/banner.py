@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,8 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
+from opsin_server.ipc.messages import Outlook, Ready
 from opsin_server.ipc.messages import Progress as Loaded
-from opsin_server.ipc.messages import Ready
 
 SHOW_AFTER = 1.0  # seconds of loading before a bar is worth a line
 
@@ -22,8 +23,14 @@ class Loading:
     def __init__(self, console: Console) -> None:
         self.console, self.started = console, time.monotonic()
         self._bar: Progress | None = None
+        self._told = False
 
-    def __call__(self, progress: Loaded) -> None:
+    def __call__(self, progress: Outlook | Loaded) -> None:
+        if isinstance(progress, Outlook):
+            if not self._told:  # (an engine that starts again says it again)
+                show(self.console, outlook_rows(progress))
+            self._told = True
+            return
         if self._bar is None and time.monotonic() - self.started > SHOW_AFTER and progress.done < progress.total:
             self._bar = Progress(
                 TextColumn("loading weights"), BarColumn(), DownloadColumn(), console=self.console, transient=True
@@ -45,7 +52,6 @@ def announce(console: Console, config: ServerConfig, ready: Ready, url: str, nam
         ("url", url),
         ("model", f"{name}  ({config.engine.model})"),
         ("device", f"{ready.device}, kernels: {ready.kernels}"),
-        ("weights", f"{_size(memory.weights)} as {ready.dtype}"),
         (
             "KV memory",
             (
@@ -53,15 +59,48 @@ def announce(console: Console, config: ServerConfig, ready: Ready, url: str, nam
                 f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once"
             ),
         ),
-        ("visual tokens", f"{_size(memory.encoder_bytes)} of cache; {_size(memory.free_before)} of memory were free"),
+        ("visual tokens", f"{_size(memory.encoder_bytes)} kept"),
         ("ready after", f"{seconds:.1f} s"),
     ]
-    for title, value in rows:  # whole lines: this is read in logs as often as in a terminal
-        console.print(f"{title:<15}{value}", soft_wrap=True, highlight=False, markup=False)
+    show(console, rows)
     if Path(config.engine.model) == MODEL:
         console.print(ABOUT, soft_wrap=True, highlight=False)
     console.print("\nAsk it about a picture:\n", highlight=False)
     console.print(curl(url, name, bool(config.api_keys)), soft_wrap=True, highlight=False, markup=False)
+
+
+def show(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Whole lines: this is read in logs as often as in a terminal."""
+    for title, value in rows:
+        console.print(f"{title:<15}{value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def outlook_rows(said: Outlook) -> list[tuple[str, str]]:
+    """What `opsin check` prints, and `opsin serve` before it loads."""
+    rows = [
+        ("family", f"{said.family}: {said.parameters:,} parameters, {said.tensors:,} tensors, each with its place"),
+        ("weights", f"{_size(said.weights)} as {said.dtype}; {_size(said.free)} are free"),
+        ("1,000 tokens", f"{_size(said.kv_per_1000)} of keys and values"),
+    ]
+    if said.image_tokens:
+        rows.append(
+            (
+                "largest image",
+                (
+                    f"{said.image_tokens:,} visual tokens, {_size(said.image_bytes)} of keys and values, about "
+                    f"{_size(said.encoder_peak)} while it is encoded"
+                ),
+            )
+        )
+    return [*rows, ("verdict", _verdict(said))]
+
+
+def _verdict(said: Outlook) -> str:
+    if said.refusal:
+        return f"does not fit: {said.refusal}"
+    images = f", {said.images:,} of the largest images at once" if said.image_tokens else ""
+    shorter = "" if said.context == said.max_positions else f" of the model's {said.max_positions:,}"
+    return f"serves: context {said.context:,}{shorter}{images}"
 
 
 def curl(url: str, name: str, guarded: bool) -> str:

@@ -176,6 +176,37 @@ def serve(
 
 
 @app.command()
+def check(
+    model: Annotated[Path, typer.Argument(show_default=False, help="A checkpoint directory.")],
+    gpu: Annotated[
+        int | None, typer.Option(parser=size, metavar="SIZE", help="A GPU's memory, as 24GiB. Default: this machine.")
+    ] = None,
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option()] = "auto",
+    quantize: Annotated[Literal["none", "int8"], typer.Option(help="As for serve.")] = "none",
+    max_context: Annotated[int | None, typer.Option(min=2, help="As for serve.")] = None,
+    max_sequences: Annotated[int, typer.Option(min=1, help="As for serve.")] = 64,
+    max_image_tokens: Annotated[int | None, typer.Option(min=1, help="As for serve.")] = None,
+    model_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="As for serve.")] = None,
+) -> None:
+    """Will it serve, and what does it take? Reads headers only, never weights."""
+    from opsin_server.banner import outlook_rows, show
+    from opsin_server.engine.examine import check_directory
+
+    config = EngineConfig(
+        model=str(model),
+        dtype=dtype,
+        quantize=quantize,
+        max_context=max_context,
+        max_sequences=max_sequences,
+        max_image_tokens=max_image_tokens,
+        model_options=tuple(_pair(text) for text in model_option or ()),
+    )
+    outlook = check_directory(config, gpu)
+    show(Console(), outlook_rows(outlook))
+    raise typer.Exit(1 if outlook.refusal else 0)
+
+
+@app.command()
 def chat(
     question: Annotated[str, typer.Argument(help="What to ask. Without it: a conversation.")] = "",
     image: Annotated[list[Path] | None, typer.Option(help="A picture to ask about; may be repeated.")] = None,
@@ -214,6 +245,32 @@ def doctor() -> None:
     table, healthy = doctor_table()
     Console().print(table)
     raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def compose(
+    out: Annotated[Path, typer.Argument(show_default=False, help="The directory to write; it must not exist yet.")],
+    vision: Annotated[Path, typer.Option(help="A CLIP's or SigLIP's checkpoint directory.")],
+    language: Annotated[Path, typer.Option(help="A Llama's, Mistral's or Qwen2's checkpoint directory.")],
+    fusion: Annotated[str, typer.Option(help="How pictures enter the language model.")] = "scatter",
+    projector: Annotated[str, typer.Option(help="What stands between the two, drawn anew.")] = "mlp2x",
+    vision_feature_layer: Annotated[
+        int | None, typer.Option(show_default="-2", help="The encoder's layer whose output is taken; -1 is the last.")
+    ] = None,
+    select: Annotated[
+        Literal["default", "full"] | None, typer.Option(help="Without the class token, or all. Default: without.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the projector's weights.")] = 0,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: the language model's.")
+    ] = "auto",
+) -> None:
+    """Write a new LLaVA-style model from a vision encoder and a language model; its projector is to be trained."""
+    from opsin_server.compose.command import Request
+    from opsin_server.compose.command import compose as write
+
+    choices = Request(vision, language, out, fusion, projector, vision_feature_layer, select, seed, dtype)
+    typer.echo(write(choices))
 
 
 def main() -> None:

@@ -67,6 +67,14 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"--port {self.port} is not between 0 and 65535")
 
 
+IMAGE_TOKENS = 8192  # an image of 6.4 million pixels for Qwen2-VL; more would hold up all others for seconds
+
+
+def image_limit(configured: int | None, context: int) -> int:
+    """Visual tokens that one image may become, unless its family has one size: at most half of the context."""
+    return configured if configured is not None else max(1, min(IMAGE_TOKENS, context // 2))
+
+
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(config.threads)
     door = Door(address)
     try:
-        engine, ready = load_engine(config, _Reporter(door))
+        engine, ready = load_engine(config, _Reporter(door), door.send)
     except (ConfigError, SpecError, ValueError, OSError) as error:
         door.send(Failed(str(error)))
         door.close()

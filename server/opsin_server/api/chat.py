@@ -21,6 +21,7 @@ from opsin_server.api.replies import encode
 from opsin_server.api.services import ExchangeDep, Services, ServicesDep
 from opsin_server.api.stream import EventStream
 from opsin_server.api.wire import ChatRequest
+from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
 from opsin_server.media.load import load_images
@@ -112,14 +113,6 @@ def sampling(body: ChatRequest) -> Sampling:
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else -1,
     )
-
-
-IMAGE_TOKENS = 8192  # an image of 6.4 million pixels for Qwen2-VL; more would hold up all others for seconds
-
-
-def image_limit(configured: int | None, context: int) -> int:
-    """Visual tokens that one image may become, unless its family has one size: at most half of the context."""
-    return configured if configured is not None else max(1, min(IMAGE_TOKENS, context // 2))
 
 
 def image_tokens(prompt: Prompt) -> int:

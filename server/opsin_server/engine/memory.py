@@ -86,7 +86,7 @@ def _cgroup_left() -> int:
     return 2**63
 
 
-def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device) -> None:
+def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device, free: int) -> None:
     """Raises ConfigError for a checkpoint whose weights are packed in a form that is not read yet."""
     quantization = files.config.get("quantization_config")
     if not isinstance(quantization, dict):
@@ -94,20 +94,25 @@ def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device) -
     scheme = quantization.get("quant_method") or quantization.get("quant_algo") or "unnamed"
     raise ConfigError(
         f"quantization_config {scheme!r} cannot be loaded by this version. In 16 bit this model needs "
-        f"{2 * parameters:,} bytes of weights; {free_bytes(device):,} are free on {device.type}. Serve the "
+        f"{2 * parameters:,} bytes of weights; {free:,} are free on {device.type}. Serve the "
         "unquantized checkpoint (with --quantize int8 its linears take half of that)"
     )
 
 
 def resolve(
-    config: EngineConfig, files: ModelFiles, spec: ModelSpec, device: torch.device, dtype: torch.dtype, weights: int
+    config: EngineConfig,
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: int,
+    free: int,
 ) -> Resolved:
-    """weights: bytes that the model's tensors take on the device. Raises ConfigError when it does not fit."""
-    free = free_bytes(device)
+    """weights: bytes that the model's tensors take on the device, of which `free` are free. Raises ConfigError when it
+    does not fit."""
     if weights > free:
         raise ConfigError(
             f"the weights need {weights:,} bytes as {str(dtype).removeprefix('torch.')}; {free:,} are free on "
-            f"{device.type} (--dtype or --quantize int8 make them smaller)"
+            f"{device.type}: {weights - free:,} too few"
         )
     item, decoder = dtype.itemsize, spec.decoder
     if config.max_context is not None and config.max_context > spec.max_positions:

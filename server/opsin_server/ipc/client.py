@@ -26,6 +26,7 @@ from opsin_server.ipc.messages import (
     Arrays,
     Cancel,
     Failed,
+    Outlook,
     Output,
     Outputs,
     Progress,
@@ -107,7 +108,9 @@ def merge(outputs: list[Output]) -> Output:
 
 
 class EngineClient:
-    def __init__(self, config: EngineConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
+    def __init__(
+        self, config: EngineConfig, on_progress: Callable[[Outlook | Progress], None] = lambda progress: None
+    ) -> None:
         self.config, self._on_progress = config, on_progress
         self.state: State = "starting"
         self.ready: Ready | None = None
@@ -244,7 +247,7 @@ class EngineClient:
                 self.stats = message.stats
                 for output in message.outputs:
                     self._deliver(output)
-            elif isinstance(message, Progress):
+            elif isinstance(message, Outlook | Progress):
                 self._on_progress(message)
             elif isinstance(message, Failed):
                 said.append(message.message)

@@ -84,6 +84,30 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: int
 
 
+class Outlook(msgspec.Struct, frozen=True, tag=True):
+    """What a model takes and whether it serves, known before its weights are read. Bytes, except for counts.
+
+    kv_per_1000: keys and values of 1,000 tokens. image_tokens, image_bytes: visual tokens of the largest image, and
+    what they take while a request has it. encoder_peak: activations while that image is encoded, about. context,
+    images: the tokens that fit, and how many of the largest images. refusal: why it does not serve; empty when it does.
+    """
+
+    family: str
+    parameters: int
+    tensors: int
+    dtype: str
+    weights: int
+    kv_per_1000: int
+    image_tokens: int
+    image_bytes: int
+    encoder_peak: int
+    free: int
+    max_positions: int
+    context: int
+    images: int
+    refusal: str = ""
+
+
 class MemoryUse(msgspec.Struct, frozen=True):
     """How memory was divided once, at start. Bytes, except for counts."""
 
@@ -153,7 +177,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: Stats
 
 
-FromEngine: TypeAlias = Progress | Ready | Failed | Outputs
+FromEngine: TypeAlias = Outlook | Progress | Ready | Failed | Outputs
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

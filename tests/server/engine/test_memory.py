@@ -27,7 +27,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resolve(directory: Path, **options: object) -> memory.Resolved:
     ours = oracle.load(directory)
     config = EngineConfig(model=str(directory), **options)
-    return memory.resolve(config, read_model_files(directory), ours.spec, CPU, torch.float32, 1000)
+    return memory.resolve(config, ours.spec, CPU, torch.float32, 1000, memory.free_bytes(CPU))
 
 
 def test_the_pool_holds_every_sequence_at_full_length_when_memory_allows(directory: Path) -> None:
@@ -51,7 +51,7 @@ def test_weights_that_do_not_fit_are_refused_with_both_numbers(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10)
-    with pytest.raises(ConfigError, match="the weights need 1,000 bytes as float32; 10 are free"):
+    with pytest.raises(ConfigError, match="the weights need 1,000 bytes as float32; 10 are free on cpu: 990 too few"):
         resolve(directory)
 
 

@@ -1,0 +1,84 @@
+"""`opsin check`: what a directory would take, from headers alone, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from opsin_server.cli import app
+from support import published
+
+GIB = 2**30
+
+
+def sparse(name: str, directory: Path, **changes: object) -> Path:
+    """A published model with true headers and no bytes behind them: whoever reads a weight reads zeros for hours."""
+    header: dict[str, object] = {}
+    at = 0
+    for key, info in published.tensors(name).items():
+        size = 2 * math.prod(info.shape)
+        header[key] = {"dtype": "BF16", "shape": list(info.shape), "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + at)
+    source = published.CONFIGS / name
+    config = json.loads((source / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "preprocessor_config.json").write_text((source / "preprocessor_config.json").read_text())
+    return directory
+
+
+def check(directory: Path, *flags: str) -> Result:
+    return CliRunner().invoke(app, ["check", str(directory), *flags])
+
+
+def test_a_model_that_serves(tmp_path: Path) -> None:
+    found = check(sparse("Llama-3.2-11B-Vision-Instruct", tmp_path), "--gpu", "24GiB")
+    assert found.exit_code == 0
+    for said in (
+        "mllama: 10,670,220,835 parameters, 906 tensors, each with its place",
+        "19.9 GiB as bfloat16; 23.5 GiB are free",
+        "125.0 MiB of keys and values",
+        "6,404 visual tokens, 200.1 MiB of keys and values",
+        "serves: context 20,192 of the model's 131,072, 3 of the largest images at once",
+    ):
+        assert said in found.output, found.output
+
+
+def test_one_that_does_not_fit_and_the_flag_that_helps(tmp_path: Path) -> None:
+    directory = sparse("Qwen2-VL-7B-Instruct", tmp_path)
+    found = check(directory, "--gpu", "12GiB")
+    assert found.exit_code == 1
+    assert "does not fit: the weights need 16,582,757,092 bytes as bfloat16" in found.output
+    assert "4,234,726,116 too few. With --quantize int8 they need 9,390,830,308: which fits" in found.output
+    assert "serves: context 32,768" in check(directory, "--gpu", "12GiB", "--quantize", "int8").output
+    assert "still" in check(directory, "--gpu", "6GiB").output
+
+
+def test_fewer_image_tokens_make_the_largest_image_smaller(tmp_path: Path) -> None:
+    directory = sparse("Qwen2-VL-7B-Instruct", tmp_path)
+    assert "8,100 visual tokens" in check(directory, "--gpu", "24GiB").output
+    assert "961 visual tokens" in check(directory, "--gpu", "24GiB", "--max-image-tokens", "1000").output
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 27}, "keys that nothing takes: model.layers.27."),
+        ({"num_hidden_layers": 29}, "weights that no key fills: decoder.layers.28."),
+        ({"hidden_size": 3600}, "the tower gives 3584 values a visual token, the decoder takes 3600"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config 'awq' cannot be loaded"),
+        ({"model_type": "unheard_of"}, "no architecture plugin claims model_type 'unheard_of'"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_names(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    found = check(sparse("Qwen2-VL-7B-Instruct", tmp_path, **change), "--gpu", "24GiB")
+    assert found.exit_code == 1
+    assert said in str(found.exception)
