@@ -51,7 +51,7 @@ test: setup-test
 	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 -m 'not nightly' $(PYTEST_ARGS)
 
 nightly: setup-test
-	$(BIN)/pytest -m nightly --timeout 7200 --junitxml build/nightly.xml $(PYTEST_ARGS)
+	$(BIN)/pytest -m nightly --timeout 7200 -o junit_family=xunit1 --junitxml build/nightly.xml $(PYTEST_ARGS)
 	$(BIN)/python bench/nightly.py build/nightly.xml
 
 bench: setup-test

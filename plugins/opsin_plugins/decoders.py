@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opsin_plugins.configs import Config, activation, flag, integer, number
-from opsin_plugins.spec import Concat, DecoderSpec, Ignore, Rename, RopeScaling, RopeSpec, Rule, SpecError
+from opsin_plugins.spec import Concat, DecoderSpec, Ignore, ModelFiles, Rename, RopeScaling, RopeSpec, Rule, SpecError
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,14 @@ def decoder_spec(
         extra_embeddings=extra_embeddings,
         replaced=replaced,
     )
+
+
+def is_tied(files: ModelFiles, text: Config) -> bool:
+    """Whether the output head is the embedding. Where no configuration says, it is when the files hold no head."""
+    for config in (files.config, text):
+        if "tie_word_embeddings" in config:
+            return flag(config, "tie_word_embeddings")
+    return bool(files.tensors) and not any(key.endswith("lm_head.weight") for key in files.tensors)
 
 
 def max_positions(config: Config, defaults: TextDefaults) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from opsin_plugins.configs import Config, activation, flag, integer, section, token_ids
-from opsin_plugins.decoders import decoder_rules, decoder_spec, max_positions
+from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.clip import Clip
 from opsin_plugins.encoders.pixtral import Pixtral
 from opsin_plugins.encoders.siglip import Siglip
@@ -69,7 +69,7 @@ def model_spec(
     """projector: fields of ProjectorSpec that differ from two biased linear layers."""
     config, (encoder, tower, image) = files.config, parts
     text, defaults = text_section(config)
-    tied = flag(config, "tie_word_embeddings", flag(text, "tie_word_embeddings"))
+    tied = is_tied(files, text)
     decoder = decoder_spec(text, tied, defaults)
     fields: dict[str, object] = {
         "in_width": tower.width,

@@ -7,8 +7,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from opsin_plugins.configs import Config, flag, integer, section, token_ids
-from opsin_plugins.decoders import TextDefaults, decoder_rules, decoder_spec, max_positions
+from opsin_plugins.configs import Config, integer, section, token_ids
+from opsin_plugins.decoders import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.qwen2_vl import Qwen2VLEncoder
 from opsin_plugins.families import Family, chosen, llama_groups, renames
 from opsin_plugins.positions import mrope
@@ -50,7 +50,7 @@ class Qwen2Style(Family):
         vision_config = section(config, "vision_config")
         tower = self.encoder.spec(vision_config, files.preprocessor)
         image = self.encoder.image(tower, vision_config, files.preprocessor)
-        tied = flag(config, "tie_word_embeddings", flag(text, "tie_word_embeddings"))
+        tied = is_tied(files, text)
         decoder = decoder_spec(text, tied, TEXT, mrope=True)
         width = integer(vision_config, self.width_key, decoder.width)
         if width != decoder.width:

@@ -83,15 +83,15 @@ async def _serve(
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     with bind(config.host, config.port) as listener:
-        server = Server(app, config, listener)
+        server, url = Server(app, config, listener), url_of(listener)
         serving = asyncio.create_task(server.serve_until_stopped())
         ready = asyncio.create_task(engine.wait_ready())
         try:
             await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
             loading.done()
-            if ready.done():
+            if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
                 seconds = time.monotonic() - loading.started
-                announce(loading.console, config, ready.result(), url_of(listener), names[0], seconds)
+                announce(loading.console, config, ready.result(), url, names[0], seconds)
             await serving
         finally:  # also when the engine did not start, or a signal came before `serve` had its own
             server.should_exit = True

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opsin_plugins.blocks.linear import AdapterSlots, Linear
-from support import oracle, tiny
+from support import mistral_format, oracle, tiny
 
 
 def _head(size: int):
@@ -98,6 +98,17 @@ def test_every_published_dialect_loads_the_same_weights(family: str, tmp_path: P
         ours = oracle.load(tiny.save(theirs, tmp_path / dialect, dialect))
         logits.append(oracle.our_logits(ours, prompts(ours)[:1])[0])
     assert all(torch.equal(logits[0], other) for other in logits[1:])
+
+
+@pytest.mark.parametrize("make", [tiny.pixtral, tiny.mistral3])
+@torch.no_grad()
+def test_mistrals_own_format_is_the_same_model(make, tmp_path: Path) -> None:
+    theirs = make(sizes={"rms_norm_eps": 1e-5}) if make is tiny.pixtral else make()
+    ours = oracle.load(mistral_format.save(theirs, tmp_path))
+    assert ours.spec.family == "mistral_params"
+    for asked in prompts(ours):
+        (logits,) = oracle.our_logits(ours, [asked])
+        assert (logits - oracle.their_logits(theirs, ours, asked)).abs().max() < 1e-4
 
 
 def test_gradients_of_all_weights_equal_transformers(pair: tuple[PreTrainedModel, oracle.Ours]) -> None:

@@ -135,7 +135,7 @@ def _llava(text: str, sizes: Mapping[str, Any] | None, vision: Any, options: dic
 
 def mistral3(**options: Any) -> PreTrainedModel:
     config = hf.Mistral3Config(
-        text_config=language("mistral", head_dim=24),
+        text_config=language("mistral", head_dim=24, rms_norm_eps=1e-5),
         vision_config=_pixtral_tower(options.pop("vision", {})),
         image_token_index=IMAGE_TOKEN,
         spatial_merge_size=2,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from opsin_plugins.configs import flag, integer, section, standard_pixels, token_ids
-from opsin_plugins.decoders import decoder_rules, decoder_spec, max_positions
+from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.siglip import Siglip
 from opsin_plugins.families import Family, chosen, llama_groups, text_section
 from opsin_plugins.images import resize, tile_patches, tiles
@@ -46,7 +46,7 @@ class Idefics3(Family):
         vision = {**VISION_DEFAULTS, **section(config, "vision_config"), "bucketed": True, "post_norm": True}
         tower = ENCODER.spec(vision, files.preprocessor)
         merge = integer(config, "scale_factor", 2)
-        tied = flag(config, "tie_word_embeddings", flag(text, "tie_word_embeddings"))
+        tied = is_tied(files, text)
         decoder = decoder_spec(text, tied, defaults)
         return ModelSpec(
             family=self.name,

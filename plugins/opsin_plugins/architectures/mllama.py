@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from opsin_plugins.configs import flag, integer, integers, section, token_ids
-from opsin_plugins.decoders import TextDefaults, decoder_rules, decoder_spec, max_positions
+from opsin_plugins.configs import integer, integers, section, token_ids
+from opsin_plugins.decoders import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.mllama import MllamaEncoder
 from opsin_plugins.families import Family, chosen, renames
 from opsin_plugins.positions import write_images
@@ -52,7 +52,7 @@ class Mllama(Family):
         attend_before = options["rows_before_image"] == "all"
         vision = {**section(config, "vision_config"), "keep_padding": attend_before}
         tower = ENCODER.spec(vision, files.preprocessor)
-        tied = flag(config, "tie_word_embeddings", flag(text, "tie_word_embeddings"))
+        tied = is_tied(files, text)
         replaced = integers(text, "cross_attention_layers", CROSS)
         decoder = decoder_spec(text, tied, TEXT, replaced=replaced, extra_embeddings=EXTRA_EMBEDDINGS)
         width = tower.width * (1 + len(tower.taps))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from opsin_plugins.configs import flag, integer, number, section, token_ids
+from opsin_plugins.decoders import is_tied
 from opsin_plugins.encoders.qwen_vl import QwenVLEncoder
 from opsin_plugins.families import Family, chosen, renames
 from opsin_plugins.spec import (
@@ -152,7 +153,7 @@ def _decoder(files: ModelFiles) -> DecoderSpec:
         norm_eps=number(config, "layer_norm_epsilon", 1e-6),
         rope=RopeSpec(number(config, "rotary_emb_base", 1e4), ntk_from=trained if stretches else 0),
         qkv_bias=True,
-        tied=flag(config, "tie_word_embeddings"),
+        tied=is_tied(files, config),
         log_scale_from=trained if scales else 0,
     )
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from opsin_plugins.configs import flag, token_ids
-from opsin_plugins.decoders import TEXT, decoder_rules, decoder_spec, max_positions
+from opsin_plugins.configs import token_ids
+from opsin_plugins.decoders import TEXT, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.families import Family, chosen, llama_groups
 from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, Rule, SpecError, VisualItem
 
@@ -20,7 +20,7 @@ class TextModel(Family):
         config, defaults = files.config, TEXT[self.name]
         return ModelSpec(
             family=self.name,
-            decoder=decoder_spec(config, flag(config, "tie_word_embeddings"), defaults),
+            decoder=decoder_spec(config, is_tied(files, config), defaults),
             vision=None,
             projector=None,
             image=None,
