@@ -26,6 +26,7 @@ MODELS = (
     "Qwen2-VL-7B-Instruct",
     "Qwen2.5-VL-3B-Instruct",
     "Qwen2.5-VL-7B-Instruct",
+    "Qwen3-VL-2B-Instruct",
     "Llama-3.2-11B-Vision-Instruct",
     "pixtral-12b",
     "Pixtral-12B-2409",

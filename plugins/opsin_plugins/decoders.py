@@ -26,12 +26,14 @@ class TextDefaults:
     theta: float
     positions: int
     qkv_bias: bool = False
+    head_norm: bool = False
 
 
 TEXT: Mapping[str, TextDefaults] = {
     "llama": TextDefaults(4096, 32, 32, None, 11008, 32000, 1e-6, 1e4, 2048),
     "mistral": TextDefaults(4096, 32, 32, 8, 14336, 32000, 1e-6, 1e4, 131072),
     "qwen2": TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 1e4, 32768, qkv_bias=True),
+    "qwen3": TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 1e4, 32768, head_norm=True),
 }
 
 
@@ -75,6 +77,7 @@ def decoder_spec(
         qkv_bias=bias,
         out_bias=bias and not defaults.qkv_bias,
         mlp_bias=flag(config, "mlp_bias"),
+        head_norm=defaults.head_norm,
         tied=tied,
         extra_embeddings=extra_embeddings,
         replaced=replaced,
@@ -108,7 +111,7 @@ def rope_spec(config: Config, head_dim: int, theta: float, mrope: bool) -> RopeS
         raise SpecError(
             f"mrope_section {sections!r} must be three numbers that sum to half the head size, {head_dim // 2}"
         )
-    return RopeSpec(base, tuple(int(s) for s in sections), scaling)
+    return RopeSpec(base, tuple(int(s) for s in sections), flag(merged, "mrope_interleaved"), scaling)
 
 
 def _rope_scaling(config: Config) -> RopeScaling | None:
@@ -143,6 +146,8 @@ def decoder_rules(spec: DecoderSpec, layers: str, embedding: str, norm: str, hea
     return [
         *fused([f"self_attn.{n}_proj" for n in "qkv"], "attention.qkv", spec.qkv_bias),
         *single("self_attn.o_proj", "attention.out", spec.out_bias),
+        Rename(f"{layers}self_attn.q_norm.weight", f"{mine}attention.q_norm.weight"),
+        Rename(f"{layers}self_attn.k_norm.weight", f"{mine}attention.k_norm.weight"),
         *fused(["mlp.gate_proj", "mlp.up_proj"], "mlp.gate_up", spec.mlp_bias),
         *single("mlp.down_proj", "mlp.down", spec.mlp_bias),
         Rename(f"{layers}input_layernorm.weight", f"{mine}attention_norm.weight"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,6 +33,7 @@ class Family:
     """A base that an architecture may use: it overrides what is its own."""
 
     api_version = API_VERSION
+    name: ClassVar[str]
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
         if spec.image_token is None:
@@ -40,6 +45,15 @@ class Family:
 
     def chat_template(self, files: ModelFiles) -> str | None:
         return None
+
+    def example(self) -> ModelFiles | None:
+        """What `examples/NAME.json` says, in the package that the family is of: config, preprocessor, options."""
+        package = type(self).__module__.partition(".")[0]
+        file = resources.files(package) / "examples" / f"{self.name}.json"
+        if not file.is_file():
+            return None
+        found = json.loads(file.read_text("utf-8"))
+        return ModelFiles(Path(), found["config"], found.get("preprocessor", {}), options=found.get("options", {}))
 
 
 def text_section(config: Config) -> tuple[Config, TextDefaults]:

@@ -35,8 +35,11 @@ class Qwen2Style(Family):
     name: ClassVar[str]
     encoder: ClassVar[Qwen2VLEncoder]
     tower_mlp: ClassVar[str]  # a pattern for the linears of the tower's MLP
+    merger_mlp: ClassVar[str] = r"model\.visual\.merger\.mlp\.[02]"
     merger_norm: ClassVar[tuple[str, ...]]  # tensors of the norm before the merger
     width_key: ClassVar[str]  # where the vision configuration says what the merger gives
+    text: ClassVar[TextDefaults] = TEXT
+    fusion: ClassVar[str] = "scatter"
 
     @abstractmethod
     def projector(self, tower: TowerSpec, merge: int, width: int) -> ProjectorSpec:
@@ -51,7 +54,7 @@ class Qwen2Style(Family):
         tower = self.encoder.spec(vision_config, files.preprocessor)
         image = self.encoder.image(tower, vision_config, files.preprocessor)
         tied = is_tied(files, text)
-        decoder = decoder_spec(text, tied, TEXT, mrope=True)
+        decoder = decoder_spec(text, tied, self.text, mrope=True)
         width = integer(vision_config, self.width_key, decoder.width)
         if width != decoder.width:
             raise SpecError(f"the tower gives {width} values a visual token, the decoder takes {decoder.width}")
@@ -61,11 +64,11 @@ class Qwen2Style(Family):
             vision=tower,
             projector=self.projector(tower, image.merge, decoder.width),
             image=image,
-            fusion="scatter",
+            fusion=self.fusion,
             encoder=self.encoder.name,
             image_token=integer(config, "image_token_id", 151655),
             eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id"))),
-            max_positions=max_positions(text, TEXT),
+            max_positions=max_positions(text, self.text),
         )
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
@@ -83,14 +86,12 @@ class Qwen2Style(Family):
                 head="lm_head.weight",
             ),
             *self.encoder.weights(spec.vision, "model.visual."),
-            *renames({"model.visual.merger.ln_q": "projector.norm"}, self.merger_norm),
-            *renames(
-                {
-                    "model.visual.merger.mlp.0": "projector.mlp.up",
-                    "model.visual.merger.mlp.2": "projector.mlp.down",
-                }
-            ),
+            *self.merger_rules(),
         ]
+
+    def merger_rules(self) -> list[Rule]:
+        linears = {"model.visual.merger.mlp.0": "projector.mlp.up", "model.visual.merger.mlp.2": "projector.mlp.down"}
+        return [*renames({"model.visual.merger.ln_q": "projector.norm"}, self.merger_norm), *renames(linears)]
 
     def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
         assert spec.image is not None
@@ -110,7 +111,7 @@ class Qwen2Style(Family):
             **llama_groups(r"model\.language_model\.layers\.\d+\."),
             "vision.attention": re.compile(tower + r"attn\.(qkv|proj)"),
             "vision.mlp": re.compile(tower + self.tower_mlp),
-            "projector.mlp": re.compile(r"model\.visual\.merger\.mlp\.[02]"),
+            "projector.mlp": re.compile(self.merger_mlp),
         }
 
     def chat_template(self, files: ModelFiles) -> str | None:

@@ -20,6 +20,15 @@ def frequencies(spec: RopeSpec, head_dim: int, stretch: int = 1) -> F32:
     return plain if spec.scaling is None else _scaled(plain, spec.scaling)
 
 
+def axes(spec: RopeSpec, head_dim: int) -> list[int]:
+    """Which position axis each frequency follows."""
+    half = head_dim // 2
+    if not spec.interleaved:
+        return [axis for axis, count in enumerate(spec.sections or (half,)) for _ in range(count)]
+    count = len(spec.sections)
+    return [i % count if i // count < spec.sections[i % count] else 0 for i in range(half)]
+
+
 def _scaled(plain: F32, scaling: RopeScaling) -> F32:
     if scaling.kind == "linear":
         return (plain / np.float32(scaling.factor)).astype(np.float32)

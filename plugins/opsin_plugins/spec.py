@@ -55,12 +55,14 @@ class RopeScaling:
 class RopeSpec:
     """Rotary embedding of the decoder, half-split layout.
 
-    sections: frequencies per position axis (M-RoPE, chunked); their sum is head_dim / 2. Empty: one axis.
+    sections: frequencies per position axis (M-RoPE); their sum is head_dim / 2. Empty: one axis. interleaved: the axes
+    take turns along the frequencies, the first has what is left over; else each has a chunk.
     ntk_from: prompts longer than this stretch theta by their length (dynamic NTK); 0: never.
     """
 
     theta: float
     sections: tuple[int, ...] = ()
+    interleaved: bool = False
     scaling: RopeScaling | None = None
     ntk_from: int = 0
 
@@ -92,6 +94,7 @@ class DecoderSpec:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    head_norm: bool = False  # queries and keys are normalised head by head
     tied: bool = False  # the output head is the embedding
     extra_embeddings: int = 0  # rows of the embedding past the vocabulary, for ids that are read and never written
     replaced: tuple[int, ...] = ()
@@ -115,7 +118,8 @@ class TowerSpec:
     `layers` counts the layers that run: layers past the feature that is taken are not built.
     position: "axial_rope" turns queries and keys by row and column; "staggered_rope" too, columns with the frequencies
     between those of the rows; "learned" adds a table of `positions` rows, one a place; "resized" a square table that is
-    stretched to the grid; "bucketed" the row that lies at the same fraction of a square table.
+    stretched to the grid; "resized_rope" a square table stretched from corner to corner, and the turns of "axial_rope";
+    "bucketed" the row that lies at the same fraction of a square table.
     """
 
     layers: int
@@ -125,7 +129,7 @@ class TowerSpec:
     patch: int
     norm_eps: float
     activation: Activation
-    position: Literal["axial_rope", "staggered_rope", "learned", "resized", "bucketed"]
+    position: Literal["axial_rope", "staggered_rope", "learned", "resized", "resized_rope", "bucketed"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     temporal: int = 1  # frames that one patch spans; a still picture fills all of them
@@ -190,6 +194,14 @@ class ProjectorSpec:
     joined: int = 0
     newline: bool = False
     builder: str = "opsin_plugins.blocks.projector:Projector"  # called with this spec
+
+
+@dataclass(frozen=True)
+class LevelsProjectorSpec(ProjectorSpec):
+    """Beside the projector itself, one for each of the tower's taps, which normalises after neighbours are joined."""
+
+    levels: int = 0
+    builder: str = "opsin_plugins.blocks.projector:LevelsProjector"
 
 
 @dataclass(frozen=True)
@@ -409,7 +421,12 @@ class Expanded:
 
 
 class Architecture(Protocol):
-    """A model family. Its entry point is named after what it claims (see `registry`); instances hold no state."""
+    """A model family. Its entry point is named after what it claims (see `registry`); instances hold no state.
+
+    It may have one method more, which no server calls: `example(self) -> ModelFiles | None`, a tiny configuration
+    (config, preprocessor, options; no tensors) that `opsin plugins check` fills with random weights. None, or no such
+    method: the plugin brings no example, and little of it can be checked.
+    """
 
     api_version: int
     name: str

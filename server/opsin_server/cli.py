@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -224,17 +225,39 @@ def chat(
     Terminal(url, api_key, model, temperature, max_tokens).run(question, image or [])
 
 
-@app.command()
+plugins_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(plugins_app, name="plugins")
+
+
+@plugins_app.callback(invoke_without_command=True)
 def plugins(
+    context: typer.Context,
     names: Annotated[str | None, typer.Option("--plugins", help="An allow-list, as for serve.")] = None,
 ) -> None:
-    """List model families, vision encoders and fusions, and what failed to load."""
+    """List model families, vision encoders and fusions, and what failed to load; or check a family."""
+    if context.invoked_subcommand is not None:
+        return
     from opsin_server.tables import plugin_table
 
     allow = None if names is None else [name.strip() for name in names.split(",")]
     table, healthy = plugin_table(allow)
     Console().print(table)
     raise typer.Exit(0 if healthy else 1)
+
+
+@plugins_app.command("check")
+def check_plugin(
+    name: Annotated[
+        str | None, typer.Argument(show_default=False, help="An architecture, as `plugins` lists it.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All architectures that are installed.")] = False,
+) -> None:
+    """Make a tiny random model of a family, and see whether it keeps what the contract promises."""
+    if (name is None) is not every:
+        raise typer.BadParameter("name one architecture, or say --all")
+    # In a process of its own: this one imports no torch, and a plugin may end the one that it runs in.
+    command = [sys.executable, "-P", "-m", "opsin_plugins.conformance", *([] if name is None else [name])]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 
 @app.command()

@@ -40,7 +40,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     theirs = tiny.FAMILIES[name].make()
     directory = tiny.save(theirs, tmp_path_factory.mktemp(name))
     words.write_tokenizer(directory, name)
-    if name in ("llama", "mistral", "qwen2"):  # a language model's form of prompts is its directory's
+    if not tiny.FAMILIES[name].preprocessor and name != "qwen":  # a language model's form of prompts is its directory's
         (directory / "chat_template.jinja").write_text(TEXT_TEMPLATE)
     options = tiny.FAMILIES[name].options
     flags = [text for pair in options.items() for text in ("--model-option", "=".join(pair))]

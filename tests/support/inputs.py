@@ -93,6 +93,7 @@ def _mllama(spec: ModelSpec, asked: Prompt) -> dict[str, Any]:
 MAKERS = {
     "qwen2_vl": _qwen2,
     "qwen2_5_vl": _qwen2,
+    "qwen3_vl": _qwen2,
     "llava": _stacked,
     "qwen.visual": _stacked,
     "llava.pixtral": _padded,

@@ -81,7 +81,29 @@ def qwen2_5_vl(**text: Any) -> PreTrainedModel:
     return shaken(hf.Qwen2_5_VLForConditionalGeneration(config))
 
 
-LANGUAGE = {"llama": hf.LlamaConfig, "mistral": hf.MistralConfig, "qwen2": hf.Qwen2Config}
+def qwen3_vl(**text: Any) -> PreTrainedModel:
+    """Two taps; the position table is stretched for nearly every picture."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2], "mrope_interleaved": True}
+    fields = {**TEXT, "head_dim": 16, "rope_parameters": rope, **text}
+    tied, vision = bool(fields.pop("tie", False)), fields.pop("vision", {})
+    tower = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 44,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": [0, 1],
+        "out_hidden_size": fields["hidden_size"],
+    }
+    config = hf.Qwen3VLConfig(
+        text_config=fields, vision_config={**tower, **vision}, tie_word_embeddings=tied, **QWEN_TOKENS
+    )
+    return shaken(hf.Qwen3VLForConditionalGeneration(config))
+
+
+LANGUAGE = {"qwen3": hf.Qwen3Config, "llama": hf.LlamaConfig, "mistral": hf.MistralConfig, "qwen2": hf.Qwen2Config}
 
 
 def language(kind: str, **changes: Any) -> Any:
@@ -267,6 +289,7 @@ _MLLAMA = {"size": {"height": 20, "width": 20}, "max_image_tiles": 4, "resample"
 FAMILIES: Mapping[str, Published] = {
     "qwen2_vl": Published(qwen2_vl, _SMART, {"published": _QWEN, "current": []}),
     "qwen2_5_vl": Published(qwen2_5_vl, _SMART, {"published": _QWEN, "current": []}),
+    "qwen3_vl": Published(qwen3_vl, {**_SMART, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"current": []}),
     "llava": Published(llava, _CLIP, _CLIP_DIALECTS),
     "llava_siglip": Published(llava_siglip, _SIGLIP, _CLIP_DIALECTS),
     "llava_next": Published(llava_next, _CLIP, _CLIP_DIALECTS),
@@ -291,6 +314,7 @@ FAMILIES: Mapping[str, Published] = {
     "qwen": Published(qwen_vl_reference.make, {}, {"published": []}),
     "llama": Published(lambda **text: text_model("llama", **text), {}, {"published": []}),
     "mistral": Published(lambda **text: text_model("mistral", **text), {}, {"published": []}),
+    "qwen3": Published(lambda **text: text_model("qwen3", head_dim=24, **text), {}, {"published": []}),
     "qwen2": Published(lambda **text: text_model("qwen2", **text), {}, {"published": []}),
 }
 

@@ -21,6 +21,7 @@ HEADERS = {"<|image|>": 150, "<|start_header_id|>": 100, "<|end_header_id|>": 10
 SPECIAL: Mapping[str, Mapping[str, int]] = {
     "qwen2_vl": QWEN2,
     "qwen2_5_vl": QWEN2,
+    "qwen3_vl": QWEN2,
     "llava": {"<image>": 150},
     "llava_siglip": {"<image>": 150},
     "llava_next": {"<image>": 150},
@@ -33,6 +34,7 @@ SPECIAL: Mapping[str, Mapping[str, int]] = {
     "llama": HEADERS,
     "mistral": PIXTRAL,
     "qwen2": CHATML,
+    "qwen3": CHATML,
 }
 
 

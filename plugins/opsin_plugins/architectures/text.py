@@ -1,4 +1,4 @@
-"""Language models without vision: Llama, Mistral and Qwen2 as published. Sources: arXiv 2302.13971, 2310.06825,
+"""Language models without vision: Llama, Mistral, Qwen2 and Qwen3 as published. Sources: arXiv 2302.13971, 2310.06825,
 2407.10671."""
 
 from __future__ import annotations
@@ -59,3 +59,7 @@ class Mistral(TextModel):
 
 class Qwen2(TextModel):
     name = "qwen2"
+
+
+class Qwen3(TextModel):
+    name = "qwen3"

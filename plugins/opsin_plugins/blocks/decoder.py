@@ -17,7 +17,7 @@ from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.fusions.base import Context, Fusion, Memory, Visual
-from opsin_plugins.rope import frequencies
+from opsin_plugins.rope import axes, frequencies
 from opsin_plugins.spec import DecoderSpec, RopeSpec
 
 
@@ -54,8 +54,7 @@ class Rotary(nn.Module):
     def __init__(self, spec: RopeSpec, head_dim: int, log_scale_from: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", constants(frequencies(spec, head_dim).tolist()), persistent=False)
-        axes = [axis for axis, count in enumerate(spec.sections or (head_dim // 2,)) for _ in range(count)]
-        self.register_buffer("axes", torch.tensor(axes), persistent=False)
+        self.register_buffer("axes", torch.tensor(axes(spec, head_dim)), persistent=False)
         self.one_axis, self.log_scale_from = not spec.sections, log_scale_from
 
     def forward(self, rows: Rows, dtype: torch.dtype) -> Turn:
@@ -76,9 +75,13 @@ class Attention(nn.Module):
         sizes = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.head_dim]
         self.qkv = Linear(spec.width, sizes, spec.qkv_bias, quantize)
         self.out = Linear(sizes[0], [spec.width], spec.out_bias, quantize)
+        self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, spec.norm_eps) if spec.head_norm else None for _ in range(2))
 
     def forward(self, x: Tensor, rows: Rows, turn: Turn, pool: Tensor | None) -> Tensor:
         qkv = self.qkv(x, rows.adapter_slot).view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
+            qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], 1)
         rotate_(qkv[:, : self.heads + self.kv_heads], turn.cos, turn.sin)
         q, kv = qkv.split((self.heads, 2 * self.kv_heads), 1)
         q = q if turn.scale is None else q * turn.scale

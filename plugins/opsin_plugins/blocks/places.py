@@ -20,13 +20,15 @@ def merged_places(grid: Grid, merge: int) -> Tensor:
     return blocked.reshape(-1, 2).repeat(frames, 1)
 
 
-def resized_table(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """A square table [s·s, width] stretched to a grid of `size`: [rows·columns, width], bicubic."""
+def resized_table(table: Tensor, size: tuple[int, int], *, corners: bool = False) -> Tensor:
+    """A square table [s·s, width] stretched to a grid of `size`: [rows·columns, width]. Bicubic; or, with `corners`,
+    bilinear from the first entry to the last."""
     side = math.isqrt(len(table))
     if (side, side) == size:
         return table
     square = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-    return F.interpolate(square, size, mode="bicubic", align_corners=False).flatten(2)[0].T.to(table.dtype)
+    mode = "bilinear" if corners else "bicubic"
+    return F.interpolate(square, size, mode=mode, align_corners=corners).flatten(2)[0].T.to(table.dtype)
 
 
 def buckets(count: int, side: int) -> Tensor:

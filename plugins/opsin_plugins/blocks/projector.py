@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opsin_plugins.blocks.layers import PlainMLP, make_norm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
-from opsin_plugins.spec import ProjectorSpec
+from opsin_plugins.spec import LevelsProjectorSpec, ProjectorSpec
 
 
 class Projector(nn.Module):
@@ -46,3 +46,31 @@ class Projector(nn.Module):
         if self.newline is None:
             return tokens.index_select(0, order)
         return torch.cat([tokens, self.newline[None].to(tokens.dtype)]).index_select(0, order % (len(tokens) + 1))
+
+
+class Level(nn.Module):
+    """One tap of the tower: neighbours are joined, then normalised."""
+
+    def __init__(self, spec: ProjectorSpec, quantize: Quantize) -> None:
+        super().__init__()
+        self.joined = spec.in_width * spec.merge**2
+        self.norm = make_norm(spec.norm, self.joined, spec.norm_eps or 1e-6)
+        self.mlp = PlainMLP(self.joined, spec.hidden, spec.out_width, spec.activation, spec.bias, quantize)
+
+    def forward(self, x: Tensor, slot: Tensor | None) -> Tensor:
+        return self.mlp(self.norm(x.reshape(-1, self.joined)), slot)
+
+
+class LevelsProjector(Projector):
+    """Features and taps [N, in · (1 + levels)] -> visual tokens and what is added later [M, out · (1 + levels)]."""
+
+    def __init__(self, spec: LevelsProjectorSpec, quantize: Quantize = "none") -> None:
+        super().__init__(spec, quantize)
+        self.width = spec.in_width
+        self.levels = nn.ModuleList(Level(spec, quantize) for _ in range(spec.levels))
+
+    def forward(self, x: Tensor, lengths: Sequence[int], slot: Tensor | None = None) -> Tensor:
+        first, *taps = x.split(self.width, -1)
+        tokens = super().forward(first, lengths, slot)
+        joined = None if slot is None else slot.view(len(tokens), -1)[:, 0]
+        return torch.cat([tokens, *(level(tap, joined) for level, tap in zip(self.levels, taps, strict=True))], -1)

@@ -174,8 +174,9 @@ class Tower(nn.Module):
         parts = []
         for frames, rows, columns in grids:
             places = merged_places((1, rows, columns), self.merge).to(table.device)
-            if self.spec.position == "resized":
-                part = resized_table(table, (rows, columns))[places[:, 0] * columns + places[:, 1]]
+            if self.spec.position != "bucketed":
+                stretched = resized_table(table, (rows, columns), corners=self.spec.position == "resized_rope")
+                part = stretched[places[:, 0] * columns + places[:, 1]]
             else:
                 side = int(len(table) ** 0.5)
                 down, across = (buckets(n, side).to(table.device) for n in (rows, columns))

@@ -1,0 +1,50 @@
+"""Qwen3-VL's vision transformer: a stretched position table beside the turns, taps for the decoder. Source: arXiv
+2511.21631."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from opsin_plugins.configs import Config, activation, integer, integers
+from opsin_plugins.encoders.qwen2_vl import Qwen2VLEncoder
+from opsin_plugins.families import renames
+from opsin_plugins.spec import ImageSpec, Rename, Rule, SpecError, TowerSpec
+
+MEAN = STD = (0.5, 0.5, 0.5)
+LIMITS = {"shortest_edge": 65536, "longest_edge": 16777216}
+
+
+class Qwen3VLEncoder(Qwen2VLEncoder):
+    name = "qwen3_vl"
+
+    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
+        width, depth = integer(config, "hidden_size", 1152), integer(config, "depth", 27)
+        given = {"image_mean": MEAN, "image_std": STD, **preprocessor}
+        sizes = {"depth": depth, "patch_size": 16, "embed_dim": width, "mlp_ratio": 1}
+        base = super().spec({**sizes, **config, "embed_dim": width}, given)
+        taps = integers(config, "deepstack_visual_indexes", (8, 16, 24))
+        if list(taps) != sorted(set(taps)) or (taps and taps[-1] >= depth):
+            raise SpecError(f"deepstack_visual_indexes {taps} of a tower with {depth} layers")
+        return replace(
+            base,
+            mlp=integer(config, "intermediate_size", 4304),
+            activation=activation(config, "hidden_act", "gelu_pytorch_tanh"),
+            position="resized_rope",
+            positions=integer(config, "num_position_embeddings", 2304),
+            patch_bias=True,
+            taps=taps,
+        )
+
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
+        return super().image(spec, config, {"size": LIMITS, **preprocessor})
+
+    def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
+        source, mine = f"{prefix}blocks.{{i}}.", "vision.layers.{i}."
+        names = {f"{source}mlp.linear_fc1": f"{mine}mlp.up", f"{source}mlp.linear_fc2": f"{mine}mlp.down"}
+        return [
+            *super().weights(spec, prefix),
+            Rename(f"{prefix}patch_embed.proj.bias", "vision.patch.bias"),
+            Rename(f"{prefix}pos_embed.weight", "vision.positions"),
+            *renames(names),
+        ]
