@@ -1,4 +1,4 @@
-"""What `opsin compose` does: reads two halves, checks the whole before a byte is written, writes it, says what it is."""
+"""What `opsin compose` does: two halves read, the whole checked before a byte is written, and written."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _assembled(request: Request, encoder: Half, language: Half) -> Whole:
         raise SpecError(f"--language {language.files.directory}: vocab_size {stated}, but {rows} rows of embedding")
     rows = max(rows, words.placeholder + 1)
     vision = integer(encoder.config, "hidden_size", 768)
-    shapes = {"linear_1.weight": (width, vision), "linear_2.weight": (width, width)}
+    shapes: dict[str, tuple[int, ...]] = {"linear_1.weight": (width, vision), "linear_2.weight": (width, width)}
     shapes |= {"linear_1.bias": (width,), "linear_2.bias": (width,)}
     parts = plan(encoder, language, shapes, rows, request.dtype)
     config = _config(request, encoder, language, words, rows)

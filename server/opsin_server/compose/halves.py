@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opsin_plugins.configs import integer, section
-from opsin_plugins.decoders import TEXT
+from opsin_plugins.decoders import TEXT, is_tied
 from opsin_plugins.files import read_model_files
 from opsin_plugins.spec import ModelFiles, SpecError
 
@@ -95,17 +95,17 @@ def _check_grid(files: ModelFiles, config: Mapping[str, object], names: Mapping[
 
 
 def read_language(directory: Path) -> Half:
-    """A Llama, Mistral or Qwen2 as it is published."""
+    """A Llama, Mistral or Qwen as it is published."""
     files = _read("--language", directory, "AutoModelForCausalLM")
     kind = files.config.get("model_type")
     if kind not in TEXT:
         raise SpecError(f"--language {directory}: model_type {kind!r} is not taken; there are {', '.join(TEXT)}")
     if "quantization_config" in files.config:
-        raise SpecError(f"--language {directory}: its weights are quantized (quantization_config), which cannot be kept")
+        raise SpecError(f"--language {directory}: it is quantized (quantization_config), which cannot be kept")
     config = {key: value for key, value in files.config.items() if key not in FOREIGN}
-    # Without one, a LLaVA's text stops at id 2; a Qwen2 on its own stops at none.
-    config.setdefault("eos_token_id", None if kind == "qwen2" else 2)
-    tied = config.setdefault("tie_word_embeddings", False) is True
+    # What a configuration leaves out is another thing in a LLaVA's: there every text stops at id 2.
+    config.setdefault("eos_token_id", 2 if kind in ("llama", "mistral") else None)
+    config["tie_word_embeddings"] = tied = is_tied(files, config)
     names = {
         f"language_model.{key}": key
         for key in files.tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +79,7 @@ def shards(parts: Sequence[Part]) -> list[list[Part]]:
     return found
 
 
-def write_shards(
-    directory: Path, parts: Sequence[Part], seed: int, progress: Callable[[int], None] = lambda done: None
-) -> None:
+def write_shards(directory: Path, parts: Sequence[Part], seed: int) -> None:
     """Peak private memory is one shard: the sources are mapped, and one shard's copies live at a time."""
     groups, weight_map = shards(parts), dict[str, str]()
     generator = torch.Generator().manual_seed(seed)
@@ -90,9 +88,10 @@ def write_shards(
         with ExitStack() as stack:  # a source's pages are let go with its shard
             save_file(dict(_made(group, stack, generator)), directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys((part.name for part in group), file)
-        progress(sum(part.nbytes for part in group))
     index = {"metadata": {"total_size": sum(part.nbytes for part in parts)}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    for file in set(weight_map.values()):  # safetensors makes them its user's alone; whoever reads one reads all
+        (directory / file).chmod((directory / INDEX).stat().st_mode)
 
 
 def _made(group: Sequence[Part], stack: ExitStack, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:

@@ -55,11 +55,13 @@ def with_placeholder(files: ModelFiles) -> Words:
     if PLACEHOLDER not in {token.content for token in known.values()}:  # also for a plain entry of the vocabulary
         read.backend.add_special_tokens([AddedToken(PLACEHOLDER, special=True, normalized=False)])
     placeholder = read.backend.token_to_id(PLACEHOLDER)
+    assert placeholder is not None
     config = {**names, **files.tokenizer_config, "processor_class": "LlavaProcessor"}
     config.pop("chat_template", None)  # it has a file of its own
     if isinstance(decoder := config.get("added_tokens_decoder"), Mapping):
         flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-        config["added_tokens_decoder"] = {str(placeholder): {"content": PLACEHOLDER, **flags, "special": True}, **decoder}
+        token = {"content": PLACEHOLDER, **flags, "special": True}
+        config["added_tokens_decoder"] = {str(placeholder): token, **decoder}
     if isinstance(extra := config.get("extra_special_tokens", {}), Mapping):
         config["extra_special_tokens"] = {**extra, "image_token": PLACEHOLDER}
     return Words(read.backend.to_str(pretty=True), config, placeholder, added)
