@@ -274,7 +274,7 @@ def doctor() -> None:
 def compose(
     out: Annotated[Path, typer.Argument(show_default=False, help="The directory to write; it must not exist yet.")],
     vision: Annotated[Path, typer.Option(help="A CLIP's or SigLIP's checkpoint directory.")],
-    language: Annotated[Path, typer.Option(help="A Llama's, Mistral's or Qwen2's checkpoint directory.")],
+    language: Annotated[Path, typer.Option(help="A Llama's, Mistral's or Qwen's checkpoint directory.")],
     fusion: Annotated[str, typer.Option(help="How pictures enter the language model.")] = "scatter",
     projector: Annotated[str, typer.Option(help="What stands between the two, drawn anew.")] = "mlp2x",
     vision_feature_layer: Annotated[

@@ -44,6 +44,7 @@ PAIRS = [
     ("clip", "llama", {"tie_word_embeddings": True}, {}),
     ("clip_vision_model", "mistral", {"vocab_size": 151}, {"select": "full", "layer": 2}),
     ("siglip", "qwen2", {"tie_word_embeddings": True, "vocab_size": 151}, {}),
+    ("clip", "qwen3", {"head_dim": 24}, {}),
     ("siglip_vision_model", "llama", {"vocabulary": "llava"}, {"layer": -1, "seed": 5}),
 ]
 
