@@ -13,6 +13,10 @@ from opsin_plugins.blocks.linear import AdapterSlots, Linear
 from support import mistral_format, oracle, tiny
 
 
+def _tower_head(size: int):
+    return lambda: tiny.qwen2_vl(vision={"embed_dim": 2 * size, "num_heads": 2, "depth": 1})
+
+
 def _head(size: int):
     return lambda: tiny.text_model(
         "llama", num_attention_heads=2, num_key_value_heads=1, head_dim=size, tie_word_embeddings=True
@@ -29,6 +33,10 @@ CASES = {name: published.make for name, published in tiny.FAMILIES.items()} | {
         vocab_size=157,
         num_hidden_layers=1,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 4, 4]},
+    ),
+    **{f"qwen2_vl tower heads of {size}": _tower_head(size) for size in (24, 40, 80, 112)},
+    "pixtral tower heads of 40, one layer": lambda: tiny.pixtral(
+        vision={"hidden_size": 120, "num_attention_heads": 3, "num_hidden_layers": 1}
     ),
     "qwen2_5_vl one window is enough": lambda: tiny.qwen2_5_vl(vision={"window_size": 64, "depth": 1}),
     "llava qwen2": lambda: tiny.llava("qwen2"),
