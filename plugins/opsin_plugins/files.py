@@ -13,6 +13,11 @@ from opsin_plugins.spec import ModelFiles, SpecError, TensorInfo
 MAX_JSON_BYTES = 64 * 2**20  # a tokenizer of 256k entries takes 30 MB; nothing honest is larger
 INDEX = "model.safetensors.index.json"
 MISTRAL_PARAMS = "mistral_params"
+# Tensors alone, never code: what torch reads with weights_only is copied shard by shard.
+CONVERT = (
+    "import glob, torch, safetensors.torch as s; [s.save_file({k: v.clone() for k, v in torch.load(f, mmap=True, "
+    "weights_only=True).items()}, f[:-3] + 'safetensors', {'format': 'pt'}) for f in glob.glob('pytorch_model*.bin')]"
+)
 UNREADABLE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 
 
@@ -86,8 +91,8 @@ def read_tensors(directory: Path) -> dict[str, TensorInfo]:
         other = next((p.name for glob in UNREADABLE for p in sorted(directory.glob(glob))), None)
         if other:
             raise SpecError(
-                f"{other}: only safetensors are read, since other formats can run code when loaded. Convert the model "
-                "where you trust it: AutoModelForImageTextToText.from_pretrained(DIR).save_pretrained(OUT)"
+                f"{other}: only safetensors are read, since other formats can run code when loaded. Convert the files "
+                f'where you trust them, in their folder: python -c "{CONVERT}"'
             )
         raise SpecError(f"{directory} has no *.safetensors")
     tensors: dict[str, TensorInfo] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_what_cannot_be_served_is_named(directory: Path, changes: dict[str, obje
 def test_other_weight_formats_are_refused_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
-    with pytest.raises(SpecError, match=r"pytorch_model.bin: only safetensors are read.*save_pretrained"):
+    with pytest.raises(SpecError, match=r"pytorch_model.bin: only safetensors are read.*python -c"):
         read_model_files(tmp_path)
 
 
@@ -174,3 +175,21 @@ def test_loading_takes_little_private_memory_beside_the_weights(tmp_path: Path) 
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert float(done.stdout) < 1.3
+
+
+def test_the_conversion_that_is_named_works(tmp_path: Path) -> None:
+    """On Qwen-VL as it is published: .bin shards, an index, code of its own that is never run."""
+    theirs = tiny.FAMILIES["qwen"].make()
+    state, names = theirs.state_dict(), sorted(theirs.state_dict())
+    for i in range(2):
+        shard = {name: state[name] for name in names[i::2]}
+        torch.save(shard, tmp_path / f"pytorch_model-{i + 1:05}-of-00002.bin")
+    (tmp_path / "config.json").write_text(json.dumps(theirs.config.to_dict()))
+    with pytest.raises(SpecError, match="python -c") as refusal:
+        read_model_files(tmp_path)
+    command = re.search(r'python -c "(.+)"$', str(refusal.value))
+    subprocess.run([sys.executable, "-c", command[1]], cwd=tmp_path, check=True)
+    ours = oracle.load(tmp_path)
+    asked = oracle.prompt(ours, [5, 6, 7], [])
+    with torch.no_grad():
+        assert (oracle.our_logits(ours, [asked])[0] - oracle.their_logits(theirs, ours, asked)).abs().max() < 1e-4

@@ -37,8 +37,6 @@ VISION_FIELDS = (
 # Of a configuration: about the directory that it came from, or its code, which is never run.
 FOREIGN = ("_name_or_path", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype")
 BUFFERS = ("embeddings.position_ids", "rotary_emb.inv_freq")  # that old checkpoints saved
-# The class that can write safetensors of a directory of pickles: not the one that reads a whole VLM.
-WHOLE = "AutoModelForImageTextToText"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Half:
 
 def read_encoder(directory: Path) -> Half:
     """CLIP's or SigLIP's tower; a text encoder beside it, projections and a pooling head stay behind."""
-    files = _read("--vision", directory, "AutoModel")
+    files = _read("--vision", directory)
     kind = files.config.get("model_type")
     if kind not in ENCODERS:
         inner = files.config.get("vision_config")
@@ -96,7 +94,7 @@ def _check_grid(files: ModelFiles, config: Mapping[str, object], names: Mapping[
 
 def read_language(directory: Path) -> Half:
     """A Llama, Mistral or Qwen as it is published."""
-    files = _read("--language", directory, "AutoModelForCausalLM")
+    files = _read("--language", directory)
     kind = files.config.get("model_type")
     if kind not in TEXT:
         raise SpecError(f"--language {directory}: model_type {kind!r} is not taken; there are {', '.join(TEXT)}")
@@ -114,8 +112,8 @@ def read_language(directory: Path) -> Half:
     return Half(files, config, names)
 
 
-def _read(flag: str, directory: Path, loader: str) -> ModelFiles:
+def _read(flag: str, directory: Path) -> ModelFiles:
     try:
         return read_model_files(directory)
     except SpecError as error:
-        raise SpecError(f"{flag} {str(error).replace(WHOLE, loader)}") from error
+        raise SpecError(f"{flag} {error}") from error

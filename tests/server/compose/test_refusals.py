@@ -68,12 +68,12 @@ def test_halves_in_each_others_place(request_: Request) -> None:
 
 
 def test_pickles_are_not_read_and_the_way_out_is_named(request_: Request) -> None:
-    for half, loader in ((request_.vision, "AutoModel"), (request_.language, "AutoModelForCausalLM")):
+    for half in (request_.vision, request_.language):
         kept = [(path, path.read_bytes()) for path in half.glob("*.safetensors*")]
         for path, _ in kept:
             path.unlink()
         (half / "pytorch_model.bin").write_bytes(b"x")
-        refused(request_, rf"pytorch_model\.bin: only safetensors are read.*: {loader}\.from_pretrained")
+        refused(request_, r"pytorch_model\.bin: only safetensors are read.*: python -c")
         for path, content in kept:
             path.write_bytes(content)
 
