@@ -358,7 +358,7 @@ def messages() -> list[Case]:
         (
             "too-long-with-pictures",
             asked(CIRCLE, CAT, "What is this? " * 1500),
-            ("1024", " of them for 2 images"),
+            ("1024", " of them for 2 images, the largest ", "there is room for none beside this text"),
             "context_length_exceeded",
         )
     )

@@ -12,6 +12,7 @@ from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.prompt.messages import Message, TextPart
 from opsin_server.prompt.probe import Manners, observe
 from opsin_server.prompt.sandbox import Program, RefusalError, TemplateStopError
+from opsin_server.prompt.turns import fold_system
 
 
 class ChatTemplate:
@@ -23,8 +24,20 @@ class ChatTemplate:
         self.manners = observe(self._show)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Raises BadRequest with the template's own message when it refuses the conversation."""
-        return self._show(messages, self.manners)
+        """Raises BadRequest with the template's own message when it refuses the conversation.
+
+        A system message may be refused in some company only (Llama 3.2: beside pictures). It is then tried once more in
+        front of the first user turn.
+        """
+        try:
+            return self._show(messages, self.manners)
+        except BadRequest as refused:
+            if not isinstance(refused.__cause__, RefusalError) or all(m.role != "system" for m in messages):
+                raise
+            try:
+                return self._show(fold_system(messages), self.manners)
+            except BadRequest:
+                raise refused from refused.__cause__
 
     def _show(self, messages: Sequence[Message], manners: Manners) -> str:
         size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))

@@ -48,6 +48,15 @@ def test_a_budget_counts_for_its_own_image(encoders):
     assert prompt.items[0].digest != prompt.items[1].digest
 
 
+def test_a_number_of_pixels_that_a_family_with_one_size_cannot_keep_is_refused(encoders):
+    asked = ImagePart("", ImageBudget(1000), "messages[0].content[0].image_url", demanded=True)
+    with pytest.raises(BadRequest, match="max_pixels: llava gives every image one size") as refusal:
+        encoders["metaspace"].check([Message("user", (asked,))])
+    assert refusal.value.param == "messages[0].content[0].image_url"
+    encoders["metaspace"].check([Message("user", (replace(asked, demanded=False),))])  # `detail` has no effect
+    encoders["mini"].check([Message("user", (asked,))])
+
+
 def test_digests_tell_apart_what_can_differ(cases):
     spec, image = cases["mini"].spec, picture()
     assert len(image_digest(image, spec, ImageBudget())) == 32

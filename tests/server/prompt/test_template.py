@@ -151,3 +151,26 @@ def test_names_come_from_strings_and_objects(cases, tmp_path):
     source = cases["mini"].directory / "tokenizer.json"
     (tmp_path / "tokenizer.json").write_text(source.read_text())
     assert Tokenizer(tmp_path, config).names == {"eos_token": "</s>", "bos_token": "<s>", "q": "<q>"}
+
+
+BESIDE_PICTURES = """\
+{%- set seen = namespace(image=false) -%}
+{%- for m in messages -%}{%- if m.content is not string -%}{%- for p in m.content -%}
+{%- if p.type == 'image' -%}{%- set seen.image = true -%}{%- endif -%}
+{%- endfor -%}{%- endif -%}{%- endfor -%}
+{%- for m in messages -%}
+{%- if m.role == 'system' and seen.image -%}{{ raise_exception('no system message beside images') }}{%- endif -%}
+[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}{%- for p in m.content -%}
+{{ '<image>' if p.type == 'image' else p.text }}{%- endfor -%}{% endif %}
+{%- endfor -%}"""
+
+
+def test_a_system_message_that_is_refused_beside_pictures_stands_in_the_first_turn(tools):
+    template = ChatTemplate(BESIDE_PICTURES, NAMES)
+    alone = [tools.say("system", "be brief"), tools.say("user", "hi")]
+    assert template.render(alone) == "[system]be brief[user]hi"
+    beside = [tools.say("system", "be brief"), tools.say("user", tools.an_image(), "what?")]
+    assert template.render(beside) == "[user]be brief\n\n<image>what?"
+    never = ChatTemplate(BESIDE_PICTURES.replace("m.role == 'system' and ", ""), NAMES)
+    with pytest.raises(BadRequest, match="no system message beside images"):
+        never.render(beside)
