@@ -31,7 +31,7 @@ def pictures(subject: Subject) -> str:
     for image, item in zip(images, together, strict=True):
         what = f"picture of {image.shape[0]} x {image.shape[1]}"
         _agrees(subject, what, item)
-        _equal(what, _one(subject, image, FREE), item)
+        _equal(f"{what}, the second time", _one(subject, image, FREE), item)
         _equal(f"{what}, with an ample budget", _one(subject, image, AMPLE), item)
         for limit in (1, max(1, item.rows // 2)):
             small = _one(subject, image, ImageBudget(max_tokens=limit))
@@ -87,10 +87,12 @@ def _agrees(subject: Subject, what: str, item: VisualItem) -> None:
 
 
 def _equal(what: str, got: VisualItem, expected: VisualItem) -> None:
-    same(f"{what}: grid, the second time", got.grid, expected.grid)
-    same(f"{what}: rows, the second time", got.rows, expected.rows)
+    same(f"{what}, grid", got.grid, expected.grid)
+    same(f"{what}, rows", got.rows, expected.rows)
     if not np.array_equal(got.pixels, expected.pixels):
-        raise Failed(f"{what}: pixels differ the second time")
+        raise Failed(f"{what}: other pixels")
+    if not np.array_equal(got.arrange, expected.arrange):  # type: ignore[arg-type]  (None equals None)
+        raise Failed(f"{what}: arranged otherwise")
 
 
 def expand(subject: Subject) -> str:
