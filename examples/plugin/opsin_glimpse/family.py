@@ -1,0 +1,73 @@
+"""The family: what a configuration means, and under which names its weights are published."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from opsin_glimpse.encoder import Mixer
+from opsin_plugins.configs import integer, section, token_ids
+from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
+from opsin_plugins.families import Family, llama_groups, renames, text_section
+from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, ProjectorSpec, Rename, Rule, VisualItem
+
+ENCODER = Mixer()
+LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision.", "model.projector."
+
+
+class Glimpse(Family):
+    name = "glimpse"
+
+    def spec(self, files: ModelFiles) -> ModelSpec:
+        vision = section(files.config, "vision_config")
+        text, defaults = text_section(files.config)
+        decoder = decoder_spec(text, is_tied(files, text), defaults)
+        tower = ENCODER.spec(vision, files.preprocessor)
+        image = ENCODER.image(tower, vision, files.preprocessor)
+        return ModelSpec(
+            family=self.name,
+            decoder=decoder,
+            vision=tower,
+            projector=ProjectorSpec(tower.width, decoder.width, decoder.width, "gelu", merge=image.merge),
+            image=image,
+            fusion="gated_scatter",
+            encoder=ENCODER.name,
+            image_token=integer(files.config, "image_token_id"),
+            eos=token_ids(text.get("eos_token_id")),
+            max_positions=max_positions(text, defaults),
+        )
+
+    def weights(self, spec: ModelSpec) -> Sequence[Rule]:
+        assert spec.vision is not None
+        return [
+            *decoder_rules(
+                spec.decoder,
+                layers=f"{LANGUAGE}layers.{{i}}.",
+                embedding=f"{LANGUAGE}embed_tokens.weight",
+                norm=f"{LANGUAGE}norm.weight",
+                head="lm_head.weight",
+            ),
+            *ENCODER.weights(spec.vision, VISION),
+            *renames({f"{PROJECTOR}up": "projector.mlp.up", f"{PROJECTOR}down": "projector.mlp.down"}),
+            Rename("model.gate", "fusion.gate"),
+        ]
+
+    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+        assert spec.image is not None
+        found = [ENCODER.preprocess(image, spec.image, budget) for image in images]
+        return [VisualItem(pixels, grid, rows=len(pixels) // spec.image.merge**2) for pixels, grid in found]
+
+    def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
+        return {
+            **llama_groups(r"model\.language_model\.layers\.\d+\."),
+            "vision.mlp": re.compile(r"model\.vision\.layers\.\d+\.channel_mlp\.(up|down)"),
+            "projector.mlp": re.compile(r"model\.projector\.(up|down)"),
+        }
+
+    def chat_template(self, files: ModelFiles) -> str | None:
+        return TEMPLATE
+
+
+TEMPLATE = """\
+{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ message['content'] }}
+{%- else %}{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}
+{%- endif %}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
