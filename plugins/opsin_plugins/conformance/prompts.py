@@ -91,8 +91,8 @@ def _equal(what: str, got: VisualItem, expected: VisualItem) -> None:
     same(f"{what}, rows", got.rows, expected.rows)
     if not np.array_equal(got.pixels, expected.pixels):
         raise Failed(f"{what}: other pixels")
-    if not np.array_equal(got.arrange, expected.arrange):  # type: ignore[arg-type]  (None equals None)
-        raise Failed(f"{what}: arranged otherwise")
+    orders = [None if item.arrange is None else item.arrange.tolist() for item in (got, expected)]
+    same(f"{what}, arranged", *orders)
 
 
 def expand(subject: Subject) -> str:
