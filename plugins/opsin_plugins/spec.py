@@ -459,7 +459,7 @@ class VisionEncoder(Protocol):
 
     api_version: int
     name: str
-    builder: str  # "package.module:function", called with the TowerSpec
+    builder: str  # "package.module:function", called with the TowerSpec, ImageSpec.merge and how linears are quantized
 
     def spec(self, config: Mapping[str, object], preprocessor: Mapping[str, object]) -> TowerSpec: ...
 

@@ -41,11 +41,10 @@ def verdicts(results: Sequence[Result]) -> Mapping[str, str]:
 
 
 # Its tower's rules also take `mlp.fc1`, which they inherit: the kit publishes that name, and no LoRA group knows it.
-KNOWN = {"qwen3_vl": pytest.mark.xfail(reason="rules of names that nobody publishes", strict=False)}
 
 
 @pytest.mark.usefixtures("no_imports")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=KNOWN.get(name, ())) for name in BUILT_IN])
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_every_family_keeps_the_contract(name: str) -> None:
     registry = Registry()
     found = verdicts(check_architecture(name, named(name, registry), registry))

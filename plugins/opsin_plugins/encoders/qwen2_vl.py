@@ -16,6 +16,7 @@ class Qwen2VLEncoder:
     api_version = API_VERSION
     name = "qwen2_vl"
     builder = "opsin_plugins.blocks.tower:Tower"
+    mlp = ("mlp.fc1", "mlp.fc2")  # what the MLP's two linears are called
 
     def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
         width = integer(config, "embed_dim", 1280)
@@ -57,11 +58,12 @@ class Qwen2VLEncoder:
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
         source, mine = f"{prefix}blocks.{{i}}.", "vision.layers.{i}."
+        up, down = self.mlp
         names = {
             f"{source}attn.qkv": f"{mine}attention.qkv",
             f"{source}attn.proj": f"{mine}attention.out",
-            f"{source}mlp.fc1": f"{mine}mlp.up",
-            f"{source}mlp.fc2": f"{mine}mlp.down",
+            f"{source}{up}": f"{mine}mlp.up",
+            f"{source}{down}": f"{mine}mlp.down",
             f"{source}norm1": f"{mine}attention_norm",
             f"{source}norm2": f"{mine}mlp_norm",
         }

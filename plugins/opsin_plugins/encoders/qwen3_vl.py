@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from opsin_plugins.configs import Config, activation, integer, integers
 from opsin_plugins.encoders.qwen2_vl import Qwen2VLEncoder
-from opsin_plugins.families import renames
 from opsin_plugins.spec import ImageSpec, Rename, Rule, SpecError, TowerSpec
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -17,6 +16,7 @@ LIMITS = {"shortest_edge": 65536, "longest_edge": 16777216}
 
 class Qwen3VLEncoder(Qwen2VLEncoder):
     name = "qwen3_vl"
+    mlp = ("mlp.linear_fc1", "mlp.linear_fc2")
 
     def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
         width, depth = integer(config, "hidden_size", 1152), integer(config, "depth", 27)
@@ -40,11 +40,8 @@ class Qwen3VLEncoder(Qwen2VLEncoder):
         return super().image(spec, config, {"size": LIMITS, **preprocessor})
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
-        source, mine = f"{prefix}blocks.{{i}}.", "vision.layers.{i}."
-        names = {f"{source}mlp.linear_fc1": f"{mine}mlp.up", f"{source}mlp.linear_fc2": f"{mine}mlp.down"}
         return [
             *super().weights(spec, prefix),
             Rename(f"{prefix}patch_embed.proj.bias", "vision.patch.bias"),
             Rename(f"{prefix}pos_embed.weight", "vision.positions"),
-            *renames(names),
         ]

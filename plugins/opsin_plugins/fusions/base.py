@@ -52,6 +52,11 @@ class Fusion(nn.Module):
 
     layers: frozenset[int] = frozenset()
 
+    def keys_values(self, tokens: Tensor) -> list[Tensor]:
+        """Of a model with a memory (ModelSpec.memory): what each of `DecoderSpec.replaced` keeps of visual tokens [M,
+        H], [M, 2K, D], keys first."""
+        raise NotImplementedError(f"{type(self).__name__} keeps nothing of visual tokens")
+
     def on_embeddings(self, x: Tensor, visual: Visual) -> Tensor:
         return x
 

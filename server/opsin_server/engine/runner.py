@@ -10,7 +10,6 @@ from torch import Tensor
 
 from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.fusions.memory import MemoryFusion
 from opsin_plugins.spec import DecoderSpec
 from opsin_server.engine.batch import Batch, memory, stretched, visual_tokens
 from opsin_server.engine.encoder_cache import VisualStore
@@ -71,7 +70,7 @@ class Runner:
         """Writes an image's keys and values for all cross-attention layers; returns where, I64 [rows]."""
         size, blocks = store.block_size, torch.tensor(store.blocks(digest), device=self.device)
         slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: len(tokens)]
-        assert isinstance(self.model.fusion, MemoryFusion)
+        assert self.model.fusion is not None
         for rows, kv in zip(self.memory_rows, self.model.fusion.keys_values(tokens), strict=True):
             rows.index_copy_(0, slots, kv.to(rows.dtype))
         return slots
