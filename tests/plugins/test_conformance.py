@@ -40,9 +40,6 @@ def verdicts(results: Sequence[Result]) -> Mapping[str, str]:
     return {result.check: f"{result.verdict}: {result.remark}" for result in results}
 
 
-# Its tower's rules also take `mlp.fc1`, which they inherit: the kit publishes that name, and no LoRA group knows it.
-
-
 @pytest.mark.usefixtures("no_imports")
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_family_keeps_the_contract(name: str) -> None:
