@@ -49,6 +49,7 @@ test: setup-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 -m 'not nightly' $(PYTEST_ARGS)
+	OPSIN_KERNELS=interpret TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 tests/kernels/interpreted
 
 nightly: setup-test
 	$(BIN)/pytest -m nightly --timeout 7200 -o junit_family=xunit1 --junitxml build/nightly.xml $(PYTEST_ARGS)

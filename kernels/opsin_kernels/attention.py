@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from opsin_kernels.dispatch import uses_kernels
 
 
 @dataclass
@@ -51,6 +54,16 @@ class Layout:
         absent = torch.arange(self.decode_rows, device=ends.device) >= ends[:, None]
         return torch.zeros(absent.shape, device=ends.device).masked_fill_(absent, -torch.inf)[:, None, None]
 
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As the kernels take it, I32 on the block table's device: first query rows [S + 1], kv_lengths [S], block
+        table. Built once a step."""
+        assert self.block_table is not None
+        device = self.block_table.device
+        numbers = torch.tensor([*accumulate(self.query_lengths, initial=0), *self.kv_lengths], dtype=torch.int32)
+        moved, count = numbers.to(device, non_blocking=True), len(self.query_lengths)
+        return moved[: count + 1], moved[count + 1 :], self.block_table.to(torch.int32)
+
     def blocks_of(self, sequences: slice, length: int, block: int) -> Tensor:
         """I64 [n · blocks]: the blocks that hold the first `length` rows of some sequences; built once a step."""
         key = (sequences.start, sequences.stop)
@@ -71,6 +84,8 @@ def write_kv(kv: Tensor, pool: Tensor, slots: Tensor) -> None:
 
 def paged_attention(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     """q [T, H, D]; pool [blocks, block, 2K, D] that already holds this step's rows. Returns [T, H·D]. Causal."""
+    if uses_kernels(q):
+        return _paged_kernel(q, pool, layout)
     decodes = layout.decodes
     if decodes == len(layout.query_lengths):
         return _decode(q, pool, layout)
@@ -87,6 +102,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *,
 
     Runs of equal lengths (the tiles of one picture size) are one batched call.
     """
+    if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
+        return _packed_kernel(q, k, v, lengths, causal=causal)
     parts, at, i = [], 0, 0
     while i < len(lengths):
         same = 1
@@ -96,6 +113,29 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *,
         parts.append(_batched(*(x[rows].view(*shape, *x.shape[1:]) for x in (q, k, v)), causal=causal).flatten(0, 1))
         at, i = at + same * lengths[i], i + same
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _paged_kernel(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
+    from opsin_kernels.gpu import attention as gpu
+
+    starts, lengths, table = layout.bounds
+    rows, heads = pool.view(-1, *pool.shape[2:]), pool.shape[2] // 2
+    batch = gpu.Batch(starts, lengths, table, max(layout.query_lengths), max(layout.kv_lengths))
+    return gpu.attention(q, rows[:, :heads], rows[:, heads:], batch, pool.shape[1]).flatten(1)
+
+
+def _packed_kernel(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
+    from opsin_kernels.gpu import attention as gpu
+
+    if not lengths:
+        return torch.empty_like(q)
+    numbers = torch.tensor([*accumulate(lengths, initial=0), *lengths], dtype=torch.int32).to(q.device)
+    starts, counts = numbers[: len(lengths) + 1], numbers[len(lengths) + 1 :]
+    batch = gpu.Batch(starts, counts, None, max(lengths), max(lengths))
+    q, k, v = (x if x.stride(-1) == 1 and x.stride(1) == x.shape[2] else x.contiguous() for x in (q, k, v))
+    if k.stride(0) != v.stride(0):
+        k, v = k.contiguous(), v.contiguous()
+    return gpu.attention(q, k, v, batch, 0, causal=causal)
 
 
 def _batched(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:

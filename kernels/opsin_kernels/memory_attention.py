@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from opsin_kernels.dispatch import uses_kernels
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Run:
 
 def memory_attention(q: Tensor, memory: Tensor, runs: Sequence[Run]) -> Tensor:
     """q [R, H, D]; memory [P, 2K, D]; the runs' queries sum to R. Returns [R, H·D]. Differentiable."""
+    if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or memory.requires_grad)):
+        return _kernel(q, memory, runs)
     parts = []
     for rows, run in zip(q.split([run.queries for run in runs]), runs, strict=True):
         k, v = memory.index_select(0, run.slots).transpose(0, 1).chunk(2)  # [K, L, D]
@@ -34,3 +39,17 @@ def memory_attention(q: Tensor, memory: Tensor, runs: Sequence[Run]) -> Tensor:
         out = F.scaled_dot_product_attention(grouped[None], k[None], v[None])[0]
         parts.append(out.view(len(k), run.queries, groups, -1).permute(1, 0, 2, 3).flatten(1))
     return torch.cat(parts)
+
+
+def _kernel(q: Tensor, memory: Tensor, runs: Sequence[Run]) -> Tensor:
+    """Each run is a sequence whose pages have one row: its slots."""
+    from opsin_kernels.gpu import attention as gpu
+
+    counts, lengths = [run.queries for run in runs], [len(run.slots) for run in runs]
+    numbers = torch.tensor([*accumulate(counts, initial=0), *lengths], dtype=torch.int32).to(q.device)
+    table = torch.zeros((len(runs), max(lengths)), dtype=torch.int32, device=q.device)
+    for line, run in zip(table, runs, strict=True):
+        line[: len(run.slots)] = run.slots
+    batch = gpu.Batch(numbers[: len(runs) + 1], numbers[len(runs) + 1 :], table, max(counts), max(lengths))
+    heads = memory.shape[1] // 2
+    return gpu.attention(q, memory[:, :heads], memory[:, heads:], batch, 1, causal=False).flatten(1)

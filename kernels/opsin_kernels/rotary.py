@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from opsin_kernels.attention import write_kv
+from opsin_kernels.dispatch import uses_kernels
+
 
 def angles_to_tables(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Angles F32 [T, D/2] to cos and signed sin [T, 1, D], rounded to dtype as the published models do.
@@ -25,3 +28,17 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """`rotate` in place, for a slice of a fused projection whose other heads stay as they are; differentiable."""
     swapped = x.roll(x.shape[-1] // 2, -1)
     x.mul_(cos).addcmul_(swapped, sin)
+
+
+def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> Tensor:
+    """qkv [T, H + 2K, D], changed in place; pool [blocks, block, 2K, D] takes the turned keys and the values at slots
+    I64 [T]. Returns the turned queries [T, H, D], a view. Serving only: the pool has no gradient."""
+    if uses_kernels(qkv):
+        from opsin_kernels.gpu import rotary as gpu
+
+        gpu.rotate_and_store(qkv, heads, cos, sin, pool, slots)
+        return qkv[:, :heads]
+    kv_heads = (qkv.shape[1] - heads) // 2
+    rotate_(qkv[:, : heads + kv_heads], cos, sin)
+    write_kv(qkv[:, heads:], pool, slots)
+    return qkv[:, :heads]

@@ -34,8 +34,9 @@ def device():
     free, total = torch.cuda.mem_get_info()
     return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 def kernels():
+    import torch
     from opsin_kernels.dispatch import implementation
-    return implementation() + " (the torch definitions run on every device)"
+    return implementation("cuda" if torch.cuda.is_available() else "cpu")
 def memory():
     import torch
     from opsin_server.engine.memory import free_bytes

@@ -19,7 +19,11 @@ import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import msgspec  # noqa: E402
+
+# isort: off
+import opsin_kernels.dispatch  # noqa: E402, F401  (before torch, which may import Triton)
 import torch  # noqa: E402
+# isort: on
 
 from opsin_plugins.spec import SpecError  # noqa: E402
 from opsin_server.config import EngineConfig  # noqa: E402

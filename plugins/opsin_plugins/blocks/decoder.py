@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin_kernels.attention import Layout, packed_attention, paged_attention, write_kv
+from opsin_kernels.attention import Layout, packed_attention, paged_attention
 from opsin_kernels.linear import linear
-from opsin_kernels.rotary import angles_to_tables, rotate_
+from opsin_kernels.rotary import angles_to_tables, rotate_, rotate_and_store
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.fusions.base import Context, Fusion, Memory, Visual
@@ -82,16 +82,15 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
             qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], 1)
-        rotate_(qkv[:, : self.heads + self.kv_heads], turn.cos, turn.sin)
-        q, kv = qkv.split((self.heads, 2 * self.kv_heads), 1)
-        q = q if turn.scale is None else q * turn.scale
         if pool is None:
-            k, v = kv.chunk(2, 1)
+            rotate_(qkv[:, : self.heads + self.kv_heads], turn.cos, turn.sin)
+            q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
+            q = q if turn.scale is None else q * turn.scale
             y = packed_attention(q, k, v, rows.layout.query_lengths, causal=True).flatten(1)
         else:
             assert rows.layout.slots is not None
-            write_kv(kv, pool, rows.layout.slots)
-            y = paged_attention(q, pool, rows.layout)
+            q = rotate_and_store(qkv, self.heads, turn.cos, turn.sin, pool, rows.layout.slots)
+            y = paged_attention(q if turn.scale is None else q * turn.scale, pool, rows.layout)
         return self.out(y, rows.adapter_slot)
 
 

@@ -45,7 +45,7 @@ def load_engine(
     ready = Ready(
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)",
         dtype=said.dtype,
-        kernels=implementation(),
+        kernels=implementation(device.type),
         max_context=resolved.max_context,
         max_sequences=config.max_sequences,
         memory=resolved.memory,

@@ -1,0 +1,42 @@
+"""out_TN = activation(gate_TN) · up_TN, gate and up side by side in one tensor [T, 2N]. Source: arXiv 2002.05202
+(GLU)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opsin_kernels.dispatch import uses_kernels
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+}
+
+
+def gated(gate_up: Tensor, activation: Activation) -> Tensor:
+    """gate_up [..., 2N], the gate first -> [..., N]; differentiable. The activated gate is rounded before the product,
+    as the published models do."""
+    if uses_kernels(gate_up) and not (torch.is_grad_enabled() and gate_up.requires_grad):
+        from opsin_kernels.gpu import activations as gpu
+
+        return gpu.gated(gate_up, activation)
+    gate, up = gate_up.chunk(2, -1)
+    return ACTIVATIONS[activation](gate) * up

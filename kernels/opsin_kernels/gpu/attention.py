@@ -1,0 +1,298 @@
+"""Attention over pages, one kernel for prefill and decode. Method: PagedAttention (arXiv 2309.06180), FlashAttention-2
+(arXiv 2307.08691), splitting keys over programs for decode (Flash-Decoding, Dao et al. 2023).
+
+T query rows, S sequences, H heads in groups of G = H / K, L cached rows, D head size. The query heads that share a key
+head are packed into the rows of one tile: row m of a tile is query m // G, head m % G. D is taken as two powers of two
+(80 = 64 + 16), so that no multiplication is spent on padding to 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _sequence_of(starts_ptr, sequences, block, BLOCK_Q: tl.constexpr):
+    """Which sequence a tile of queries belongs to: the last whose first tile is not behind it. Tiles of sequence s
+    begin at starts[s] // BLOCK_Q + s, which leaves room for every ragged end."""
+    low = 0
+    high = sequences
+    while low < high:
+        middle = (low + high) // 2
+        first = tl.load(starts_ptr + middle) // BLOCK_Q + middle
+        if first <= block:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@triton.jit
+def attend(
+    q_ptr,  # [T, H, D], rows `q_stride` apart
+    k_ptr,  # [P, K, D], rows `kv_stride` apart
+    v_ptr,  # the same
+    out_ptr,  # [T, H, D]; with SPLITS > 1 float32 [SPLITS, T, H, D]
+    norm_ptr,  # SPLITS > 1: float32 [SPLITS, T, H], the logarithm of each part's sum
+    table_ptr,  # I32 [S, table_stride], the pages of each sequence; only with PAGE
+    starts_ptr,  # I32 [S + 1], first query row of each sequence
+    lengths_ptr,  # I32 [S], cached rows with this step's
+    ranges_ptr,  # I32 [T, 2], rows lo to hi - 1 that a query sees; only with RANGED
+    sequences,
+    rows,  # T
+    q_stride,
+    kv_stride,
+    table_stride,
+    scale,  # of the scores, times log2(e); with CAPPED without
+    softcap,  # only with CAPPED
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,  # D
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,  # 0 when D is a power of two
+    PAGE: tl.constexpr,  # rows of a page; 0: keys and values lie packed like the queries
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr,  # 0: the whole context
+    CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr,
+    RANGED: tl.constexpr,
+):
+    group: tl.constexpr = HEADS // KV_HEADS
+    block_q: tl.constexpr = BLOCK_M // group
+    block = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    part = tl.program_id(2)
+    sequence = _sequence_of(starts_ptr, sequences, block, block_q)
+    start = tl.load(starts_ptr + sequence)
+    count = tl.load(starts_ptr + sequence + 1) - start
+    first = (block - (start // block_q + sequence)) * block_q
+    if first >= count:
+        return
+    length = tl.load(lengths_ptr + sequence)
+
+    m = tl.arange(0, BLOCK_M)
+    query = first + m // group
+    head = kv_head * group + m % group
+    alive = (query < count) & (m < block_q * group)
+    row = (start + query).to(tl.int64)
+    if RANGED:
+        lo = tl.load(ranges_ptr + 2 * row, mask=alive, other=0)
+        hi = tl.load(ranges_ptr + 2 * row + 1, mask=alive, other=0)
+    else:
+        position = length - count + query
+        hi = tl.where(alive, position + 1 if CAUSAL else length, 0)
+        lo = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else tl.zeros_like(position)
+    # The tile's own range of keys: a window starts late, a causal tile ends early.
+    begin = tl.min(tl.where(alive & (lo < hi), lo, length))
+    end = tl.minimum(tl.max(hi), length)
+    if SPLITS > 1:
+        share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), SPLITS), TILE) * TILE
+        begin = begin + part * share
+        end = tl.minimum(end, begin + share)
+
+    d_low = tl.arange(0, LOW)
+    q_base = q_ptr + row * q_stride + head * SIZE
+    q_low = tl.load(q_base[:, None] + d_low[None, :], mask=alive[:, None] & (d_low < SIZE)[None, :], other=0.0)
+    if HIGH:
+        d_high = LOW + tl.arange(0, HIGH)
+        wide = alive[:, None] & (d_high < SIZE)[None, :]
+        q_high = tl.load(q_base[:, None] + d_high[None, :], mask=wide, other=0.0)
+        acc_high = tl.zeros([BLOCK_M, HIGH], tl.float32)
+    acc_low = tl.zeros([BLOCK_M, LOW], tl.float32)
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+
+    for at in range(begin, end, TILE):
+        j = at + tl.arange(0, TILE)
+        there = j < end
+        if PAGE:
+            page = tl.load(table_ptr + sequence.to(tl.int64) * table_stride + j // PAGE, mask=there, other=0)
+            slot = page.to(tl.int64) * PAGE + j % PAGE
+        else:
+            slot = (start + j).to(tl.int64)
+        k_base = k_ptr + slot * kv_stride + kv_head * SIZE
+        k_low = tl.load(k_base[None, :] + d_low[:, None], mask=there[None, :] & (d_low < SIZE)[:, None], other=0.0)
+        scores = tl.dot(q_low, k_low)
+        if HIGH:
+            tall = there[None, :] & (d_high < SIZE)[:, None]
+            k_high = tl.load(k_base[None, :] + d_high[:, None], mask=tall, other=0.0)
+            scores = tl.dot(q_high, k_high, scores)
+        scores = scores * scale
+        if CAPPED:
+            # softcap · tanh(s / softcap), through 2^x, then to the units of 2^x itself
+            scores = softcap * (1 - 2 / (1 + tl.exp2(scores / softcap * 2.8853900817779268)))
+            scores = scores * 1.4426950408889634
+        seen = (j[None, :] >= lo[:, None]) & (j[None, :] < hi[:, None]) & there[None, :]
+        scores = tl.where(seen, scores, -float("inf"))
+        highest = tl.maximum(top, tl.max(scores, 1))
+        anchor = tl.where(highest == -float("inf"), 0.0, highest)  # a row that sees nothing yet
+        weights = tl.exp2(scores - anchor[:, None])
+        shrink = tl.exp2(top - anchor)
+        total = total * shrink + tl.sum(weights, 1)
+        top = highest
+        v_base = v_ptr + slot * kv_stride + kv_head * SIZE
+        v_low = tl.load(v_base[:, None] + d_low[None, :], mask=there[:, None] & (d_low < SIZE)[None, :], other=0.0)
+        acc_low = tl.dot(weights.to(v_low.dtype), v_low, acc_low * shrink[:, None])
+        if HIGH:
+            flat = there[:, None] & (d_high < SIZE)[None, :]
+            v_high = tl.load(v_base[:, None] + d_high[None, :], mask=flat, other=0.0)
+            acc_high = tl.dot(weights.to(v_high.dtype), v_high, acc_high * shrink[:, None])
+
+    whole = tl.where(total > 0, total, 1.0)
+    out_row = (row * HEADS + head) * SIZE
+    if SPLITS > 1:
+        places = part.to(tl.int64) * rows * HEADS + row * HEADS + head
+        out_row = places * SIZE
+        tl.store(norm_ptr + places, tl.where(total > 0, top + tl.log2(whole), -float("inf")), mask=alive)
+    kind = out_ptr.dtype.element_ty
+    keep = alive[:, None] & (d_low < SIZE)[None, :]
+    tl.store(out_ptr + out_row[:, None] + d_low[None, :], (acc_low / whole[:, None]).to(kind), mask=keep)
+    if HIGH:
+        high_out = (acc_high / whole[:, None]).to(kind)
+        tl.store(out_ptr + out_row[:, None] + d_high[None, :], high_out, mask=alive[:, None] & (d_high < SIZE)[None, :])
+
+
+@triton.jit
+def merge(
+    parts_ptr,  # float32 [SPLITS, T, H, D]
+    norm_ptr,  # float32 [SPLITS, T, H]
+    out_ptr,  # [T, H, D]
+    rows,  # T · H
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,  # the power of two that holds D
+    SPLITS: tl.constexpr,
+):
+    """One program a row and head: the parts of its keys, each weighted by its share of the sum."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, PADDED)
+    top = tl.load(norm_ptr + row)
+    for part in range(1, SPLITS):
+        top = tl.maximum(top, tl.load(norm_ptr + part * rows + row))
+    top = tl.where(top == -float("inf"), 0.0, top)
+    total = 0.0
+    acc = tl.zeros([PADDED], tl.float32)
+    for part in range(SPLITS):
+        weight = tl.exp2(tl.load(norm_ptr + part * rows + row) - top)
+        total += weight
+        acc += weight * tl.load(parts_ptr + (part * rows + row) * SIZE + d, mask=d < SIZE, other=0.0)
+    whole = tl.where(total > 0, total, 1.0)
+    tl.store(out_ptr + row * SIZE + d, (acc / whole).to(out_ptr.dtype.element_ty), mask=d < SIZE)
+
+
+# ------------------------------------------------------------------------------------------------ launching
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a launch is specialised for: sizes and the tile that suits them."""
+
+    heads: int
+    kv_heads: int
+    size: int
+    page: int
+    block_m: int
+    tile: int
+    warps: int
+    stages: int
+
+    @property
+    def block_q(self) -> int:
+        """Queries of one tile."""
+        return self.block_m // (self.heads // self.kv_heads)
+
+
+def shape_for(heads: int, kv_heads: int, size: int, page: int, longest_query: int) -> Shape:
+    """Decode: as many rows as a group has, at least the 16 of a tensor core. Prefill: 64, which fits every chip; with
+    heads wider than 64 over 8 warps (4 spill 40 bytes on sm_80 and sm_120)."""
+    group = heads // kv_heads
+    least = max(16, triton.next_power_of_2(group))
+    decode = longest_query <= max(1, 16 // group)
+    block_m, tile = (least, 64) if decode else (max(64, least), 32 if size > 128 else 64)
+    return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, 2)
+
+
+def splits_for(programs: int, longest: int, processors: int, tile: int) -> int:
+    """Parts that the keys are split into: enough programs for twice the processors, none with less than four tiles.
+    Continuous in batch size and length, so that nothing falls off a cliff."""
+    wanted = -(-2 * processors // max(1, programs))
+    return max(1, min(wanted, longest // (4 * tile), MAX_SPLITS))
+
+
+MAX_SPLITS = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one launch on the device: I32 starts [S + 1], lengths [S], table [S, pages] or None; and two host
+    integers that shape the launch."""
+
+    starts: Tensor
+    lengths: Tensor
+    table: Tensor | None
+    longest_query: int
+    longest: int
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Batch,
+    page: int,
+    *,
+    causal: bool = True,
+    window: int = 0,
+    softcap: float = 0.0,
+    ranges: Tensor | None = None,
+    scale: float | None = None,
+    splits: int | None = None,
+) -> Tensor:
+    """q [T, H, D]; k, v [P, K, D] with equal row strides and dense heads -> [T, H, D]. ranges I32 [T, 2].
+
+    Accumulates in float32; rounds once at the end (and the weights to v's type before their product). Deterministic.
+    """
+    rows, heads, size = q.shape
+    shape = shape_for(heads, k.shape[1], size, page, batch.longest_query)
+    sequences = len(batch.lengths)
+    tiles = rows // shape.block_q + sequences
+    if splits is None:
+        splits = splits_for(tiles * shape.kv_heads, batch.longest, _processors(q.device), shape.tile)
+    out = torch.empty((rows, heads, size), device=q.device, dtype=q.dtype)
+    parts = out if splits == 1 else torch.empty((splits, rows, heads, size), device=q.device, dtype=torch.float32)
+    norms = out if splits == 1 else torch.empty((splits, rows, heads), device=q.device, dtype=torch.float32)
+    low, high = halves(size)
+    factor = (size**-0.5 if scale is None else scale) * (1.0 if softcap else LOG2_E)
+    attend[(tiles, shape.kv_heads, splits)](
+        q, k, v, parts, norms, batch.table, batch.starts, batch.lengths, ranges, sequences, rows,
+        q.stride(0), k.stride(0), 0 if batch.table is None else batch.table.stride(0), factor, softcap or 1.0,
+        HEADS=heads, KV_HEADS=shape.kv_heads, SIZE=size, LOW=low, HIGH=high, PAGE=page, BLOCK_M=shape.block_m,
+        TILE=shape.tile, SPLITS=splits, WINDOW=window, CAUSAL=causal, CAPPED=softcap > 0, RANGED=ranges is not None,
+        num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+    if splits > 1:
+        padded = triton.next_power_of_2(size)
+        merge[(rows * heads,)](parts, norms, out, rows * heads, SIZE=size, PADDED=padded, SPLITS=splits, num_warps=1)
+    return out
+
+
+def halves(size: int) -> tuple[int, int]:
+    """A head size as two powers of two, each at least 16 (a tensor core's): 80 -> 64 + 16, 128 -> 128 + 0."""
+    low = max(16, 1 << (size.bit_length() - 1))
+    rest = size - low
+    return low, 0 if rest <= 0 else max(16, triton.next_power_of_2(rest))
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+LOG2_E = 1.4426950408889634

@@ -1,0 +1,94 @@
+"""Every launch that models of the supported families make, as it is compiled: what docs/kernels.md lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from opsin_kernels.gpu import activations, attention, norms, rotary
+from opsin_kernels.gpu.compiled import Launch
+
+# heads, key heads, head size, and whose decoder that is
+DECODERS = {
+    "Qwen2-VL-2B": (12, 2, 128),
+    "Qwen2-VL-7B": (28, 4, 128),
+    "Llama-3.2-11B": (32, 8, 128),
+    "SmolVLM-256M": (9, 3, 64),
+}
+TOWERS = {"Qwen2-VL tower": (16, 16, 80), "CLIP-L tower": (16, 16, 64), "SigLIP tower": (16, 16, 72)}
+PAGE = 16
+FIRST = ("attention decode Qwen2-VL-7B", "attention decode split Qwen2-VL-7B", "attention prefill Qwen2-VL-7B",
+         "attention packed Qwen2-VL tower")  # fmt: skip
+
+
+def launches() -> Iterator[Launch]:
+    for name, sizes in DECODERS.items():
+        yield _attention(f"attention decode {name}", *sizes, page=PAGE, longest_query=1, splits=1)
+        yield _attention(f"attention decode split {name}", *sizes, page=PAGE, longest_query=1, splits=8)
+        yield _attention(f"attention prefill {name}", *sizes, page=PAGE, longest_query=1024, splits=1)
+    yield _attention("attention memory Llama-3.2-11B", 32, 8, 128, page=1, longest_query=1, splits=8, causal=False)
+    for name, sizes in TOWERS.items():
+        yield _attention(f"attention packed {name}", *sizes, page=0, longest_query=4096, splits=1, causal=False)
+
+    for width in (1536, 3584, 4096):
+        yield _norm(f"rms_norm {width}", width)
+    for width in (8960, 18944, 14336):
+        yield _gated(f"silu gated {width}", width)
+    for name, (heads, kv_heads, size) in DECODERS.items():
+        yield _rotary(f"rotate and store {name}", heads, kv_heads, size)
+
+
+def representative() -> list[Launch]:
+    return [launch for launch in launches() if launch.name in FIRST]
+
+
+def _attention(
+    name: str, heads: int, kv_heads: int, size: int, *, page: int, longest_query: int, splits: int, causal: bool = True
+) -> Launch:
+    shape = attention.shape_for(heads, kv_heads, size, page, longest_query)
+    low, high = attention.halves(size)
+    whole = "*fp32" if splits > 1 else "*bf16"
+    types = {
+        **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16"),
+        "out_ptr": whole,
+        "norm_ptr": whole,
+        **dict.fromkeys(("table_ptr", "starts_ptr", "lengths_ptr", "ranges_ptr"), "*i32"),
+        **dict.fromkeys(("sequences", "rows", "q_stride", "kv_stride", "table_stride"), "i32"),
+        "scale": "fp32",
+        "softcap": "fp32",
+    }
+    constants = {
+        "HEADS": heads, "KV_HEADS": kv_heads, "SIZE": size, "LOW": low, "HIGH": high, "PAGE": page,
+        "BLOCK_M": shape.block_m, "TILE": shape.tile, "SPLITS": splits, "WINDOW": 0, "CAUSAL": causal, "CAPPED": False,
+        "RANGED": False,
+    }  # fmt: skip
+    pointers = tuple(n for n in types if n.endswith("_ptr") and n != "ranges_ptr")
+    return Launch(
+        name,
+        attention.attend,
+        types,
+        constants,
+        (*pointers, "q_stride", "kv_stride"),
+        shape.warps,
+        shape.stages,
+        matrix=True,
+    )
+
+
+def _norm(name: str, width: int) -> Launch:
+    types = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "floor_ptr": "*fp32", "out_ptr": "*bf16", "stride": "i32"}
+    constants = {"SIZE": width, "PADDED": 1 << (width - 1).bit_length(), "ROUNDED": True}
+    aligned = ("x_ptr", "weight_ptr", "floor_ptr", "out_ptr", "stride")
+    return Launch(name, norms.rms_norm_rows, types, constants, aligned, 8 if width > 2048 else 4)
+
+
+def _gated(name: str, width: int) -> Launch:
+    types = {"x_ptr": "*bf16", "out_ptr": "*bf16", "count": "i32"}
+    constants = {"SIZE": width, "KIND": activations.KINDS["silu"], "STEP": activations.BLOCK}
+    return Launch(name, activations.gated_values, types, constants, ("x_ptr", "out_ptr", "count"), 4)
+
+
+def _rotary(name: str, heads: int, kv_heads: int, size: int) -> Launch:
+    pointers = ("qkv_ptr", "cos_ptr", "sin_ptr", "pool_ptr")
+    types = {**dict.fromkeys(pointers, "*bf16"), "slots_ptr": "*i64", "row_stride": "i32"}
+    constants = {"HEADS": heads, "KV_HEADS": kv_heads, "SIZE": size, "PADDED": 1 << (size - 1).bit_length()}
+    return Launch(name, rotary.turn_and_store, types, constants, (*pointers, "slots_ptr", "row_stride"), 1)

@@ -1,0 +1,52 @@
+"""Queries turned in place, keys turned and stored with their values: one pass over a fused projection."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def turn_and_store(
+    qkv_ptr,  # [T, H + 2K, D], rows `row_stride` apart
+    cos_ptr,  # [T, D]
+    sin_ptr,  # [T, D], its first half negated
+    slots_ptr,  # I64 [T]
+    pool_ptr,  # [P, 2K, D]
+    row_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    d = tl.arange(0, PADDED)
+    inside = d < SIZE
+    base = qkv_ptr + row * row_stride + head * SIZE
+    kind = qkv_ptr.dtype.element_ty
+    x = tl.load(base + d, mask=inside, other=0.0).to(tl.float32)
+    if head < HEADS + KV_HEADS:
+        half: tl.constexpr = SIZE // 2
+        other = tl.where(d < half, d + half, d - half)
+        swapped = tl.load(base + other, mask=inside, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + row * SIZE + d, mask=inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + row * SIZE + d, mask=inside, other=0.0).to(tl.float32)
+        # The first product is rounded, as the definition's is.
+        x = (x * cos).to(kind).to(tl.float32) + swapped * sin
+    if head < HEADS:
+        tl.store(base + d, x.to(kind), mask=inside)
+    else:
+        slot = tl.load(slots_ptr + row)
+        place = pool_ptr + (slot * (2 * KV_HEADS) + head - HEADS) * SIZE
+        tl.store(place + d, x.to(pool_ptr.dtype.element_ty), mask=inside)
+
+
+def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> None:
+    """qkv [T, H + 2K, D] of dense heads."""
+    rows, count, size = qkv.shape
+    turn_and_store[(rows, count)](
+        qkv, cos, sin, slots, pool, qkv.stride(0), HEADS=heads, KV_HEADS=(count - heads) // 2, SIZE=size,
+        PADDED=triton.next_power_of_2(size), num_warps=1,
+    )  # fmt: skip

@@ -1,0 +1,55 @@
+"""Kernels compiled ahead of time for chips that are not here: they fit, spill nothing, and use the tensor cores."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+from opsin_kernels.gpu import catalogue
+from opsin_kernels.gpu.compiled import CHIPS, SHARED, TENSOR_CORES, Launch, facts
+
+BENCH = Path(__file__).parents[2] / "bench"
+REPRESENTATIVE = {launch.name: launch for launch in catalogue.representative()}
+ALL = {launch.name: launch for launch in catalogue.launches()}
+
+
+def check(launch: Launch, chip: int) -> list[str]:
+    found = facts(launch, chip)
+    assert not found.spilled, found
+    assert found.shared <= SHARED[chip], found
+    if launch.matrix:
+        assert any(found.instructions[name] for name in TENSOR_CORES), "no tensor core instruction"
+        assert found.instructions["LDGSTS"], "no load in the background"
+    return table_row(launch, chip, found)
+
+
+def table_row(launch: Launch, chip: int, found: object) -> list[str]:
+    sys.path.insert(0, str(BENCH))
+    try:
+        spec = importlib.util.spec_from_file_location("kernel_facts", BENCH / "kernel_facts.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCH))
+    return module.row(launch, chip, found)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_a_representative_launch_fits_its_chip_and_the_table_is_not_stale(name: str, chip: int) -> None:
+    row = check(REPRESENTATIVE[name], chip)
+    text = (BENCH.parent / "docs" / "kernels.md").read_text()
+    if f"Triton {triton.__version__}." in text:
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+        assert row in lines, "run: python bench/kernel_facts.py --write"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", ALL)
+def test_every_launch_fits_its_chip(name: str, chip: int) -> None:
+    check(ALL[name], chip)
