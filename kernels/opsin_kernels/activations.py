@@ -38,5 +38,10 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
         from opsin_kernels.gpu import activations as gpu
 
         return gpu.gated(gate_up, activation)
+    return gated_ref(gate_up, activation)
+
+
+def gated_ref(gate_up: Tensor, activation: Activation) -> Tensor:
+    """The definition of `gated`."""
     gate, up = gate_up.chunk(2, -1)
     return ACTIVATIONS[activation](gate) * up

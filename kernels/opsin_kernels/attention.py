@@ -84,8 +84,11 @@ def write_kv(kv: Tensor, pool: Tensor, slots: Tensor) -> None:
 
 def paged_attention(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     """q [T, H, D]; pool [blocks, block, 2K, D] that already holds this step's rows. Returns [T, H·D]. Causal."""
-    if uses_kernels(q):
-        return _paged_kernel(q, pool, layout)
+    return _paged_kernel(q, pool, layout) if uses_kernels(q) else paged_attention_ref(q, pool, layout)
+
+
+def paged_attention_ref(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
+    """The definition of `paged_attention`."""
     decodes = layout.decodes
     if decodes == len(layout.query_lengths):
         return _decode(q, pool, layout)
@@ -104,6 +107,11 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *,
     """
     if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
         return _packed_kernel(q, k, v, lengths, causal=causal)
+    return packed_attention_ref(q, k, v, lengths, causal=causal)
+
+
+def packed_attention_ref(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
+    """The definition of `packed_attention`."""
     parts, at, i = [], 0, 0
     while i < len(lengths):
         same = 1

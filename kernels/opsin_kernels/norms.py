@@ -18,6 +18,11 @@ def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
         from opsin_kernels.gpu import norms as gpu
 
         return gpu.rms_norm(x, weight, floor)
+    return rms_norm_ref(x, weight, floor)
+
+
+def rms_norm_ref(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
+    """The definition of `rms_norm`."""
     if x.dtype == torch.float32:
         return x * _scale(x, floor) * weight
     wide = x.float()

@@ -38,6 +38,11 @@ def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Te
 
         gpu.rotate_and_store(qkv, heads, cos, sin, pool, slots)
         return qkv[:, :heads]
+    return rotate_and_store_ref(qkv, heads, cos, sin, pool, slots)
+
+
+def rotate_and_store_ref(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> Tensor:
+    """The definition of `rotate_and_store`."""
     kv_heads = (qkv.shape[1] - heads) // 2
     rotate_(qkv[:, : heads + kv_heads], cos, sin)
     write_kv(qkv[:, heads:], pool, slots)

@@ -18,14 +18,6 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a.float(), b.float(), atol=5e-6 if exact else 2e-3, rtol=1e-6 if exact else 2e-3)
 
 
-@pytest.fixture
-def defined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public functions run their definitions, although this process interprets kernels."""
-    for module in (activations, norms, rotary):
-        monkeypatch.setattr(module, "uses_kernels", lambda tensor: False)
-
-
-@pytest.mark.usefixtures("defined")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("rows", "width"), [(1, 192), (3, 1), (5, 129), (0, 8)])
 def test_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
@@ -33,27 +25,24 @@ def test_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
     wide = torch.full((rows, width + 7), torch.nan, dtype=dtype)  # a slice of a wider tensor
     wide[:, 3 : 3 + width] = torch.randn(rows, width)
     x, weight, floor = wide[:, 3 : 3 + width], torch.randn(width).to(dtype), torch.tensor(1e-5)
-    assert close(gpu_norms.rms_norm(x, weight, floor), norms.rms_norm(x, weight, floor))
+    assert close(gpu_norms.rms_norm(x, weight, floor), norms.rms_norm_ref(x, weight, floor))
 
 
-@pytest.mark.usefixtures("defined")
 def test_rms_norm_of_heads() -> None:
     x = torch.randn(4, 3, 24)[:, 1:]
     weight, floor = torch.randn(24), torch.tensor(1e-6)
-    assert close(gpu_norms.rms_norm(x, weight, floor), norms.rms_norm(x, weight, floor))
+    assert close(gpu_norms.rms_norm(x, weight, floor), norms.rms_norm_ref(x, weight, floor))
 
 
-@pytest.mark.usefixtures("defined")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("activation", list(activations.ACTIVATIONS))
 @pytest.mark.parametrize("shape", [(1, 10), (3, 2, 700), (0, 6)])
 def test_gated(shape: tuple[int, ...], activation: activations.Activation, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     x = (4 * torch.randn(shape)).to(dtype)
-    assert close(gpu_activations.gated(x, activation), activations.gated(x, activation))
+    assert close(gpu_activations.gated(x, activation), activations.gated_ref(x, activation))
 
 
-@pytest.mark.usefixtures("defined")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 3, 32), (4, 2, 24), (2, 1, 80), (7, 1, 2)])
 def test_turned_and_stored(heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> None:
@@ -65,7 +54,7 @@ def test_turned_and_stored(heads: int, kv_heads: int, size: int, dtype: torch.dt
     pools = [torch.full((3, 4, 2 * kv_heads, size), 7.0, dtype=dtype) for _ in range(2)]
     ours, theirs = qkv.clone(), qkv.clone()
     gpu_rotary.rotate_and_store(ours, heads, *tables, pools[0], slots)
-    queries = rotary.rotate_and_store(theirs, heads, *tables, pools[1], slots)
+    queries = rotary.rotate_and_store_ref(theirs, heads, *tables, pools[1], slots)
     assert close(ours[:, :heads], queries)
     assert close(pools[0], pools[1])
     assert (pools[0].view(12, -1)[[i for i in range(12) if i not in slots.tolist()]] == 7).all(), "nothing else changes"
