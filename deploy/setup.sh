@@ -146,7 +146,7 @@ esac
 choose_python
 check_venv_module
 check_disk
-say "$VENV with Python $(version_of "$PYTHON"); the first time takes a minute or two"
+say "$VENV with Python $(version_of "$PYTHON"); the first time takes some minutes"
 make_venv
 install_cpu_torch
 say "opsin and what it needs$([ "$MODE" = run ] || echo ', and the tools of the checks')"

@@ -36,7 +36,7 @@ def image_part(path: Path) -> dict[str, Any]:
 
 class Terminal:
     def __init__(self, url: str, api_key: str, model: str | None, temperature: float, max_tokens: int | None) -> None:
-        self.url, self.model = url, model
+        self.url, self.model = url if "://" in url else f"http://{url}", model
         self.api_key = api_key
         self.options: dict[str, Any] = {"temperature": temperature}
         if max_tokens is not None:
@@ -61,7 +61,7 @@ class Terminal:
         except (EOFError, KeyboardInterrupt):
             self.console.print()
         except openai.APIConnectionError:
-            self._leave(f"no server answers at {self.url} (start one: opsin serve)")
+            self._leave(f"no server answers at {self.url} (start one: opsin serve; one elsewhere: --url)")
         except openai.APIError as error:
             self._leave(error.message)
         except (NotAPictureError, NotAServerError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
@@ -15,17 +16,33 @@ _ACTIVATIONS: Mapping[str, Activation] = {name: name for name in get_args(Activa
 }
 
 
-def integer(config: Config, key: str, default: object = _MISSING) -> int:
+LARGEST = 2**31 - 1
+
+
+def integer(config: Config, key: str, default: object = _MISSING, *, least: int = 1, most: int = LARGEST) -> int:
+    """A size or a count, unless `least` says otherwise."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int):
         raise SpecError(f"{key} must be an integer, got {_shown(value)}")
+    if not least <= value <= most:
+        raise SpecError(
+            f"{key} must be at least {least}, got {value}" if value < least else f"{key} {value} is too large"
+        )
     return value
+
+
+def layer_count(config: Config, key: str, default: object = _MISSING, *, least: int = 1) -> int:
+    """Each layer is built before a key is checked: what no model has must not take hours."""
+    return integer(config, key, default, least=least, most=MOST_LAYERS)
+
+
+MOST_LAYERS = 1024
 
 
 def number(config: Config, key: str, default: object = _MISSING) -> float:
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SpecError(f"{key} must be a number, got {_shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SpecError(f"{key} must be a finite number, got {_shown(value)}")
     return float(value)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opsin_plugins.configs import Config, activation, flag, integer, number
+from opsin_plugins.configs import Config, activation, flag, integer, layer_count, number
 from opsin_plugins.spec import Concat, DecoderSpec, Ignore, ModelFiles, Rename, RopeScaling, RopeSpec, Rule, SpecError
 
 
@@ -60,7 +60,7 @@ def decoder_spec(
     if isinstance(window, int) and config.get("use_sliding_window", True) and window < max_positions(config, defaults):
         raise SpecError(f"sliding_window {window} is not supported yet: this decoder attends to the whole context")
     bias = flag(config, "attention_bias", defaults.qkv_bias)
-    layers = integer(config, "num_hidden_layers", defaults.layers)
+    layers = layer_count(config, "num_hidden_layers", defaults.layers)
     if replaced and (sorted(set(replaced)) != list(replaced) or replaced[-1] >= layers):
         raise SpecError(f"cross_attention_layers {replaced} of {layers} layers")
     return DecoderSpec(
@@ -101,8 +101,9 @@ def rope_spec(config: Config, head_dim: int, theta: float, mrope: bool) -> RopeS
     merged: dict[str, object] = {"rope_theta": config.get("rope_theta", theta)}
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
-        if isinstance(value, Mapping):
-            merged.update(value)
+        if value is not None and not isinstance(value, Mapping):
+            raise SpecError(f"{key} must be an object, got {value!r}")
+        merged.update(value or {})
     base, scaling = number(merged, "rope_theta"), _rope_scaling(merged)
     sections = merged.get("mrope_section", ())
     if not mrope:

@@ -25,7 +25,7 @@ def read_model_files(directory: Path, options: Mapping[str, str] | None = None) 
     """options: of the family, see ModelFiles. Raises SpecError when the directory is no checkpoint, or has its weights
     in a form that is not read."""
     if not directory.is_dir():
-        raise SpecError(f"{directory} is not a directory")
+        raise SpecError(f"{directory} is not a directory (nothing is downloaded: fetch the checkpoint first)")
     config = _config(directory)
     template = directory / "chat_template.jinja"
     tokenizer_config = read_json(directory / "tokenizer_config.json")
@@ -116,5 +116,5 @@ def _header(shard: Path) -> dict[str, TensorInfo]:
         with safe_open(shard, framework="numpy") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             return {k: TensorInfo(shard, s.get_dtype(), tuple(s.get_shape())) for k, s in slices.items()}
-    except SafetensorError as error:
-        raise SpecError(f"{shard}: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise SpecError(f"{shard}: {error} (is the download complete?)") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, flag, integer, section, token_ids
+from opsin_plugins.configs import MOST_LAYERS, Config, activation, flag, integer, section, token_ids
 from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.clip import Clip
 from opsin_plugins.encoders.pixtral import Pixtral
@@ -55,7 +55,7 @@ def vision_parts(files: ModelFiles, allowed: Sequence[str]) -> tuple[VisionEncod
         raise SpecError(f"vision_feature_select_strategy {strategy!r} is neither 'default' nor 'full'")
     if strategy == "default" and kind != "clip_vision_model":
         raise SpecError(f"vision_feature_select_strategy 'default' drops a class token, and {kind} has none")
-    vision["feature_layer"] = integer(config, "vision_feature_layer", -2)
+    vision["feature_layer"] = integer(config, "vision_feature_layer", -2, least=-MOST_LAYERS)
     vision["keep_class_token"] = strategy == "full"
     vision["spatial_merge_size"] = config.get("spatial_merge_size", 1)
     encoder = ENCODERS[str(kind)]
@@ -88,7 +88,7 @@ def model_spec(
         image=image,
         fusion="scatter",
         encoder=encoder.name,
-        image_token=integer(config, "image_token_index", config.get("image_token_id", 32000)),
+        image_token=integer(config, "image_token_index", config.get("image_token_id", 32000), least=0),
         eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id", 2))),
         max_positions=max_positions(text, defaults),
     )

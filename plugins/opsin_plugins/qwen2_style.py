@@ -66,7 +66,7 @@ class Qwen2Style(Family):
             image=image,
             fusion=self.fusion,
             encoder=self.encoder.name,
-            image_token=integer(config, "image_token_id", 151655),
+            image_token=integer(config, "image_token_id", 151655, least=0),
             eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id"))),
             max_positions=max_positions(text, self.text),
         )

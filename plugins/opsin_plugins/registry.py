@@ -12,13 +12,28 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal, cast
 
-from opsin_plugins.spec import API_VERSION, Architecture, FusionStrategy, ModelFiles, SpecError, VisionEncoder
+from opsin_plugins.spec import (
+    API_VERSION,
+    Architecture,
+    FusionStrategy,
+    ModelFiles,
+    ModelSpec,
+    SpecError,
+    VisionEncoder,
+)
 
 Kind = Literal["architecture", "vision encoder", "fusion"]
 GROUPS: Mapping[Kind, str] = {
     "architecture": "opsin.architectures",
     "vision encoder": "opsin.vision_encoders",
     "fusion": "opsin.fusions",
+}
+
+
+MEMBERS: Mapping[Kind, tuple[str, ...]] = {
+    "architecture": ("name", "spec", "weights", "preprocess", "expand", "positions", "lora_groups", "chat_template"),
+    "vision encoder": ("name", "builder", "spec", "image", "preprocess", "weights"),
+    "fusion": ("name", "builder"),
 }
 
 
@@ -49,6 +64,7 @@ class Registry:
         found = {point.name for group in GROUPS.values() for point in entry_points(group)}
         if allowed is not None and (unknown := sorted(allowed - found)):
             raise PluginError(f"--plugins names {', '.join(unknown)}; installed are {', '.join(sorted(found))}")
+        self._allowed = allowed
         self._points: dict[Kind, dict[str, list[metadata.EntryPoint]]] = {}
         for kind, group in GROUPS.items():
             claims: dict[str, list[metadata.EntryPoint]] = {}
@@ -94,17 +110,33 @@ class Registry:
     def _load(self, kind: Kind, name: str) -> object:
         points = self._points[kind].get(name)
         if not points:
-            raise PluginError(f"no {kind} plugin is named {name!r}; usable: {', '.join(sorted(self._points[kind]))}")
+            usable = ", ".join(sorted(self._points[kind])) or "none"
+            limited = "" if self._allowed is None else f" (--plugins allows {', '.join(sorted(self._allowed))})"
+            raise PluginError(f"no {kind} plugin is named {name!r}; usable: {usable}{limited}")
         if len(points) > 1:
             owners = ", ".join(sorted(p.dist.name if p.dist else p.value for p in points))
-            raise PluginError(f"{kind} {name!r} is claimed by {len(points)} distributions: {owners}")
+            raise PluginError(f"{kind} {name!r} is claimed by {len(points)} distributions: {owners}; uninstall one")
         try:
             plugin = points[0].load()()
-        except Exception as error:  # whatever a stranger's module raises must not stop the server
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises must not stop the server
             raise PluginError(f"{kind} {name!r} failed to load: {type(error).__name__}: {error}") from error
         if (version := getattr(plugin, "api_version", None)) != API_VERSION:
             raise PluginError(f"{kind} {name!r} is written for api version {version}; this is {API_VERSION}")
+        if missing := [member for member in MEMBERS[kind] if not hasattr(plugin, member)]:
+            raise PluginError(f"{kind} {name!r} has no {', '.join(missing)}")
         return plugin
+
+
+def describe(architecture: Architecture, files: ModelFiles) -> ModelSpec:
+    """The architecture's spec of a checkpoint. Raises SpecError; also for a plugin that raises anything else."""
+    try:
+        return architecture.spec(files)
+    except SpecError:
+        raise
+    except Exception as error:  # a stranger's code, or a configuration that nobody thought of
+        raise PluginError(
+            f"architecture {architecture.name!r} cannot describe {files.directory}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _claims(name: str, config: Mapping[str, object]) -> bool:

@@ -271,6 +271,8 @@ class ModelSpec:
         parts = (self.vision, self.projector, self.image, self.fusion, self.encoder, self.image_token)
         if any(p is None for p in parts) and any(p is not None for p in parts):
             raise SpecError(f"{self.family}: a model has all vision parts or none, got {parts}")
+        if self.image_token is not None and self.image_token >= self.decoder.embeddings:
+            raise SpecError(f"image token {self.image_token} is outside of the {self.decoder.embeddings} embeddings")
 
 
 # ---------------------------------------------------------------------------------- what a checkpoint is

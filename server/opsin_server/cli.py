@@ -1,4 +1,4 @@
-"""The command line: serve, chat, plugins, doctor. Nothing here imports torch; the engine process does."""
+"""The command line. Nothing here imports torch: the engine's process does, and what `check` and `compose` call."""
 
 from __future__ import annotations
 
@@ -39,11 +39,22 @@ def size(text: str | int) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise typer.BadParameter(f"--model-option {text!r}: write NAME=VALUE")
-    return name, value
+def _gpu(text: str) -> int:
+    found = size(text)
+    if found < 2**30:
+        raise typer.BadParameter(f"{text!r} is {found:,} bytes: write 24GiB")
+    return found
+
+
+def _pairs(texts: list[str] | None) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"--model-option {text!r}: write NAME=VALUE")
+        if found.setdefault(name, value) != value:
+            raise typer.BadParameter(f"--model-option {name} is both {found[name]!r} and {value!r}")
+    return tuple(found.items())
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,7 +72,7 @@ def common(
     pass
 
 
-@app.command()
+@app.command(short_help="Serve a checkpoint directory.")
 def serve(
     model: Annotated[
         Path, typer.Argument(show_default=False, help="A checkpoint directory; without one, the embedded opsin-mini.")
@@ -155,7 +166,7 @@ def serve(
             prefix_cache=prefix_cache,
             plugins=None if plugins is None else tuple(name.strip() for name in plugins.split(",")),
             max_image_tokens=max_image_tokens,
-            model_options=tuple(_pair(text) for text in model_option or ()),
+            model_options=_pairs(model_option),
         ),
         host=host,
         port=port,
@@ -176,22 +187,24 @@ def serve(
     os._exit(0)  # a thread that waits for a name server which never answers must not keep the process
 
 
-@app.command()
+@app.command(short_help="Will a checkpoint serve, and what does it take?")
 def check(
     model: Annotated[Path, typer.Argument(show_default=False, help="A checkpoint directory.")],
     gpu: Annotated[
-        int | None, typer.Option(parser=size, metavar="SIZE", help="A GPU's memory, as 24GiB. Default: this machine.")
+        int | None, typer.Option(parser=_gpu, metavar="SIZE", help="A GPU's memory, as 24GiB. Default: this machine.")
     ] = None,
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option()] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="As for serve.")] = "auto",
     quantize: Annotated[Literal["none", "int8"], typer.Option(help="As for serve.")] = "none",
     max_context: Annotated[int | None, typer.Option(min=2, help="As for serve.")] = None,
     max_sequences: Annotated[int, typer.Option(min=1, help="As for serve.")] = 64,
     max_image_tokens: Annotated[int | None, typer.Option(min=1, help="As for serve.")] = None,
     model_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="As for serve.")] = None,
+    plugins: Annotated[str | None, typer.Option(help="As for serve.")] = None,
 ) -> None:
     """Will it serve, and what does it take? Reads headers only, never weights."""
     from opsin_server.banner import outlook_rows, show
     from opsin_server.engine.examine import check_directory
+    from opsin_server.prompt.encode import read_encoder
 
     config = EngineConfig(
         model=str(model),
@@ -200,10 +213,12 @@ def check(
         max_context=max_context,
         max_sequences=max_sequences,
         max_image_tokens=max_image_tokens,
-        model_options=tuple(_pair(text) for text in model_option or ()),
+        model_options=_pairs(model_option),
+        plugins=None if plugins is None else tuple(name.strip() for name in plugins.split(",")),
     )
     outlook = check_directory(config, gpu)
     show(Console(), outlook_rows(outlook))
+    read_encoder(config)  # tokenizer and chat template, too
     raise typer.Exit(1 if outlook.refusal else 0)
 
 
@@ -215,7 +230,7 @@ def chat(
         "http://127.0.0.1:8000/v1"
     ),
     model: Annotated[str | None, typer.Option(help="Default: the first that the server names.")] = None,
-    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY")] = "none",
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="What the server asks for.")] = "none",
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
 ) -> None:
@@ -260,7 +275,7 @@ def check_plugin(
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 
-@app.command()
+@app.command(short_help="Say what this machine has.")
 def doctor() -> None:
     """Say what this machine has: Python, torch, triton, the device, and which kernels run."""
     from opsin_server.tables import doctor_table
@@ -272,7 +287,7 @@ def doctor() -> None:
 
 @app.command()
 def compose(
-    out: Annotated[Path, typer.Argument(show_default=False, help="The directory to write; it must not exist yet.")],
+    out: Annotated[Path, typer.Argument(show_default=False, help="The directory to write: a new or an empty one.")],
     vision: Annotated[Path, typer.Option(help="A CLIP's or SigLIP's checkpoint directory.")],
     language: Annotated[Path, typer.Option(help="A Llama's, Mistral's or Qwen's checkpoint directory.")],
     fusion: Annotated[str, typer.Option(help="How pictures enter the language model.")] = "scatter",

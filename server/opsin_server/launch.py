@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 
 from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.registry import Registry, describe
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
 from opsin_server.banner import Loading, announce
 from opsin_server.config import ServerConfig, model_name
@@ -50,7 +50,7 @@ async def _run(config: ServerConfig) -> None:
     try:
         files = read_model_files(Path(config.engine.model), dict(config.engine.model_options))
         architecture = Registry(config.engine.plugins).architecture(files)
-        spec = architecture.spec(files)
+        spec = describe(architecture, files)
     except SpecError as error:
         raise ConfigError(str(error)) from error
     loading = Loading(Console(stderr=True))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 
 from rich.table import Table
+from rich.text import Text
 
 from opsin_plugins.registry import Registry
 
@@ -56,7 +57,7 @@ def plugin_table(allow: Iterable[str] | None) -> tuple[Table, bool]:
         table.add_column(column)
     rows = Registry(allow).status()
     for row in rows:
-        status = "[green]ok[/green]" if row.error is None else f"[red]{row.error}[/red]"
+        status = Text("ok", "green") if row.error is None else Text(row.error, "red")  # (its words are a stranger's)
         table.add_row(row.kind, row.name, row.distribution, row.version, status)
     return table, all(row.error is None for row in rows)
 
@@ -72,5 +73,5 @@ def doctor_table() -> tuple[Table, bool]:
     for name, value in found.items():
         failed = value.startswith("failed")
         healthy = healthy and not (failed and name not in OPTIONAL)
-        table.add_row(name, f"[red]{value}[/red]" if failed else value)
+        table.add_row(name, Text(value, "red" if failed else ""))
     return table, healthy

@@ -95,7 +95,10 @@ def test_a_conversation_goes_on_until_its_input_ends(chat):
 def test_nobody_at_the_url(opsin):
     done = opsin("chat", "--url", "http://127.0.0.1:9/v1", "Hello")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "opsin chat: no server answers at http://127.0.0.1:9/v1 (start one: opsin serve)\n"
+    assert (
+        done.stderr
+        == "opsin chat: no server answers at http://127.0.0.1:9/v1 (start one: opsin serve; one elsewhere: --url)\n"
+    )
 
 
 @pytest.mark.parametrize("url", ["not a url", "localhost:8000", "http://", "ftp://127.0.0.1/v1", "http://[::1"])

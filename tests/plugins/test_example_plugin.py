@@ -107,7 +107,7 @@ def test_broken_plugins_are_named_and_stop_nothing(site: Path, server: Served) -
     rows = {(cells[1], cells[2]): cells[4] for cells in _rows(table)}
     assert rows["glimpse", "opsin-glimpse"] == rows["mixer", "opsin-glimpse"] == "ok"
     assert rows["gated_scatter", "opsin-glimpse"] == rows["qwen2_vl", "opsin"] == "ok"
-    both = "architecture 'llava' is claimed by 2 distributions: clashing, opsin"
+    both = "architecture 'llava' is claimed by 2 distributions: clashing, opsin; uninstall one"
     assert rows["llava", "opsin"] == rows["llava", "clashing"] == both
     assert rows["ancient", "outdated"] == "architecture 'ancient' is written for api version 0; this is 1"
     assert rows["bad", "raising"] == "architecture 'bad' failed to load: RuntimeError: no such library"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import types
 from importlib.metadata import EntryPoint
@@ -9,13 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from opsin_plugins.registry import GROUPS, PluginError, Registry
-from opsin_plugins.spec import API_VERSION, ModelFiles
+from opsin_plugins.architectures.text import TextModel
+from opsin_plugins.registry import GROUPS, PluginError, Registry, describe
+from opsin_plugins.spec import API_VERSION, ModelFiles, ModelSpec
 
 
-class Good:
+class Good(TextModel):
+    name = "good"
+
+
+class Empty:
     api_version = API_VERSION
     name = "good"
+
+
+class Failing(Good):
+    def spec(self, files: ModelFiles) -> ModelSpec:
+        raise ValueError("oops")
 
 
 class FromTheFuture:
@@ -23,13 +34,18 @@ class FromTheFuture:
 
 
 def broken() -> object:
-    raise RuntimeError("no such library")
+    raise RuntimeError("no such library [/for] this")
+
+
+def leaving() -> object:
+    raise SystemExit(3)
 
 
 @pytest.fixture(autouse=True)
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("strangers_module")
-    module.Good, module.FromTheFuture, module.broken = Good, FromTheFuture, broken  # type: ignore[attr-defined]
+    for member in (Good, Empty, FromTheFuture, broken, leaving):
+        setattr(module, member.__name__, member)
     monkeypatch.setitem(sys.modules, "strangers_module", module)
 
 
@@ -67,7 +83,9 @@ def test_only_the_match_is_imported() -> None:
     [
         ("absent_module:X", "failed to load: ModuleNotFoundError"),
         ("strangers_module:Absent", "failed to load: AttributeError"),
-        ("strangers_module:broken", "failed to load: RuntimeError: no such library"),
+        ("strangers_module:broken", "failed to load: RuntimeError: no such library [/for] this"),
+        ("strangers_module:leaving", "failed to load: SystemExit: 3"),
+        ("strangers_module:Empty", "has no spec, weights, preprocess, expand"),
         ("strangers_module:FromTheFuture", f"written for api version {API_VERSION + 1}; this is {API_VERSION}"),
     ],
 )
@@ -110,3 +128,21 @@ def test_every_built_in_loads() -> None:
         ("fusion", "scatter"),
     }
     assert [r for r in rows if r.error] == []
+
+
+def test_a_plugin_that_raises_anything_is_named_with_the_directory() -> None:
+    with pytest.raises(PluginError, match=r"architecture 'good' cannot describe \.: ValueError: oops"):
+        describe(Failing(), files())
+
+
+def test_its_words_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from opsin_server import tables
+
+    monkeypatch.setattr(tables, "Registry", lambda allow: registry(("bad", "strangers_module:broken")))
+    console = Console(width=200, record=True, file=io.StringIO())
+    table, healthy = tables.plugin_table(None)
+    console.print(table)
+    assert not healthy
+    assert "no such library [/for] this" in console.export_text()

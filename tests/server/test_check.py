@@ -32,7 +32,16 @@ def sparse(name: str, directory: Path, **changes: object) -> Path:
     config = json.loads((source / "config.json").read_text()) | changes
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "preprocessor_config.json").write_text((source / "preprocessor_config.json").read_text())
+    write_tokenizer(directory, int(config.get("image_token_id", config.get("image_token_index", 3))))
     return directory
+
+
+def write_tokenizer(directory: Path, image_token: int) -> None:
+    """Three words, one of which stands for a picture."""
+    vocab = {"a": 0, "b": 1, "<image>": image_token}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "a"}
+    document = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "decoder": None}
+    (directory / "tokenizer.json").write_text(json.dumps(document | {"post_processor": None, "model": model}))
 
 
 def check(directory: Path, *flags: str) -> Result:
@@ -82,3 +91,49 @@ def test_what_is_wrong_is_said_with_its_names(tmp_path: Path, change: dict[str, 
     found = check(sparse("Qwen2-VL-7B-Instruct", tmp_path, **change), "--gpu", "24GiB")
     assert found.exit_code == 1
     assert said in str(found.exception)
+
+
+def test_what_only_a_prompt_needs_is_looked_at_too(tmp_path: Path) -> None:
+    directory = sparse("Qwen2-VL-7B-Instruct", tmp_path)
+    for name, text, said in (
+        ("chat_template.jinja", "{% for %}", "does not compile"),
+        ("tokenizer.json", "{}", "tokenizer.json"),
+    ):
+        (directory / name).write_text(text)
+        found = check(directory, "--gpu", "24GiB")
+        assert found.exit_code == 1
+        assert said in str(found.exception)
+    (directory / "tokenizer.json").unlink()
+    assert "has no tokenizer.json" in str(check(directory, "--gpu", "24GiB").exception)
+
+
+GARBAGE = [
+    ("num_hidden_layers", 10**9, "num_hidden_layers 1000000000 is too large"),
+    ("num_attention_heads", 0, "num_attention_heads must be at least 1, got 0"),
+    ("vocab_size", -1, "vocab_size must be at least 1, got -1"),
+    ("rms_norm_eps", float("nan"), "rms_norm_eps must be a finite number"),
+    ("max_position_embeddings", 0, "max_position_embeddings must be at least 1"),
+    ("image_token_id", 10**9, "image token 1000000000 is outside of the 152064 embeddings"),
+    ("rope_scaling", [1, 2], "rope_scaling must be an object"),
+    ("quantization_config", "gptq", "quantization_config 'gptq' cannot be loaded"),
+    ("vision_config", {"depth": 10**8}, "depth 100000000 is too large"),
+    ("vision_config", {"patch_size": -4}, "patch_size must be at least 1"),
+    ("vision_config", {"num_heads": 0}, "num_heads must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), GARBAGE)
+def test_garbage_in_a_configuration_is_named_at_once(tmp_path: Path, key: str, value: object, said: str) -> None:
+    directory = sparse("Qwen2-VL-7B-Instruct", tmp_path)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config[key] = config[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(config))
+    found = check(directory, "--gpu", "24GiB")
+    assert found.exit_code == 1
+    assert said in str(found.exception)
+
+
+def test_a_gpu_without_a_unit_and_a_missing_directory_are_told(tmp_path: Path) -> None:
+    assert "write 24GiB" in check(tmp_path, "--gpu", "24").output
+    assert "nothing is downloaded" in str(check(tmp_path / "Qwen" / "Qwen2-VL-2B-Instruct").exception)

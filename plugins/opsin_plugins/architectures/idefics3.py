@@ -56,7 +56,7 @@ class Idefics3(Family):
             image=_image(files.preprocessor, tower.patch, merge),
             fusion="scatter",
             encoder=ENCODER.name,
-            image_token=integer(config, "image_token_id", 128257),
+            image_token=integer(config, "image_token_id", 128257, least=0),
             eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id"))),
             max_positions=max_positions(text, defaults),
         )
@@ -111,7 +111,12 @@ def _image(preprocessor: Mapping[str, object], patch: int, merge: int) -> ImageS
     if not flag(preprocessor, "do_image_splitting", True):
         longest = tile
     return ImageSpec(
-        "tiles", integer(preprocessor, "resample", 1), patch, merge=merge, size=(tile, tile), longest_edge=longest
+        "tiles",
+        integer(preprocessor, "resample", 1, least=0),
+        patch,
+        merge=merge,
+        size=(tile, tile),
+        longest_edge=longest,
     )
 
 

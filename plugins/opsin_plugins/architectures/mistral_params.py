@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, flag, integer, number, section
+from opsin_plugins.configs import Config, flag, integer, layer_count, number, section
 from opsin_plugins.families import chosen, renames
 from opsin_plugins.pixtral_style import ENCODER, PixtralStyle
 from opsin_plugins.spec import (
@@ -61,7 +61,7 @@ class MistralParams(PixtralStyle):
             image=ENCODER.image(tower, config, {}),
             fusion="scatter",
             encoder=ENCODER.name,
-            image_token=integer(vision, "image_token_id", 10),
+            image_token=integer(vision, "image_token_id", 10, least=0),
             eos=(END_OF_SENTENCE,),
             max_positions=integer(params, "max_position_embeddings", params.get("max_seq_len", 128000)),
         )
@@ -117,7 +117,7 @@ def _decoder(params: Config) -> DecoderSpec:
     return DecoderSpec(
         vocab=integer(params, "vocab_size"),
         width=width,
-        layers=integer(params, "n_layers"),
+        layers=layer_count(params, "n_layers"),
         heads=heads,
         kv_heads=integer(params, "n_kv_heads", heads),
         head_dim=integer(params, "head_dim", width // heads),

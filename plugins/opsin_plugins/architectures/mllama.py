@@ -66,7 +66,7 @@ class Mllama(Family):
             image=ENCODER.image(tower, vision, files.preprocessor),
             fusion="memory",
             encoder=ENCODER.name,
-            image_token=integer(config, "image_token_index", 128256),
+            image_token=integer(config, "image_token_index", 128256, least=0),
             eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id"))),
             max_positions=max_positions(text, TEXT),
             memory=MemorySpec(tower.max_tiles * tower.positions, attend_before),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import flag, integer, number, section, token_ids
+from opsin_plugins.configs import flag, integer, layer_count, number, section, token_ids
 from opsin_plugins.decoders import is_tied
 from opsin_plugins.encoders.qwen_vl import QwenVLEncoder
 from opsin_plugins.families import Family, chosen, renames
@@ -69,7 +69,7 @@ class QwenVL(Family):
             image=ENCODER.image(tower, visual, {}),
             fusion="scatter",
             encoder=ENCODER.name,
-            image_token=integer(visual, "image_start_id", 151857) + 2,
+            image_token=integer(visual, "image_start_id", 151857, least=0) + 2,
             eos=token_ids(files.generation.get("eos_token_id")) or (END_OF_TURN, END_OF_TEXT),
             max_positions=longest if decoder.rope.ntk_from else min(longest, trained),
         )
@@ -145,7 +145,7 @@ def _decoder(files: ModelFiles) -> DecoderSpec:
     return DecoderSpec(
         vocab=integer(config, "vocab_size", 151936),
         width=width,
-        layers=integer(config, "num_hidden_layers", 32),
+        layers=layer_count(config, "num_hidden_layers", 32),
         heads=heads,
         kv_heads=heads,
         head_dim=integer(config, "kv_channels", width // heads),

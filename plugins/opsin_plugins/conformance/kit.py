@@ -118,7 +118,10 @@ def run(names: Sequence[str], registry: Registry) -> bool:
             _print(results[0])
         else:
             results = check_architecture(name, architecture, registry, _print)
-        healthy = healthy and not any(result.verdict == "FAILED" for result in results)
+        # (nothing checked is nothing known)
+        healthy = (
+            healthy and not any(r.verdict == "FAILED" for r in results) and any(r.verdict == "ok" for r in results)
+        )
     return healthy
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
+from opsin_plugins.configs import MOST_LAYERS, Config, activation, integer, layer_count, number, standard_pixels, three
 from opsin_plugins.families import renames
 from opsin_plugins.images import center_crop, patches, resize_shortest
 from opsin_plugins.spec import (
@@ -33,7 +33,7 @@ class Clip:
         """A family may add feature_layer (-2: the last block is not run) and keep_class_token to `config`."""
         side = integer(config, "image_size", 224) // integer(config, "patch_size", 32)
         return TowerSpec(
-            layers=layers_taken(config, integer(config, "num_hidden_layers", 12)),
+            layers=layers_taken(config, layer_count(config, "num_hidden_layers", 12)),
             width=integer(config, "hidden_size", 768),
             heads=integer(config, "num_attention_heads", 12),
             mlp=integer(config, "intermediate_size", 3072),
@@ -60,7 +60,7 @@ class Clip:
                 f"a CLIP tower of {side} pixels a side needs size and crop_size to match, got {size!r}, {crop!r}"
             )
         return ImageSpec(
-            "crop", integer(preprocessor, "resample", 3), spec.patch, size=(side, side), shortest_edge=edge
+            "crop", integer(preprocessor, "resample", 3, least=0), spec.patch, size=(side, side), shortest_edge=edge
         )
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
@@ -104,7 +104,7 @@ def clip_rules(prefix: str) -> list[Rule]:
 def layers_taken(config: Config, depth: int) -> int:
     """How many layers run when the features are those of layer `feature_layer` (-1: the last; 0 would be the
     patches)."""
-    feature = integer(config, "feature_layer", -1)
+    feature = integer(config, "feature_layer", -1, least=-MOST_LAYERS)
     layers = depth + 1 + feature if feature < 0 else feature
     if not 0 < layers <= depth:
         raise SpecError(f"feature layer {feature} of a tower with {depth} layers")

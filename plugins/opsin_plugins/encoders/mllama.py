@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, integers, number, standard_pixels, three
+from opsin_plugins.configs import Config, activation, integer, integers, layer_count, number, standard_pixels, three
 from opsin_plugins.families import renames
 from opsin_plugins.images import pad_to, pixel_limit, resize, tile_patches, tiles
 from opsin_plugins.spec import (
@@ -32,9 +32,9 @@ class MllamaEncoder:
 
     def spec(self, config: Config, preprocessor: Config) -> TiledTowerSpec:
         """A family may add keep_padding to `config`."""
-        patch, count = integer(config, "patch_size", 14), integer(config, "max_num_tiles", 4)
+        patch, count = integer(config, "patch_size", 14), integer(config, "max_num_tiles", 4, most=64)
         return TiledTowerSpec(
-            layers=integer(config, "num_hidden_layers", 32),
+            layers=layer_count(config, "num_hidden_layers", 32),
             width=integer(config, "hidden_size", 1280),
             heads=integer(config, "attention_heads", 16),
             mlp=integer(config, "intermediate_size", 5120),
@@ -48,7 +48,7 @@ class MllamaEncoder:
             attention_bias=False,
             taps=integers(config, "intermediate_layers_indices", (3, 7, 15, 23, 30)),
             max_tiles=count,
-            global_layers=integer(config, "num_global_layers", 8),
+            global_layers=layer_count(config, "num_global_layers", 8, least=0),
             arrangements=_arrangements(config, count),
             keep_padding=config.get("keep_padding") is True,
         )
@@ -65,7 +65,7 @@ class MllamaEncoder:
             raise SpecError(f"max_image_tiles {count} of a tower that takes 1 to {spec.max_tiles}")
         canvases = tuple((h * side, w * side) for h, w in spec.arrangements if h * w <= count)
         return ImageSpec(
-            "tiles", integer(preprocessor, "resample", 2), spec.patch, size=(side, side), pinpoints=canvases
+            "tiles", integer(preprocessor, "resample", 2, least=0), spec.patch, size=(side, side), pinpoints=canvases
         )
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
+from opsin_plugins.configs import Config, activation, integer, layer_count, number, standard_pixels, three
 from opsin_plugins.encoders.clip import layers_taken
 from opsin_plugins.families import renames
 from opsin_plugins.images import longest_size, patches, pixel_limit, resize
@@ -39,7 +39,7 @@ class Pixtral:
         rope = config.get("rope_parameters")
         theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
         return TowerSpec(
-            layers=layers_taken(config, integer(config, "num_hidden_layers", 24)),
+            layers=layers_taken(config, layer_count(config, "num_hidden_layers", 24)),
             width=width,
             heads=heads,
             mlp=integer(config, "intermediate_size", 4096),
@@ -68,7 +68,9 @@ class Pixtral:
             if longest
             else integer(config, "image_size", 1024)
         )
-        return ImageSpec("longest", integer(preprocessor, "resample", 3), spec.patch, merge=merge, longest_edge=edge)
+        return ImageSpec(
+            "longest", integer(preprocessor, "resample", 3, least=0), spec.patch, merge=merge, longest_edge=edge
+        )
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         factor, longest = image_spec.patch * image_spec.merge, image_spec.longest_edge

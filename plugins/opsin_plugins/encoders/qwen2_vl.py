@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
+from opsin_plugins.configs import Config, activation, integer, layer_count, number, standard_pixels, three
 from opsin_plugins.families import renames
 from opsin_plugins.images import patches, pixel_limit, resize, smart_size
 from opsin_plugins.spec import API_VERSION, U8, Grid, ImageBudget, ImageSpec, Rename, Rule, TowerSpec
@@ -22,7 +22,7 @@ class Qwen2VLEncoder:
         width = integer(config, "embed_dim", 1280)
         rope = config.get("rope_parameters")
         return TowerSpec(
-            layers=integer(config, "depth", 32),
+            layers=layer_count(config, "depth", 32),
             width=width,
             heads=integer(config, "num_heads", 16),
             mlp=int(width * number(config, "mlp_ratio", 4)),
@@ -43,10 +43,10 @@ class Qwen2VLEncoder:
         edges = size if isinstance(size, Mapping) else {}
         return ImageSpec(
             "smart",
-            integer(preprocessor, "resample", 3),
+            integer(preprocessor, "resample", 3, least=0),
             spec.patch,
             merge=integer(config, "spatial_merge_size", 2),
-            min_pixels=integer(preprocessor, "min_pixels", edges.get("shortest_edge", 56 * 56)),
+            min_pixels=integer(preprocessor, "min_pixels", edges.get("shortest_edge", 56 * 56), least=0),
             max_pixels=integer(preprocessor, "max_pixels", edges.get("longest_edge", 28 * 28 * 1280)),
         )
 

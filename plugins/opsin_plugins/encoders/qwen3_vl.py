@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opsin_plugins.configs import Config, activation, integer, integers
+from opsin_plugins.configs import Config, activation, integer, integers, layer_count
 from opsin_plugins.encoders.qwen2_vl import Qwen2VLEncoder
 from opsin_plugins.spec import ImageSpec, Rename, Rule, SpecError, TowerSpec
 
@@ -19,7 +19,7 @@ class Qwen3VLEncoder(Qwen2VLEncoder):
     mlp = ("mlp.linear_fc1", "mlp.linear_fc2")
 
     def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
-        width, depth = integer(config, "hidden_size", 1152), integer(config, "depth", 27)
+        width, depth = integer(config, "hidden_size", 1152), layer_count(config, "depth", 27)
         given = {"image_mean": MEAN, "image_std": STD, **preprocessor}
         sizes = {"depth": depth, "patch_size": 16, "embed_dim": width, "mlp_ratio": 1}
         base = super().spec({**sizes, **config, "embed_dim": width}, given)

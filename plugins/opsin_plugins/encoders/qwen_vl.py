@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opsin_plugins.configs import Config, integer, number, three
+from opsin_plugins.configs import Config, integer, layer_count, number, three
 from opsin_plugins.families import renames
 from opsin_plugins.images import patches, resize
 from opsin_plugins.spec import API_VERSION, U8, Grid, ImageBudget, ImageSpec, Rename, Reorder, Rule, TowerSpec
@@ -22,7 +22,7 @@ class QwenVLEncoder:
     def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
         width = integer(config, "width", 1664)
         return TowerSpec(
-            layers=integer(config, "layers", 48),
+            layers=layer_count(config, "layers", 48),
             width=width,
             heads=integer(config, "heads", 16),
             mlp=int(width * number(config, "mlp_ratio", 4.9231)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, number, standard_pixels, three
+from opsin_plugins.configs import Config, activation, integer, layer_count, number, standard_pixels, three
 from opsin_plugins.encoders.clip import clip_rules, layers_taken
 from opsin_plugins.families import renames
 from opsin_plugins.images import patches, resize
@@ -33,7 +33,7 @@ class Siglip:
         """A family may add feature_layer, post_norm and bucketed (positions by fraction: Idefics3) to `config`."""
         patch = integer(config, "patch_size", 16)
         return TowerSpec(
-            layers=layers_taken(config, integer(config, "num_hidden_layers", 12)),
+            layers=layers_taken(config, layer_count(config, "num_hidden_layers", 12)),
             width=integer(config, "hidden_size", 768),
             heads=integer(config, "num_attention_heads", 12),
             mlp=integer(config, "intermediate_size", 3072),
@@ -54,7 +54,7 @@ class Siglip:
         size = preprocessor.get("size", {"height": side, "width": side})
         if not isinstance(size, Mapping) or (size.get("height"), size.get("width")) != (side, side):
             raise SpecError(f"a SigLIP tower of {side} pixels a side needs a size to match, got {size!r}")
-        return ImageSpec("stretch", integer(preprocessor, "resample", 3), spec.patch, size=(side, side))
+        return ImageSpec("stretch", integer(preprocessor, "resample", 3, least=0), spec.patch, size=(side, side))
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """Every picture has one size, so a budget changes nothing."""

@@ -122,12 +122,19 @@ def image_tokens(prompt: Prompt) -> int:
 def room(prompt: Prompt, wanted: int | None, context: int) -> int:
     """How many tokens the answer may have. Raises BadRequest with the numbers when prompt and answer do not fit."""
     length = len(prompt.ids)
+    if wanted is not None and length < context < length + wanted:
+        raise BadRequest(
+            f"The model's context holds {context} tokens and the messages have {length}: the answer may have at most "
+            f"{context - length}, not {wanted}",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
     if length + (wanted or 1) > context:
         raise BadRequest(
             f"The model's context holds {context} tokens; the messages have {length}"
             f"{_of_images(prompt, wanted, context)} and the answer may have {wanted or 'at least 1'}. "
             "Shorten the messages or the answer",
-            param="messages" if length >= context else "max_tokens",
+            param="messages",
             code="context_length_exceeded",
         )
     return wanted or context - length

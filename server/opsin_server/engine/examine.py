@@ -14,7 +14,7 @@ from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.checkpoint import assign, targets
 from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.registry import Registry, describe
 from opsin_plugins.spec import (
     Architecture,
     ImageBudget,
@@ -63,7 +63,7 @@ def examine(config: EngineConfig, device: torch.device, free: int) -> Examined:
     registry = Registry(config.plugins)
     files = read_model_files(Path(config.model), dict(config.model_options))
     architecture = registry.architecture(files)
-    spec = architecture.spec(files)
+    spec = describe(architecture, files)
     dtype = choose_dtype(config.dtype, device, files)
     sketch = build_model(spec, registry, device="meta", dtype=dtype, quantize=config.quantize)
     places = {name: target.shape for name, target in targets(sketch).items()}

@@ -89,9 +89,10 @@ def _cgroup_left() -> int:
 def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device, free: int) -> None:
     """Raises ConfigError for a checkpoint whose weights are packed in a form that is not read yet."""
     quantization = files.config.get("quantization_config")
-    if not isinstance(quantization, dict):
+    if quantization is None:
         return
-    scheme = quantization.get("quant_method") or quantization.get("quant_algo") or "unnamed"
+    fields = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
+    scheme = fields.get("quant_method") or fields.get("quant_algo") or "unnamed"
     raise ConfigError(
         f"quantization_config {scheme!r} cannot be loaded by this version. In 16 bit this model needs "
         f"{2 * parameters:,} bytes of weights; {free:,} are free on {device.type}. Serve the "

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from opsin_plugins.files import read_model_files
+from opsin_plugins.registry import Registry, describe
 from opsin_plugins.spec import (
     I32,
     U8,
@@ -19,6 +22,7 @@ from opsin_plugins.spec import (
     SpecError,
     VisualItem,
 )
+from opsin_server.config import EngineConfig
 from opsin_server.errors import BadRequest
 from opsin_server.prompt.conversation import ConversationEncoder
 from opsin_server.prompt.digest import image_digest
@@ -105,3 +109,15 @@ class PromptEncoder:
             return self._conversation.ids([message]).count(token) == 1
         except BadRequest:
             return False
+
+
+def read_encoder(config: EngineConfig) -> PromptEncoder:
+    """The encoder of a model directory. Raises SpecError when its tokenizer or chat template cannot be used."""
+    files = read_model_files(Path(config.model), dict(config.model_options))
+    architecture = Registry(config.plugins).architecture(files)
+    try:
+        return PromptEncoder(files, architecture, describe(architecture, files))
+    except SpecError:
+        raise
+    except ValueError as error:
+        raise SpecError(str(error)) from error

@@ -59,5 +59,8 @@ def read_chat_template(files: ModelFiles, architecture: Architecture, names: Map
     """The directory's template, or the family's own for directories without one."""
     source = files.chat_template if files.chat_template is not None else architecture.chat_template(files)
     if source is None:
-        raise SpecError(f"{files.directory} has no chat template, and {architecture.name} brings none")
+        raise SpecError(
+            f"{files.directory} has no chat template, and {architecture.name} brings none: put a chat_template.jinja "
+            "there"
+        )
     return ChatTemplate(source, names)
