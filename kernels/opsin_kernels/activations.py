@@ -34,7 +34,7 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """gate_up [..., 2N], the gate first -> [..., N]; differentiable. The activated gate is rounded before the product,
     as the published models do."""
-    if uses_kernels(gate_up) and not (torch.is_grad_enabled() and gate_up.requires_grad):
+    if uses_kernels(gate_up):
         from opsin_kernels.gpu import activations as gpu
 
         return gpu.gated(gate_up, activation)

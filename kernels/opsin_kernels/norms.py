@@ -14,11 +14,21 @@ from opsin_kernels.dispatch import uses_kernels
 
 def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
     """x [..., N], weight [N], floor: epsilon, F32 [] -> [..., N]; differentiable. Accumulates in float32."""
-    if uses_kernels(x) and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+    if uses_kernels(x):
         from opsin_kernels.gpu import norms as gpu
 
         return gpu.rms_norm(x, weight, floor)
     return rms_norm_ref(x, weight, floor)
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """x and delta [T, N] -> their sum, and its norm; differentiable. One pass over memory instead of two on a GPU."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import norms as gpu
+
+        return gpu.add_rms_norm(x, delta, weight, floor)
+    added = x + delta
+    return added, rms_norm_ref(added, weight, floor)
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:

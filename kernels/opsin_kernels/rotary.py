@@ -19,13 +19,19 @@ def angles_to_tables(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, H, D], cos and sin [T, 1, D] from `angles_to_tables`. Returns [T, H, D]; differentiable."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """`rotate` in place, for a slice of a fused projection whose other heads stay as they are; differentiable."""
+    """x [T, H, D] turned in place; cos and sin [T, 1, D] from `angles_to_tables`. x may be a slice of a fused
+    projection whose other heads stay as they are; differentiable."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import rotary as gpu
+
+        gpu.rotate_(x, cos, sin)
+        return
+    rotate_ref_(x, cos, sin)
+
+
+def rotate_ref_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """The definition of `rotate_`."""
     swapped = x.roll(x.shape[-1] // 2, -1)
     x.mul_(cos).addcmul_(swapped, sin)
 
@@ -44,6 +50,6 @@ def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Te
 def rotate_and_store_ref(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> Tensor:
     """The definition of `rotate_and_store`."""
     kv_heads = (qkv.shape[1] - heads) // 2
-    rotate_(qkv[:, : heads + kv_heads], cos, sin)
+    rotate_ref_(qkv[:, : heads + kv_heads], cos, sin)
     write_kv(qkv[:, heads:], pool, slots)
     return qkv[:, :heads]

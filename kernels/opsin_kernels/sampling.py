@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opsin_kernels.dispatch import uses_kernels
+
 
 @dataclass(frozen=True)
 class SamplingRow:
@@ -26,6 +28,16 @@ class SamplingRow:
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """logits [B, V] -> token ids I64 [B]."""
+    if uses_kernels(logits):
+        from opsin_kernels.gpu import sampling as gpu
+
+        settings = [(r.temperature, r.top_k, r.top_p, r.min_p, r.uniform) for r in rows]
+        return gpu.draw(logits, torch.tensor(settings, dtype=torch.float64, device=logits.device))
+    return sample_ref(logits, rows)
+
+
+def sample_ref(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The definition of `sample`."""
     picked = logits.argmax(-1)
     drawn = [i for i, row in enumerate(rows) if row.temperature > 0]
     if drawn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from opsin_kernels.gpu import activations, attention, norms, rotary
+from opsin_kernels.gpu import activations, attention, norms, rotary, sampling
 from opsin_kernels.gpu.compiled import Launch
 
 # heads, key heads, head size, and whose decoder that is
@@ -30,9 +30,12 @@ def launches() -> Iterator[Launch]:
         yield _attention(f"attention packed {name}", *sizes, page=0, longest_query=4096, splits=1, causal=False)
 
     for width in (1536, 3584, 4096):
-        yield _norm(f"rms_norm {width}", width)
+        yield _norm(f"add and rms_norm {width}", width)
+        yield _norm_backward(f"add and rms_norm backward {width}", width)
     for width in (8960, 18944, 14336):
         yield _gated(f"silu gated {width}", width)
+        yield _gated_backward(f"silu gated backward {width}", width)
+    yield _draw("draw a token")
     for name, (heads, kv_heads, size) in DECODERS.items():
         yield _rotary(f"rotate and store {name}", heads, kv_heads, size)
 
@@ -75,9 +78,10 @@ def _attention(
 
 
 def _norm(name: str, width: int) -> Launch:
-    types = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "floor_ptr": "*fp32", "out_ptr": "*bf16", "stride": "i32"}
-    constants = {"SIZE": width, "PADDED": 1 << (width - 1).bit_length(), "ROUNDED": True}
-    aligned = ("x_ptr", "weight_ptr", "floor_ptr", "out_ptr", "stride")
+    pointers = ("x_ptr", "delta_ptr", "sum_ptr", "weight_ptr", "out_ptr")
+    types = {**dict.fromkeys(pointers, "*bf16"), "floor_ptr": "*fp32", "stride": "i32"}
+    constants = {"SIZE": width, "PADDED": 1 << (width - 1).bit_length(), "ROUNDED": True, "ADDED": True}
+    aligned = (*pointers, "floor_ptr", "stride")
     return Launch(name, norms.rms_norm_rows, types, constants, aligned, 8 if width > 2048 else 4)
 
 
@@ -91,4 +95,28 @@ def _rotary(name: str, heads: int, kv_heads: int, size: int) -> Launch:
     pointers = ("qkv_ptr", "cos_ptr", "sin_ptr", "pool_ptr")
     types = {**dict.fromkeys(pointers, "*bf16"), "slots_ptr": "*i64", "row_stride": "i32"}
     constants = {"HEADS": heads, "KV_HEADS": kv_heads, "SIZE": size, "PADDED": 1 << (size - 1).bit_length()}
+    constants["STORED"] = True
     return Launch(name, rotary.turn_and_store, types, constants, (*pointers, "slots_ptr", "row_stride"), 1)
+
+
+def _norm_backward(name: str, width: int) -> Launch:
+    pointers = ("x_ptr", "grad_ptr", "straight_ptr", "weight_ptr", "x_grad_ptr")
+    sums = ("floor_ptr", "weight_grad_ptr")
+    types = {**dict.fromkeys(pointers, "*bf16"), **dict.fromkeys(sums, "*fp32"), "stride": "i32", "rows": "i32"}
+    constants = {"SIZE": width, "PADDED": 1 << (width - 1).bit_length(), "ADDED": True, "WEIGHTED": True}
+    return Launch(
+        name, norms.rms_norm_rows_backward, types, constants, (*pointers, *sums, "stride"), 8 if width > 2048 else 4
+    )
+
+
+def _gated_backward(name: str, width: int) -> Launch:
+    pointers = ("x_ptr", "grad_ptr", "out_ptr")
+    types = {**dict.fromkeys(pointers, "*bf16"), "count": "i32"}
+    constants = {"SIZE": width, "KIND": activations.KINDS["silu"], "STEP": activations.BLOCK}
+    return Launch(name, activations.gated_values_backward, types, constants, (*pointers, "count"), 4)
+
+
+def _draw(name: str) -> Launch:
+    types = {"logits_ptr": "*bf16", "settings_ptr": "*fp64", "out_ptr": "*i64", "stride": "i32", "size": "i32"}
+    constants = {"STEP": sampling.STEP, "TOP": sampling.ONE + 1}
+    return Launch(name, sampling.draw_rows, types, constants, ("logits_ptr", "settings_ptr", "out_ptr"), 8)

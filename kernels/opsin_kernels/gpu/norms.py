@@ -1,16 +1,23 @@
-"""RMSNorm, one row a program."""
+"""RMSNorm, alone or of a sum, one row a program; its backward, some rows a program."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PROGRAMS = 256  # of a backward pass: each leaves one row of the weight's gradient to be summed
 
 
 @triton.jit
 def rms_norm_rows(
     x_ptr,  # [T, N], rows `stride` apart
+    delta_ptr,  # [T, N], dense; only with ADDED
+    sum_ptr,  # [T, N], dense; only with ADDED
     weight_ptr,  # [N]
     floor_ptr,  # F32 [], epsilon
     out_ptr,  # [T, N], dense
@@ -18,29 +25,128 @@ def rms_norm_rows(
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     ROUNDED: tl.constexpr,  # whether the quotient is rounded before it meets the weight
+    ADDED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PADDED)
     inside = at < SIZE
     x = tl.load(x_ptr + row * stride + at, mask=inside, other=0.0).to(tl.float32)
+    kind = out_ptr.dtype.element_ty
+    if ADDED:
+        x += tl.load(delta_ptr + row * SIZE + at, mask=inside, other=0.0).to(tl.float32)
+        x = x.to(kind).to(tl.float32)  # what goes on is what is normalised
+        tl.store(sum_ptr + row * SIZE + at, x.to(kind), mask=inside)
     weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
     scaled = x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + tl.load(floor_ptr))
-    kind = out_ptr.dtype.element_ty
     if ROUNDED:
         scaled = scaled.to(kind).to(tl.float32)
     tl.store(out_ptr + row * SIZE + at, (scaled * weight).to(kind), mask=inside)
 
 
+@triton.jit
+def rms_norm_rows_backward(
+    x_ptr,  # [T, N], rows `stride` apart: what was normalised
+    grad_ptr,  # [T, N], dense: of the output
+    straight_ptr,  # [T, N], dense: of the sum itself; only with ADDED
+    weight_ptr,  # [N]
+    floor_ptr,  # F32 [], epsilon
+    x_grad_ptr,  # [T, N], dense
+    weight_grad_ptr,  # F32 [programs, N], one part a program; only with WEIGHTED
+    stride,
+    rows,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    ADDED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    at = tl.arange(0, PADDED)
+    inside = at < SIZE
+    weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    floor = tl.load(floor_ptr)
+    weight_grad = tl.zeros((PADDED,), tl.float32)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        wide = tl.zeros((), tl.int64) + row
+        x = tl.load(x_ptr + wide * stride + at, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + wide * SIZE + at, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(x * x, 0) / SIZE + floor)
+        unit = x * scale
+        turned = grad * weight
+        x_grad = scale * (turned - unit * (tl.sum(turned * unit, 0) / SIZE))
+        if ADDED:
+            x_grad += tl.load(straight_ptr + wide * SIZE + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x_grad_ptr + wide * SIZE + at, x_grad.to(x_grad_ptr.dtype.element_ty), mask=inside)
+        if WEIGHTED:
+            weight_grad += grad * unit
+    if WEIGHTED:
+        tl.store(weight_grad_ptr + tl.program_id(0) * SIZE + at, weight_grad, mask=inside)
+
+
 def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
-    """x [..., N] of any row stride that its last two dimensions allow."""
+    """x [..., N]; differentiable."""
     rows = x.reshape(-1, x.shape[-1])
-    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    return _norm(rows, None, weight, floor)[1].view(x.shape)
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """x and delta [T, N]; differentiable."""
+    return _norm(x, delta, weight, floor)
+
+
+def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor) -> tuple[Any, Tensor]:
+    inputs = (x, weight) if delta is None else (x, delta, weight)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        found: tuple[Any, Tensor] = Normed.apply(x, delta, weight, floor)  # type: ignore[no-untyped-call]
+        return found
+    return _forward(x, delta, weight, floor)
+
+
+class Normed(torch.autograd.Function):
+    """(x + delta, its norm), or (None, the norm of x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor) -> tuple[Any, Tensor]:
+        added, out = _forward(x, delta, weight, floor)
+        ctx.save_for_backward(x if added is None else added, weight, floor)
+        ctx.set_materialize_grads(False)
+        return added, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, straight: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, floor = ctx.saved_tensors
+        wants_delta, wants_weight = ctx.needs_input_grad[1:3]
+        if grad is None:
+            return straight, straight if wants_delta else None, None, None
+        x_grad, weight_grad = _backward(x, grad, straight, weight, floor, wants_weight)
+        return x_grad, x_grad if wants_delta else None, weight_grad, None
+
+
+def _forward(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor) -> tuple[Tensor | None, Tensor]:
+    rows = x if x.stride(-1) == 1 else x.contiguous()
+    added = None if delta is None else torch.empty(x.shape, device=x.device, dtype=x.dtype)
     out = torch.empty(x.shape, device=x.device, dtype=x.dtype)
     if len(rows):
-        size, padded = x.shape[-1], triton.next_power_of_2(x.shape[-1])
-        warps = 4 if padded <= 2048 else 8
+        size, padded = rows.shape[-1], triton.next_power_of_2(rows.shape[-1])
         rms_norm_rows[(len(rows),)](
-            rows, weight, floor, out, rows.stride(0), SIZE=size, PADDED=padded,
-            ROUNDED=x.dtype != torch.float32, num_warps=warps,
+            rows, None if delta is None else delta.contiguous(), added, weight, floor, out, rows.stride(0),
+            SIZE=size, PADDED=padded, ROUNDED=x.dtype != torch.float32, ADDED=delta is not None,
+            num_warps=4 if padded <= 2048 else 8,
         )  # fmt: skip
-    return out
+    return added, out
+
+
+def _backward(
+    x: Tensor, grad: Tensor, straight: Tensor | None, weight: Tensor, floor: Tensor, weighted: bool
+) -> tuple[Tensor, Tensor | None]:
+    rows = x if x.stride(-1) == 1 else x.contiguous()
+    x_grad = torch.empty(x.shape, device=x.device, dtype=x.dtype)
+    programs, size = min(len(rows), PROGRAMS), rows.shape[-1]
+    parts = torch.zeros(max(programs, 1), size, device=x.device) if weighted else None
+    if programs:
+        padded = triton.next_power_of_2(size)
+        rms_norm_rows_backward[(programs,)](
+            rows, grad.contiguous(), None if straight is None else straight.contiguous(), weight, floor, x_grad, parts,
+            rows.stride(0), len(rows), SIZE=size, PADDED=padded, ADDED=straight is not None, WEIGHTED=weighted,
+            num_warps=4 if padded <= 2048 else 8,
+        )  # fmt: skip
+    return x_grad, None if parts is None else parts.sum(0).to(weight.dtype)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @triton.jit
@@ -13,12 +17,13 @@ def turn_and_store(
     cos_ptr,  # [T, D]
     sin_ptr,  # [T, D], its first half negated
     slots_ptr,  # I64 [T]
-    pool_ptr,  # [P, 2K, D]
+    pool_ptr,  # [P, 2K, D]; only with STORED
     row_stride,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
+    STORED: tl.constexpr,  # whether keys and values go into the pool; else every head is turned where it is
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -27,7 +32,7 @@ def turn_and_store(
     base = qkv_ptr + row * row_stride + head * SIZE
     kind = qkv_ptr.dtype.element_ty
     x = tl.load(base + d, mask=inside, other=0.0).to(tl.float32)
-    if head < HEADS + KV_HEADS:
+    if not STORED or head < HEADS + KV_HEADS:
         half: tl.constexpr = SIZE // 2
         other = tl.where(d < half, d + half, d - half)
         swapped = tl.load(base + other, mask=inside, other=0.0).to(tl.float32)
@@ -35,7 +40,7 @@ def turn_and_store(
         sin = tl.load(sin_ptr + row * SIZE + d, mask=inside, other=0.0).to(tl.float32)
         # The first product is rounded, as the definition's is.
         x = (x * cos).to(kind).to(tl.float32) + swapped * sin
-    if head < HEADS:
+    if not STORED or head < HEADS:
         tl.store(base + d, x.to(kind), mask=inside)
     else:
         slot = tl.load(slots_ptr + row)
@@ -48,5 +53,41 @@ def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Te
     rows, count, size = qkv.shape
     turn_and_store[(rows, count)](
         qkv, cos, sin, slots, pool, qkv.stride(0), HEADS=heads, KV_HEADS=(count - heads) // 2, SIZE=size,
-        PADDED=triton.next_power_of_2(size), num_warps=1,
+        PADDED=triton.next_power_of_2(size), STORED=True, num_warps=1,
     )  # fmt: skip
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """x [T, H, D] of dense heads, in place; differentiable."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        Turned.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    else:
+        _turn(x, cos, sin)
+
+
+class Turned(torch.autograd.Function):
+    """Turning by the angle; the gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        _turn(x, cos, sin)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(cos, sin)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        turned = grad.clone(memory_format=torch.contiguous_format)
+        _turn(turned, cos, -sin)
+        return turned, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    rows, count, size = x.shape
+    if rows:
+        turn_and_store[(rows, count)](
+            x, cos, sin, None, None, x.stride(0), HEADS=count, KV_HEADS=0, SIZE=size,
+            PADDED=triton.next_power_of_2(size), STORED=False, num_warps=1,
+        )  # fmt: skip

@@ -102,8 +102,8 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
 
     def forward(self, x: Tensor, rows: Rows, turn: Turn, pool: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rows, turn, pool)
-        return x + self.mlp(self.mlp_norm(x), rows.adapter_slot)
+        x, normed = self.mlp_norm.after(x, self.attention(self.attention_norm(x), rows, turn, pool))
+        return x + self.mlp(normed, rows.adapter_slot)
 
 
 class Embedding(nn.Module):

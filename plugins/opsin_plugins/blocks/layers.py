@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin_kernels.activations import ACTIVATIONS, Activation, gated
-from opsin_kernels.norms import rms_norm
+from opsin_kernels.norms import add_rms_norm, rms_norm
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.spec import Norm
 
@@ -37,6 +37,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.floor)
+
+    def after(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """x + delta, and its norm."""
+        return add_rms_norm(x, delta, self.weight, self.floor)
 
 
 class LayerNorm(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin_kernels.attention import packed_attention
-from opsin_kernels.rotary import angles_to_tables, rotate
+from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, PlainMLP, constants, make_norm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.blocks.places import buckets, merged_places, resized_table, windows
@@ -71,9 +71,11 @@ class TowerAttention(nn.Module):
         self.out = Linear(spec.width, [spec.width], spec.attention_bias, quantize)
 
     def forward(self, x: Tensor, where: Attended) -> Tensor:
-        q, k, v = self.qkv(x, where.slot).unflatten(-1, (3, -1, self.head_dim)).unbind(1)
+        qkv = self.qkv(x, where.slot).view(len(x), -1, self.head_dim)
+        heads = qkv.shape[1] // 3
         if where.rope is not None:
-            q, k = rotate(q, *where.rope), rotate(k, *where.rope)
+            rotate_(qkv[:, : 2 * heads], *where.rope)
+        q, k, v = qkv.split(heads, 1)
         return self.out(packed_attention(q, k, v, where.lengths, causal=False).flatten(1), where.slot)
 
 

@@ -58,3 +58,27 @@ def test_turned_and_stored(heads: int, kv_heads: int, size: int, dtype: torch.dt
     assert close(ours[:, :heads], queries)
     assert close(pools[0], pools[1])
     assert (pools[0].view(12, -1)[[i for i in range(12) if i not in slots.tolist()]] == 7).all(), "nothing else changes"
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("rows", "width"), [(1, 192), (5, 129), (0, 8)])
+def test_the_norm_of_a_sum(rows: int, width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    x, delta = (torch.randn(rows, width).to(dtype) for _ in range(2))
+    weight, floor = torch.randn(width).to(dtype), torch.tensor(1e-5)
+    added, normed = gpu_norms.add_rms_norm(x, delta, weight, floor)
+    assert torch.equal(added, x + delta)
+    assert close(normed, norms.rms_norm_ref(x + delta, weight, floor))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [2, 24, 80])
+def test_turned_in_place(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(size)
+    tables = rotary.angles_to_tables(10 * torch.rand(5, size // 2), dtype)
+    qkv = torch.randn(5, 9, size).to(dtype)
+    ours, theirs = qkv.clone(), qkv.clone()
+    gpu_rotary.rotate_(ours[:, :6], *tables)
+    rotary.rotate_ref_(theirs[:, :6], *tables)
+    assert close(ours, theirs)
+    assert torch.equal(ours[:, 6:], qkv[:, 6:])

@@ -1,0 +1,68 @@
+"""The kernel that draws tokens: its filters are the definition's, ties and chunk edges included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from opsin_kernels.gpu import sampling as gpu_sampling
+from opsin_kernels.sampling import SamplingRow
+from support.distributions import allowed, rows
+
+
+def draw(logits: Tensor, row: SamplingRow, step: int = 16) -> int:
+    settings_ = [[row.temperature, row.top_k, row.top_p, row.min_p, row.uniform]]
+    return int(gpu_sampling.draw(logits, torch.tensor(settings_, dtype=torch.float64), step))
+
+
+@given(rows, st.integers(0, 10**6), st.sampled_from([1, 11, 16, 40]))
+@settings(max_examples=15, deadline=None)
+def test_a_draw_is_the_inverse_of_the_filtered_distribution(row: SamplingRow, seed: int, vocabulary: int) -> None:
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
+    expected = allowed(logits[0].tolist(), row)
+    token = draw(logits, row)
+    below = sum(expected[:token])
+    assert expected[token] > 0
+    assert below - 1e-5 <= row.uniform <= below + expected[token] + 1e-5
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3, 5, 20])
+@pytest.mark.parametrize("top_p", [1.0, 0.55, 0.001])
+def test_equal_tokens_stay_in_vocabulary_order(top_k: int, top_p: float) -> None:
+    # Two levels, ten tokens of each, over two chunks: every cut lies between equal tokens.
+    logits = torch.tensor([[1.0, 0.0] * 10])
+    for uniform in (0.0, 0.2, 0.45, 0.7, 0.95):
+        row = SamplingRow(1.0, top_k, top_p, 0.0, uniform)
+        expected = allowed(logits[0].tolist(), row)
+        token = draw(logits, row)
+        below = sum(expected[:token])
+        assert expected[token] > 0
+        assert below - 1e-6 <= uniform <= below + expected[token] + 1e-6
+
+
+def test_greedy_is_the_first_of_the_largest() -> None:
+    logits = torch.full((1, 40), -1.0)
+    logits[0, [21, 38]] = 5.0
+    assert draw(logits, SamplingRow(0, 0, 1, 0, 0.99)) == 21
+
+
+def test_forbidden_tokens_are_never_drawn() -> None:
+    logits = torch.full((1, 40), float("-inf"))
+    logits[0, [3, 37]] = torch.tensor([0.0, 1.0])
+    drawn = {draw(logits, SamplingRow(1.5, top_k, 0.999, 0, u)) for top_k in (0, 30) for u in (0, 0.1, 0.5, 1 - 2**-53)}
+    assert drawn == {3, 37}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_are_their_own(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(3, 70).to(dtype)[:, :50]  # rows further apart than they are long
+    mixed = [SamplingRow(0.7, 5, 1, 0, 0.5), SamplingRow(0, 0, 1, 0, 0.1), SamplingRow(1.3, 0, 0.8, 0.05, 0.9)]
+    settings_ = torch.tensor(
+        [(r.temperature, r.top_k, r.top_p, r.min_p, r.uniform) for r in mixed], dtype=torch.float64
+    )
+    together = gpu_sampling.draw(logits, settings_, 16).tolist()
+    assert together == [draw(logits[i : i + 1], row) for i, row in enumerate(mixed)]
