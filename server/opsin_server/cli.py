@@ -126,6 +126,7 @@ def serve(
         ),
     ] = None,
     prefix_cache: Annotated[bool, typer.Option(help="Keep the keys and values of prompts for prompts alike.")] = True,
+    eager: Annotated[bool, typer.Option("--eager", help="On CUDA: launch decode steps anew, record none.")] = False,
     plugins: Annotated[
         str | None, typer.Option(help="Comma-separated names: the only plugins that may be used.")
     ] = None,
@@ -164,6 +165,7 @@ def serve(
             kv_memory=kv_memory,
             encoder_memory=encoder_memory,
             prefix_cache=prefix_cache,
+            graphs=not eager,
             plugins=None if plugins is None else tuple(name.strip() for name in plugins.split(",")),
             max_image_tokens=max_image_tokens,
             model_options=_pairs(model_option),

@@ -28,6 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block_size: int = 16
     encoder_memory: int | None = None  # bytes of visual tokens: cached, or what a memory keeps of them
     prefix_cache: bool = True
+    graphs: bool = True  # decode steps recorded, on CUDA
     plugins: tuple[str, ...] | None = None
     model_options: tuple[tuple[str, str], ...] = ()  # of the family
     max_image_tokens: int | None = None  # of one image, for families that can resize

@@ -16,7 +16,7 @@ def turn_and_store(
     qkv_ptr,  # [T, H + 2K, D], rows `row_stride` apart
     cos_ptr,  # [T, D]
     sin_ptr,  # [T, D], its first half negated
-    slots_ptr,  # I64 [T]
+    slots_ptr,  # I64 [T]; -1: not stored
     pool_ptr,  # [P, 2K, D]; only with STORED
     row_stride,
     HEADS: tl.constexpr,
@@ -44,8 +44,9 @@ def turn_and_store(
         tl.store(base + d, x.to(kind), mask=inside)
     else:
         slot = tl.load(slots_ptr + row)
-        place = pool_ptr + (slot * (2 * KV_HEADS) + head - HEADS) * SIZE
-        tl.store(place + d, x.to(pool_ptr.dtype.element_ty), mask=inside)
+        if slot >= 0:
+            place = pool_ptr + (slot * (2 * KV_HEADS) + head - HEADS) * SIZE
+            tl.store(place + d, x.to(pool_ptr.dtype.element_ty), mask=inside)
 
 
 def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> None:

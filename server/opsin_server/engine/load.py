@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -16,12 +17,15 @@ from opsin_server.engine.block_manager import BlockManager
 from opsin_server.engine.encoder_cache import EncoderCache, VisualStore
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.examine import examine, outlook
+from opsin_server.engine.graphs import DecodeGraphs, Recorder
 from opsin_server.engine.memory import Resolved, choose_device, free_bytes
 from opsin_server.engine.memory_blocks import MemoryBlocks
 from opsin_server.engine.runner import Runner, make_pool
 from opsin_server.engine.scheduler import Limits, Scheduler
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Outlook, Ready
+
+log = logging.getLogger("opsin.engine")
 
 
 def load_engine(
@@ -67,5 +71,20 @@ def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Reso
     else:
         store = EncoderCache(resolved.memory.encoder_bytes, resolved.bytes_per_visual_token)
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
-    runner = Runner(model, pool, store, device, memory_pool)
+    graphs = None
+    if config.graphs and device.type == "cuda" and implementation("cuda") == "triton":
+        graphs = recorded(model, pool, config.max_sequences, resolved.max_context)
+    runner = Runner(model, pool, store, device, memory_pool, graphs)
     return Engine(Scheduler(limits, blocks, store), runner, resolved.max_context)
+
+
+@torch.no_grad()
+def recorded(model: Model, pool: KVPool, max_sequences: int, max_context: int) -> DecodeGraphs | None:
+    """Recorded decode steps; None, and said so, where the device cannot record them."""
+    graphs = DecodeGraphs(model, pool, max_sequences, max_context, Recorder())
+    try:
+        graphs.prepare()
+    except RuntimeError:
+        log.exception("decode steps cannot be recorded as CUDA graphs; each is launched anew (as with --eager)")
+        return None
+    return graphs

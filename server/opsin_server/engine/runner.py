@@ -13,6 +13,7 @@ from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import DecoderSpec
 from opsin_server.engine.batch import Batch, memory, stretched, visual_tokens
 from opsin_server.engine.encoder_cache import VisualStore
+from opsin_server.engine.graphs import DecodeGraphs
 from opsin_server.engine.memory_blocks import MemoryBlocks
 from opsin_server.engine.sequence import Sequence
 
@@ -39,7 +40,7 @@ def _lazy_zeros(size: int) -> Tensor:
 
 
 class Runner:
-    """memory_pool: keys and values of the second layer group, of models with a memory."""
+    """memory_pool: keys and values of the second layer group of models with a memory; graphs: recorded decode steps."""
 
     def __init__(
         self,
@@ -48,8 +49,9 @@ class Runner:
         store: VisualStore[Tensor],
         device: torch.device,
         memory_pool: KVPool = (),
+        graphs: DecodeGraphs | None = None,
     ) -> None:
-        self.model, self.pool, self.store, self.device = model, pool, store, device
+        self.model, self.pool, self.store, self.device, self.graphs = model, pool, store, device, graphs
         self.memory_rows = [layer.view(-1, *layer.shape[2:]) for layer in memory_pool]
 
     def encode(self, images: list[tuple[Sequence, int]]) -> None:
@@ -82,6 +84,8 @@ class Runner:
             batch.rows.memory = memory(batch.chunks, self.store, self.memory_rows, self.device)
         if decoder.rope.ntk_from:
             batch.rows.frequencies = stretched(batch.chunks, decoder.rope, decoder.head_dim, self.device)
+        if self.graphs is not None and self.graphs.takes(batch):
+            return self.graphs.run(batch)
         states = self.model(batch.ids, batch.rows, self.pool, visual_tokens(batch, self.store))
         if batch.sample_rows is not None:
             states = states.index_select(0, batch.sample_rows)

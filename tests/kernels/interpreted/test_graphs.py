@@ -1,0 +1,79 @@
+"""Decode steps on buffers that never move, as a recording needs them. To replay, here, is to run a step again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from opsin_server.engine.graphs import DecodeGraphs, batch_sizes, context_sizes
+from support import engines, oracle, tiny
+from support.engines import Asked
+
+IMAGE = tiny.IMAGE_TOKEN
+# These give the host a number, make a tensor of host numbers, or have a shape that depends on values.
+FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "repeat_interleave")
+
+
+class NothingLeavesTheDevice(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not any(word in name for word in FORBIDDEN), f"a recording cannot hold {name}"
+        return func(*args, **(kwargs or {}))
+
+
+def record(run: Callable[[], object]) -> Callable[[], object]:
+    def replay() -> None:
+        with NothingLeavesTheDevice():
+            run()
+
+    return replay
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "mllama"])
+def test_recorded_steps_give_the_same_tokens(family: str, tmp_path) -> None:
+    theirs = tiny.FAMILIES[family].make()
+    ours = oracle.saved(theirs, tmp_path)
+    mix = [
+        Asked([5, 6, IMAGE, 7, 8, 9], [oracle.picture(0, 40, 30)], count=4),
+        Asked([4, 3, 11, 12, 13], count=7),
+        Asked([9, 8, 7, 6], count=5),
+    ]
+    expected = [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), a.count) for a in mix]
+    engine = engines.make_engine(ours, max_batch_tokens=40)
+    pool = engine.runner.pool
+    graphs = DecodeGraphs(ours.model, pool, 16, 400, record)
+    graphs.prepare()
+    assert all(not layer.any() for layer in pool), "preparing writes nothing"
+    engine.runner.graphs = graphs
+    sizes: list[int] = []
+    run = graphs.run
+
+    def counted(batch):
+        sizes.append(len(batch.ids))
+        return run(batch)
+
+    graphs.run = counted
+    assert [a.tokens for a in engines.ask(engine, ours, mix)] == expected
+    assert len(sizes) >= 3, "they were recorded steps"
+    assert len(set(sizes)) > 1, "of several sizes"
+
+
+@pytest.mark.parametrize(
+    "leak", [lambda: torch.ones(1).item(), lambda: torch.tensor([1]), lambda: torch.ones(2).nonzero()]
+)
+def test_what_a_recording_cannot_hold_is_noticed(leak: Callable[[], object]) -> None:
+    with pytest.raises(AssertionError, match="cannot hold"):
+        record(leak)()
+
+
+def test_sizes_reach_the_largest_and_waste_little() -> None:
+    for largest in (1, 3, 8, 64, 100, 256, 300):
+        sizes = batch_sizes(largest)
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] == largest
+    assert all((b - a - 1) / b < 0.2 for a, b in zip(batch_sizes(512), batch_sizes(512)[1:], strict=False) if b > 32)
+    assert context_sizes(400) == [400]
+    assert context_sizes(32768) == [1024, 4096, 16384, 32768]
