@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opsin_kernels import activations, attention, norms, rotary
+from opsin_kernels import activations, attention, norms, rotary, sampling
 
 ROOT = Path(__file__).resolve().parent.parent
 L2 = 128 * 2**20  # bytes that rotating inputs exceed
@@ -175,6 +175,45 @@ def turn(device: Device, rows: int, heads: int, kv_heads: int, size: int) -> Job
     return Job(name, make, run, define, define, moved)
 
 
+def norm_trained(device: Device, rows: int, width: int) -> Job:
+    """The norm and its gradients, as a training step needs them."""
+    floor = torch.tensor(1e-6, device=device.device)
+
+    def make() -> tuple:
+        x, weight = device.random(rows, width).requires_grad_(), device.random(width).requires_grad_()
+        return x, weight, device.random(rows, width)
+
+    def both(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, weight, grad: torch.autograd.grad(norm(x, weight, floor), (x, weight), grad)[0]
+
+    library = both(lambda x, weight, floor: F.rms_norm(x, weight.shape, weight, 1e-6))
+    moved = 5 * rows * width * device.dtype.itemsize
+    name = f"rms_norm and gradients {rows} x {width}"
+    return Job(name, make, both(norms.rms_norm), both(norms.rms_norm_ref), library, moved)
+
+
+def gate_trained(device: Device, rows: int, width: int) -> Job:
+    def make() -> tuple:
+        return device.random(rows, 2 * width).requires_grad_(), device.random(rows, width)
+
+    def both(gate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, grad: torch.autograd.grad(gate(x, "silu"), x, grad)[0]
+
+    define, moved = both(activations.gated_ref), 8 * rows * width * device.dtype.itemsize
+    return Job(f"silu gated and gradient {rows} x {width}", make, both(activations.gated), define, define, moved)
+
+
+def drawing(device: Device, rows: int, vocabulary: int) -> Job:
+    settings = [sampling.SamplingRow(0.7, 50 if i % 2 else 0, 0.9, 0.0, (i + 0.5) / rows) for i in range(rows)]
+
+    def make() -> tuple:
+        return (8 * device.random(rows, vocabulary),)  # few tokens have the mass, so that rounding moves no draw
+
+    run, define = (partial(f, rows=settings) for f in (sampling.sample, sampling.sample_ref))
+    moved = rows * vocabulary * device.dtype.itemsize
+    return Job(f"draw {rows} of {vocabulary:,}", make, run, define, define, moved)
+
+
 def jobs(device: Device) -> Iterator[Job]:
     if device.tiny:
         yield decode(device, "tiny", 6, 3, 32, 2, 40)
@@ -182,6 +221,9 @@ def jobs(device: Device) -> Iterator[Job]:
         yield norm(device, 5, 48)
         yield gate(device, 5, 48)
         yield turn(device, 5, 4, 2, 16)
+        yield norm_trained(device, 5, 48)
+        yield gate_trained(device, 5, 48)
+        yield drawing(device, 2, 300)
         return
     decoders = {"Qwen2-VL-2B": (12, 2, 128), "Qwen2-VL-7B": (28, 4, 128), "Llama-3.2-11B": (32, 8, 128)}
     for model, sizes in decoders.items():
@@ -194,6 +236,10 @@ def jobs(device: Device) -> Iterator[Job]:
         yield norm(device, rows, 3584)
         yield gate(device, rows, 18944)
         yield turn(device, rows, 28, 4, 128)
+    yield norm_trained(device, 2048, 3584)
+    yield gate_trained(device, 2048, 18944)
+    for rows in (1, 32, 256):
+        yield drawing(device, rows, 151_936)
 
 
 def measure(device: Device, job: Job, bandwidth: float, rate: float) -> Row:
@@ -202,7 +248,10 @@ def measure(device: Device, job: Job, bandwidth: float, rate: float) -> Row:
         sets.append(job.make())
     error = 0.0
     if job.define is not None:
-        copies = [[x.clone() if isinstance(x, Tensor) else x for x in sets[0]] for _ in range(2)]
+        copies = [
+            [x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in sets[0]]
+            for _ in range(2)
+        ]
         ours, theirs = job.run(*copies[0]).float(), job.define(*copies[1]).float()
         error = float((ours - theirs.view(ours.shape)).abs().max() / theirs.abs().max())
         if not error <= TOLERANCE:
