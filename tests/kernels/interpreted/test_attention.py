@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opsin_kernels.gpu import attention as gpu
 
-EXACT, HALF = 2e-6, 2e-3
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @dataclass
@@ -52,6 +52,9 @@ CASES = {
     "ranges": Case(4, 2, 32, 4, [2, 1], [12, 9], causal=False, ranges=[(0, 3), (3, 12), (9, 9)]),
     "bidirectional span": Case(2, 2, 32, 4, [5], [8], ranges=[(0, 4), (0, 7), (0, 7), (0, 7), (0, 8)]),
     "half precision": Case(4, 2, 80, 4, [1, 9], [100, 40], splits=2, dtype=torch.float16),
+    "bfloat16": Case(7, 1, 80, 4, [1, 9], [100, 40], splits=2, dtype=torch.bfloat16),
+    "bfloat16, softcap": Case(4, 2, 64, 8, [1, 3], [33, 40], softcap=5.0, dtype=torch.bfloat16),
+    "bfloat16, packed": Case(3, 3, 72, 0, [5, 70], [5, 70], causal=False, dtype=torch.bfloat16),
 }
 
 
@@ -119,7 +122,7 @@ def test_attention_is_its_definition(name: str) -> None:
         for s, n in enumerate(case.queries)
     ]
     error = (out.float() - torch.cat(parts)).abs().max()
-    assert error < (EXACT if case.dtype == torch.float32 else HALF), error
+    assert error < TOLERANCES[case.dtype], error
 
 
 @pytest.mark.parametrize("heads", [1, 8, 32])

@@ -56,7 +56,7 @@ def test_forbidden_tokens_are_never_drawn() -> None:
     assert drawn == {3, 37}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rows_are_their_own(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     logits = torch.randn(3, 70).to(dtype)[:, :50]  # rows further apart than they are long
