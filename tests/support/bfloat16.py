@@ -1,6 +1,6 @@
 """bfloat16 in Triton's interpreter, which holds it as raw 16-bit integers: it cuts where it should round, and
-multiplies the integers. With this the kernels, which compute in float32 between a load and a store, are right in bfloat16
-too. Arithmetic on bfloat16 values themselves stays wrong: the kernels do none, and a result that needs it would show.
+multiplies the integers. With this, kernels that compute in float32 between a load and a store are right in bfloat16.
+Arithmetic on bfloat16 values themselves stays wrong: the kernels do none, and a result that needs it would show.
 """
 
 from __future__ import annotations
