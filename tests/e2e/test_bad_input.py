@@ -294,6 +294,10 @@ def fields() -> list[Case]:
         "top_logprobs": (21, -1, 5),  # (the last: without logprobs)
         "logprobs": ("yes", 1),
         "stream": ("yes", 1),
+        "frequency_penalty": (2.1, "0", True),
+        "presence_penalty": (-2.5, []),
+        "repetition_penalty": (0, -1, 101),
+        "logit_bias": ({"x": 1}, {"1": 101}, {"-1": 1}, {"999999": 1}, {"5": None}, [1]),
         "stream_options": ({"include_usage": True}, {"other": 1}),
         "messages": ([], "Hello", None, [5], {"role": "user"}),
         "model": ("", None, 5),
@@ -305,9 +309,6 @@ def fields() -> list[Case]:
     ]
     unsupported = {
         "n": 2,
-        "frequency_penalty": 0.1,
-        "presence_penalty": -2,
-        "logit_bias": {"1": 1},
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "response_format": {"type": "json_object"},
         "store": True,

@@ -432,11 +432,21 @@ def test_request_ids_reach_the_sdk(client, ask):
     assert answer._request_id == "mine-1"
 
 
+def test_penalties_and_bias_change_the_answer(ask):
+    forced = ask(user("Hello"), logprobs=True, logit_bias={"65": 100}, max_tokens=5)
+    tokens = [token.token for token in forced.choices[0].logprobs.content]
+    assert len(tokens) == 5
+    assert len(set(tokens)) == 1
+    long = {"max_tokens": 60, "extra_body": {"ignore_eos": True}}
+    repeated, varied = (text_of(ask(user("Hello"), frequency_penalty=f, **long)) for f in (-1, 2))
+    assert len(set(varied.split())) > len(set(repeated.split()))
+
+
 def test_fields_without_effect_pass_and_those_with_effect_are_refused_by_name(ask):
     neutral = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "user": "me", "store": False, "tools": []}
     answer = ask(user("Hello"), response_format={"type": "text"}, metadata={"a": "b"}, logit_bias={}, **neutral)
     assert text_of(answer).startswith("Hello!")
-    for name, value in {"n": 2, "frequency_penalty": 0.5, "logit_bias": {"5": 3}, "store": True}.items():
+    for name, value in {"n": 2, "store": True}.items():
         with pytest.raises(openai.BadRequestError, match=name) as refused:
             ask(user("Hello"), **{name: value})
         assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")

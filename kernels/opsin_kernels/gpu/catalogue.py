@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from opsin_kernels.gpu import activations, attention, norms, rotary, sampling
+from opsin_kernels.gpu import activations, attention, norms, penalties, rotary, sampling
 from opsin_kernels.gpu.compiled import Launch
 
 # heads, key heads, head size, and whose decoder that is
@@ -36,6 +36,7 @@ def launches() -> Iterator[Launch]:
         yield _gated(f"silu gated {width}", width)
         yield _gated_backward(f"silu gated backward {width}", width)
     yield _draw("draw a token")
+    yield _penalties("penalties")
     for name, (heads, kv_heads, size) in DECODERS.items():
         yield _rotary(f"rotate and store {name}", heads, kv_heads, size)
 
@@ -120,3 +121,9 @@ def _draw(name: str) -> Launch:
     types = {"logits_ptr": "*bf16", "settings_ptr": "*fp64", "out_ptr": "*i64", "stride": "i32", "size": "i32"}
     constants = {"STEP": sampling.STEP, "TOP": sampling.ONE + 1}
     return Launch(name, sampling.draw_rows, types, constants, ("logits_ptr", "settings_ptr", "out_ptr"), 8)
+
+
+def _penalties(name: str) -> Launch:
+    types = {"logits_ptr": "*bf16", "where_ptr": "*i64", "what_ptr": "*fp32", "stride": "i32", "count": "i32"}
+    aligned = ("logits_ptr", "where_ptr", "what_ptr")
+    return Launch(name, penalties.penalize_places, types, {"STEP": penalties.BLOCK}, aligned, 4)

@@ -59,6 +59,7 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     messages = to_prompt(body, image_limit(services.config.engine.max_image_tokens, context))
     services.encoder.check(messages)
     check_length(messages, services.encoder.tokenizer.longest_token, context)
+    check_bias(body, services.encoder.vocabulary)
     images = image_parts(messages)
     pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
     prompt = await services.encode(messages, pixels)
@@ -89,6 +90,16 @@ def check_length(messages: Sequence[Message], longest_token: int, context: int) 
         )
 
 
+def check_bias(body: ChatRequest, vocabulary: int) -> None:
+    """Raises BadRequest for a token that this model cannot draw: ids are of one tokenizer, and another model's would
+    bias other words."""
+    for token in body.logit_bias or ():
+        if int(token) >= vocabulary:
+            raise BadRequest(
+                f"logit_bias: there is no token {token}; this model's are 0 to {vocabulary - 1}", param="logit_bias"
+            )
+
+
 def submission(body: ChatRequest, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:
     return Submit(
         request_id=f"chatcmpl-{secrets.token_hex(16)}",  # a key in the engine: never the client's own id
@@ -112,6 +123,10 @@ def sampling(body: ChatRequest) -> Sampling:
         min_p=body.min_p or 0.0,
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else -1,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+        logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
     )
 
 

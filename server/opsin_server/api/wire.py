@@ -10,7 +10,10 @@ from opsin_server.api.conversation import ChatMessage, ProcessorOptions
 from opsin_server.api.fields import Strict, only, unsupported, wrong
 
 MAX_STOPS = 16  # OpenAI takes 4
+MAX_BIASES = 1024
 
+TokenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -32,6 +35,10 @@ class ChatRequest(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -54,9 +61,6 @@ class ChatRequest(Strict):
 
     # These would change the answer, and pass only where they would not.
     n: Annotated[Any, only(None, 1)] = None
-    frequency_penalty: Annotated[Any, only(None, 0)] = None
-    presence_penalty: Annotated[Any, only(None, 0)] = None
-    logit_bias: Annotated[Any, only(None, {})] = None
     tools: Annotated[Any, only(None, [])] = None
     tool_choice: Annotated[Any, only(None, "none", "auto")] = None
     functions: Annotated[Any, only(None, [])] = None

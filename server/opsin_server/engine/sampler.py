@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from opsin_kernels.penalties import penalized
 from opsin_kernels.sampling import SamplingRow, log_probabilities, sample
+from opsin_server.engine.penalties import places_of
 from opsin_server.engine.sequence import Sequence
 from opsin_server.ipc.messages import Logprobs
 
@@ -22,11 +24,14 @@ class Drawn:
 def draw(logits: Tensor, sequences: list[Sequence]) -> list[Drawn]:
     """logits [M, vocab], one row a sequence."""
     settings = [s.sampling for s in sequences]
+    ruled = logits
+    if any(s.penalizes for s in settings):
+        ruled = penalized(logits, places_of(sequences, logits.shape[1]))
     if all(s.temperature == 0 for s in settings):
-        picked = logits.argmax(-1)
+        picked = ruled.argmax(-1)
     else:
         picked = sample(
-            logits,
+            ruled,
             [
                 SamplingRow(p.temperature, p.top_k, p.top_p, p.min_p, uniform(p.seed, s.generated))
                 for p, s in zip(settings, sequences, strict=True)

@@ -18,7 +18,8 @@ from opsin_plugins.spec import I32, U8, Span, VisualItem
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are drawn. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; top_logprobs -1: none."""
+    """How tokens are drawn. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; top_logprobs -1: none.
+    Penalties are off at 0, repetition_penalty at 1. logit_bias: pairs of token id and what is added."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -26,6 +27,14 @@ class Sampling(msgspec.Struct, frozen=True):
     min_p: float = 0.0
     seed: int = 0
     top_logprobs: int = -1
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def penalizes(self) -> bool:
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1 or self.logit_bias)
 
 
 class Item(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ class PromptEncoder:
         self.template = read_chat_template(files, architecture, self.tokenizer.names)
         self._architecture = architecture
         self._spec = spec
+        self.vocabulary = spec.decoder.vocab  # tokens that can be drawn
         self._conversation = ConversationEncoder(self.tokenizer, self.template, opens=spec.vision is not None)
         self.takes_images = spec.image_token is not None and self._writes_placeholder(spec.image_token)
 

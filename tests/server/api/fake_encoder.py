@@ -48,6 +48,7 @@ class FakeEncoder:
     def __init__(self, seconds: float = 0.0) -> None:
         self.tokenizer = byte_tokenizer()
         self.seconds = seconds
+        self.vocabulary = END + 1
         self.calls = 0
 
     def check(self, messages: Sequence[Message]) -> None:

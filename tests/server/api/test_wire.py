@@ -18,9 +18,9 @@ from opsin_server.errors import BadRequest
 from opsin_server.prompt.messages import ImagePart, TextPart
 
 ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "stream"} | {
-    "stream_options", "temperature", "top_logprobs", "top_p",
+    "stream_options", "temperature", "frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs", "top_p",
 }  # fmt: skip
-ACT_OF_OURS = {"top_k", "min_p", "ignore_eos", "mm_processor_kwargs"}
+ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"}
 EFFECTLESS: dict[str, Any] = {
     "metadata": {"a": "b"},
     "parallel_tool_calls": True,
@@ -33,15 +33,12 @@ EFFECTLESS: dict[str, Any] = {
 # field: (values that change nothing, values that would)
 NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
     "audio": ([None], [{"voice": "alloy", "format": "wav"}]),
-    "frequency_penalty": ([None, 0, 0.0], [0.5, -2, True, "0"]),
     "function_call": ([None, "none", "auto"], [{"name": "f"}]),
     "functions": ([None, []], [[{"name": "f"}]]),
-    "logit_bias": ([None, {}], [{"50256": -100}]),
     "modalities": ([None, ["text"]], [["text", "audio"], "text", []]),
     "moderation": ([None], [{"model": "omni-moderation-latest"}]),
     "n": ([None, 1], [0, -1, 2, 2**31, 2**63, True, "1"]),
     "prediction": ([None], [{"type": "content", "content": "x"}]),
-    "presence_penalty": ([None, 0, 0.0], [0.1, 2]),
     "reasoning_effort": ([None, "none"], ["low", "high"]),
     "response_format": (
         [None, {"type": "text"}],

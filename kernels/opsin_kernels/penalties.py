@@ -1,0 +1,49 @@
+"""x_RV = (x > 0 ? x / factor : x · factor) - shift, at a few places of logits_RV. R rows, V vocabulary.
+
+Every rule that a request may lay on single tokens is of this form: repetition penalty (CTRL, arXiv 1909.05858) is the
+factor; frequency and presence penalty and logit bias, as the OpenAI API defines them, add up to the shift. Only the
+tokens concerned are touched, not whole rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from opsin_kernels.dispatch import uses_kernels
+
+
+@dataclass
+class Places:
+    """Places of logits, each at most once, and what happens there."""
+
+    rows: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    factors: list[float] = field(default_factory=list)
+    shifts: list[float] = field(default_factory=list)
+
+
+def penalized(logits: Tensor, places: Places) -> Tensor:
+    """logits [R, V] -> [R, V]; the input where nothing is changed, else a copy."""
+    if not places.rows:
+        return logits
+    changed = logits.clone()
+    where = torch.tensor([places.rows, places.tokens], device=logits.device)
+    what = torch.tensor([places.factors, places.shifts], device=logits.device)
+    if uses_kernels(logits):
+        from opsin_kernels.gpu import penalties as gpu
+
+        gpu.penalize_(changed, where, what)
+    else:
+        penalize_ref_(changed, where, what)
+    return changed
+
+
+def penalize_ref_(logits: Tensor, where: Tensor, what: Tensor) -> None:
+    """The definition, in place. where I64 [2, N]: rows and tokens; what F32 [2, N]: factors and shifts."""
+    rows, tokens = where
+    factors, shifts = what
+    x = logits[rows, tokens].float()
+    logits[rows, tokens] = (torch.where(x > 0, x / factors, x * factors) - shifts).to(logits.dtype)

@@ -1,0 +1,25 @@
+"""The kernel of the penalties against its definition: only the places concerned change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from opsin_kernels import penalties
+from opsin_kernels.gpu import penalties as gpu_penalties
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 256, 300])
+def test_places_change_as_defined(count: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(count)
+    logits = torch.randn(3, 150).to(dtype)
+    at = torch.randperm(450)[:count]
+    where = torch.stack([at // 150, at % 150])
+    what = torch.stack([0.5 + torch.rand(count), torch.randn(count)])
+    ours, theirs = logits.clone(), logits.clone()
+    gpu_penalties.penalize_(ours, where, what)
+    penalties.penalize_ref_(theirs, where, what)
+    assert torch.equal(ours, theirs) if dtype != torch.float32 else torch.allclose(ours, theirs, atol=1e-6)
+    assert (ours != logits).sum() <= count
+    assert not torch.equal(ours, logits)
