@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from opsin_kernels.gpu import tuned
+
 
 @triton.jit
 def _sequence_of(starts_ptr, sequences, block, BLOCK_Q: tl.constexpr):
@@ -209,10 +211,15 @@ class Shape:
         return self.block_m // (self.heads // self.kv_heads)
 
 
-def shape_for(heads: int, kv_heads: int, size: int, page: int, longest_query: int) -> Shape:
-    """Decode: as many rows as a group has, at least the 16 of a tensor core. Prefill: 64, which fits every chip; with
+def shape_for(heads: int, kv_heads: int, size: int, page: int, longest_query: int, device: str | None = None) -> Shape:
+    """What was measured on a device of that name; without, what fits every chip.
+
+    Decode: as many rows as a group has, at least the 16 of a tensor core. Prefill: 64, which fits every chip; with
     heads wider than 64 over 8 warps (4 spill 40 bytes on sm_80 and sm_120)."""
     group = heads // kv_heads
+    measured = None if device is None else tuned.attention_tile(device, group, size, page, longest_query)
+    if measured is not None:
+        return Shape(heads, kv_heads, size, page, *(measured[name] for name in tuned.FIELDS))
     least = max(16, triton.next_power_of_2(group))
     decode = longest_query <= max(1, 16 // group)
     block_m, tile = (least, 64) if decode else (max(64, least), 32 if size > 128 else 64)
@@ -254,13 +261,16 @@ def attention(
     ranges: Tensor | None = None,
     scale: float | None = None,
     splits: int | None = None,
+    shape: Shape | None = None,
 ) -> Tensor:
-    """q [T, H, D]; k, v [P, K, D] with equal row strides and dense heads -> [T, H, D]. ranges I32 [T, 2].
+    """q [T, H, D]; k, v [P, K, D] with equal row strides and dense heads -> [T, H, D]. ranges I32 [T, 2]. splits and
+    shape: None chooses.
 
     Accumulates in float32; rounds once at the end (and the weights to v's type before their product). Deterministic.
     """
     rows, heads, size = q.shape
-    shape = shape_for(heads, k.shape[1], size, page, batch.longest_query)
+    if shape is None:
+        shape = shape_for(heads, k.shape[1], size, page, batch.longest_query, _name(q.device))
     sequences = len(batch.lengths)
     tiles = rows // shape.block_q + sequences
     if splits is None:
@@ -293,6 +303,11 @@ def halves(size: int) -> tuple[int, int]:
 @cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@cache
+def _name(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 LOG2_E = 1.4426950408889634

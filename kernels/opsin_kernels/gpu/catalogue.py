@@ -22,12 +22,14 @@ FIRST = ("attention decode Qwen2-VL-7B", "attention decode split Qwen2-VL-7B", "
 
 def launches() -> Iterator[Launch]:
     for name, sizes in DECODERS.items():
-        yield _attention(f"attention decode {name}", *sizes, page=PAGE, longest_query=1, splits=1)
-        yield _attention(f"attention decode split {name}", *sizes, page=PAGE, longest_query=1, splits=8)
-        yield _attention(f"attention prefill {name}", *sizes, page=PAGE, longest_query=1024, splits=1)
-    yield _attention("attention memory Llama-3.2-11B", 32, 8, 128, page=1, longest_query=1, splits=8, causal=False)
+        yield attention_launch(f"attention decode {name}", *sizes, page=PAGE, longest_query=1, splits=1)
+        yield attention_launch(f"attention decode split {name}", *sizes, page=PAGE, longest_query=1, splits=8)
+        yield attention_launch(f"attention prefill {name}", *sizes, page=PAGE, longest_query=1024, splits=1)
+    yield attention_launch(
+        "attention memory Llama-3.2-11B", 32, 8, 128, page=1, longest_query=1, splits=8, causal=False
+    )
     for name, sizes in TOWERS.items():
-        yield _attention(f"attention packed {name}", *sizes, page=0, longest_query=4096, splits=1, causal=False)
+        yield attention_launch(f"attention packed {name}", *sizes, page=0, longest_query=4096, splits=1, causal=False)
 
     for width in (1536, 3584, 4096):
         yield _norm(f"add and rms_norm {width}", width)
@@ -45,10 +47,19 @@ def representative() -> list[Launch]:
     return [launch for launch in launches() if launch.name in FIRST]
 
 
-def _attention(
-    name: str, heads: int, kv_heads: int, size: int, *, page: int, longest_query: int, splits: int, causal: bool = True
+def attention_launch(
+    name: str,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    *,
+    page: int,
+    longest_query: int,
+    splits: int,
+    causal: bool = True,
+    shape: attention.Shape | None = None,
 ) -> Launch:
-    shape = attention.shape_for(heads, kv_heads, size, page, longest_query)
+    shape = shape or attention.shape_for(heads, kv_heads, size, page, longest_query)
     low, high = attention.halves(size)
     whole = "*fp32" if splits > 1 else "*bf16"
     types = {

@@ -1,0 +1,131 @@
+"""Which tiles of attention are fastest on this GPU: the device's table, which serving then looks up.
+
+    python bench/tune.py                    on a CUDA device: prunes, measures the rest, writes the table
+    python bench/tune.py --prune 90         anywhere: the tiles that compile for sm_90 without spills and fit
+    python bench/tune.py --tiny --out DIR   two tiles of one size, interpreted: shows that the script works
+
+The compiler prunes first (shared memory, spills, tensor cores), since measuring takes longer than compiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kernels import PAGE, Device
+from opsin_kernels.gpu import attention, catalogue, tuned
+from opsin_kernels.gpu.compiled import SHARED, TENSOR_CORES, facts
+
+BLOCKS, TILES, WARPS, STAGES = (16, 32, 64, 128), (32, 64, 128), (2, 4, 8), (1, 2, 3, 4)
+CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Task:
+    """One size of attention: heads, key heads, head size, page (0: packed) and queries a sequence."""
+
+    heads: int
+    kv_heads: int
+    size: int
+    page: int
+    queries: int
+
+    def shapes(self) -> Iterator[attention.Shape]:
+        group = self.heads // self.kv_heads
+        for block_m, tile, warps, stages in itertools.product(BLOCKS, TILES, WARPS, STAGES):
+            enough = block_m >= max(16, group)
+            if enough and (block_m <= max(16, 2 * group) if self.queries == 1 else block_m >= 32):
+                yield attention.Shape(self.heads, self.kv_heads, self.size, self.page, block_m, tile, warps, stages)
+
+    def entry(self, shape: attention.Shape, milliseconds: float) -> dict[str, float]:
+        numbers = {name: getattr(shape, name) for name in tuned.FIELDS}
+        group = self.heads // self.kv_heads
+        return {"group": group, "size": self.size, "page": self.page, "queries": self.queries} | numbers | {
+            "ms": round(milliseconds, 5)
+        }  # fmt: skip
+
+
+def tasks(tiny: bool) -> list[Task]:
+    if tiny:
+        return [Task(2, 1, 16, 4, 1)]
+    found = [Task(*sizes, PAGE, queries) for sizes in catalogue.DECODERS.values() for queries in (1, 1024)]
+    return [*found, *(Task(*sizes, 0, 4096) for sizes in catalogue.TOWERS.values())]
+
+
+def survives(task: Task, shape: attention.Shape, chip: int) -> bool:
+    launch = catalogue.attention_launch(
+        "", task.heads, task.kv_heads, task.size, page=task.page, longest_query=task.queries, splits=1,
+        causal=task.page > 0, shape=shape,
+    )  # fmt: skip
+    try:
+        found = facts(launch, chip)
+    except Exception as error:  # whatever a compiler says of a tile that it cannot do
+        print(f"{shape}: {str(error)[:100]}", file=sys.stderr)
+        return False
+    used = any(found.instructions[name] for name in TENSOR_CORES)
+    return not found.spilled and found.shared <= SHARED[chip] and used
+
+
+def measured(device: Device, task: Task, shape: attention.Shape) -> float:
+    """Milliseconds: decode of 32 sequences, or one sequence of `queries` rows."""
+    sequences = 32 if task.queries == 1 and not device.tiny else 1
+    length = (CONTEXT if task.queries == 1 else task.queries) if not device.tiny else 20
+    pages = -(-length // task.page) if task.page else 0
+    keys = sequences * (pages * task.page if task.page else length)
+    q = device.random(sequences * task.queries, task.heads, task.size)
+    k, v = (device.random(keys, task.kv_heads, task.size) for _ in range(2))
+    numbers = {"dtype": torch.int32, "device": device.device}
+    table = torch.randperm(sequences * pages, **numbers).view(sequences, pages) if task.page else None
+    starts = torch.arange(sequences + 1, **numbers) * task.queries
+    batch = attention.Batch(starts, torch.full((sequences,), length, **numbers), table, task.queries, length)
+
+    def run(_: int) -> torch.Tensor:
+        return attention.attention(q, k, v, batch, task.page, causal=task.page > 0, shape=shape)
+
+    return device.time(run, 1)[0]
+
+
+def best(device: Device, task: Task, chip: int | None) -> dict[str, float]:
+    shapes = list(itertools.islice(task.shapes(), 2)) if chip is None else []
+    if chip is not None:
+        shapes = [shape for shape in task.shapes() if survives(task, shape, chip)]
+    timed = [(measured(device, task, shape), shape) for shape in shapes]
+    took, shape = min(timed, key=lambda pair: pair[0])
+    print(f"{task}: {shape} {took:.4f} ms, of {len(timed)}", file=sys.stderr, flush=True)
+    return task.entry(shape, took)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prune", type=int, choices=sorted(SHARED), help="of a chip; measures nothing")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, default=tuned.BESIDE, help="directory of the table")
+    given = parser.parse_args()
+    if given.prune:
+        for task in tasks(tiny=False):
+            shapes = list(task.shapes())
+            left = [shape for shape in shapes if survives(task, shape, given.prune)]
+            print(f"{task}: {len(left)} of {len(shapes)}", *left, sep="\n  ", flush=True)
+        return
+    device = Device(given.tiny)
+    if not device.cuda and not given.tiny:
+        sys.exit("there is no CUDA device; --prune says what the compiler leaves")
+    name = torch.cuda.get_device_name() if device.cuda else "interpreter"
+    major, minor = torch.cuda.get_device_capability() if device.cuda else (0, 0)
+    chip = 10 * major + minor if device.cuda else None
+    entries = [best(device, task, chip) for task in tasks(given.tiny)]
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / tuned.file_name(name)
+    path.write_text(json.dumps({"torch": torch.__version__, "attention": entries}, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
