@@ -49,7 +49,8 @@ DECODE = (
     (QWEN_2B, True, (1, 8, 32, 128, 256), 2048, 0),
     (QWEN_2B, False, (1, 32), 2048, 0),
     (QWEN_7B, True, (1, 32), 2048, 0),
-    (LLAMA, False, (1, 8), 512, 1120),
+    (LLAMA, True, (1, 8, 16), 512, 1120),
+    (LLAMA, False, (1,), 512, 1120),
 )
 PREFILL = (QWEN_2B, QWEN_7B, LLAMA)
 TINY = {

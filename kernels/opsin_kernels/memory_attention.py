@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -26,12 +27,31 @@ class Run:
     slots: Tensor
 
 
-def memory_attention(q: Tensor, memory: Tensor, runs: Sequence[Run]) -> Tensor:
+@dataclass
+class Runs:
+    """The runs of one packed batch, in order."""
+
+    runs: Sequence[Run]
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """As the kernel takes it, I32 on the slots' device: first query rows [S + 1], memory rows [S], table of slots
+        [S, longest]; and the longest of both. Built once a step, not once a layer."""
+        counts, lengths = [run.queries for run in self.runs], [len(run.slots) for run in self.runs]
+        device = self.runs[0].slots.device
+        numbers = torch.tensor([*accumulate(counts, initial=0), *lengths], dtype=torch.int32).to(device)
+        table = torch.zeros((len(counts), max(lengths)), dtype=torch.int32, device=device)
+        for line, run in zip(table, self.runs, strict=True):
+            line[: len(run.slots)] = run.slots
+        return numbers[: len(counts) + 1], numbers[len(counts) + 1 :], table, max(counts), max(lengths)
+
+
+def memory_attention(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
     """q [R, H, D]; memory [P, 2K, D]; the runs' queries sum to R. Returns [R, H·D]. Differentiable."""
     if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or memory.requires_grad)):
         return _kernel(q, memory, runs)
     parts = []
-    for rows, run in zip(q.split([run.queries for run in runs]), runs, strict=True):
+    for rows, run in zip(q.split([run.queries for run in runs.runs]), runs.runs, strict=True):
         k, v = memory.index_select(0, run.slots).transpose(0, 1).chunk(2)  # [K, L, D]
         groups = rows.shape[1] // len(k)
         # The query group is folded into the query length, as in decode: no copy of keys and values.
@@ -41,15 +61,11 @@ def memory_attention(q: Tensor, memory: Tensor, runs: Sequence[Run]) -> Tensor:
     return torch.cat(parts)
 
 
-def _kernel(q: Tensor, memory: Tensor, runs: Sequence[Run]) -> Tensor:
+def _kernel(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
     """Each run is a sequence whose pages have one row: its slots."""
     from opsin_kernels.gpu import attention as gpu
 
-    counts, lengths = [run.queries for run in runs], [len(run.slots) for run in runs]
-    numbers = torch.tensor([*accumulate(counts, initial=0), *lengths], dtype=torch.int32).to(q.device)
-    table = torch.zeros((len(runs), max(lengths)), dtype=torch.int32, device=q.device)
-    for line, run in zip(table, runs, strict=True):
-        line[: len(run.slots)] = run.slots
-    batch = gpu.Batch(numbers[: len(runs) + 1], numbers[len(runs) + 1 :], table, max(counts), max(lengths))
+    starts, lengths, table, longest_query, longest = runs.bounds
+    batch = gpu.Batch(starts, lengths, table, longest_query, longest)
     heads = memory.shape[1] // 2
     return gpu.attention(q, memory[:, :heads], memory[:, heads:], batch, 1, causal=False).flatten(1)

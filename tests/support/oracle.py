@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opsin_kernels.attention import Layout
-from opsin_kernels.memory_attention import Run
+from opsin_kernels.memory_attention import Run, Runs
 from opsin_plugins.blocks.decoder import Rows
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
@@ -126,7 +126,7 @@ def _memory(prompts: Sequence[Prompt], tokens: Sequence[Tensor]) -> Memory | Non
         first += len(p.items)
     if not runs:
         return None
-    return Memory(runs, torch.tensor(rows), torch.tensor(before), states=torch.cat(list(tokens)))
+    return Memory(Runs(runs), torch.tensor(rows), torch.tensor(before), states=torch.cat(list(tokens)))
 
 
 def their_logits(model: PreTrainedModel, ours: Ours, asked: Prompt) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.attention import Layout
-from opsin_kernels.memory_attention import Run
+from opsin_kernels.memory_attention import Run, Runs
 from opsin_plugins.blocks.decoder import Rows
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.fusions.base import Memory, Visual
@@ -154,7 +154,7 @@ def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> Memory | Non
             row += count
     if not runs:
         return None
-    memory = Memory(runs, torch.tensor(rows), torch.tensor(before) if any(before) else None)
+    memory = Memory(Runs(runs), torch.tensor(rows), torch.tensor(before) if any(before) else None)
     if stored and isinstance(model.fusion, MemoryFusion):
         memory.pool = model.fusion.keys_values(torch.cat(states))
     else:

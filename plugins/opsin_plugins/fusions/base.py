@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from opsin_kernels.memory_attention import Run
+from opsin_kernels.memory_attention import Runs
 
 
 @dataclass
@@ -23,13 +23,15 @@ class Memory:
     """What the rows of one packed batch attend to outside of their sequence.
 
     runs: rows that see the same memory, in order. rows I64 [R]: which packed rows those are; None: all. before: bool
-    [R], rows before the first image (see MemorySpec). pool: a layer's keys and values [P, 2K, D], serving; states [P,
-    H]: the visual tokens themselves, training, from which every layer makes its own.
+    [R], rows before the first image (see MemorySpec). sees: bool [R], rows that see anything; None: all do. pool: a
+    layer's keys and values [P, 2K, D], serving; states [P, H]: the visual tokens themselves, training, from which every
+    layer makes its own.
     """
 
-    runs: Sequence[Run]
+    runs: Runs
     rows: Tensor | None = None
     before: Tensor | None = None
+    sees: Tensor | None = None
     pool: Sequence[Tensor] | None = None
     states: Tensor | None = None
 

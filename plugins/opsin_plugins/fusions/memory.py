@@ -74,7 +74,8 @@ class MemoryFusion(Fusion):
             assert memory.states is not None
             rows = cross.attention.keys_values(memory.states)
         if memory.rows is None:
-            return cross(x, memory, rows, context.adapter_slot)
+            after = cross(x, memory, rows, context.adapter_slot)
+            return after if memory.sees is None else torch.where(memory.sees[:, None], after, x)
         slot = None if context.adapter_slot is None else context.adapter_slot.index_select(0, memory.rows)
         return x.index_copy(0, memory.rows, cross(x.index_select(0, memory.rows), memory, rows, slot))
 

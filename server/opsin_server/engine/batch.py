@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.attention import Layout
-from opsin_kernels.memory_attention import Run
+from opsin_kernels.memory_attention import Run, Runs
 from opsin_plugins.blocks.decoder import Rows
 from opsin_plugins.fusions.base import Memory, Visual
 from opsin_plugins.rope import frequencies
@@ -144,7 +144,7 @@ def memory(chunks: list[Chunk], store: VisualStore[Any], pool: list[Tensor], dev
     if not runs:
         return None
     where = None if len(rows) == row else torch.tensor(rows, device=device)
-    return Memory(runs, where, torch.tensor(before, device=device) if any(before) else None, pool)
+    return Memory(Runs(runs), where, torch.tensor(before, device=device) if any(before) else None, pool=pool)
 
 
 def _slots(sequence: Sequence, lo: int, hi: int, store: VisualStore[Any]) -> Tensor:

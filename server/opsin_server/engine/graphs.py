@@ -9,14 +9,16 @@ device for a number.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from opsin_kernels.attention import Layout
+from opsin_kernels.memory_attention import Runs
 from opsin_plugins.blocks.decoder import KVPool, Rows
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.fusions.base import Memory
 from opsin_server.engine.batch import Batch
 
 Record = Callable[[Callable[[], object]], Callable[[], object]]
@@ -44,7 +46,8 @@ class Recorder:
 
 class DecodeGraphs:
     """Steps in which every sequence has one row and draws a token. Recordings are made when a size is first needed, or
-    for all sizes by `prepare`."""
+    for all sizes by `prepare`. memory_rows: the pool of visual tokens that stand outside of the prompts, of each
+    cross-attention layer; a model that has one is recorded with and without."""
 
     def __init__(
         self,
@@ -53,18 +56,21 @@ class DecodeGraphs:
         max_sequences: int,
         max_context: int,
         record: Record,
+        memory_rows: Sequence[Tensor] = (),
     ) -> None:
         self.model, self.pool, self._record = model, pool, record
         self.sizes, self.contexts = batch_sizes(max_sequences), context_sizes(max_context)
         block = pool[0].shape[1]
         self._buffers = Buffers(model, self.sizes[-1], -(-self.contexts[-1] // block), pool[0].device, pool[0].dtype)
-        self._made: dict[tuple[int, int], Callable[[], object]] = {}
+        self._memory = MemoryBuffers(self.sizes[-1], memory_rows) if memory_rows else None
+        self._made: dict[tuple[int, int, bool], Callable[[], object]] = {}
 
     def takes(self, batch: Batch) -> bool:
-        """Whether a batch is such a step. Not with images or a visual memory, nor with rotary frequencies or adapters
-        of its own: what those need differs from step to step in shape."""
+        """Whether a batch is such a step. Not with images, nor with rotary frequencies or adapters of its own: what
+        those need differs from step to step in shape."""
         rows, layout = batch.rows, batch.rows.layout
-        plain = rows.memory is None and rows.frequencies is None and rows.adapter_slot is None and not batch.visual
+        plain = rows.frequencies is None and rows.adapter_slot is None and not batch.visual
+        plain = plain and (rows.memory is None or rows.memory.before is None)
         return (
             plain
             and batch.sample_rows is None
@@ -78,7 +84,10 @@ class DecodeGraphs:
         size = self.sizes[bisect_left(self.sizes, count)]
         context = self.contexts[bisect_left(self.contexts, max(batch.rows.layout.kv_lengths))]
         self._buffers.fill(batch, size)
-        self._recorded(size, context)()
+        memory = batch.rows.memory
+        if memory is not None and self._memory is not None:
+            self._memory.fill(memory, size)
+        self._recorded(size, context, memory is not None)()
         return self._buffers.logits[:count]
 
     def prepare(self) -> None:
@@ -86,16 +95,22 @@ class DecodeGraphs:
         self._buffers.empty()
         for size in reversed(self.sizes):
             for context in reversed(self.contexts):
-                self._recorded(size, context)
+                for remembers in (False, True) if self._memory is not None else (False,):
+                    self._recorded(size, context, remembers)
 
-    def _recorded(self, size: int, context: int) -> Callable[[], object]:
-        if (size, context) not in self._made:
-            ids, rows = self._buffers.views(size, context)
-            out = self._buffers.logits[:size]
-            self._made[size, context] = self._record(
-                lambda: out.copy_(self.model.logits(self.model(ids, rows, self.pool)))
-            )
-        return self._made[size, context]
+    def _recorded(self, size: int, context: int, remembers: bool) -> Callable[[], object]:
+        key = (size, context, remembers)
+        if key not in self._made:
+            (ids, rows), out = self._buffers.views(size, context), self._buffers.logits[:size]
+
+            def step() -> object:
+                if remembers:
+                    assert self._memory is not None
+                    rows.memory = self._memory.views(size)
+                return out.copy_(self.model.logits(self.model(ids, rows, self.pool)))
+
+            self._made[key] = self._record(step)
+        return self._made[key]
 
 
 class Buffers:
@@ -134,6 +149,32 @@ class Buffers:
         layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size])
         layout.bounds = (self.starts[: size + 1], self.lengths[:size], self.table[:size])
         return self.ids[:size], Rows(self.positions[:, :size], layout)
+
+
+class MemoryBuffers:
+    """Where each row's visual memory lies, at addresses that never change. pool: [P, 2K, D] of each layer."""
+
+    def __init__(self, size: int, pool: Sequence[Tensor]) -> None:
+        device, longest = pool[0].device, len(pool[0])
+        self.pool = pool
+        self.lengths = torch.zeros(size, dtype=torch.int32, device=device)
+        self.table = torch.zeros((size, longest), dtype=torch.int32, device=device)
+        self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+
+    def fill(self, memory: Memory, size: int) -> None:
+        """Rows that see nothing have length 0."""
+        _, lengths, table, _, longest = memory.runs.bounds
+        rows = slice(0, len(lengths)) if memory.rows is None else memory.rows
+        self.lengths[:size].zero_()
+        self.lengths[rows] = lengths
+        self.table[:, :longest][rows] = table
+
+    def views(self, size: int) -> Memory:
+        """Called within the recorded step: which rows see anything is found anew each time."""
+        lengths = self.lengths[:size]
+        runs = Runs(())
+        runs.bounds = (self.starts[: size + 1], lengths, self.table[:size], 1, self.table.shape[1])
+        return Memory(runs, sees=lengths > 0, pool=self.pool)
 
 
 def batch_sizes(largest: int) -> list[int]:

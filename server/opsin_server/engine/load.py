@@ -73,15 +73,18 @@ def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Reso
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
     graphs = None
     if config.graphs and device.type == "cuda" and implementation("cuda") == "triton":
-        graphs = recorded(model, pool, config.max_sequences, resolved.max_context)
+        graphs = recorded(model, pool, memory_pool, config.max_sequences, resolved.max_context)
     runner = Runner(model, pool, store, device, memory_pool, graphs)
     return Engine(Scheduler(limits, blocks, store), runner, resolved.max_context)
 
 
 @torch.no_grad()
-def recorded(model: Model, pool: KVPool, max_sequences: int, max_context: int) -> DecodeGraphs | None:
+def recorded(
+    model: Model, pool: KVPool, memory_pool: KVPool, max_sequences: int, max_context: int
+) -> DecodeGraphs | None:
     """Recorded decode steps; None, and said so, where the device cannot record them."""
-    graphs = DecodeGraphs(model, pool, max_sequences, max_context, Recorder())
+    memory_rows = [layer.flatten(0, 1) for layer in memory_pool]
+    graphs = DecodeGraphs(model, pool, max_sequences, max_context, Recorder(), memory_rows)
     try:
         graphs.prepare()
     except RuntimeError:
