@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opsin_kernels import activations, attention, norms, rotary, sampling
+from opsin_kernels import activations, attention, layer_norm, norms, rotary, sampling
 
 ROOT = Path(__file__).resolve().parent.parent
 L2 = 128 * 2**20  # bytes that rotating inputs exceed
@@ -156,6 +156,14 @@ def norm(device: Device, rows: int, width: int) -> Job:
     return Job(f"rms_norm {rows} x {width}", make, norms.rms_norm, norms.rms_norm_ref, library, moved)
 
 
+def tower_norm(device: Device, rows: int, width: int) -> Job:
+    def make() -> tuple:
+        return device.random(rows, width), device.random(width), device.random(width), 1e-6
+
+    moved, run = 2 * rows * width * device.dtype.itemsize, layer_norm.layer_norm
+    return Job(f"layer_norm {rows} x {width}", make, run, layer_norm.layer_norm_ref, layer_norm.layer_norm_ref, moved)
+
+
 def gate(device: Device, rows: int, width: int) -> Job:
     run, define = (partial(f, activation="silu") for f in (activations.gated, activations.gated_ref))
     moved = 3 * rows * width * device.dtype.itemsize
@@ -219,6 +227,7 @@ def jobs(device: Device) -> Iterator[Job]:
         yield decode(device, "tiny", 6, 3, 32, 2, 40)
         yield packed(device, "tiny", 2, 80, 40)
         yield norm(device, 5, 48)
+        yield tower_norm(device, 5, 48)
         yield gate(device, 5, 48)
         yield turn(device, 5, 4, 2, 16)
         yield norm_trained(device, 5, 48)
@@ -236,6 +245,7 @@ def jobs(device: Device) -> Iterator[Job]:
         yield norm(device, rows, 3584)
         yield gate(device, rows, 18944)
         yield turn(device, rows, 28, 4, 128)
+    yield tower_norm(device, 5476, 1280)
     yield norm_trained(device, 2048, 3584)
     yield gate_trained(device, 2048, 18944)
     for rows in (1, 32, 256):

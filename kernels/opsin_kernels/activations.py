@@ -1,5 +1,5 @@
-"""out_TN = activation(gate_TN) · up_TN, gate and up side by side in one tensor [T, 2N]. Source: arXiv 2002.05202
-(GLU)."""
+"""out_TN = activation(gate_TN) · up_TN, gate and up side by side in one tensor [T, 2N], or activation(x_TN) alone.
+Source: arXiv 2002.05202 (GLU)."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
 
         return gpu.gated(gate_up, activation)
     return gated_ref(gate_up, activation)
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """x [..., N] -> [..., N]; differentiable."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import activations as gpu
+
+        return gpu.activated(x, activation)
+    return ACTIVATIONS[activation](x)
 
 
 def gated_ref(gate_up: Tensor, activation: Activation) -> Tensor:

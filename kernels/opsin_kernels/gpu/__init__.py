@@ -1,1 +1,6 @@
 """The Triton kernels behind the operations; imported only where one runs, since triton is not installed everywhere."""
+
+import os
+
+# Whether a product and a sum become one rounding. Triton 3.10 turns the default; tolerances and tables are of this one.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

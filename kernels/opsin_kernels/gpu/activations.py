@@ -1,4 +1,4 @@
-"""Gated activations over packed gate and up, a block of values a program."""
+"""Activations, alone or gating over packed gate and up: a block of values a program."""
 
 from __future__ import annotations
 
@@ -34,80 +34,93 @@ def share(gate, KIND: tl.constexpr):
 
 
 @triton.jit
-def gated_values(
-    x_ptr,  # [T, 2N], dense
+def activate(
+    x_ptr,  # [T, 2N], dense; without GATED [T, N]
     out_ptr,  # [T, N]
     count,  # T · N
     SIZE: tl.constexpr,  # N
     KIND: tl.constexpr,
     STEP: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * STEP + tl.arange(0, STEP)
     inside = at < count
-    row = at // SIZE
-    place = x_ptr + row * (2 * SIZE) + at % SIZE
-    gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(place + SIZE, mask=inside, other=0.0).to(tl.float32)
+    place = (at // SIZE) * (2 * SIZE) + at % SIZE if GATED else at
+    gate = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     kind = out_ptr.dtype.element_ty
-    active = (gate * share(gate, KIND)[0]).to(kind).to(tl.float32)
-    tl.store(out_ptr + at, (active * up).to(kind), mask=inside)
+    active = gate * share(gate, KIND)[0]
+    if GATED:
+        up = tl.load(x_ptr + place + SIZE, mask=inside, other=0.0).to(tl.float32)
+        active = active.to(kind).to(tl.float32) * up
+    tl.store(out_ptr + at, active.to(kind), mask=inside)
 
 
 @triton.jit
-def gated_values_backward(
-    x_ptr,  # [T, 2N], dense
+def activate_backward(
+    x_ptr,  # [T, 2N], dense; without GATED [T, N]
     grad_ptr,  # [T, N], dense: of the output
-    out_ptr,  # [T, 2N]
+    out_ptr,  # like x
     count,  # T · N
     SIZE: tl.constexpr,  # N
     KIND: tl.constexpr,
     STEP: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * STEP + tl.arange(0, STEP)
     inside = at < count
-    place = (at // SIZE) * (2 * SIZE) + at % SIZE
+    place = (at // SIZE) * (2 * SIZE) + at % SIZE if GATED else at
     gate = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + place + SIZE, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
     kind = out_ptr.dtype.element_ty
     part, slope = share(gate, KIND)
-    tl.store(out_ptr + place, (grad * up * (part + gate * slope)).to(kind), mask=inside)
-    tl.store(out_ptr + place + SIZE, (grad * gate * part).to(kind), mask=inside)
+    if GATED:
+        tl.store(out_ptr + place + SIZE, (grad * gate * part).to(kind), mask=inside)
+        grad *= tl.load(x_ptr + place + SIZE, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, (grad * (part + gate * slope)).to(kind), mask=inside)
 
 
 def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """gate_up [..., 2N] -> [..., N]; differentiable."""
-    dense = gate_up.contiguous()
-    if torch.is_grad_enabled() and gate_up.requires_grad:
-        out: Tensor = Gated.apply(dense, activation)  # type: ignore[no-untyped-call]
+    return _run(gate_up.contiguous(), activation, True)
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """x [..., N] -> [..., N]; differentiable."""
+    return _run(x.contiguous(), activation, False)
+
+
+def _run(dense: Tensor, activation: Activation, gates: bool) -> Tensor:
+    if torch.is_grad_enabled() and dense.requires_grad:
+        out: Tensor = Activated.apply(dense, activation, gates)  # type: ignore[no-untyped-call]
         return out
-    return _forward(dense, activation)
+    return _forward(dense, activation, gates)
 
 
-class Gated(torch.autograd.Function):
+class Activated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dense: Tensor, activation: Activation) -> Tensor:
+    def forward(ctx: Any, dense: Tensor, activation: Activation, gates: bool) -> Tensor:
         ctx.save_for_backward(dense)
-        ctx.activation = activation
-        return _forward(dense, activation)
+        ctx.activation, ctx.gates = activation, gates
+        return _forward(dense, activation, gates)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (dense,) = ctx.saved_tensors
         out = torch.empty_like(dense)
         if grad.numel():
-            gated_values_backward[(triton.cdiv(grad.numel(), BLOCK),)](
+            activate_backward[(triton.cdiv(grad.numel(), BLOCK),)](
                 dense, grad.contiguous(), out, grad.numel(), SIZE=grad.shape[-1], KIND=KINDS[ctx.activation],
-                STEP=BLOCK, num_warps=4,
+                STEP=BLOCK, GATED=ctx.gates, num_warps=4,
             )  # fmt: skip
-        return out, None
+        return out, None, None
 
 
-def _forward(dense: Tensor, activation: Activation) -> Tensor:
-    size = dense.shape[-1] // 2
+def _forward(dense: Tensor, activation: Activation, gates: bool) -> Tensor:
+    size = dense.shape[-1] // 2 if gates else dense.shape[-1]
     out = torch.empty((*dense.shape[:-1], size), device=dense.device, dtype=dense.dtype)
     if out.numel():
-        blocks = triton.cdiv(out.numel(), BLOCK)
-        gated_values[(blocks,)](dense, out, out.numel(), SIZE=size, KIND=KINDS[activation], STEP=BLOCK, num_warps=4)
+        activate[(triton.cdiv(out.numel(), BLOCK),)](
+            dense, out, out.numel(), SIZE=size, KIND=KINDS[activation], STEP=BLOCK, GATED=gates, num_warps=4
+        )
     return out

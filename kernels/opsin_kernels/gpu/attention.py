@@ -46,11 +46,14 @@ def attend(
     starts_ptr,  # I32 [S + 1], first query row of each sequence
     lengths_ptr,  # I32 [S], cached rows with this step's
     ranges_ptr,  # I32 [T, 2], rows lo to hi - 1 that a query sees; only with RANGED
+    k_scale_ptr,  # F32 [P, K], rows `scale_stride` apart: what keys in 8 bit are times; only with SCALED
+    v_scale_ptr,  # the same
     sequences,
     rows,  # T
     q_stride,
     kv_stride,
     table_stride,
+    scale_stride,
     scale,  # of the scores, times log2(e); with CAPPED without
     softcap,  # only with CAPPED
     HEADS: tl.constexpr,
@@ -66,6 +69,7 @@ def attend(
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
     RANGED: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     group: tl.constexpr = HEADS // KV_HEADS
     block_q: tl.constexpr = BLOCK_M // group
@@ -122,12 +126,15 @@ def attend(
             slot = (start + j).to(tl.int64)
         k_base = k_ptr + slot * kv_stride + kv_head * SIZE
         k_low = tl.load(k_base[None, :] + d_low[:, None], mask=there[None, :] & (d_low < SIZE)[:, None], other=0.0)
-        scores = tl.dot(q_low, k_low)
+        scores = tl.dot(q_low, k_low.to(q_low.dtype))
         if HIGH:
             tall = there[None, :] & (d_high < SIZE)[:, None]
             k_high = tl.load(k_base[None, :] + d_high[:, None], mask=tall, other=0.0)
-            scores = tl.dot(q_high, k_high, scores)
+            scores = tl.dot(q_high, k_high.to(q_high.dtype), scores)
         scores = scores * scale
+        if SCALED:
+            factors = slot * scale_stride + kv_head
+            scores = scores * tl.load(k_scale_ptr + factors, mask=there, other=0.0)[None, :]
         if CAPPED:
             # softcap · tanh(s / softcap), through 2^x, then to the units of 2^x itself
             scores = softcap * (1 - 2 / (1 + tl.exp2(scores / softcap * 2.8853900817779268)))
@@ -140,13 +147,16 @@ def attend(
         shrink = tl.exp2(top - anchor)
         total = total * shrink + tl.sum(weights, 1)
         top = highest
+        if SCALED:
+            weights = weights * tl.load(v_scale_ptr + factors, mask=there, other=0.0)[None, :]
         v_base = v_ptr + slot * kv_stride + kv_head * SIZE
         v_low = tl.load(v_base[:, None] + d_low[None, :], mask=there[:, None] & (d_low < SIZE)[None, :], other=0.0)
-        acc_low = tl.dot(weights.to(v_low.dtype), v_low, acc_low * shrink[:, None])
+        weights = weights.to(q_low.dtype)
+        acc_low = tl.dot(weights, v_low.to(q_low.dtype), acc_low * shrink[:, None])
         if HIGH:
             flat = there[:, None] & (d_high < SIZE)[None, :]
             v_high = tl.load(v_base[:, None] + d_high[None, :], mask=flat, other=0.0)
-            acc_high = tl.dot(weights.to(v_high.dtype), v_high, acc_high * shrink[:, None])
+            acc_high = tl.dot(weights, v_high.to(q_low.dtype), acc_high * shrink[:, None])
 
     whole = tl.where(total > 0, total, 1.0)
     out_row = (row * HEADS + head) * SIZE
@@ -262,9 +272,10 @@ def attention(
     scale: float | None = None,
     splits: int | None = None,
     shape: Shape | None = None,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """q [T, H, D]; k, v [P, K, D] with equal row strides and dense heads -> [T, H, D]. ranges I32 [T, 2]. splits and
-    shape: None chooses.
+    shape: None chooses. scales: of k and v in 8 bit, F32 [P, K] with equal row strides, a number a row and head.
 
     Accumulates in float32; rounds once at the end (and the weights to v's type before their product). Deterministic.
     """
@@ -281,10 +292,12 @@ def attention(
     low, high = halves(size)
     factor = (size**-0.5 if scale is None else scale) * (1.0 if softcap else LOG2_E)
     attend[(tiles, shape.kv_heads, splits)](
-        q, k, v, parts, norms, batch.table, batch.starts, batch.lengths, ranges, sequences, rows,
-        q.stride(0), k.stride(0), 0 if batch.table is None else batch.table.stride(0), factor, softcap or 1.0,
+        q, k, v, parts, norms, batch.table, batch.starts, batch.lengths, ranges, *(scales or (None, None)), sequences,
+        rows, q.stride(0), k.stride(0), 0 if batch.table is None else batch.table.stride(0),
+        0 if scales is None else scales[0].stride(0), factor, softcap or 1.0,
         HEADS=heads, KV_HEADS=shape.kv_heads, SIZE=size, LOW=low, HIGH=high, PAGE=page, BLOCK_M=shape.block_m,
         TILE=shape.tile, SPLITS=splits, WINDOW=window, CAUSAL=causal, CAPPED=softcap > 0, RANGED=ranges is not None,
+        SCALED=scales is not None,
         num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
     if splits > 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from opsin_kernels.gpu import activations, attention, norms, penalties, rotary, sampling
+from opsin_kernels.activations import ACTIVATIONS, Activation
+from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, norms, penalties, rotary, sampling
 from opsin_kernels.gpu.compiled import Launch
 
 # heads, key heads, head size, and whose decoder that is
@@ -28,17 +29,27 @@ def launches() -> Iterator[Launch]:
     yield attention_launch(
         "attention memory Llama-3.2-11B", 32, 8, 128, page=1, longest_query=1, splits=8, causal=False
     )
+    eight = DECODERS["Qwen2-VL-7B"]
+    yield attention_launch(
+        "attention decode of int8 Qwen2-VL-7B", *eight, page=PAGE, longest_query=1, splits=8, eight_bit=True
+    )
     for name, sizes in TOWERS.items():
         yield attention_launch(f"attention packed {name}", *sizes, page=0, longest_query=4096, splits=1, causal=False)
 
     for width in (1536, 3584, 4096):
         yield _norm(f"add and rms_norm {width}", width)
         yield _norm_backward(f"add and rms_norm backward {width}", width)
+    for width in (1024, 1152, 1280):
+        yield _layer_norm(f"add and layer_norm {width}", width)
+    for activation in ACTIVATIONS:
+        yield _activation(f"{activation} 4304", 4304, activation, gates=False)
+        yield _activation(f"{activation} backward 4304", 4304, activation, gates=False, backward=True)
     for width in (8960, 18944, 14336):
-        yield _gated(f"silu gated {width}", width)
-        yield _gated_backward(f"silu gated backward {width}", width)
+        yield _activation(f"silu gated {width}", width, "silu")
+        yield _activation(f"silu gated backward {width}", width, "silu", backward=True)
     yield _draw("draw a token")
     yield _penalties("penalties")
+    yield _bitmask("bitmask")
     for name, (heads, kv_heads, size) in DECODERS.items():
         yield _rotary(f"rotate and store {name}", heads, kv_heads, size)
 
@@ -58,23 +69,26 @@ def attention_launch(
     splits: int,
     causal: bool = True,
     shape: attention.Shape | None = None,
+    eight_bit: bool = False,
 ) -> Launch:
     shape = shape or attention.shape_for(heads, kv_heads, size, page, longest_query)
     low, high = attention.halves(size)
     whole = "*fp32" if splits > 1 else "*bf16"
     types = {
-        **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16"),
+        "q_ptr": "*bf16",
+        **dict.fromkeys(("k_ptr", "v_ptr"), "*i8" if eight_bit else "*bf16"),
+        **dict.fromkeys(("k_scale_ptr", "v_scale_ptr"), "*fp32"),
         "out_ptr": whole,
         "norm_ptr": whole,
         **dict.fromkeys(("table_ptr", "starts_ptr", "lengths_ptr", "ranges_ptr"), "*i32"),
-        **dict.fromkeys(("sequences", "rows", "q_stride", "kv_stride", "table_stride"), "i32"),
+        **dict.fromkeys(("sequences", "rows", "q_stride", "kv_stride", "table_stride", "scale_stride"), "i32"),
         "scale": "fp32",
         "softcap": "fp32",
     }
     constants = {
         "HEADS": heads, "KV_HEADS": kv_heads, "SIZE": size, "LOW": low, "HIGH": high, "PAGE": page,
         "BLOCK_M": shape.block_m, "TILE": shape.tile, "SPLITS": splits, "WINDOW": 0, "CAUSAL": causal, "CAPPED": False,
-        "RANGED": False,
+        "RANGED": False, "SCALED": eight_bit,
     }  # fmt: skip
     pointers = tuple(n for n in types if n.endswith("_ptr") and n != "ranges_ptr")
     return Launch(
@@ -92,15 +106,30 @@ def attention_launch(
 def _norm(name: str, width: int) -> Launch:
     pointers = ("x_ptr", "delta_ptr", "sum_ptr", "weight_ptr", "out_ptr")
     types = {**dict.fromkeys(pointers, "*bf16"), "floor_ptr": "*fp32", "stride": "i32"}
-    constants = {"SIZE": width, "PADDED": 1 << (width - 1).bit_length(), "ROUNDED": True, "ADDED": True}
+    constants = {
+        "SIZE": width,
+        "PADDED": 1 << (width - 1).bit_length(),
+        "ROUNDED": True,
+        "ADDED": True,
+        "ONE_PLUS": False,
+    }
     aligned = (*pointers, "floor_ptr", "stride")
     return Launch(name, norms.rms_norm_rows, types, constants, aligned, 8 if width > 2048 else 4)
 
 
-def _gated(name: str, width: int) -> Launch:
-    types = {"x_ptr": "*bf16", "out_ptr": "*bf16", "count": "i32"}
-    constants = {"SIZE": width, "KIND": activations.KINDS["silu"], "STEP": activations.BLOCK}
-    return Launch(name, activations.gated_values, types, constants, ("x_ptr", "out_ptr", "count"), 4)
+def _activation(name: str, width: int, activation: Activation, gates: bool = True, backward: bool = False) -> Launch:
+    pointers = ("x_ptr", "grad_ptr", "out_ptr") if backward else ("x_ptr", "out_ptr")
+    kernel = activations.activate_backward if backward else activations.activate
+    types = {**dict.fromkeys(pointers, "*bf16"), "count": "i32"}
+    constants = {"SIZE": width, "KIND": activations.KINDS[activation], "STEP": activations.BLOCK, "GATED": gates}
+    return Launch(name, kernel, types, constants, (*pointers, "count"), 4)
+
+
+def _layer_norm(name: str, width: int) -> Launch:
+    pointers = ("x_ptr", "delta_ptr", "sum_ptr", "weight_ptr", "bias_ptr", "out_ptr")
+    types = {**dict.fromkeys(pointers, "*bf16"), "stride": "i32", "eps": "fp32"}
+    constants = {"SIZE": width, "PADDED": 1 << (width - 1).bit_length(), "ADDED": True}
+    return Launch(name, layer_norm.layer_norm_rows, types, constants, (*pointers, "stride"), 4)
 
 
 def _rotary(name: str, heads: int, kv_heads: int, size: int) -> Launch:
@@ -115,26 +144,32 @@ def _norm_backward(name: str, width: int) -> Launch:
     pointers = ("x_ptr", "grad_ptr", "straight_ptr", "weight_ptr", "x_grad_ptr")
     sums = ("floor_ptr", "weight_grad_ptr")
     types = {**dict.fromkeys(pointers, "*bf16"), **dict.fromkeys(sums, "*fp32"), "stride": "i32", "rows": "i32"}
-    constants = {"SIZE": width, "PADDED": 1 << (width - 1).bit_length(), "ADDED": True, "WEIGHTED": True}
+    constants = {
+        "SIZE": width,
+        "PADDED": 1 << (width - 1).bit_length(),
+        "ADDED": True,
+        "WEIGHTED": True,
+        "ONE_PLUS": False,
+    }
     return Launch(
         name, norms.rms_norm_rows_backward, types, constants, (*pointers, *sums, "stride"), 8 if width > 2048 else 4
     )
 
 
-def _gated_backward(name: str, width: int) -> Launch:
-    pointers = ("x_ptr", "grad_ptr", "out_ptr")
-    types = {**dict.fromkeys(pointers, "*bf16"), "count": "i32"}
-    constants = {"SIZE": width, "KIND": activations.KINDS["silu"], "STEP": activations.BLOCK}
-    return Launch(name, activations.gated_values_backward, types, constants, (*pointers, "count"), 4)
-
-
 def _draw(name: str) -> Launch:
-    types = {"logits_ptr": "*bf16", "settings_ptr": "*fp64", "out_ptr": "*i64", "stride": "i32", "size": "i32"}
-    constants = {"STEP": sampling.STEP, "TOP": sampling.ONE + 1}
-    return Launch(name, sampling.draw_rows, types, constants, ("logits_ptr", "settings_ptr", "out_ptr"), 8)
+    pointers = {"logits_ptr": "*bf16", "settings_ptr": "*fp64", "short_ptr": "*fp32", "places_ptr": "*i32"}
+    types = {**pointers, "out_ptr": "*i64", "stride": "i32", "size": "i32"}
+    constants = {"STEP": sampling.STEP, "TOP": sampling.ONE + 1, "SHORT": sampling.SHORT, "FAINT": sampling.FAINT}
+    return Launch(name, sampling.draw_rows, types, constants, (*pointers, "out_ptr", "stride"), 8)
 
 
 def _penalties(name: str) -> Launch:
     types = {"logits_ptr": "*bf16", "where_ptr": "*i64", "what_ptr": "*fp32", "stride": "i32", "count": "i32"}
     aligned = ("logits_ptr", "where_ptr", "what_ptr")
     return Launch(name, penalties.penalize_places, types, {"STEP": penalties.BLOCK}, aligned, 4)
+
+
+def _bitmask(name: str) -> Launch:
+    types = {"logits_ptr": "*bf16", "mask_ptr": "*i32", "stride": "i32", "mask_stride": "i32", "size": "i32"}
+    constants = {"STEP": bitmask.BLOCK}
+    return Launch(name, bitmask.forbid_tokens, types, constants, ("logits_ptr", "mask_ptr", "stride"), 8)

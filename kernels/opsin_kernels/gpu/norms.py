@@ -26,6 +26,7 @@ def rms_norm_rows(
     PADDED: tl.constexpr,
     ROUNDED: tl.constexpr,  # whether the quotient is rounded before it meets the weight
     ADDED: tl.constexpr,
+    ONE_PLUS: tl.constexpr,  # the factor is 1 + weight
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PADDED)
@@ -37,6 +38,8 @@ def rms_norm_rows(
         x = x.to(kind).to(tl.float32)  # what goes on is what is normalised
         tl.store(sum_ptr + row * SIZE + at, x.to(kind), mask=inside)
     weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if ONE_PLUS:
+        weight += 1.0
     scaled = x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + tl.load(floor_ptr))
     if ROUNDED:
         scaled = scaled.to(kind).to(tl.float32)
@@ -58,10 +61,13 @@ def rms_norm_rows_backward(
     PADDED: tl.constexpr,
     ADDED: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    ONE_PLUS: tl.constexpr,
 ):
     at = tl.arange(0, PADDED)
     inside = at < SIZE
     weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if ONE_PLUS:
+        weight += 1.0
     floor = tl.load(floor_ptr)
     weight_grad = tl.zeros((PADDED,), tl.float32)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
@@ -81,31 +87,36 @@ def rms_norm_rows_backward(
         tl.store(weight_grad_ptr + tl.program_id(0) * SIZE + at, weight_grad, mask=inside)
 
 
-def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -> Tensor:
     """x [..., N]; differentiable."""
     rows = x.reshape(-1, x.shape[-1])
-    return _norm(rows, None, weight, floor)[1].view(x.shape)
+    return _norm(rows, None, weight, floor, one_plus)[1].view(x.shape)
 
 
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False
+) -> tuple[Tensor, Tensor]:
     """x and delta [T, N]; differentiable."""
-    return _norm(x, delta, weight, floor)
+    return _norm(x, delta, weight, floor, one_plus)
 
 
-def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor) -> tuple[Any, Tensor]:
+def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor, one_plus: bool) -> tuple[Any, Tensor]:
     inputs = (x, weight) if delta is None else (x, delta, weight)
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        found: tuple[Any, Tensor] = Normed.apply(x, delta, weight, floor)  # type: ignore[no-untyped-call]
+        found: tuple[Any, Tensor] = Normed.apply(x, delta, weight, floor, one_plus)  # type: ignore[no-untyped-call]
         return found
-    return _forward(x, delta, weight, floor)
+    return _forward(x, delta, weight, floor, one_plus)
 
 
 class Normed(torch.autograd.Function):
     """(x + delta, its norm), or (None, the norm of x)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor) -> tuple[Any, Tensor]:
-        added, out = _forward(x, delta, weight, floor)
+    def forward(
+        ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor, one_plus: bool
+    ) -> tuple[Any, Tensor]:
+        added, out = _forward(x, delta, weight, floor, one_plus)
+        ctx.one_plus = one_plus
         ctx.save_for_backward(x if added is None else added, weight, floor)
         ctx.set_materialize_grads(False)
         return added, out
@@ -116,12 +127,14 @@ class Normed(torch.autograd.Function):
         x, weight, floor = ctx.saved_tensors
         wants_delta, wants_weight = ctx.needs_input_grad[1:3]
         if grad is None:
-            return straight, straight if wants_delta else None, None, None
-        x_grad, weight_grad = _backward(x, grad, straight, weight, floor, wants_weight)
-        return x_grad, x_grad if wants_delta else None, weight_grad, None
+            return straight, straight if wants_delta else None, None, None, None
+        x_grad, weight_grad = _backward(x, grad, straight, weight, floor, wants_weight, ctx.one_plus)
+        return x_grad, x_grad if wants_delta else None, weight_grad, None, None
 
 
-def _forward(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor) -> tuple[Tensor | None, Tensor]:
+def _forward(
+    x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor, one_plus: bool
+) -> tuple[Tensor | None, Tensor]:
     rows = x if x.stride(-1) == 1 else x.contiguous()
     added = None if delta is None else torch.empty(x.shape, device=x.device, dtype=x.dtype)
     out = torch.empty(x.shape, device=x.device, dtype=x.dtype)
@@ -129,14 +142,14 @@ def _forward(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor) -> 
         size, padded = rows.shape[-1], triton.next_power_of_2(rows.shape[-1])
         rms_norm_rows[(len(rows),)](
             rows, None if delta is None else delta.contiguous(), added, weight, floor, out, rows.stride(0),
-            SIZE=size, PADDED=padded, ROUNDED=x.dtype != torch.float32, ADDED=delta is not None,
-            num_warps=4 if padded <= 2048 else 8,
+            SIZE=size, PADDED=padded, ROUNDED=x.dtype != torch.float32 and not one_plus, ADDED=delta is not None,
+            ONE_PLUS=one_plus, num_warps=4 if padded <= 2048 else 8,
         )  # fmt: skip
     return added, out
 
 
 def _backward(
-    x: Tensor, grad: Tensor, straight: Tensor | None, weight: Tensor, floor: Tensor, weighted: bool
+    x: Tensor, grad: Tensor, straight: Tensor | None, weight: Tensor, floor: Tensor, weighted: bool, one_plus: bool
 ) -> tuple[Tensor, Tensor | None]:
     rows = x if x.stride(-1) == 1 else x.contiguous()
     x_grad = torch.empty(x.shape, device=x.device, dtype=x.dtype)
@@ -147,6 +160,6 @@ def _backward(
         rms_norm_rows_backward[(programs,)](
             rows, grad.contiguous(), None if straight is None else straight.contiguous(), weight, floor, x_grad, parts,
             rows.stride(0), len(rows), SIZE=size, PADDED=padded, ADDED=straight is not None, WEIGHTED=weighted,
-            num_warps=4 if padded <= 2048 else 8,
+            ONE_PLUS=one_plus, num_warps=4 if padded <= 2048 else 8,
         )  # fmt: skip
     return x_grad, None if parts is None else parts.sum(0).to(weight.dtype)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin_kernels.activations import ACTIVATIONS, Activation, gated
+from opsin_kernels.activations import Activation, activated, gated
+from opsin_kernels.layer_norm import add_layer_norm, layer_norm
 from opsin_kernels.norms import add_rms_norm, rms_norm
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.spec import Norm
@@ -49,10 +49,14 @@ class LayerNorm(nn.Module):
         self.weight, self.bias, self.eps = parameter(width), parameter(width), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+    def after(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """x + delta, and its norm."""
+        return add_layer_norm(x, delta, self.weight, self.bias, self.eps)
 
 
-def make_norm(kind: Norm, width: int, eps: float) -> nn.Module:
+def make_norm(kind: Norm, width: int, eps: float) -> RMSNorm | LayerNorm:
     return LayerNorm(width, eps) if kind == "layer" else RMSNorm(width, eps)
 
 
@@ -65,10 +69,10 @@ class PlainMLP(nn.Module):
         super().__init__()
         self.up = Linear(width, [hidden], bias, quantize)
         self.down = Linear(hidden, [out], bias, quantize)
-        self.activation = ACTIVATIONS[activation]
+        self.activation: Activation = activation
 
     def forward(self, x: Tensor, slot: Tensor | None) -> Tensor:
-        return self.down(self.activation(self.up(x, slot)), slot)
+        return self.down(activated(self.up(x, slot), self.activation), slot)
 
 
 class GatedMLP(nn.Module):

@@ -96,8 +96,9 @@ class TowerLayer(nn.Module):
         self.attention_gate, self.mlp_gate = (parameter(1) if gated else None for _ in range(2))
 
     def forward(self, x: Tensor, where: Attended) -> Tensor:
-        x = x + _gated(self.attention(self.attention_norm(x), where), self.attention_gate)
-        return x + _gated(self.mlp(self.mlp_norm(x), where.slot), self.mlp_gate)
+        added = _gated(self.attention(self.attention_norm(x), where), self.attention_gate)
+        x, normed = self.mlp_norm.after(x, added)
+        return x + _gated(self.mlp(normed, where.slot), self.mlp_gate)
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:

@@ -132,3 +132,31 @@ def test_the_number_of_parts_falls_off_no_cliff(heads: int) -> None:
         programs = [batch * heads * gpu.splits_for(batch * heads, longest, 132, 64) for batch in range(1, 257)]
         assert all(b >= 0.5 * a for a, b in pairwise(programs))
         assert max(gpu.splits_for(1, longest, 132, 64), 1) <= max(1, longest // 256)
+
+
+@pytest.mark.parametrize("queries", [[1, 1], [3, 1]])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_keys_and_values_in_8_bit_are_times_their_scales(queries: list[int], splits: int) -> None:
+    """The kernel against itself on the same numbers written out."""
+    torch.manual_seed(1)
+    case = Case(4, 2, 80, 4, queries, [70, 9])
+    small = [torch.randint(-127, 128, (n, 2, 80), dtype=torch.int8) for n in case.lengths for _ in range(2)]
+    scales = [torch.rand(n, 2) / 60 for n in case.lengths for _ in range(2)]
+    wide = [x.float() * s[..., None] for x, s in zip(small, scales, strict=True)]
+    q = torch.randn(sum(queries), 4, 80)
+    starts = torch.tensor([0, *accumulate(queries)], dtype=torch.int32)
+    table = torch.arange(36, dtype=torch.int32).view(2, 18)
+    batch = gpu.Batch(starts, torch.tensor(case.lengths, dtype=torch.int32), table, max(queries), 70)
+
+    def pool(parts: list[Tensor]) -> Tensor:
+        rows = torch.zeros(2, 72, *parts[0].shape[1:], dtype=parts[0].dtype)
+        for i, part in enumerate(parts):
+            rows[i, : len(part)] = part
+        return rows.flatten(0, 1)
+
+    ours = gpu.attention(
+        q, pool(small[::2]), pool(small[1::2]), batch, 4, splits=splits, scales=(pool(scales[::2]), pool(scales[1::2]))
+    )
+    theirs = gpu.attention(q, pool(wide[::2]), pool(wide[1::2]), batch, 4, splits=splits)
+    assert (ours - theirs).abs().max() < 2e-5
+    assert ours.abs().max() > 0.1

@@ -34,13 +34,13 @@ def same(ours: Callable[..., Sequence[Tensor]], theirs: Callable[..., Sequence[T
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize(("rows", "width"), [(1, 192), (5, 129), (300, 2)])
-def test_rms_norm(rows: int, width: int, wanted: tuple[bool, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("rows", "width", "one_plus"), [(1, 192, False), (5, 129, True), (300, 2, False)])
+def test_rms_norm(rows: int, width: int, one_plus: bool, wanted: tuple[bool, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(width)
     inputs, floor = (torch.randn(rows, width).to(dtype), torch.randn(width).to(dtype)), torch.tensor(1e-5)
     same(
-        lambda x, w: [gpu_norms.rms_norm(x, w, floor)],
-        lambda x, w: [norms.rms_norm_ref(x, w, floor)], inputs, wanted,
+        lambda x, w: [gpu_norms.rms_norm(x, w, floor, one_plus)],
+        lambda x, w: [norms.rms_norm_ref(x, w, floor, one_plus)], inputs, wanted,
     )  # fmt: skip
 
 
@@ -63,9 +63,13 @@ def test_the_norm_of_a_sum(wanted: tuple[bool, ...], used: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("activation", list(activations.ACTIVATIONS))
-def test_gated(activation: activations.Activation, dtype: torch.dtype) -> None:
+def test_activations(activation: activations.Activation, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     x = (4 * torch.randn(3, 2, 350)).to(dtype)
+    same(
+        lambda x: [gpu_activations.activated(x, activation)],
+        lambda x: [activations.ACTIVATIONS[activation](x)], [x], [True],
+    )  # fmt: skip
     same(
         lambda x: [gpu_activations.gated(x, activation)],
         lambda x: [activations.gated_ref(x, activation)], [x], [True],

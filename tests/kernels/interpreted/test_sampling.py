@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,17 +15,20 @@ from opsin_kernels.sampling import SamplingRow
 from support.distributions import allowed, rows
 
 
-def draw(logits: Tensor, row: SamplingRow, step: int = 16) -> int:
+def draw(logits: Tensor, row: SamplingRow, step: int = 16, short: int = 24) -> int:
     settings_ = [[row.temperature, row.top_k, row.top_p, row.min_p, row.uniform]]
-    return int(gpu_sampling.draw(logits, torch.tensor(settings_, dtype=torch.float64), step))
+    return int(gpu_sampling.draw(logits, torch.tensor(settings_, dtype=torch.float64), step, short))
 
 
-@given(rows, st.integers(0, 10**6), st.sampled_from([1, 11, 16, 40]))
-@settings(max_examples=15, deadline=None)
-def test_a_draw_is_the_inverse_of_the_filtered_distribution(row: SamplingRow, seed: int, vocabulary: int) -> None:
-    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
+@given(rows, st.integers(0, 10**6), st.sampled_from([1, 11, 16, 40]), st.sampled_from([2, 8]), st.sampled_from([1, 24]))
+@settings(max_examples=25, deadline=None)
+def test_a_draw_is_the_inverse_of_the_filtered_distribution(
+    row: SamplingRow, seed: int, vocabulary: int, spread: float, short: int
+) -> None:
+    """Spread: many tokens are too faint for the short list, or none; short: what it holds."""
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
     expected = allowed(logits[0].tolist(), row)
-    token = draw(logits, row)
+    token = draw(logits, row, short=short)
     below = sum(expected[:token])
     assert expected[token] > 0
     assert below - 1e-5 <= row.uniform <= below + expected[token] + 1e-5
@@ -64,5 +69,16 @@ def test_rows_are_their_own(dtype: torch.dtype) -> None:
     settings_ = torch.tensor(
         [(r.temperature, r.top_k, r.top_p, r.min_p, r.uniform) for r in mixed], dtype=torch.float64
     )
-    together = gpu_sampling.draw(logits, settings_, 16).tolist()
+    together = gpu_sampling.draw(logits, settings_, 16, 24).tolist()
     assert together == [draw(logits[i : i + 1], row) for i, row in enumerate(mixed)]
+
+
+def test_faint_tokens_count_for_top_p_though_they_are_not_looked_at() -> None:
+    """3,998 tokens of 2^-18 weigh 1.5 % together: with them 98 % take two tokens, without them one."""
+    weights = torch.full((4000,), 2.0**-18)
+    weights[[7, 3000]] = torch.tensor([1.0, 0.02])
+    row = SamplingRow(1.0, 0, 0.98, 0.0, 0.99)
+    assert draw(weights.log()[None], row, step=1024) == 3000
+    assert draw(weights.log()[None], replace(row, top_p=0.96), step=1024) == 7
+    everything = replace(row, top_p=0.998, uniform=0.9999)
+    assert draw(weights.log()[None], everything, step=1024) > 3000, "it looks at all then"

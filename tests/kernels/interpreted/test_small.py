@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opsin_kernels import activations, norms, rotary
+from opsin_kernels import activations, layer_norm, norms, rotary
 from opsin_kernels.gpu import activations as gpu_activations
+from opsin_kernels.gpu import layer_norm as gpu_layer_norm
 from opsin_kernels.gpu import norms as gpu_norms
 from opsin_kernels.gpu import rotary as gpu_rotary
 from support import bfloat16
@@ -20,13 +21,14 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("one_plus", [False, True])
 @pytest.mark.parametrize(("rows", "width"), [(1, 192), (3, 1), (5, 129), (0, 8)])
-def test_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
+def test_rms_norm(rows: int, width: int, one_plus: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(rows + width)
     wide = torch.full((rows, width + 7), torch.nan, dtype=dtype)  # a slice of a wider tensor
     wide[:, 3 : 3 + width] = torch.randn(rows, width)
     x, weight, floor = wide[:, 3 : 3 + width], torch.randn(width).to(dtype), torch.tensor(1e-5)
-    assert close(gpu_norms.rms_norm(x, weight, floor), norms.rms_norm_ref(x, weight, floor))
+    assert close(gpu_norms.rms_norm(x, weight, floor, one_plus), norms.rms_norm_ref(x, weight, floor, one_plus))
 
 
 def test_rms_norm_of_heads() -> None:
@@ -42,6 +44,7 @@ def test_gated(shape: tuple[int, ...], activation: activations.Activation, dtype
     torch.manual_seed(1)
     x = (4 * torch.randn(shape)).to(dtype)
     assert close(gpu_activations.gated(x, activation), activations.gated_ref(x, activation))
+    assert close(gpu_activations.activated(x, activation), activations.ACTIVATIONS[activation](x))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -89,3 +92,17 @@ def test_the_interpreter_rounds_to_bfloat16_as_torch_does() -> None:
     x = torch.cat([torch.randn(1000), torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, torch.inf, torch.nan, -0.0, 3e38])])
     ours = torch.from_numpy(bfloat16.rounded(x.numpy()).view("int16")).view(torch.bfloat16)
     assert torch.equal(ours.nan_to_num(7), x.bfloat16().nan_to_num(7))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("shape", "width"), [((1,), 192), ((2, 3), 129), ((0,), 8), ((4,), 1)])
+def test_layer_norm_alone_and_of_a_sum(shape: tuple[int, ...], width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    wide = torch.full((*shape, width + 5), torch.nan, dtype=dtype)  # a slice of a wider tensor
+    wide[..., 2 : 2 + width] = 3 + torch.randn(*shape, width)
+    x, delta = wide[..., 2 : 2 + width], torch.randn(*shape, width).to(dtype)
+    weight, bias = (torch.randn(width).to(dtype) for _ in range(2))
+    assert close(gpu_layer_norm.layer_norm(x, weight, bias, 1e-5), layer_norm.layer_norm_ref(x, weight, bias, 1e-5))
+    added, normed = gpu_layer_norm.add_layer_norm(x, delta, weight, bias, 1e-5)
+    assert torch.equal(added, x + delta)
+    assert close(normed, layer_norm.layer_norm_ref(x + delta, weight, bias, 1e-5))
