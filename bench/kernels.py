@@ -114,7 +114,7 @@ def decode(device: Device, model: str, heads: int, kv_heads: int, size: int, bat
         pool = device.random(batch * pages, PAGE, 2 * kv_heads, size)
         table = torch.randperm(batch * pages, device=device.device).view(batch, pages)
         layout = attention.Layout([1] * batch, [context] * batch, table)
-        _ = layout.bounds  # (made once a step, not once a layer)
+        _ = layout.launches  # (made once a step, not once a layer)
         return device.random(batch, heads, size), pool, layout
 
     def library(q: Tensor, pool: Tensor, layout: attention.Layout) -> Tensor:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from kernels import PAGE, Device
+from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import attention, catalogue, tuned
 from opsin_kernels.gpu.compiled import SHARED, TENSOR_CORES, facts
 
@@ -84,10 +85,10 @@ def measured(device: Device, task: Task, shape: attention.Shape) -> float:
     numbers = {"dtype": torch.int32, "device": device.device}
     table = torch.randperm(sequences * pages, **numbers).view(sequences, pages) if task.page else None
     starts = torch.arange(sequences + 1, **numbers) * task.queries
-    batch = attention.Batch(starts, torch.full((sequences,), length, **numbers), table, task.queries, length)
+    bounds = Bounds(starts, torch.full((sequences,), length, **numbers), table, task.queries, length)
 
     def run(_: int) -> torch.Tensor:
-        return attention.attention(q, k, v, batch, task.page, causal=task.page > 0, shape=shape)
+        return attention.attention(q, k, v, bounds, task.page, causal=task.page > 0, shape=shape)
 
     return device.time(run, 1)[0]
 

@@ -7,7 +7,7 @@ first, found by a block table; a sequence's queries are its newest rows. Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -16,6 +16,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Sequences of one launch of the kernel, on the device: I32 starts [S + 1], the first query row of each; lengths
+    [S], of keys; table [S, pages], the pages of each, None where keys are packed like the queries. longest_query,
+    longest: bounds that the host knows, which shape the launch."""
+
+    starts: Tensor
+    lengths: Tensor
+    table: Tensor | None
+    longest_query: int
+    longest: int
+
+
+@dataclass
+class Segments:
+    """Sequences packed one behind the other, each of which sees only itself; lengths: rows of each, host integers.
+
+    cores: how many rows at the front of each see all of it; its other rows see those alone. None: all of them do.
+    """
+
+    lengths: Sequence[int]
+    cores: Sequence[int] | None = None
+    _made: tuple[Bounds, Tensor | None] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def bounds(self, device: torch.device) -> tuple[Bounds, Tensor | None]:
+        """As the kernel takes it, with the rows that each row sees, I32 [T, 2], where cores are given. Built once a
+        forward pass, not once a layer: the copy makes the host wait."""
+        if self._made is None:
+            count = len(self.lengths)
+            numbers = torch.tensor([*accumulate(self.lengths, initial=0), *self.lengths], dtype=torch.int32).to(device)
+            longest = max(self.lengths)
+            bounds = Bounds(numbers[: count + 1], numbers[count + 1 :], None, longest, longest)
+            self._made = bounds, None if self.cores is None else self._ranges(self.cores).to(device)
+        return self._made
+
+    def _ranges(self, cores: Sequence[int]) -> Tensor:
+        spans = zip(self.lengths, cores, strict=True)
+        ends = torch.tensor([n for a, core in spans for n in [a] * core + [core] * (a - core)], dtype=torch.int32)
+        return torch.stack([torch.zeros_like(ends), ends], 1)
 
 
 @dataclass
@@ -55,14 +96,29 @@ class Layout:
         return torch.zeros(absent.shape, device=ends.device).masked_fill_(absent, -torch.inf)[:, None, None]
 
     @cached_property
-    def bounds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As the kernels take it, I32 on the block table's device: first query rows [S + 1], kv_lengths [S], block
-        table. Built once a step."""
+    def launches(self) -> list[tuple[slice, Bounds]]:
+        """Query rows and bounds of each launch: those that decode and those that prefill want tiles, and parts that
+        keys are split into, of their own. Built once a step."""
         assert self.block_table is not None
-        device = self.block_table.device
-        numbers = torch.tensor([*accumulate(self.query_lengths, initial=0), *self.kv_lengths], dtype=torch.int32)
-        moved, count = numbers.to(device, non_blocking=True), len(self.query_lengths)
-        return moved[: count + 1], moved[count + 1 :], self.block_table.to(torch.int32)
+        count, first = len(self.query_lengths), self.decodes
+        groups = [slice(0, first), slice(first, count)] if 0 < first < count else [slice(0, count)]
+        numbers, table = [], self.block_table.to(torch.int32)
+        for group in groups:
+            numbers += [*accumulate(self.query_lengths[group], initial=0), *self.kv_lengths[group]]
+        moved = torch.tensor(numbers, dtype=torch.int32).to(table.device, non_blocking=True)
+        found, row, at = [], 0, 0
+        for group in groups:
+            queries, lengths, size = self.query_lengths[group], self.kv_lengths[group], group.stop - group.start
+            starts, at = moved[at : at + size + 1], at + 2 * size + 1
+            bounds = Bounds(starts, moved[at - size : at], table[group], max(queries), max(lengths))
+            found.append((slice(row, row + sum(queries)), bounds))
+            row += sum(queries)
+        return found
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The sequences without a cache."""
+        return Segments(self.query_lengths)
 
     def blocks_of(self, sequences: slice, length: int, block: int) -> Tensor:
         """I64 [n · blocks]: the blocks that hold the first `length` rows of some sequences; built once a step."""
@@ -100,19 +156,19 @@ def paged_attention_ref(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     return torch.cat(parts)
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool) -> Tensor:
     """q [T, H, D], k and v [T, K, D] of sequences packed one behind the other; each sees only itself. Differentiable.
-
-    Runs of equal lengths (the tiles of one picture size) are one batched call.
-    """
+    causal: not with cores."""
     if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
-        return _packed_kernel(q, k, v, lengths, causal=causal)
-    return packed_attention_ref(q, k, v, lengths, causal=causal)
+        return _packed_kernel(q, k, v, segments, causal=causal)
+    return packed_attention_ref(q, k, v, segments, causal=causal)
 
 
-def packed_attention_ref(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
-    """The definition of `packed_attention`."""
-    parts, at, i = [], 0, 0
+def packed_attention_ref(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool) -> Tensor:
+    """The definition of `packed_attention`. Runs of equal lengths (the tiles of one picture size) are one call."""
+    if segments.cores is not None:
+        return _around_cores(q, k, v, segments)
+    parts, at, i, lengths = [], 0, 0, segments.lengths
     while i < len(lengths):
         same = 1
         while i + same < len(lengths) and lengths[i + same] == lengths[i]:
@@ -123,27 +179,36 @@ def packed_attention_ref(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def _around_cores(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    assert segments.cores is not None
+    parts, split = [], [x.split(list(segments.lengths)) for x in (q, k, v)]
+    for queries, keys, values, core in zip(*split, segments.cores, strict=True):
+        parts.append(_batched(queries[None, :core], keys[None], values[None], causal=False)[0])
+        if core < len(queries):
+            parts.append(_batched(queries[None, core:], keys[None, :core], values[None, :core], causal=False)[0])
+    return torch.cat(parts)
+
+
 def _paged_kernel(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     from opsin_kernels.gpu import attention as gpu
 
-    starts, lengths, table = layout.bounds
     rows, heads = pool.view(-1, *pool.shape[2:]), pool.shape[2] // 2
-    batch = gpu.Batch(starts, lengths, table, max(layout.query_lengths), max(layout.kv_lengths))
-    return gpu.attention(q, rows[:, :heads], rows[:, heads:], batch, pool.shape[1]).flatten(1)
+    out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
+    for part, bounds in layout.launches:
+        gpu.attention(q[part], rows[:, :heads], rows[:, heads:], bounds, pool.shape[1], out=out[part])
+    return out.flatten(1)
 
 
-def _packed_kernel(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
+def _packed_kernel(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool) -> Tensor:
     from opsin_kernels.gpu import attention as gpu
 
-    if not lengths:
+    if not segments.lengths:
         return torch.empty_like(q)
-    numbers = torch.tensor([*accumulate(lengths, initial=0), *lengths], dtype=torch.int32).to(q.device)
-    starts, counts = numbers[: len(lengths) + 1], numbers[len(lengths) + 1 :]
-    batch = gpu.Batch(starts, counts, None, max(lengths), max(lengths))
     q, k, v = (x if x.stride(-1) == 1 and x.stride(1) == x.shape[2] else x.contiguous() for x in (q, k, v))
     if k.stride(0) != v.stride(0):
         k, v = k.contiguous(), v.contiguous()
-    return gpu.attention(q, k, v, batch, 0, causal=causal)
+    bounds, ranges = segments.bounds(q.device)
+    return gpu.attention(q, k, v, bounds, 0, causal=causal, ranges=ranges)
 
 
 def _batched(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:

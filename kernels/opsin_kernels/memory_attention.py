@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opsin_kernels.attention import Bounds
 from opsin_kernels.dispatch import uses_kernels
 
 
@@ -34,16 +35,16 @@ class Runs:
     runs: Sequence[Run]
 
     @cached_property
-    def bounds(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """As the kernel takes it, I32 on the slots' device: first query rows [S + 1], memory rows [S], table of slots
-        [S, longest]; and the longest of both. Built once a step, not once a layer."""
+    def bounds(self) -> Bounds:
+        """As the kernel takes it, on the slots' device: a page has one row. Built once a step, not once a layer."""
         counts, lengths = [run.queries for run in self.runs], [len(run.slots) for run in self.runs]
         device = self.runs[0].slots.device
         numbers = torch.tensor([*accumulate(counts, initial=0), *lengths], dtype=torch.int32).to(device)
         table = torch.zeros((len(counts), max(lengths)), dtype=torch.int32, device=device)
         for line, run in zip(table, self.runs, strict=True):
             line[: len(run.slots)] = run.slots
-        return numbers[: len(counts) + 1], numbers[len(counts) + 1 :], table, max(counts), max(lengths)
+        starts, sizes = numbers[: len(counts) + 1], numbers[len(counts) + 1 :]
+        return Bounds(starts, sizes, table, max(counts), max(lengths))
 
 
 def memory_attention(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
@@ -65,7 +66,5 @@ def _kernel(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
     """Each run is a sequence whose pages have one row: its slots."""
     from opsin_kernels.gpu import attention as gpu
 
-    starts, lengths, table, longest_query, longest = runs.bounds
-    batch = gpu.Batch(starts, lengths, table, longest_query, longest)
     heads = memory.shape[1] // 2
-    return gpu.attention(q, memory[:, :heads], memory[:, heads:], batch, 1, causal=False).flatten(1)
+    return gpu.attention(q, memory[:, :heads], memory[:, heads:], runs.bounds, 1, causal=False).flatten(1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsin_kernels.attention import Layout, packed_attention, paged_attention, write_kv
+from opsin_kernels.attention import Layout, Segments, packed_attention, paged_attention, write_kv
 
 
 def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -60,6 +60,19 @@ def test_paged_attention_equals_its_definition(parts, shape, block) -> None:
 def test_packed_sequences_do_not_see_each_other(lengths: list[int], causal: bool) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(sum(lengths), h, 12) for h in (4, 2, 2))
-    out = packed_attention(q, k, v, lengths, causal=causal)
+    out = packed_attention(q, k, v, Segments(lengths), causal=causal)
     for a, b, c, d in zip(*(x.split(lengths) for x in (q, k, v, out)), strict=True):
         assert (plain(a, b, c, causal) - d).abs().max() < 1e-5
+
+
+def test_rows_behind_a_core_see_the_core_alone() -> None:
+    torch.manual_seed(0)
+    lengths, cores = [5, 3, 4], [2, 3, 1]
+    q, k, v = (torch.randn(12, h, 12) for h in (4, 2, 2))
+    segments = Segments(lengths, cores)
+    out = packed_attention(q, k, v, segments, causal=False)
+    for a, b, c, d, core in zip(*(x.split(lengths) for x in (q, k, v, out)), cores, strict=True):
+        wanted = torch.cat([plain(a[:core], b, c, False), plain(a[core:], b[:core], c[:core], False)])
+        assert (wanted - d).abs().max() < 1e-5
+    _, ranges = segments.bounds(q.device)
+    assert ranges.tolist() == [[0, n] for n in (5, 5, 2, 2, 2, 3, 3, 3, 4, 1, 1, 1)]

@@ -25,15 +25,15 @@ def test_a_table_gives_the_entry_with_the_nearest_query_length(folder) -> None:
     (folder / tuned.file_name("NVIDIA Some GPU")).write_text(json.dumps({"attention": [ENTRY, LONG, SHORT]}))
 
     def block_m(queries: int, size: int = 128) -> int:
-        return attention.shape_for(12, 2, size, 16, queries, "NVIDIA Some GPU").block_m
+        return attention.shape_for(12, 2, size, 16, queries, device="NVIDIA Some GPU").block_m
 
     assert [block_m(n) for n in (1, 2, 64, 200, 300, 9000)] == [16, 64, 64, 64, 128, 128]
-    assert attention.shape_for(12, 2, 128, 16, 1, "NVIDIA Some GPU").tile == 128
-    assert attention.shape_for(12, 2, 64, 16, 1, "NVIDIA Some GPU") == attention.shape_for(12, 2, 64, 16, 1)
+    assert attention.shape_for(12, 2, 128, 16, 1, device="NVIDIA Some GPU").tile == 128
+    assert attention.shape_for(12, 2, 64, 16, 1, device="NVIDIA Some GPU") == attention.shape_for(12, 2, 64, 16, 1)
 
 
 def test_another_device_gets_what_fits_every_chip(folder) -> None:
-    assert attention.shape_for(12, 2, 128, 16, 1, "NVIDIA Other") == attention.shape_for(12, 2, 128, 16, 1)
+    assert attention.shape_for(12, 2, 128, 16, 1, device="NVIDIA Other") == attention.shape_for(12, 2, 128, 16, 1)
 
 
 @pytest.mark.parametrize("broken", [{"warps": "4"}, {"tile": True}, {"group": None}])

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import tuned
 
 
@@ -35,13 +36,13 @@ def _sequence_of(starts_ptr, sequences, block, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "rows", "table_stride"])
 def attend(
     q_ptr,  # [T, H, D], rows `q_stride` apart
     k_ptr,  # [P, K, D], rows `kv_stride` apart
     v_ptr,  # the same
-    out_ptr,  # [T, H, D]; with SPLITS > 1 float32 [SPLITS, T, H, D]
-    norm_ptr,  # SPLITS > 1: float32 [SPLITS, T, H], the logarithm of each part's sum
+    out_ptr,  # [T, H, D]; with SPLIT float32 [parts, T, H, D]
+    norm_ptr,  # F32 [parts, T, H], the logarithm of each part's sum; only with SPLIT
     table_ptr,  # I32 [S, table_stride], the pages of each sequence; only with PAGE
     starts_ptr,  # I32 [S + 1], first query row of each sequence
     lengths_ptr,  # I32 [S], cached rows with this step's
@@ -64,7 +65,7 @@ def attend(
     PAGE: tl.constexpr,  # rows of a page; 0: keys and values lie packed like the queries
     BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether the keys are split into parts, as many as the grid's third axis has programs
     WINDOW: tl.constexpr,  # 0: the whole context
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -99,8 +100,8 @@ def attend(
     # The tile's own range of keys: a window starts late, a causal tile ends early.
     begin = tl.min(tl.where(alive & (lo < hi), lo, length))
     end = tl.minimum(tl.max(hi), length)
-    if SPLITS > 1:
-        share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), SPLITS), TILE) * TILE
+    if SPLIT:
+        share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), tl.num_programs(2)), TILE) * TILE
         begin = begin + part * share
         end = tl.minimum(end, begin + share)
 
@@ -126,11 +127,11 @@ def attend(
             slot = (start + j).to(tl.int64)
         k_base = k_ptr + slot * kv_stride + kv_head * SIZE
         k_low = tl.load(k_base[None, :] + d_low[:, None], mask=there[None, :] & (d_low < SIZE)[:, None], other=0.0)
-        scores = tl.dot(q_low, k_low.to(q_low.dtype))
+        scores = tl.dot(q_low, k_low.to(q_low.dtype), input_precision="ieee")
         if HIGH:
             tall = there[None, :] & (d_high < SIZE)[:, None]
             k_high = tl.load(k_base[None, :] + d_high[:, None], mask=tall, other=0.0)
-            scores = tl.dot(q_high, k_high.to(q_high.dtype), scores)
+            scores = tl.dot(q_high, k_high.to(q_high.dtype), scores, input_precision="ieee")
         scores = scores * scale
         if SCALED:
             factors = slot * scale_stride + kv_head
@@ -152,15 +153,15 @@ def attend(
         v_base = v_ptr + slot * kv_stride + kv_head * SIZE
         v_low = tl.load(v_base[:, None] + d_low[None, :], mask=there[:, None] & (d_low < SIZE)[None, :], other=0.0)
         weights = weights.to(q_low.dtype)
-        acc_low = tl.dot(weights, v_low.to(q_low.dtype), acc_low * shrink[:, None])
+        acc_low = tl.dot(weights, v_low.to(q_low.dtype), acc_low * shrink[:, None], input_precision="ieee")
         if HIGH:
             flat = there[:, None] & (d_high < SIZE)[None, :]
             v_high = tl.load(v_base[:, None] + d_high[None, :], mask=flat, other=0.0)
-            acc_high = tl.dot(weights, v_high.to(q_low.dtype), acc_high * shrink[:, None])
+            acc_high = tl.dot(weights, v_high.to(q_low.dtype), acc_high * shrink[:, None], input_precision="ieee")
 
     whole = tl.where(total > 0, total, 1.0)
     out_row = (row * HEADS + head) * SIZE
-    if SPLITS > 1:
+    if SPLIT:
         places = part.to(tl.int64) * rows * HEADS + row * HEADS + head
         out_row = places * SIZE
         tl.store(norm_ptr + places, tl.where(total > 0, top + tl.log2(whole), -float("inf")), mask=alive)
@@ -172,31 +173,31 @@ def attend(
         tl.store(out_ptr + out_row[:, None] + d_high[None, :], high_out, mask=alive[:, None] & (d_high < SIZE)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "parts"])
 def merge(
-    parts_ptr,  # float32 [SPLITS, T, H, D]
-    norm_ptr,  # float32 [SPLITS, T, H]
+    parts_ptr,  # F32 [parts, T, H, D]
+    norm_ptr,  # F32 [parts, T, H]
     out_ptr,  # [T, H, D]
     rows,  # T · H
+    parts,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,  # the power of two that holds D
-    SPLITS: tl.constexpr,
+    MOST: tl.constexpr,  # parts at most: one compiled kernel for any number; those that are not there read nothing
 ):
     """One program a row and head: the parts of its keys, each weighted by its share of the sum."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, PADDED)
-    top = tl.load(norm_ptr + row)
-    for part in range(1, SPLITS):
-        top = tl.maximum(top, tl.load(norm_ptr + part * rows + row))
-    top = tl.where(top == -float("inf"), 0.0, top)
-    total = 0.0
-    acc = tl.zeros([PADDED], tl.float32)
-    for part in range(SPLITS):
-        weight = tl.exp2(tl.load(norm_ptr + part * rows + row) - top)
-        total += weight
-        acc += weight * tl.load(parts_ptr + (part * rows + row) * SIZE + d, mask=d < SIZE, other=0.0)
-    whole = tl.where(total > 0, total, 1.0)
-    tl.store(out_ptr + row * SIZE + d, (acc / whole).to(out_ptr.dtype.element_ty), mask=d < SIZE)
+    part = tl.arange(0, MOST)
+    there = part < parts
+    place = part.to(tl.int64) * rows + row
+    norms = tl.load(norm_ptr + place, mask=there, other=-float("inf"))
+    top = tl.max(norms, 0)
+    weights = tl.exp2(norms - tl.where(top == -float("inf"), 0.0, top))
+    total = tl.sum(weights, 0)
+    found = there[:, None] & (d < SIZE)[None, :]
+    values = tl.load(parts_ptr + place[:, None] * SIZE + d[None, :], mask=found, other=0.0)
+    out = tl.sum(values * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    tl.store(out_ptr + row * SIZE + d, out.to(out_ptr.dtype.element_ty), mask=d < SIZE)
 
 
 # ------------------------------------------------------------------------------------------------ launching
@@ -221,19 +222,22 @@ class Shape:
         return self.block_m // (self.heads // self.kv_heads)
 
 
-def shape_for(heads: int, kv_heads: int, size: int, page: int, longest_query: int, device: str | None = None) -> Shape:
-    """What was measured on a device of that name; without, what fits every chip.
+def shape_for(
+    heads: int, kv_heads: int, size: int, page: int, longest_query: int, *, bits: int = 16, device: str | None = None
+) -> Shape:
+    """What was measured on a device of that name; without, what fits every chip. bits: of a key's number.
 
     Decode: as many rows as a group has, at least the 16 of a tensor core. Prefill: 64, which fits every chip; with
     heads wider than 64 over 8 warps (4 spill 40 bytes on sm_80 and sm_120)."""
     group = heads // kv_heads
-    measured = None if device is None else tuned.attention_tile(device, group, size, page, longest_query)
+    measured = tuned.attention_tile(device, group, size, page, longest_query) if device and bits == 16 else None
     if measured is not None:
         return Shape(heads, kv_heads, size, page, *(measured[name] for name in tuned.FIELDS))
     least = max(16, triton.next_power_of_2(group))
     decode = longest_query <= max(1, 16 // group)
     block_m, tile = (least, 64) if decode else (max(64, least), 32 if size > 128 else 64)
-    return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, 2)
+    stages = 3 if bits == 8 and decode else 2  # (two spill 16 bytes on sm_100)
+    return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, stages)
 
 
 def splits_for(programs: int, longest: int, processors: int, tile: int) -> int:
@@ -246,23 +250,11 @@ def splits_for(programs: int, longest: int, processors: int, tile: int) -> int:
 MAX_SPLITS = 32
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of one launch on the device: I32 starts [S + 1], lengths [S], table [S, pages] or None; and two host
-    integers that shape the launch."""
-
-    starts: Tensor
-    lengths: Tensor
-    table: Tensor | None
-    longest_query: int
-    longest: int
-
-
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    batch: Batch,
+    bounds: Bounds,
     page: int,
     *,
     causal: bool = True,
@@ -273,36 +265,41 @@ def attention(
     splits: int | None = None,
     shape: Shape | None = None,
     scales: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """q [T, H, D]; k, v [P, K, D] with equal row strides and dense heads -> [T, H, D]. ranges I32 [T, 2]. splits and
-    shape: None chooses. scales: of k and v in 8 bit, F32 [P, K] with equal row strides, a number a row and head.
+    shape: None chooses. scales: of k and v in 8 bit, F32 [P, K] with equal row strides, a number a row and head. out:
+    where the result goes, dense.
 
     Accumulates in float32; rounds once at the end (and the weights to v's type before their product). Deterministic.
     """
     rows, heads, size = q.shape
     if shape is None:
-        shape = shape_for(heads, k.shape[1], size, page, batch.longest_query, _name(q.device))
-    sequences = len(batch.lengths)
+        name, bits = _name(q.device), 8 * k.element_size()
+        shape = shape_for(heads, k.shape[1], size, page, bounds.longest_query, bits=bits, device=name)
+    sequences, table = len(bounds.lengths), bounds.table
     tiles = rows // shape.block_q + sequences
     if splits is None:
-        splits = splits_for(tiles * shape.kv_heads, batch.longest, _processors(q.device), shape.tile)
-    out = torch.empty((rows, heads, size), device=q.device, dtype=q.dtype)
+        splits = splits_for(tiles * shape.kv_heads, bounds.longest, _processors(q.device), shape.tile)
+    out = torch.empty((rows, heads, size), device=q.device, dtype=q.dtype) if out is None else out
     parts = out if splits == 1 else torch.empty((splits, rows, heads, size), device=q.device, dtype=torch.float32)
     norms = out if splits == 1 else torch.empty((splits, rows, heads), device=q.device, dtype=torch.float32)
     low, high = halves(size)
     factor = (size**-0.5 if scale is None else scale) * (1.0 if softcap else LOG2_E)
     attend[(tiles, shape.kv_heads, splits)](
-        q, k, v, parts, norms, batch.table, batch.starts, batch.lengths, ranges, *(scales or (None, None)), sequences,
-        rows, q.stride(0), k.stride(0), 0 if batch.table is None else batch.table.stride(0),
+        q, k, v, parts, norms, table, bounds.starts, bounds.lengths, ranges, *(scales or (None, None)), sequences,
+        rows, q.stride(0), k.stride(0), 0 if table is None else table.stride(0),
         0 if scales is None else scales[0].stride(0), factor, softcap or 1.0,
         HEADS=heads, KV_HEADS=shape.kv_heads, SIZE=size, LOW=low, HIGH=high, PAGE=page, BLOCK_M=shape.block_m,
-        TILE=shape.tile, SPLITS=splits, WINDOW=window, CAUSAL=causal, CAPPED=softcap > 0, RANGED=ranges is not None,
-        SCALED=scales is not None,
+        TILE=shape.tile, SPLIT=splits > 1, WINDOW=window, CAUSAL=causal, CAPPED=softcap > 0,
+        RANGED=ranges is not None, SCALED=scales is not None,
         num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
     if splits > 1:
         padded = triton.next_power_of_2(size)
-        merge[(rows * heads,)](parts, norms, out, rows * heads, SIZE=size, PADDED=padded, SPLITS=splits, num_warps=1)
+        merge[(rows * heads,)](
+            parts, norms, out, rows * heads, splits, SIZE=size, PADDED=padded, MOST=MAX_SPLITS, num_warps=4
+        )
     return out
 
 

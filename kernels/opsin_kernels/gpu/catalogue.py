@@ -35,7 +35,11 @@ def launches() -> Iterator[Launch]:
     )
     for name, sizes in TOWERS.items():
         yield attention_launch(f"attention packed {name}", *sizes, page=0, longest_query=4096, splits=1, causal=False)
+    yield attention_launch(
+        "attention cores Llama-3.2 tower", 16, 16, 80, page=0, longest_query=4096, splits=1, causal=False, ranged=True
+    )
 
+    yield _merge("merge of parts 128", 128)
     for width in (1536, 3584, 4096):
         yield _norm(f"add and rms_norm {width}", width)
         yield _norm_backward(f"add and rms_norm backward {width}", width)
@@ -70,8 +74,10 @@ def attention_launch(
     causal: bool = True,
     shape: attention.Shape | None = None,
     eight_bit: bool = False,
+    ranged: bool = False,
 ) -> Launch:
-    shape = shape or attention.shape_for(heads, kv_heads, size, page, longest_query)
+    bits = 8 if eight_bit else 16
+    shape = shape or attention.shape_for(heads, kv_heads, size, page, longest_query, bits=bits)
     low, high = attention.halves(size)
     whole = "*fp32" if splits > 1 else "*bf16"
     types = {
@@ -87,10 +93,10 @@ def attention_launch(
     }
     constants = {
         "HEADS": heads, "KV_HEADS": kv_heads, "SIZE": size, "LOW": low, "HIGH": high, "PAGE": page,
-        "BLOCK_M": shape.block_m, "TILE": shape.tile, "SPLITS": splits, "WINDOW": 0, "CAUSAL": causal, "CAPPED": False,
-        "RANGED": False, "SCALED": eight_bit,
+        "BLOCK_M": shape.block_m, "TILE": shape.tile, "SPLIT": splits > 1, "WINDOW": 0, "CAUSAL": causal,
+        "CAPPED": False, "RANGED": ranged, "SCALED": eight_bit,
     }  # fmt: skip
-    pointers = tuple(n for n in types if n.endswith("_ptr") and n != "ranges_ptr")
+    pointers = tuple(n for n in types if n.endswith("_ptr") and (ranged or n != "ranges_ptr"))
     return Launch(
         name,
         attention.attend,
@@ -101,6 +107,12 @@ def attention_launch(
         shape.stages,
         matrix=True,
     )
+
+
+def _merge(name: str, size: int) -> Launch:
+    types = {"parts_ptr": "*fp32", "norm_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "parts": "i32"}
+    constants = {"SIZE": size, "PADDED": 1 << (size - 1).bit_length(), "MOST": attention.MAX_SPLITS}
+    return Launch(name, attention.merge, types, constants, ("parts_ptr", "norm_ptr", "out_ptr"), 4)
 
 
 def _norm(name: str, width: int) -> Launch:

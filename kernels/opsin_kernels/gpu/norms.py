@@ -46,7 +46,7 @@ def rms_norm_rows(
     tl.store(out_ptr + row * SIZE + at, (scaled * weight).to(kind), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rms_norm_rows_backward(
     x_ptr,  # [T, N], rows `stride` apart: what was normalised
     grad_ptr,  # [T, N], dense: of the output

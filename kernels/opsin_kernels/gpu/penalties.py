@@ -9,7 +9,7 @@ from torch import Tensor
 BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def penalize_places(
     logits_ptr,  # [R, V], rows `stride` apart
     where_ptr,  # I64 [2, N]: rows, tokens

@@ -41,6 +41,7 @@ def turn_and_store(
         # The first product is rounded, as the definition's is.
         x = (x * cos).to(kind).to(tl.float32) + swapped * sin
     if not STORED or head < HEADS:
+        tl.debug_barrier()  # in place: every thread has read what another one writes
         tl.store(base + d, x.to(kind), mask=inside)
     else:
         slot = tl.load(slots_ptr + row)

@@ -86,7 +86,7 @@ class Attention(nn.Module):
             rotate_(qkv[:, : self.heads + self.kv_heads], turn.cos, turn.sin)
             q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
             q = q if turn.scale is None else q * turn.scale
-            y = packed_attention(q, k, v, rows.layout.query_lengths, causal=True).flatten(1)
+            y = packed_attention(q, k, v, rows.layout.segments, causal=True).flatten(1)
         else:
             assert rows.layout.slots is not None
             q = rotate_and_store(qkv, self.heads, turn.cos, turn.sin, pool, rows.layout.slots)

@@ -7,48 +7,19 @@ but real rows do attend to it, so that it is part of the function: it is compute
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opsin_kernels.attention import Segments
 from opsin_plugins.blocks.layers import LayerNorm, parameter
 from opsin_plugins.blocks.linear import Quantize
-from opsin_plugins.blocks.tower import Attended, Picture, Stem, TowerAttention, TowerLayer
+from opsin_plugins.blocks.tower import Attended, Picture, Stem, TowerLayer
 from opsin_plugins.spec import SpecError, TiledTowerSpec, TowerSpec
 
 MULTIPLE = 8
 PRE_NORM_EPS = 1e-5
-
-
-class TiledAttention(TowerAttention):
-    """Rows of one picture after another, the real ones of each first."""
-
-    def forward(self, x: Tensor, where: Attended) -> Tensor:
-        assert isinstance(where, TiledRows)
-        q, k, v = self.qkv(x, where.slot).unflatten(-1, (3, -1, self.head_dim)).unbind(1)
-        parts = []
-        for picture, real in zip(torch.arange(len(x)).split(where.lengths), where.real, strict=True):
-            start, stop = int(picture[0]), int(picture[-1]) + 1
-            middle = start + real
-            parts.append(_attend(q[start:middle], k[start:stop], v[start:stop]))
-            if middle < stop:
-                parts.append(_attend(q[middle:stop], k[start:middle], v[start:middle]))
-        return self.out(torch.cat(parts).flatten(1), where.slot)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q [n, H, D] to all of k, v [m, H, D] -> [n, H, D]."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class TiledRows(Attended):
-    """real: how many rows of each picture are no padding."""
-
-    real: Sequence[int]
 
 
 class TileTable(nn.Module):
@@ -79,7 +50,7 @@ class TiledTower(nn.Module):
         self.before_tiles, self.after_tiles = (TileTable(spec, spec.width) for _ in range(2))
         self.pre_norm, self.post_norm = (LayerNorm(spec.width, PRE_NORM_EPS) for _ in range(2))
         self.layers, self.global_layers = (
-            nn.ModuleList(TowerLayer(spec, quantize, gated, TiledAttention) for _ in range(count))
+            nn.ModuleList(TowerLayer(spec, quantize, gated) for _ in range(count))
             for count, gated in ((spec.layers, False), (spec.global_layers, True))
         )
 
@@ -124,7 +95,7 @@ class TiledTower(nn.Module):
         x = torch.cat([cls, x], 2) + (1 - self.tile_positions.gate.tanh()) * self.positions
         return x + self.tile_positions(kind).view(x.shape)
 
-    def _rows(self, pictures: Sequence[Picture], padded: int, slot: Tensor | None) -> tuple[Tensor, TiledRows]:
+    def _rows(self, pictures: Sequence[Picture], padded: int, slot: Tensor | None) -> tuple[Tensor, Attended]:
         """The order that brings each picture's real rows to the front, then the other tiles', then the odd ends."""
         spec, order, real = self.spec, [], []
         place = torch.arange(spec.max_tiles * padded).view(spec.max_tiles, padded)
@@ -135,4 +106,4 @@ class TiledTower(nn.Module):
         if slot is not None:  # a picture has one adapter
             firsts = torch.tensor([0, *(p.grid[0] * (self.per_tile - 1) for p in pictures[:-1])]).cumsum(0)
             slot = slot[firsts.to(slot.device)].repeat_interleave(place.numel())
-        return torch.cat(order), TiledRows([place.numel()] * len(pictures), None, slot, real)
+        return torch.cat(order), Attended(Segments([place.numel()] * len(pictures), real), None, slot)

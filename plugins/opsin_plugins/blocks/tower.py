@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin_kernels.attention import packed_attention
+from opsin_kernels.attention import Segments, packed_attention
 from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, PlainMLP, constants, make_norm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
@@ -56,9 +56,9 @@ class Stem(nn.Module):
 
 @dataclass(frozen=True)
 class Attended:
-    """How a layer's rows attend: within segments of these lengths, turned by these tables."""
+    """How a layer's rows attend: within these segments, turned by these tables."""
 
-    lengths: Sequence[int]
+    segments: Segments
     rope: tuple[Tensor, Tensor] | None
     slot: Tensor | None
 
@@ -76,18 +76,16 @@ class TowerAttention(nn.Module):
         if where.rope is not None:
             rotate_(qkv[:, : 2 * heads], *where.rope)
         q, k, v = qkv.split(heads, 1)
-        return self.out(packed_attention(q, k, v, where.lengths, causal=False).flatten(1), where.slot)
+        return self.out(packed_attention(q, k, v, where.segments, causal=False).flatten(1), where.slot)
 
 
 class TowerLayer(nn.Module):
     """gated: what the layer adds is scaled by two learned numbers, through tanh."""
 
-    def __init__(
-        self, spec: TowerSpec, quantize: Quantize, gated: bool = False, attention: type[TowerAttention] = TowerAttention
-    ) -> None:
+    def __init__(self, spec: TowerSpec, quantize: Quantize, gated: bool = False) -> None:
         super().__init__()
         self.attention_norm, self.mlp_norm = (make_norm(spec.norm, spec.width, spec.norm_eps) for _ in range(2))
-        self.attention = attention(spec, quantize)
+        self.attention = TowerAttention(spec, quantize)
         self.mlp: nn.Module
         if spec.gated_mlp:
             self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
@@ -160,7 +158,7 @@ class Tower(nn.Module):
             x = x.index_select(0, order)
             rope = None if rope is None else (rope[0].index_select(0, order), rope[1].index_select(0, order))
             slot = None if slot is None else slot.index_select(0, order)
-        apart, whole = Attended(lengths, rope, slot), Attended(frames, rope, slot)
+        apart, whole = (Attended(Segments(n), rope, slot) for n in (lengths, frames))
         taps = []
         for i, layer in enumerate(self.layers):
             x = layer(x, whole if i in self.spec.whole_layers else apart)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from opsin_kernels.attention import Layout
+from opsin_kernels.attention import Bounds, Layout
 from opsin_kernels.memory_attention import Runs
 from opsin_plugins.blocks.decoder import KVPool, Rows
 from opsin_plugins.blocks.model import Model
@@ -135,7 +135,9 @@ class Buffers:
 
     def fill(self, batch: Batch, size: int) -> None:
         count, layout = len(batch.ids), batch.rows.layout
-        _, lengths, table = layout.bounds
+        ((_, bounds),) = layout.launches
+        lengths, table = bounds.lengths, bounds.table
+        assert table is not None
         assert layout.slots is not None
         self.ids[:count].copy_(batch.ids)
         self.positions[:, :count].copy_(batch.rows.positions)
@@ -147,7 +149,8 @@ class Buffers:
 
     def views(self, size: int, context: int) -> tuple[Tensor, Rows]:
         layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size])
-        layout.bounds = (self.starts[: size + 1], self.lengths[:size], self.table[:size])
+        bounds = Bounds(self.starts[: size + 1], self.lengths[:size], self.table[:size], 1, context)
+        layout.launches = [(slice(0, size), bounds)]
         return self.ids[:size], Rows(self.positions[:, :size], layout)
 
 
@@ -163,17 +166,18 @@ class MemoryBuffers:
 
     def fill(self, memory: Memory, size: int) -> None:
         """Rows that see nothing have length 0."""
-        _, lengths, table, _, longest = memory.runs.bounds
-        rows = slice(0, len(lengths)) if memory.rows is None else memory.rows
+        bounds = memory.runs.bounds
+        assert bounds.table is not None
+        rows = slice(0, len(bounds.lengths)) if memory.rows is None else memory.rows
         self.lengths[:size].zero_()
-        self.lengths[rows] = lengths
-        self.table[:, :longest][rows] = table
+        self.lengths[rows] = bounds.lengths
+        self.table[:, : bounds.longest][rows] = bounds.table
 
     def views(self, size: int) -> Memory:
         """Called within the recorded step: which rows see anything is found anew each time."""
         lengths = self.lengths[:size]
         runs = Runs(())
-        runs.bounds = (self.starts[: size + 1], lengths, self.table[:size], 1, self.table.shape[1])
+        runs.bounds = Bounds(self.starts[: size + 1], lengths, self.table[:size], 1, self.table.shape[1])
         return Memory(runs, sees=lengths > 0, pool=self.pool)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import attention as gpu
 
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -48,6 +49,9 @@ CASES = {
     "window of a split decode": Case(4, 2, 32, 4, [1], [300], window=130, splits=2),
     "softcap": Case(2, 1, 64, 8, [1, 30], [100, 40], softcap=5.0),
     "packed, both ways": Case(3, 3, 80, 0, [5, 70, 1], [5, 70, 1], causal=False),
+    "packed, around cores": Case(
+        3, 3, 80, 0, [5, 2], [5, 2], causal=False, ranges=[(0, 5), (0, 5), (0, 2), (0, 2), (0, 2), (0, 2), (0, 1)]
+    ),
     "packed, causal": Case(4, 2, 16, 0, [5, 20], [5, 20]),
     "ranges": Case(4, 2, 32, 4, [2, 1], [12, 9], causal=False, ranges=[(0, 3), (3, 12), (9, 9)]),
     "bidirectional span": Case(2, 2, 32, 4, [5], [8], ranges=[(0, 4), (0, 7), (0, 7), (0, 7), (0, 8)]),
@@ -105,7 +109,7 @@ def test_attention_is_its_definition(name: str) -> None:
     q = torch.randn(sum(case.queries), case.heads, case.size).to(case.dtype)
     k, v, table = stored(keys, values, case)
     starts = [0, *accumulate(case.queries)]
-    batch = gpu.Batch(
+    batch = Bounds(
         torch.tensor(starts, dtype=torch.int32),
         torch.tensor(case.lengths, dtype=torch.int32),
         table,
@@ -146,7 +150,7 @@ def test_keys_and_values_in_8_bit_are_times_their_scales(queries: list[int], spl
     q = torch.randn(sum(queries), 4, 80)
     starts = torch.tensor([0, *accumulate(queries)], dtype=torch.int32)
     table = torch.arange(36, dtype=torch.int32).view(2, 18)
-    batch = gpu.Batch(starts, torch.tensor(case.lengths, dtype=torch.int32), table, max(queries), 70)
+    batch = Bounds(starts, torch.tensor(case.lengths, dtype=torch.int32), table, max(queries), 70)
 
     def pool(parts: list[Tensor]) -> Tensor:
         rows = torch.zeros(2, 72, *parts[0].shape[1:], dtype=parts[0].dtype)
