@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import report
 import torch
+from device import Device
 from image_tokens import files_of
 from torch import nn
 
-from kernels import Device
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec

@@ -51,6 +51,11 @@ def memory_attention(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
     """q [R, H, D]; memory [P, 2K, D]; the runs' queries sum to R. Returns [R, H·D]. Differentiable."""
     if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or memory.requires_grad)):
         return _kernel(q, memory, runs)
+    return memory_attention_ref(q, memory, runs)
+
+
+def memory_attention_ref(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
+    """The definition of `memory_attention`."""
     parts = []
     for rows, run in zip(q.split([run.queries for run in runs.runs]), runs.runs, strict=True):
         k, v = memory.index_select(0, run.slots).transpose(0, 1).chunk(2)  # [K, L, D]
