@@ -34,11 +34,11 @@ from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec
 from opsin_server.config import EngineConfig
+from opsin_server.engine.assemble import assemble
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.examine import tensor_bytes
-from opsin_server.engine.load import assemble
 from opsin_server.engine.memory import free_bytes, resolve
-from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
+from opsin_server.engine.trial import trial
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 8.5
@@ -120,23 +120,11 @@ class Bench:
 
     def submit(self, engine: Engine, text: int, edge: int, count: int) -> int:
         """A prompt of random tokens, and a random picture before them; returns its length."""
-        ids = np.random.default_rng(self.count).integers(3, min(self.spec.decoder.vocab, 290), text).tolist()
-        pictures = [np.random.default_rng(self.count).integers(0, 255, (edge, edge, 3), np.uint8)] if edge else []
-        if edge:
-            assert self.spec.image_token is not None
-            ids = [self.spec.image_token, *ids]
         self.count += 1
-        items = self.architecture.preprocess(pictures, self.spec, ImageBudget())
-        items = [replace(item, digest=f"{self.count}".encode()) for item in items]
-        expanded = self.architecture.expand(ids, items, self.spec, lambda text: [5])
-        positions, delta = self.architecture.positions(expanded, items, self.spec)
-        greedy = Sampling(temperature=0.0)
-        message = Submit(
-            str(self.count), greedy, count, (), delta, len(positions), expanded.spans, describe(items),
-            reaches(expanded.memory),
-        )  # fmt: skip
-        engine.submit(message, arrays_of(expanded.ids, positions, items))
-        return len(expanded.ids)
+        edges = (edge,) if edge else ()
+        message, arrays = trial(self.architecture, self.spec, str(self.count), text, edges, count)
+        engine.submit(message, arrays)
+        return len(arrays.ids)
 
     def floor(self, rows: int, cached: int, visual: int, sequences: int, rates: tuple[float, float]) -> float:
         """Milliseconds of a decoder pass: weights once, keys and values once; two operations a weight and row."""

@@ -8,8 +8,10 @@ head are packed into the rows of one tile: row m of a tile is query m // G, head
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 import triton
@@ -18,6 +20,9 @@ from torch import Tensor
 
 from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import tuned
+
+# What differs from step to step must not be compiled into the kernel, or serving would stop to compile it again.
+NUMBERS = ["table_ptr", "starts_ptr", "lengths_ptr", "ranges_ptr"]
 
 
 @triton.jit
@@ -36,7 +41,7 @@ def _sequence_of(starts_ptr, sequences, block, BLOCK_Q: tl.constexpr):
     return low - 1
 
 
-@triton.jit(do_not_specialize=["sequences", "rows", "table_stride"])
+@triton.jit(do_not_specialize=["sequences", "rows", "table_stride"], do_not_specialize_on_alignment=NUMBERS)
 def attend(
     q_ptr,  # [T, H, D], rows `q_stride` apart
     k_ptr,  # [P, K, D], rows `kv_stride` apart
@@ -240,6 +245,12 @@ def shape_for(
     return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, stages)
 
 
+def shapes_of(heads: int, kv_heads: int, size: int, page: int, *, bits: int, device: str | None) -> set[Shape]:
+    """Those that `shape_for` gives for any number of queries."""
+    queries = {1, 1024} | ({e["queries"] for e in tuned.table(device)} if device else set())
+    return {shape_for(heads, kv_heads, size, page, n, bits=bits, device=device) for n in queries}
+
+
 def splits_for(programs: int, longest: int, processors: int, tile: int) -> int:
     """Parts that the keys are split into: enough programs for twice the processors, none with less than four tiles.
     Continuous in batch size and length, so that nothing falls off a cliff."""
@@ -274,19 +285,45 @@ def attention(
     Accumulates in float32; rounds once at the end (and the weights to v's type before their product). Deterministic.
     """
     rows, heads, size = q.shape
+    out = torch.empty((rows, heads, size), device=q.device, dtype=q.dtype) if out is None else out
     if shape is None:
         name, bits = _name(q.device), 8 * k.element_size()
         shape = shape_for(heads, k.shape[1], size, page, bounds.longest_query, bits=bits, device=name)
-    sequences, table = len(bounds.lengths), bounds.table
-    tiles = rows // shape.block_q + sequences
     if splits is None:
+        tiles = rows // shape.block_q + len(bounds.lengths)
         splits = splits_for(tiles * shape.kv_heads, bounds.longest, _processors(q.device), shape.tile)
-    out = torch.empty((rows, heads, size), device=q.device, dtype=q.dtype) if out is None else out
+    factor = (size**-0.5 if scale is None else scale) * (1.0 if softcap else LOG2_E)
+    launch = partial(_launch, q, k, v, bounds, out, page, causal, window, softcap, ranges, factor, scales)
+    if _every_form:
+        for other in shapes_of(heads, k.shape[1], size, page, bits=8 * k.element_size(), device=_name(q.device)):
+            for parts in (1, 2):
+                launch(other, parts)
+    launch(shape, splits)
+    return out
+
+
+def _launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Bounds,
+    out: Tensor,
+    page: int,
+    causal: bool,
+    window: int,
+    softcap: float,
+    ranges: Tensor | None,
+    factor: float,
+    scales: tuple[Tensor, Tensor] | None,
+    shape: Shape,
+    splits: int,
+) -> None:
+    rows, heads, size = q.shape
+    sequences, table = len(bounds.lengths), bounds.table
     parts = out if splits == 1 else torch.empty((splits, rows, heads, size), device=q.device, dtype=torch.float32)
     norms = out if splits == 1 else torch.empty((splits, rows, heads), device=q.device, dtype=torch.float32)
     low, high = halves(size)
-    factor = (size**-0.5 if scale is None else scale) * (1.0 if softcap else LOG2_E)
-    attend[(tiles, shape.kv_heads, splits)](
+    attend[(rows // shape.block_q + sequences, shape.kv_heads, splits)](
         q, k, v, parts, norms, table, bounds.starts, bounds.lengths, ranges, *(scales or (None, None)), sequences,
         rows, q.stride(0), k.stride(0), 0 if table is None else table.stride(0),
         0 if scales is None else scales[0].stride(0), factor, softcap or 1.0,
@@ -300,7 +337,21 @@ def attention(
         merge[(rows * heads,)](
             parts, norms, out, rows * heads, splits, SIZE=size, PADDED=padded, MOST=MAX_SPLITS, num_warps=4
         )
-    return out
+
+
+_every_form = False
+
+
+@contextmanager
+def every_form() -> Iterator[None]:
+    """Within it every call also runs as all other kernels that a call with the same tensors may need for more queries
+    or keys: what a server does before its first request, so that none waits for a compiler."""
+    global _every_form
+    _every_form = True
+    try:
+        yield
+    finally:
+        _every_form = False
 
 
 def halves(size: int) -> tuple[int, int]:

@@ -96,7 +96,7 @@ def attention_launch(
         "BLOCK_M": shape.block_m, "TILE": shape.tile, "SPLIT": splits > 1, "WINDOW": 0, "CAUSAL": causal,
         "CAPPED": False, "RANGED": ranged, "SCALED": eight_bit,
     }  # fmt: skip
-    pointers = tuple(n for n in types if n.endswith("_ptr") and (ranged or n != "ranges_ptr"))
+    pointers = tuple(n for n in types if n.endswith("_ptr") and n not in attention.NUMBERS)
     return Launch(
         name,
         attention.attend,
@@ -149,7 +149,7 @@ def _rotary(name: str, heads: int, kv_heads: int, size: int) -> Launch:
     types = {**dict.fromkeys(pointers, "*bf16"), "slots_ptr": "*i64", "row_stride": "i32"}
     constants = {"HEADS": heads, "KV_HEADS": kv_heads, "SIZE": size, "PADDED": 1 << (size - 1).bit_length()}
     constants["STORED"] = True
-    return Launch(name, rotary.turn_and_store, types, constants, (*pointers, "slots_ptr", "row_stride"), 1)
+    return Launch(name, rotary.turn_and_store, types, constants, (*pointers, "row_stride"), 1)
 
 
 def _norm_backward(name: str, width: int) -> Launch:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def turn_and_store(
     qkv_ptr,  # [T, H + 2K, D], rows `row_stride` apart
     cos_ptr,  # [T, D]

@@ -1,0 +1,58 @@
+"""An engine around a loaded model: pools, block managers, scheduler, runner, recorded steps."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from opsin_kernels.dispatch import implementation
+from opsin_plugins.blocks.decoder import KVPool
+from opsin_plugins.blocks.model import Model
+from opsin_plugins.spec import ModelSpec
+from opsin_server.config import EngineConfig
+from opsin_server.engine.block_manager import BlockManager
+from opsin_server.engine.encoder_cache import EncoderCache, VisualStore
+from opsin_server.engine.engine import Engine
+from opsin_server.engine.graphs import DecodeGraphs, Recorder
+from opsin_server.engine.memory import Resolved
+from opsin_server.engine.memory_blocks import MemoryBlocks
+from opsin_server.engine.runner import Runner, make_pool
+from opsin_server.engine.scheduler import Limits, Scheduler
+
+log = logging.getLogger("opsin.engine")
+
+
+def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Resolved) -> Engine:
+    size = config.block_size
+    blocks = BlockManager(resolved.memory.kv_blocks, size, config.prefix_cache)
+    limits = Limits(config.max_sequences, resolved.max_batch_tokens, resolved.max_encode_patches)
+    decoder, device, dtype = spec.decoder, resolved.device, resolved.dtype
+    store: VisualStore[torch.Tensor]
+    memory_pool: KVPool = ()
+    if spec.memory is not None:
+        store = MemoryBlocks(resolved.memory_blocks, size)
+        memory_pool = make_pool(decoder, len(decoder.replaced), resolved.memory_blocks, size, device, dtype)
+    else:
+        store = EncoderCache(resolved.memory.encoder_bytes, resolved.bytes_per_visual_token)
+    pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
+    graphs = None
+    if config.graphs and device.type == "cuda" and implementation("cuda") == "triton":
+        graphs = recorded(model, pool, memory_pool, config.max_sequences, resolved.max_context)
+    runner = Runner(model, pool, store, device, memory_pool, graphs)
+    return Engine(Scheduler(limits, blocks, store), runner, resolved.max_context)
+
+
+@torch.no_grad()
+def recorded(
+    model: Model, pool: KVPool, memory_pool: KVPool, max_sequences: int, max_context: int
+) -> DecodeGraphs | None:
+    """Recorded decode steps; None, and said so, where the device cannot record them."""
+    memory_rows = [layer.flatten(0, 1) for layer in memory_pool]
+    graphs = DecodeGraphs(model, pool, max_sequences, max_context, Recorder(), memory_rows)
+    try:
+        graphs.prepare()
+    except RuntimeError:
+        log.exception("decode steps cannot be recorded as CUDA graphs; each is launched anew (as with --eager)")
+        return None
+    return graphs
