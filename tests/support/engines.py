@@ -40,6 +40,7 @@ def make_engine(
     encoder_memory: int = 2**20,
     prefix_cache: bool = True,
     memory_blocks: int = 256,
+    dtype: torch.dtype = torch.float32,
 ) -> Engine:
     config = EngineConfig(
         model="",
@@ -51,8 +52,8 @@ def make_engine(
     memory = MemoryUse(tensor_bytes(ours.model), 0, blocks, block_size, encoder_memory, 0)
     cpu = torch.device("cpu")
     context = min(max_context, blocks * block_size)
-    per_token = visual_token_bytes(ours.spec, 4)
-    resolved = Resolved(cpu, torch.float32, context, max_batch_tokens, 4096, per_token, memory, memory_blocks)
+    per_token = visual_token_bytes(ours.spec, dtype.itemsize)
+    resolved = Resolved(cpu, dtype, context, max_batch_tokens, 4096, per_token, memory, memory_blocks)
     return assemble(ours.model, ours.spec, config, resolved)
 
 

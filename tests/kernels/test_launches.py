@@ -1,0 +1,87 @@
+"""Every launch that whole models make compiles for a chip that is not here; and a start leaves nothing to compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from opsin_kernels import activations, norms, rotary
+from opsin_kernels.gpu import attention
+from opsin_server.config import EngineConfig
+from opsin_server.engine.graphs import DecodeGraphs
+from opsin_server.engine.memory import Resolved, visual_token_bytes
+from opsin_server.engine.warm import warm
+from opsin_server.ipc.messages import MemoryUse, Sampling
+from support import absent_gpu, engines, oracle, tiny
+from support.engines import Asked
+
+IMAGE = tiny.IMAGE_TOKEN
+DRAWN = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.2, seed=3)
+MIX = [
+    Asked([IMAGE, 6, 7], [oracle.picture(0, 60, 90)], count=3),
+    Asked(list(range(4, 140)) * 9, count=3, sampling=DRAWN),
+    Asked([9, IMAGE, 8, IMAGE, 6], [oracle.picture(1, 25, 60), oracle.picture(2, 33, 33)], count=2),
+    Asked([5], count=3, sampling=DRAWN),
+]
+
+
+def made(family: str, directory: Path) -> oracle.Ours:
+    oracle.saved(tiny.FAMILIES[family].make(), directory)
+    return oracle.load(directory, dtype=torch.bfloat16)
+
+
+def start(ours: oracle.Ours) -> None:
+    memory = MemoryUse(0, 0, 256, 16, 2**20, 0)
+    per_token = visual_token_bytes(ours.spec, 2)
+    resolved = Resolved(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, per_token, memory, 256)
+    warm(ours.model, ours.architecture, ours.spec, EngineConfig(model=""), resolved)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In prompts of all lengths, alone and together, in recorded steps and not, with few processors and with many."""
+    ours = made(family, tmp_path)
+    with absent_gpu.pretended(90, monkeypatch) as gpu:
+        start(ours)
+        assert {"attend", "merge", "draw_rows", "penalize_places", "turn_and_store"} <= set(gpu.launched)
+        gpu.compiled.clear()
+        for processors, recorded in ((4, False), (132, True)):
+            gpu.launched.clear()
+            monkeypatch.setattr(attention, "_processors", lambda device, n=processors: n)
+            engine = engines.make_engine(
+                ours, blocks=128, block_size=16, max_context=1300, max_batch_tokens=500, dtype=torch.bfloat16
+            )
+            runner = engine.runner
+            if recorded:
+                runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 1300, lambda run: run, runner.memory_rows)
+                runner.graphs.prepare()
+            mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
+            assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)
+            assert {"attend", "draw_rows", "penalize_places"} <= set(gpu.launched)
+        assert not gpu.compiled
+
+
+def test_a_kernel_that_the_start_did_not_compile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = made("llava", tmp_path)
+    with absent_gpu.pretended(90, monkeypatch) as gpu:
+        start(ours)
+        gpu.compiled.clear()
+        engine = engines.make_engine(ours, block_size=8, dtype=torch.bfloat16)  # pages of another size
+        engines.ask(engine, ours, [Asked([5, 6], count=2)])
+        assert gpu.compiled
+
+
+@pytest.mark.parametrize("chip", [80, 90, 120])
+def test_training_compiles(chip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(6, 48).bfloat16().requires_grad_(), torch.randn(48).bfloat16().requires_grad_()
+    floor, table = torch.tensor(1e-6), torch.randn(6, 8).bfloat16()
+    with absent_gpu.pretended(chip, monkeypatch) as gpu:
+        added, normed = norms.add_rms_norm(x, x * 2, weight, floor)
+        heads = (added * normed).view(6, 6, 8).clone()
+        rotary.rotate_(heads, table, table)
+        activations.gated(heads.view(6, 48), "silu").sum().backward()
+        norms.rms_norm(x, weight.detach(), floor, one_plus=True).sum().backward()
+    backward = ["activate_backward", "turn_and_store", "rms_norm_rows_backward", "rms_norm_rows_backward"]
+    assert [name for name in gpu.launched if "backward" in name or "turn" in name][1:] == backward
