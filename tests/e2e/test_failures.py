@@ -67,7 +67,7 @@ def reset(raw: socket.socket) -> None:
 
 def a_client_times_out(server: Served) -> None:
     with pytest.raises(openai.APITimeoutError):
-        server.client(timeout=0.7).chat.completions.create(**endless(extra_body={"ignore_eos": True}))
+        server.client(timeout=0.2).chat.completions.create(**endless(extra_body={"ignore_eos": True}))
 
 
 def a_stream_times_out_between_tokens(server: Served) -> None:
