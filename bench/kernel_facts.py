@@ -14,7 +14,8 @@ import report
 import triton
 
 from opsin_kernels.gpu import catalogue
-from opsin_kernels.gpu.compiled import CHIPS, SHARED, Facts, Launch, facts
+from opsin_kernels.gpu.absent import SHARED
+from opsin_kernels.gpu.compiled import CHIPS, Facts, Launch, facts
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
 BEGIN, END = "<!-- python bench/kernel_facts.py --write -->", "<!-- end of the table -->"

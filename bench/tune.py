@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ from kernel_jobs import PAGE
 
 from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import attention, catalogue, tuned
-from opsin_kernels.gpu.compiled import SHARED, TENSOR_CORES, facts
+from opsin_kernels.gpu.absent import SHARED
+from opsin_kernels.gpu.compiled import TENSOR_CORES, Launch, facts
 
 BLOCKS, TILES, WARPS, STAGES = (16, 32, 64, 128), (32, 64, 128), (2, 4, 8), (2, 3, 4)
 CONTEXT, MINUTES = 2048, 8.5
@@ -66,17 +68,18 @@ def tasks(tiny: bool) -> list[Task]:
 
 
 def survives(task: Task, shape: attention.Shape, chip: int) -> bool:
-    launch = catalogue.attention_launch(
-        "", task.heads, task.kv_heads, task.size, page=task.page, longest_query=task.queries, splits=1,
+    run = partial(
+        catalogue.attend, task.heads, task.kv_heads, task.size, page=task.page, queries=task.queries,
         causal=task.page > 0, shape=shape,
     )  # fmt: skip
+    launch = Launch("", "attend", run, matrix=True)
     try:
         found = facts(launch, chip)
     except Exception as error:  # whatever a compiler says of a tile that it cannot do
         print(f"{shape}: {str(error)[:100]}", file=sys.stderr)
         return False
     used = any(found.instructions[name] for name in TENSOR_CORES)
-    return not found.spilled and found.shared <= SHARED[chip] and used
+    return not found.spilled and used
 
 
 def compiles(task: Task, shape: attention.Shape, chip: int) -> bool:

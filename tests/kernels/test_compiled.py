@@ -10,7 +10,8 @@ import pytest
 import triton
 
 from opsin_kernels.gpu import catalogue
-from opsin_kernels.gpu.compiled import CHIPS, SHARED, TENSOR_CORES, Launch, facts
+from opsin_kernels.gpu.absent import SHARED
+from opsin_kernels.gpu.compiled import CHIPS, TENSOR_CORES, Launch, facts
 
 BENCH = Path(__file__).parents[2] / "bench"
 REPRESENTATIVE = {launch.name: launch for launch in catalogue.representative()}

@@ -46,7 +46,7 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
     with absent_gpu.pretended(90, monkeypatch) as gpu:
         start(ours)
         assert {"attend", "merge", "draw_rows", "penalize_places", "turn_and_store"} <= set(gpu.launched)
-        gpu.compiled.clear()
+        gpu.specialised.clear()
         for processors, recorded in ((4, False), (132, True)):
             gpu.launched.clear()
             monkeypatch.setattr(attention, "_processors", lambda device, n=processors: n)
@@ -60,17 +60,17 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
             mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
             assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)
             assert {"attend", "draw_rows", "penalize_places"} <= set(gpu.launched)
-        assert not gpu.compiled
+        assert not gpu.specialised
 
 
 def test_a_kernel_that_the_start_did_not_compile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = made("llava", tmp_path)
     with absent_gpu.pretended(90, monkeypatch) as gpu:
         start(ours)
-        gpu.compiled.clear()
+        gpu.specialised.clear()
         engine = engines.make_engine(ours, block_size=8, dtype=torch.bfloat16)  # pages of another size
         engines.ask(engine, ours, [Asked([5, 6], count=2)])
-        assert gpu.compiled
+        assert gpu.specialised
 
 
 @pytest.mark.parametrize("chip", [80, 90, 120])

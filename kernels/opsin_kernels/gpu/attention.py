@@ -241,7 +241,7 @@ def shape_for(
     least = max(16, triton.next_power_of_2(group))
     decode = longest_query <= max(1, 16 // group)
     block_m, tile = (least, 64) if decode else (max(64, least), 32 if size > 128 else 64)
-    stages = 3 if bits == 8 and decode else 2  # (two spill 16 bytes on sm_100)
+    stages = 3 if (bits == 8 and decode) or (page == 1 and not decode) else 2  # (two spill there on sm_100 and sm_120)
     return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, stages)
 
 

@@ -1,4 +1,4 @@
-"""Kernels compiled for a chip that is not here, and what can be said of the result: no GPU needed.
+"""What can be said of kernels compiled for a chip that is not here: no GPU needed.
 
 The facts are those that decide on speed and that a compiler can get wrong: registers spilled to memory, shared memory
 over the chip's limit, tensor cores not used, loads not made in the background.
@@ -9,16 +9,15 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-CHIPS = (80, 86, 89, 90, 100, 120)  # A100; 30xx; 40xx, L4; H100; B200; 50xx
-SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a program may have
+from opsin_kernels.gpu.absent import SHARED, Binary, absent
+
+CHIPS = tuple(SHARED)
 TENSOR_CORES = ("HMMA", "HGMMA", "UTCHMMA")
 SPILLS = ("LDL", "STL")
 TOLERATED_STACK, TOLERATED_SPILLS = 16, 4  # bytes, instructions; Triton 3.9 adds 8 to 16 bytes where 3.6 has none
@@ -26,17 +25,13 @@ TOLERATED_STACK, TOLERATED_SPILLS = 16, 4  # bytes, instructions; Triton 3.9 add
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel as one launch specialises it. types: of its arguments ("*bf16", "i32", "fp32"); aligned: those that are
-    multiples of 16, which is what makes loads wide."""
+    """A kernel as the code launches it. run: does so with meta tensors; kernel: which one, should `run` launch several;
+    matrix: whether it multiplies matrices, with tensor cores and loads in the background."""
 
     name: str
-    kernel: triton.JITFunction
-    types: Mapping[str, str]
-    constants: Mapping[str, object]
-    aligned: tuple[str, ...]
-    warps: int
-    stages: int = 1
-    matrix: bool = False  # whether it multiplies matrices, with tensor cores and loads in the background
+    kernel: str
+    run: Callable[[], object]
+    matrix: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,24 +51,23 @@ class Facts:
 
 
 def facts(launch: Launch, chip: int) -> Facts:
-    """Raises triton's own error when it does not compile."""
-    names = launch.kernel.arg_names
-    signature = {n: launch.types.get(n, "constexpr") for n in names}
-    constants = {(names.index(n),): value for n, value in launch.constants.items()}
-    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned}
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+    """Raises Triton's own error when it does not compile or fit."""
+    with absent(chip) as gpu:
+        launch.run()
+    (binary,) = (b for b in gpu.loaded if b.name == launch.kernel)
+    return _read(binary)
+
+
+def _read(binary: Binary) -> Facts:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(binary.cubin)
         file.flush()
         usage, code = (_dump(flag, file.name) for flag in ("--dump-resource-usage", "--dump-sass"))
-    counted = (*TENSOR_CORES, "LDGSTS", *SPILLS)
     return Facts(
         registers=int(re.findall(r"REG:(\d+)", usage)[-1]),
         stack=int(re.findall(r"STACK:(\d+)", usage)[-1]),
-        shared=compiled.metadata.shared,
-        instructions={name: len(re.findall(rf"\b{name}\b", code)) for name in counted},
+        shared=binary.shared,
+        instructions={n: len(re.findall(rf"\b{n}\b", code)) for n in (*TENSOR_CORES, "LDGSTS", *SPILLS)},
     )
 
 
