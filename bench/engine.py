@@ -1,13 +1,14 @@
 """Whole steps of the engine on a GPU: decode at several batch sizes, and the prefill of one picture.
 
     python bench/engine.py              on a CUDA device; ends within 9 minutes
-    python bench/engine.py --tiny       two small layers; with OPSIN_KERNELS=interpret TRITON_INTERPRET=1 on a CPU, to
+    python bench/engine.py --tiny       small models; with OPSIN_KERNELS=interpret TRITON_INTERPRET=1 on a CPU, to
                                         show that the script works
 
-Published configurations with random weights, through the server's own engine: scheduler, batch, model, sampler. A step
-ends when its tokens are on the host. The floor of a step is what the device's measured copy and product rates allow for
-the bytes and operations that it cannot do without. Writes docs/benchmarks/engine-<device>.json and .md (--tiny:
-build/benchmarks).
+First small models must give the definitions' own tokens on the device, in steps launched anew and recorded. Then
+published configurations with random weights go through the server's own engine: scheduler, batch, model, sampler. A
+step ends when its tokens are on the host. The floor of a step is what the device's measured copy and product rates
+allow for the bytes and operations that it cannot do without. Writes docs/benchmarks/engine-<device>.json and .md
+(--tiny: build/benchmarks).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 import report
 import torch
 from device import Device
+from engine_check import check
 from image_tokens import files_of
 from torch import nn
 
@@ -39,6 +41,7 @@ from opsin_server.engine.engine import Engine
 from opsin_server.engine.examine import tensor_bytes
 from opsin_server.engine.memory import free_bytes, resolve
 from opsin_server.engine.trial import trial
+from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 8.5
@@ -95,36 +98,40 @@ def files(name: str, small: bool) -> ModelFiles:
 
 
 class Bench:
-    def __init__(self, device: Device, name: str) -> None:
-        self.device, self.name, self.count = device, name, 0
-        self.files = files(name, device.tiny)
+    """A model with random weights. small: with few and narrow layers."""
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, small: bool) -> None:
+        self.device, self.dtype, self.small, self.name, self.count = device, dtype, small, name, 0
+        self.files = files(name, small)
         registry = Registry()
         self.architecture = registry.architecture(self.files)
         self.spec: ModelSpec = self.architecture.spec(self.files)
-        self.model: Model = build_model(self.spec, registry, device=device.device, dtype=device.dtype)
+        self.model: Model = build_model(self.spec, registry, device=device, dtype=dtype)
         for parameter in self.model.parameters():
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=0.2 if small else 0.02)  # (narrow layers must matter, too)
 
     def engine(self, sequences: int, context: int, recorded: bool) -> Engine:
         config = EngineConfig(
-            model="", device=self.device.device.type, max_sequences=sequences, max_context=context,
-            max_batch_tokens=64 if self.device.tiny else 8192, prefix_cache=False, graphs=recorded,
+            model="", device=self.device.type, max_sequences=sequences, max_context=context,
+            max_batch_tokens=64 if self.small else 8192, prefix_cache=False, graphs=recorded,
         )  # fmt: skip
         weights = tensor_bytes(self.model)
         gc.collect()
-        free = free_bytes(self.device.device) + weights
+        free = free_bytes(self.device) + weights
         return assemble(
             self.model, self.spec, config,
-            resolve(config, self.spec, self.device.device, self.device.dtype, weights, free),
+            resolve(config, self.spec, self.device, self.dtype, weights, free),
         )  # fmt: skip
 
     def submit(self, engine: Engine, text: int, edge: int, count: int) -> int:
         """A prompt of random tokens, and a random picture before them; returns its length."""
-        self.count += 1
-        edges = (edge,) if edge else ()
-        message, arrays = trial(self.architecture, self.spec, str(self.count), text, edges, count)
+        message, arrays = self.request(text, (edge,) if edge else (), count, Sampling(temperature=0.0))
         engine.submit(message, arrays)
         return len(arrays.ids)
+
+    def request(self, text: int, edges: Sequence[int], count: int, sampling: Sampling) -> tuple[Submit, Arrays]:
+        self.count += 1
+        return trial(self.architecture, self.spec, str(self.count), text, edges, count, sampling)
 
     def floor(self, rows: int, cached: int, visual: int, sequences: int, rates: tuple[float, float]) -> float:
         """Milliseconds of a decoder pass: weights once, keys and values once; two operations a weight and row."""
@@ -132,12 +139,10 @@ class Bench:
         linears = sum(p.numel() for p in self.model.decoder.parameters() if p.dim() == 2)
         if not self.spec.decoder.tied:
             linears -= decoder.embeddings * decoder.width
-        kv = 2 * decoder.kv_heads * decoder.head_dim * self.device.dtype.itemsize
+        kv = 2 * decoder.kv_heads * decoder.head_dim * self.dtype.itemsize
         crossing = len(decoder.replaced)
         linears += 0 if self.model.fusion is None else sum(p.numel() for p in self.model.fusion.parameters())
-        moved = (
-            linears * self.device.dtype.itemsize + sequences * (cached * decoder.own_layers + visual * crossing) * kv
-        )
+        moved = linears * self.dtype.itemsize + sequences * (cached * decoder.own_layers + visual * crossing) * kv
         head = decoder.vocab * decoder.width
         work = 2 * ((linears - head) * rows + head * sequences)
         work += 4 * rows * (cached * decoder.own_layers + visual * crossing) * decoder.heads * decoder.head_dim
@@ -156,8 +161,8 @@ class Bench:
         return Row(self.name, what, quarters[1], (quarters[2] - quarters[0]) / 2, floor)
 
     def prefill(self, edge: int, rates: tuple[float, float]) -> Row:
-        rounds = 3 if self.device.tiny else 8
-        engine = self.engine(1, 8192 if not self.device.tiny else 512, recorded=False)
+        rounds = 3 if self.small else 8
+        engine = self.engine(1, 8192 if not self.small else 512, recorded=False)
         took, length = [], 0
         for _ in range(rounds):
             length = self.submit(engine, 30, edge, 1)
@@ -192,7 +197,7 @@ def rows(device: Device, rates: tuple[float, float], end: float, left: list[str]
         if time.monotonic() > end:
             left.append(name)
             continue
-        bench = Bench(device, name)
+        bench = Bench(name, device.device, device.dtype, device.tiny)
         if name in PREFILL:
             yield bench.prefill(64 if device.tiny else 1024, rates)
         for model, recorded, batches, text, edge in DECODE:
@@ -227,6 +232,7 @@ def main() -> None:
     device, end = Device(given.tiny), time.monotonic() + 60 * MINUTES
     if not device.cuda and not given.tiny:
         sys.exit("there is no CUDA device; --tiny shows under the interpreter that this script works")
+    right = check(lambda *of: Bench(*of, small=True), (QWEN_2B, LLAMA), device.cuda)
     rates, left, found = device.ceilings(), [], []
     for row in rows(device, rates, end, left):
         found.append(row)
@@ -238,6 +244,7 @@ def main() -> None:
         "torch": torch.__version__,
         "copy_bytes_s": rates[0],
         "product_flops_s": rates[1],
+        "small_models_are_right": right,
         "left_out_for_time": left,
         "rows": [asdict(row) for row in found],
     }
@@ -245,6 +252,7 @@ def main() -> None:
     out = given.out or ROOT / folder / f"engine-{device.name}.json"
     ceiling = f"Copy {rates[0] / 1e12:.2f} TB/s, product {rates[1] / 1e12:.0f} TFLOP/s, torch {torch.__version__}."
     report.write(document, out, "\n\n".join([f"# Steps of the engine: {device.name}", ceiling, table(found)]) + "\n")
+    sys.exit(0 if right else 1)
 
 
 if __name__ == "__main__":
