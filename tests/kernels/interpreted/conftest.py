@@ -1,4 +1,5 @@
-"""Triton kernels, interpreted, in a process of their own: whether they are is settled when Triton is imported."""
+"""Triton kernels, interpreted, in a process of their own: whether they are is settled when Triton is imported. Where
+there is a GPU they run on it instead, unless TRITON_INTERPRET is set."""
 
 from __future__ import annotations
 
@@ -6,15 +7,23 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not INTERPRETED and not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]  # `make test` comes back with the variable set
+elif not INTERPRETED:  # about models on the CPU, and the interpreter; on a GPU bench/engine.py compares whole models
+    collect_ignore = ["test_whole_models.py", "test_graphs.py", "test_interpreter.py"]
 
 
 @pytest.fixture(autouse=True)
-def bfloat16() -> Iterator[None]:
-    """Rounded as a GPU does."""
-    from support import bfloat16
+def where() -> Iterator[None]:
+    """Interpreted, bfloat16 is rounded as a GPU does; on a GPU, tensors are made there."""
+    if INTERPRETED:
+        from support import bfloat16
 
-    with bfloat16.right():
-        yield
+        with bfloat16.right():
+            yield
+    else:
+        with torch.device("cuda"):
+            yield
