@@ -282,10 +282,8 @@ def test_make_says_what_it_can_do(house: House) -> None:
 
 
 def test_shellcheck() -> None:
-    tool = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run(
-        [tool, "deploy/setup.sh", "bench/gpu.sh", ".ci/run"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    tool, scripts = Path(sys.executable).with_name("shellcheck"), ("deploy/setup.sh", "bench/gpu.sh", ".ci/run")
+    done = subprocess.run([tool, *scripts], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -1,8 +1,8 @@
-"""A plan as tensors: pure, and the only place where host integers become device tensors."""
+"""A plan as tensors of the host, and how they are moved to the device."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,40 @@ from opsin_server.engine.sequence import Sequence
 
 @dataclass
 class Batch:
-    """ids I64 [T]; sample_rows I64 [M] are the rows that draw a token, for `sampled` in the same order.
+    """numbers I64 [3, T]: token ids, slots, adapter slots. sample_rows I64 [M] are the rows that draw a token, for
+    `sampled` in the same order.
 
     visual: (rows of the batch I64, entry's digest, first visual token) of each image piece in the chunks.
     """
 
-    ids: Tensor
+    numbers: Tensor
     rows: Rows
     sample_rows: Tensor | None  # None: every row does, in order (a pure decode step)
     sampled: list[Chunk]
     visual: list[tuple[Tensor, bytes, int]]
     chunks: list[Chunk]
 
+    @property
+    def ids(self) -> Tensor:
+        return self.numbers[0]
 
-def build(plan: Plan, block_size: int, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Batch:
+        """In as few copies as there are types and shapes."""
+        if device.type == "cpu":
+            return self
+        numbers, rows, layout = self.numbers.to(device), self.rows, self.rows.layout
+        assert layout.block_table is not None
+        moved = Layout(layout.query_lengths, layout.kv_lengths, layout.block_table.to(device), numbers[1])
+        return replace(
+            self,
+            numbers=numbers,
+            rows=Rows(rows.positions.to(device), moved, None if rows.adapter_slot is None else numbers[2]),
+            sample_rows=None if self.sample_rows is None else self.sample_rows.to(device),
+            visual=[(where.to(device), digest, first) for where, digest, first in self.visual],
+        )
+
+
+def build(plan: Plan, block_size: int) -> Batch:
     chunks = plan.chunks
     if all(chunk.length == 1 for chunk in chunks):
         numbers, positions = _decode_numbers(chunks, block_size)
@@ -44,19 +64,17 @@ def build(plan: Plan, block_size: int, device: torch.device) -> Batch:
     layout = Layout(
         query_lengths=[c.length for c in chunks],
         kv_lengths=[c.start + c.length for c in chunks],
-        block_table=_block_table(chunks, block_size, device),
-        slots=numbers[1].to(device),
+        block_table=_block_table(chunks, block_size),
+        slots=numbers[1],
     )
     sampled = [c for c in chunks if c.samples]
     sample_rows = None
     if len(sampled) < len(numbers[0]):
         last = np.cumsum([c.length for c in chunks]) - 1
         picked = [int(row) for row, c in zip(last, chunks, strict=True) if c.samples]
-        sample_rows = torch.tensor(picked, dtype=torch.int64, device=device)
-    rows = Rows(
-        positions.to(device), layout, numbers[2].to(device) if any(c.sequence.adapter_slot for c in chunks) else None
-    )
-    return Batch(numbers[0].to(device), rows, sample_rows, sampled, _visual(chunks, device), chunks)
+        sample_rows = torch.tensor(picked, dtype=torch.int64)
+    rows = Rows(positions, layout, numbers[2] if any(c.sequence.adapter_slot for c in chunks) else None)
+    return Batch(numbers, rows, sample_rows, sampled, _visual(chunks), chunks)
 
 
 def _decode_numbers(chunks: list[Chunk], block_size: int) -> tuple[Tensor, Tensor]:
@@ -91,15 +109,15 @@ def _numbers(chunks: list[Chunk], block_size: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(numbers), torch.from_numpy(positions)
 
 
-def _block_table(chunks: list[Chunk], block_size: int, device: torch.device) -> Tensor:
+def _block_table(chunks: list[Chunk], block_size: int) -> Tensor:
     counts = [-(-(c.start + c.length) // block_size) for c in chunks]
     table = np.zeros((len(chunks), max(counts)), np.int64)
     for line, chunk, count in zip(table, chunks, counts, strict=True):
         line[:count] = chunk.sequence.blocks[:count]
-    return torch.from_numpy(table).to(device)
+    return torch.from_numpy(table)
 
 
-def _visual(chunks: list[Chunk], device: torch.device) -> list[tuple[Tensor, bytes, int]]:
+def _visual(chunks: list[Chunk]) -> list[tuple[Tensor, bytes, int]]:
     pieces, row = [], 0
     for chunk in chunks:
         end = chunk.start + chunk.length
@@ -112,7 +130,7 @@ def _visual(chunks: list[Chunk], device: torch.device) -> list[tuple[Tensor, byt
                 marks = np.asarray(span.visual_rows)
                 places, done = places[marks[done : last - span.start]], int(marks[:done].sum())
             if len(places):
-                where = torch.from_numpy(places + (row - chunk.start)).to(device)
+                where = torch.from_numpy(places + (row - chunk.start))
                 pieces.append((where, chunk.sequence.items[span.item].digest, done))
         row += chunk.length
     return pieces

@@ -67,7 +67,7 @@ class Engine:
 
     def _compute(self, plan: Plan, kind: str, clock: float) -> list[Drawn]:
         runner = self.runner
-        batch = build(plan, self.scheduler.blocks.block_size, runner.device)  # (before encoding: the two may overlap)
+        batch = build(plan, self.scheduler.blocks.block_size)
         clock = self._lap(f"{kind}.batch", clock)
         if plan.encode:
             runner.encode(plan.encode)

@@ -65,26 +65,25 @@ class DecodeGraphs:
         self._memory = MemoryBuffers(self.sizes[-1], memory_rows) if memory_rows else None
         self._made: dict[tuple[int, int, bool], Callable[[], object]] = {}
 
-    def takes(self, batch: Batch) -> bool:
+    def takes(self, batch: Batch, memory: Memory | None) -> bool:
         """Whether a batch is such a step. Not with images, nor with rotary frequencies or adapters of its own: what
         those need differs from step to step in shape."""
         rows, layout = batch.rows, batch.rows.layout
-        plain = rows.frequencies is None and rows.adapter_slot is None and not batch.visual
-        plain = plain and (rows.memory is None or rows.memory.before is None)
+        plain = rows.adapter_slot is None and not batch.visual and all(c.sequence.stretch == 1 for c in batch.chunks)
         return (
             plain
+            and (memory is None or memory.before is None)
             and batch.sample_rows is None
             and layout.decodes == len(layout.query_lengths) <= self.sizes[-1]
             and max(layout.kv_lengths) <= self.contexts[-1]
         )
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch, memory: Memory | None) -> Tensor:
         """Logits [B, vocab], valid until the next step."""
         count = len(batch.ids)
         size = self.sizes[bisect_left(self.sizes, count)]
         context = self.contexts[bisect_left(self.contexts, max(batch.rows.layout.kv_lengths))]
         self._buffers.fill(batch, size)
-        memory = batch.rows.memory
         if memory is not None and self._memory is not None:
             self._memory.fill(memory, size)
         self._recorded(size, context, memory is not None)()
@@ -114,38 +113,49 @@ class DecodeGraphs:
 
 
 class Buffers:
-    """A step's numbers at addresses that never change, for the largest batch; smaller ones use their front."""
+    """A step's numbers at addresses that never change, for the largest batch; smaller ones use their front. All but the
+    block table, which most steps leave as it is, are moved in one copy."""
 
     def __init__(self, model: Model, size: int, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         axes = max(1, len(model.spec.decoder.rope.sections))
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.ids, self.slots, self.positions = zeros(size), zeros(size), zeros(axes, size)
-        self.lengths, self.table = zeros(size, dtype=torch.int32), zeros(size, blocks, dtype=torch.int32)
+        count = (2 + axes) * size + -(-size // 2)  # the lengths are 32 bit
+        self._host = torch.zeros(count, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(count, dtype=torch.int64, device=device)
+        self._rows, self._host_lengths = self._split(self._host, size)
+        rows, self.lengths = self._split(self._device, size)
+        self.ids, self.slots, self.positions = rows[0], rows[1], rows[2:]
+        self.table = torch.zeros((size, blocks), dtype=torch.int32, device=device)
+        self._last_table: Tensor | None = None
         self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
-        self.logits = zeros(size, model.spec.decoder.vocab, dtype=dtype)
+        self.logits = torch.zeros((size, model.spec.decoder.vocab), dtype=dtype, device=device)
         self.empty()
+
+    @staticmethod
+    def _split(flat: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Ids, slots and the axes' positions I64 [2 + A, size]; lengths I32 [size]."""
+        wide = len(flat) - -(-size // 2)
+        return flat[:wide].view(-1, size), flat[wide:].view(torch.int32)[:size]
 
     def empty(self) -> None:
         """Every row reads and writes nothing."""
-        self.lengths.zero_()
-        self.slots.fill_(-1)
+        self._host_lengths.zero_()
+        self._rows[1].fill_(-1)
+        self._device.copy_(self._host)
 
     def fill(self, batch: Batch, size: int) -> None:
+        """batch: on the host. (The step before has ended: its tokens are known. So the host's buffer is free.)"""
         count, layout = len(batch.ids), batch.rows.layout
-        ((_, bounds),) = layout.launches
-        lengths, table = bounds.lengths, bounds.table
-        assert table is not None
-        assert layout.slots is not None
-        self.ids[:count].copy_(batch.ids)
-        self.positions[:, :count].copy_(batch.rows.positions)
-        self.slots[:count].copy_(layout.slots)
-        self.lengths[:count].copy_(lengths)
-        self.table[:count, : table.shape[1]].copy_(table)
-        self.slots[count:size].fill_(-1)
-        self.lengths[count:size].zero_()
+        assert layout.block_table is not None
+        self._rows[:2, :count] = batch.numbers[:2]
+        self._rows[2:, :count] = batch.rows.positions
+        self._host_lengths[:count] = torch.tensor(layout.kv_lengths, dtype=torch.int32)
+        self._rows[1, count:size] = -1
+        self._host_lengths[count:size] = 0
+        self._device.copy_(self._host, non_blocking=True)
+        table = layout.block_table
+        if self._last_table is None or not torch.equal(table, self._last_table):
+            self.table[:count, : table.shape[1]].copy_(table)
+            self._last_table = table
 
     def views(self, size: int, context: int) -> tuple[Tensor, Rows]:
         layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size])

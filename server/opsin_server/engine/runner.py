@@ -78,14 +78,15 @@ class Runner:
         return slots
 
     def run(self, batch: Batch) -> Tensor:
-        """Logits [M, vocab] of the rows that draw a token."""
+        """Logits [M, vocab] of the rows that draw a token, valid until the next step."""
         decoder = self.model.spec.decoder
-        if self.memory_rows:
-            batch.rows.memory = memory(batch.chunks, self.store, self.memory_rows, self.device)
+        memories = memory(batch.chunks, self.store, self.memory_rows, self.device) if self.memory_rows else None
+        if self.graphs is not None and self.graphs.takes(batch, memories):
+            return self.graphs.run(batch, memories)
+        batch = batch.to(self.device)
+        batch.rows.memory = memories
         if decoder.rope.ntk_from:
             batch.rows.frequencies = stretched(batch.chunks, decoder.rope, decoder.head_dim, self.device)
-        if self.graphs is not None and self.graphs.takes(batch):
-            return self.graphs.run(batch)
         states = self.model(batch.ids, batch.rows, self.pool, visual_tokens(batch, self.store))
         if batch.sample_rows is not None:
             states = states.index_select(0, batch.sample_rows)
