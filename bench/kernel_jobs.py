@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from opsin_kernels import activations, attention, bitmask, layer_norm, memory_attention, norms, penalties, rotary
-from opsin_kernels.attention import Layout, Segments
+from opsin_kernels.layout import Bounds, Layout, Segments
 from opsin_kernels.sampling import SamplingRow, sample_ref
 
 PAGE = 16
@@ -66,7 +66,7 @@ def decode_8_bit(device: Device, heads: int, kv_heads: int, size: int, batch: in
     pages = -(-context // PAGE)
     table = torch.randperm(batch * pages, device=device.device).to(torch.int32).view(batch, pages)
     starts, lengths = device.numbers(list(range(batch + 1))), device.numbers([context] * batch)
-    bounds = attention.Bounds(starts, lengths, table, 1, context)
+    bounds = Bounds(starts, lengths, table, 1, context)
 
     def make() -> tuple:
         shape = (batch * pages * PAGE, 2 * kv_heads)

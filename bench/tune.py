@@ -26,10 +26,10 @@ import torch
 from device import Device
 from kernel_jobs import PAGE
 
-from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import attention, catalogue, tuned
 from opsin_kernels.gpu.absent import SHARED
 from opsin_kernels.gpu.compiled import TENSOR_CORES, Launch, facts
+from opsin_kernels.layout import Bounds
 
 BLOCKS, TILES, WARPS, STAGES = (16, 32, 64, 128), (32, 64, 128), (2, 4, 8), (2, 3, 4)
 CONTEXT, MINUTES = 2048, 8.5

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opsin_kernels.attention import Bounds
 from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.layout import Bounds
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsin_kernels.attention import Layout, Segments, packed_attention, paged_attention, write_kv
+from opsin_kernels.attention import packed_attention, paged_attention, write_kv
+from opsin_kernels.layout import Layout, Segments
 
 
 def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opsin_kernels.attention import Layout
+from opsin_kernels.layout import Layout
 from opsin_kernels.memory_attention import Run, Runs
 from opsin_plugins.blocks.decoder import Rows
 from opsin_plugins.blocks.linear import Quantize

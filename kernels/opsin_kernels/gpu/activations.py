@@ -10,9 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opsin_kernels.activations import Activation
-
-KINDS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3}
+KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3}
 BLOCK = 1024
 
 
@@ -79,17 +77,17 @@ def activate_backward(
     tl.store(out_ptr + place, (grad * (part + gate * slope)).to(kind), mask=inside)
 
 
-def gated(gate_up: Tensor, activation: Activation) -> Tensor:
+def gated(gate_up: Tensor, activation: str) -> Tensor:
     """gate_up [..., 2N] -> [..., N]; differentiable."""
     return _run(gate_up.contiguous(), activation, True)
 
 
-def activated(x: Tensor, activation: Activation) -> Tensor:
+def activated(x: Tensor, activation: str) -> Tensor:
     """x [..., N] -> [..., N]; differentiable."""
     return _run(x.contiguous(), activation, False)
 
 
-def _run(dense: Tensor, activation: Activation, gates: bool) -> Tensor:
+def _run(dense: Tensor, activation: str, gates: bool) -> Tensor:
     if torch.is_grad_enabled() and dense.requires_grad:
         out: Tensor = Activated.apply(dense, activation, gates)  # type: ignore[no-untyped-call]
         return out
@@ -98,7 +96,7 @@ def _run(dense: Tensor, activation: Activation, gates: bool) -> Tensor:
 
 class Activated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dense: Tensor, activation: Activation, gates: bool) -> Tensor:
+    def forward(ctx: Any, dense: Tensor, activation: str, gates: bool) -> Tensor:
         ctx.save_for_backward(dense)
         ctx.activation, ctx.gates = activation, gates
         return _forward(dense, activation, gates)
@@ -116,7 +114,7 @@ class Activated(torch.autograd.Function):
         return out, None, None
 
 
-def _forward(dense: Tensor, activation: Activation, gates: bool) -> Tensor:
+def _forward(dense: Tensor, activation: str, gates: bool) -> Tensor:
     size = dense.shape[-1] // 2 if gates else dense.shape[-1]
     out = torch.empty((*dense.shape[:-1], size), device=dense.device, dtype=dense.dtype)
     if out.numel():

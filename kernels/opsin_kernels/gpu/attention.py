@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import tuned
+from opsin_kernels.layout import Bounds
 
 # What differs from step to step must not be compiled into the kernel, or serving would stop to compile it again.
 NUMBERS = ["table_ptr", "starts_ptr", "lengths_ptr", "ranges_ptr"]

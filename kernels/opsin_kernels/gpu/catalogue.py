@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.activations import ACTIVATIONS, Activation
-from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, norms, penalties, rotary, sampling
 from opsin_kernels.gpu.compiled import Launch
+from opsin_kernels.layout import Bounds
 
 # heads, key heads, head size, and whose decoder that is
 DECODERS = {

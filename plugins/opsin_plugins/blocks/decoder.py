@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin_kernels.attention import Layout, packed_attention, paged_attention
+from opsin_kernels.attention import packed_attention, paged_attention
+from opsin_kernels.layout import Layout
 from opsin_kernels.linear import linear
 from opsin_kernels.rotary import angles_to_tables, rotate_, rotate_and_store
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter

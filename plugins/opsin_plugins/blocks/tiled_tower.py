@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin_kernels.attention import Segments
+from opsin_kernels.layout import Segments
 from opsin_plugins.blocks.layers import LayerNorm, parameter
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.tower import Attended, Picture, Stem, TowerLayer

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opsin_kernels.attention import Segments, packed_attention
+from opsin_kernels.attention import packed_attention
+from opsin_kernels.layout import Segments
 from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, PlainMLP, constants, make_norm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize

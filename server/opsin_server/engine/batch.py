@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin_kernels.attention import Layout
+from opsin_kernels.layout import Layout
 from opsin_kernels.memory_attention import Run, Runs
 from opsin_plugins.blocks.decoder import Rows
 from opsin_plugins.fusions.base import Memory, Visual

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from opsin_kernels.attention import Bounds, Layout
+from opsin_kernels.layout import Bounds, Layout
 from opsin_kernels.memory_attention import Runs
 from opsin_plugins.blocks.decoder import KVPool, Rows
 from opsin_plugins.blocks.model import Model

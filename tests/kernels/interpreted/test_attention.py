@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from opsin_kernels.attention import Bounds
 from opsin_kernels.gpu import attention as gpu
+from opsin_kernels.layout import Bounds
 
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
