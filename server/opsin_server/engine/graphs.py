@@ -199,10 +199,6 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 def context_sizes(largest: int) -> list[int]:
-    """Contexts that are recorded: powers of four from 1,024 on. They shape only how many parts keys are split into."""
-    sizes = []
-    size = 1024
-    while size < largest:
-        sizes.append(size)
-        size *= 4
-    return [*sizes, largest]
+    """Contexts that are recorded: 1,024, 4,096 and the largest. They shape only how many parts keys are split into, and
+    beyond some ten thousand rows no longer that."""
+    return [*(n for n in (1024, 4096) if n < largest), largest]
