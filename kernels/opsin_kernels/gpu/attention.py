@@ -188,20 +188,25 @@ def merge(
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,  # the power of two that holds D
     MOST: tl.constexpr,  # parts at most: one compiled kernel for any number; those that are not there read nothing
+    STEP: tl.constexpr,  # parts that are added up at once
 ):
     """One program a row and head: the parts of its keys, each weighted by its share of the sum."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, PADDED)
-    part = tl.arange(0, MOST)
-    there = part < parts
-    place = part.to(tl.int64) * rows + row
-    norms = tl.load(norm_ptr + place, mask=there, other=-float("inf"))
+    every = tl.arange(0, MOST)
+    norms = tl.load(norm_ptr + every.to(tl.int64) * rows + row, mask=every < parts, other=-float("inf"))
     top = tl.max(norms, 0)
-    weights = tl.exp2(norms - tl.where(top == -float("inf"), 0.0, top))
-    total = tl.sum(weights, 0)
-    found = there[:, None] & (d < SIZE)[None, :]
-    values = tl.load(parts_ptr + place[:, None] * SIZE + d[None, :], mask=found, other=0.0)
-    out = tl.sum(values * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    top = tl.where(top == -float("inf"), 0.0, top)
+    total = tl.sum(tl.exp2(norms - top), 0)
+    acc = tl.zeros([PADDED], tl.float32)
+    for start in range(0, parts, STEP):
+        part = start + tl.arange(0, STEP)
+        place = part.to(tl.int64) * rows + row
+        weights = tl.exp2(tl.load(norm_ptr + place, mask=part < parts, other=-float("inf")) - top)
+        found = (part < parts)[:, None] & (d < SIZE)[None, :]
+        values = tl.load(parts_ptr + place[:, None] * SIZE + d[None, :], mask=found, other=0.0)
+        acc += tl.sum(values * weights[:, None], 0)
+    out = acc / tl.where(total > 0, total, 1.0)
     tl.store(out_ptr + row * SIZE + d, out.to(out_ptr.dtype.element_ty), mask=d < SIZE)
 
 
@@ -252,13 +257,13 @@ def shapes_of(heads: int, kv_heads: int, size: int, page: int, *, bits: int, dev
 
 
 def splits_for(programs: int, longest: int, processors: int, tile: int) -> int:
-    """Parts that the keys are split into: enough programs for twice the processors, none with less than four tiles.
+    """Parts that the keys are split into: enough programs for twice the processors, none with less than two tiles.
     Continuous in batch size and length, so that nothing falls off a cliff."""
     wanted = -(-2 * processors // max(1, programs))
-    return max(1, min(wanted, longest // (4 * tile), MAX_SPLITS))
+    return max(1, min(wanted, longest // (2 * tile), MAX_SPLITS))
 
 
-MAX_SPLITS = 32
+MAX_SPLITS = 128  # with two key heads and one sequence, still a program for each of 132 processors
 
 
 def attention(
@@ -335,7 +340,7 @@ def _launch(
     if splits > 1:
         padded = triton.next_power_of_2(size)
         merge[(rows * heads,)](
-            parts, norms, out, rows * heads, splits, SIZE=size, PADDED=padded, MOST=MAX_SPLITS, num_warps=4
+            parts, norms, out, rows * heads, splits, SIZE=size, PADDED=padded, MOST=MAX_SPLITS, STEP=32, num_warps=4
         )
 
 

@@ -199,6 +199,6 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 def context_sizes(largest: int) -> list[int]:
-    """Contexts that are recorded: 1,024, 4,096 and the largest. They shape only how many parts keys are split into, and
-    beyond some ten thousand rows no longer that."""
-    return [*(n for n in (1024, 4096) if n < largest), largest]
+    """Contexts that are recorded: 1,024, 4,096, 16,384 and the largest. They shape only how many parts keys are split
+    into, and beyond some ten thousand rows hardly that."""
+    return [*(n for n in (1024, 4096, 16384) if n < largest), largest]

@@ -76,4 +76,4 @@ def test_sizes_reach_the_largest_and_waste_little() -> None:
         assert sizes[-1] == largest
     assert all((b - a - 1) / b < 0.2 for a, b in zip(batch_sizes(512), batch_sizes(512)[1:], strict=False) if b > 32)
     assert context_sizes(400) == [400]
-    assert context_sizes(32768) == [1024, 4096, 32768]
+    assert context_sizes(32768) == [1024, 4096, 16384, 32768]
