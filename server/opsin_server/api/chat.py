@@ -96,7 +96,9 @@ def check_bias(body: ChatRequest, vocabulary: int) -> None:
     for token in body.logit_bias or ():
         if int(token) >= vocabulary:
             raise BadRequest(
-                f"logit_bias: there is no token {token}; this model's are 0 to {vocabulary - 1}", param="logit_bias"
+                f"Invalid value for 'logit_bias': there is no token {token}; this model's are 0 to {vocabulary - 1}",
+                param="logit_bias",
+                code="invalid_value",
             )
 
 

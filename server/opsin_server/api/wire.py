@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from opsin_server.api.conversation import ChatMessage, ProcessorOptions
-from opsin_server.api.fields import Strict, only, unsupported, wrong
+from opsin_server.api.fields import Strict, only, shown, unsupported, wrong
 
 MAX_STOPS = 16  # OpenAI takes 4
 MAX_BIASES = 1024
 
-TokenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _by_token(value: Any) -> Any:
+    for key in value if isinstance(value, dict) else ():
+        if not TOKEN_ID.fullmatch(key):
+            raise wrong(f"its keys must be token ids, not {shown(key)}")
+    return value
 
 
 def _listed(value: Any) -> Any:
@@ -38,7 +46,7 @@ class ChatRequest(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[str, Bias] | None, Field(max_length=MAX_BIASES), BeforeValidator(_by_token)] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
