@@ -40,7 +40,7 @@ def paged_attention_ref(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool) -> Tensor:
     """q [T, H, D], k and v [T, K, D] of sequences packed one behind the other; each sees only itself. Differentiable.
     causal: not with cores."""
-    if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
+    if uses_kernels(q) and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
         return _packed_kernel(q, k, v, segments, causal=causal)
     return packed_attention_ref(q, k, v, segments, causal=causal)
 

@@ -10,6 +10,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from opsin_kernels.moving import on_device
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -40,7 +42,7 @@ class Segments:
         forward pass, not once a layer: the copy makes the host wait."""
         if self._made is None:
             count = len(self.lengths)
-            numbers = torch.tensor([*accumulate(self.lengths, initial=0), *self.lengths], dtype=torch.int32).to(device)
+            numbers = on_device([*accumulate(self.lengths, initial=0), *self.lengths], torch.int32, device)
             longest = max(self.lengths)
             bounds = Bounds(numbers[: count + 1], numbers[count + 1 :], None, longest, longest)
             self._made = bounds, None if self.cores is None else self._ranges(self.cores).to(device)
@@ -98,7 +100,7 @@ class Layout:
         numbers, table = [], self.block_table.to(torch.int32)
         for group in groups:
             numbers += [*accumulate(self.query_lengths[group], initial=0), *self.kv_lengths[group]]
-        moved = torch.tensor(numbers, dtype=torch.int32).to(table.device, non_blocking=True)
+        moved = on_device(numbers, torch.int32, table.device)
         found, row, at = [], 0, 0
         for group in groups:
             queries, lengths, size = self.query_lengths[group], self.kv_lengths[group], group.stop - group.start
@@ -115,12 +117,12 @@ class Layout:
 
     def blocks_of(self, sequences: slice, length: int, block: int) -> Tensor:
         """I64 [n · blocks]: the blocks that hold the first `length` rows of some sequences; built once a step."""
-        key = (sequences.start, sequences.stop)
+        key = (sequences.start, sequences.stop, length, block)
         if key not in self._blocks:
             assert self.block_table is not None
             self._blocks[key] = self.block_table[sequences, : -(-length // block)].reshape(-1)
         return self._blocks[key]
 
     @cached_property
-    def _blocks(self) -> dict[tuple[int, int], Tensor]:
+    def _blocks(self) -> dict[tuple[int, ...], Tensor]:
         return {}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
 from opsin_kernels.layout import Bounds
+from opsin_kernels.moving import on_device
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Runs:
         """As the kernel takes it, on the slots' device: a page has one row. Built once a step, not once a layer."""
         counts, lengths = [run.queries for run in self.runs], [len(run.slots) for run in self.runs]
         device = self.runs[0].slots.device
-        numbers = torch.tensor([*accumulate(counts, initial=0), *lengths], dtype=torch.int32).to(device)
+        numbers = on_device([*accumulate(counts, initial=0), *lengths], torch.int32, device)
         table = torch.zeros((len(counts), max(lengths)), dtype=torch.int32, device=device)
         for line, run in zip(table, self.runs, strict=True):
             line[: len(run.slots)] = run.slots

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.moving import on_device
 
 
 @dataclass
@@ -24,14 +25,27 @@ class Places:
     factors: list[float] = field(default_factory=list)
     shifts: list[float] = field(default_factory=list)
 
+    def to(self, device: torch.device) -> Placed | None:
+        """None: there are none."""
+        if not self.rows:
+            return None
+        where = on_device([self.rows, self.tokens], torch.int64, device)
+        return Placed(where, on_device([self.factors, self.shifts], torch.float32, device))
 
-def penalized(logits: Tensor, places: Places) -> Tensor:
+
+@dataclass(frozen=True)
+class Placed:
+    """Places on a device. where I64 [2, N]: rows and tokens; what F32 [2, N]: factors and shifts."""
+
+    where: Tensor
+    what: Tensor
+
+
+def penalized(logits: Tensor, placed: Placed | None) -> Tensor:
     """logits [R, V] -> [R, V]; the input where nothing is changed, else a copy."""
-    if not places.rows:
+    if placed is None:
         return logits
-    changed = logits.clone()
-    where = torch.tensor([places.rows, places.tokens], device=logits.device)
-    what = torch.tensor([places.factors, places.shifts], device=logits.device)
+    changed, where, what = logits.clone(), placed.where, placed.what
     if uses_kernels(logits):
         from opsin_kernels.gpu import penalties as gpu
 
@@ -42,7 +56,7 @@ def penalized(logits: Tensor, places: Places) -> Tensor:
 
 
 def penalize_ref_(logits: Tensor, where: Tensor, what: Tensor) -> None:
-    """The definition, in place. where I64 [2, N]: rows and tokens; what F32 [2, N]: factors and shifts."""
+    """The definition, in place. where I64 [2, N], what F32 [2, N]: as in `Placed`."""
     rows, tokens = where
     factors, shifts = what
     x = logits[rows, tokens].float()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.moving import on_device
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,17 @@ class SamplingRow:
     uniform: float
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """logits [B, V] -> token ids I64 [B]."""
+def settings_of(rows: Sequence[SamplingRow], device: torch.device) -> Tensor:
+    """F64 [B, 5] for the kernel: temperature, top-k, top-p, min-p, uniform."""
+    return on_device([(r.temperature, r.top_k, r.top_p, r.min_p, r.uniform) for r in rows], torch.float64, device)
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow], settings: Tensor | None = None) -> Tensor:
+    """logits [B, V] -> token ids I64 [B]. settings: the rows on the device, where they are there already."""
     if uses_kernels(logits):
         from opsin_kernels.gpu import sampling as gpu
 
-        settings = [(r.temperature, r.top_k, r.top_p, r.min_p, r.uniform) for r in rows]
-        return gpu.draw(logits, torch.tensor(settings, dtype=torch.float64, device=logits.device))
+        return gpu.draw(logits, settings_of(rows, logits.device) if settings is None else settings)
     return sample_ref(logits, rows)
 
 

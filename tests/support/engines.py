@@ -41,6 +41,7 @@ def make_engine(
     prefix_cache: bool = True,
     memory_blocks: int = 256,
     dtype: torch.dtype = torch.float32,
+    max_encode_patches: int = 4096,
 ) -> Engine:
     config = EngineConfig(
         model="",
@@ -53,7 +54,7 @@ def make_engine(
     cpu = torch.device("cpu")
     context = min(max_context, blocks * block_size)
     per_token = visual_token_bytes(ours.spec, dtype.itemsize)
-    resolved = Resolved(cpu, dtype, context, max_batch_tokens, 4096, per_token, memory, memory_blocks)
+    resolved = Resolved(cpu, dtype, context, max_batch_tokens, max_encode_patches, per_token, memory, memory_blocks)
     return assemble(ours.model, ours.spec, config, resolved)
 
 

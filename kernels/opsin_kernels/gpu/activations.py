@@ -1,4 +1,7 @@
-"""Activations, alone or gating over packed gate and up: a block of values a program."""
+"""Activations, alone or gating over packed gate and up: a block of values a program.
+
+In 16 bit an activation is rounded once, at its end; the definition of quick-GELU, made of single operations, rounds
+after each."""
 
 from __future__ import annotations
 

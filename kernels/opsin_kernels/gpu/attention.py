@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 import triton
@@ -76,16 +76,22 @@ def attend(
     CAPPED: tl.constexpr,
     RANGED: tl.constexpr,
     SCALED: tl.constexpr,
+    SINGLE: tl.constexpr,  # every sequence has one query at most: a tile each
 ):
     group: tl.constexpr = HEADS // KV_HEADS
     block_q: tl.constexpr = BLOCK_M // group
     block = tl.program_id(0)
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
-    sequence = _sequence_of(starts_ptr, sequences, block, block_q)
-    start = tl.load(starts_ptr + sequence)
+    if SINGLE:
+        sequence = block
+        start = tl.load(starts_ptr + sequence)
+        first = 0
+    else:
+        sequence = _sequence_of(starts_ptr, sequences, block, block_q)
+        start = tl.load(starts_ptr + sequence)
+        first = (block - (start // block_q + sequence)) * block_q
     count = tl.load(starts_ptr + sequence + 1) - start
-    first = (block - (start // block_q + sequence)) * block_q
     if first >= count:
         return
     length = tl.load(lengths_ptr + sequence)
@@ -169,7 +175,7 @@ def attend(
     if SPLIT:
         places = part.to(tl.int64) * rows * HEADS + row * HEADS + head
         out_row = places * SIZE
-        tl.store(norm_ptr + places, tl.where(total > 0, top + tl.log2(whole), -float("inf")), mask=alive)
+        tl.store(norm_ptr + places, top + tl.log2(whole), mask=alive)  # -inf where nothing was seen
     kind = out_ptr.dtype.element_ty
     keep = alive[:, None] & (d_low < SIZE)[None, :]
     tl.store(out_ptr + out_row[:, None] + d_low[None, :], (acc_low / whole[:, None]).to(kind), mask=keep)
@@ -244,16 +250,27 @@ def shape_for(
     if measured is not None:
         return Shape(heads, kv_heads, size, page, *(measured[name] for name in tuned.FIELDS))
     least = max(16, triton.next_power_of_2(group))
-    decode = longest_query <= max(1, 16 // group)
+    decode = longest_query == 1
     block_m, tile = (least, 64) if decode else (max(64, least), 32 if size > 128 else 64)
-    stages = 3 if (bits == 8 and decode) or (page == 1 and not decode) else 2  # (two spill there on sm_100 and sm_120)
+    wide = not decode and 64 < size <= 128  # (where two stages spill on sm_120, as 8-bit decode does on sm_100)
+    stages = 3 if wide or (bits == 8 and decode) else 2
     return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, stages)
 
 
-def shapes_of(heads: int, kv_heads: int, size: int, page: int, *, bits: int, device: str | None) -> set[Shape]:
-    """Those that `shape_for` gives for any number of queries."""
+def shapes_of(
+    heads: int, kv_heads: int, size: int, page: int, bits: int, device: str | None
+) -> set[tuple[Shape, bool]]:
+    """Those that `shape_for` gives for any number of queries, and whether that number is one."""
     queries = {1, 1024} | ({e["queries"] for e in tuned.table(device)} if device else set())
-    return {shape_for(heads, kv_heads, size, page, n, bits=bits, device=device) for n in queries}
+    return {(shape_for(heads, kv_heads, size, page, n, bits=bits, device=device), n == 1) for n in queries}
+
+
+def decode_parts(
+    heads: int, kv_heads: int, size: int, page: int, sequences: int, longest: int, place: torch.device
+) -> int:
+    """The parts that `attention` splits the keys of decoding sequences into."""
+    shape = shape_for(heads, kv_heads, size, page, 1, device=_name(place))
+    return splits_for(sequences * kv_heads, longest, _processors(place), shape.tile)
 
 
 def splits_for(programs: int, longest: int, processors: int, tile: int) -> int:
@@ -294,47 +311,55 @@ def attention(
     if shape is None:
         name, bits = _name(q.device), 8 * k.element_size()
         shape = shape_for(heads, k.shape[1], size, page, bounds.longest_query, bits=bits, device=name)
+    sequences, single = len(bounds.lengths), bounds.longest_query == 1
     if splits is None:
-        tiles = rows // shape.block_q + len(bounds.lengths)
+        tiles = sequences if single else rows // shape.block_q + sequences
         splits = splits_for(tiles * shape.kv_heads, bounds.longest, _processors(q.device), shape.tile)
-    factor = (size**-0.5 if scale is None else scale) * (1.0 if softcap else LOG2_E)
-    launch = partial(_launch, q, k, v, bounds, out, page, causal, window, softcap, ranges, factor, scales)
+    if q.stride(1) != size or k.stride(1) != size or k.stride(0) != v.stride(0) or splits > MAX_SPLITS:
+        raise ValueError(f"heads must be dense, rows of k and v equally far apart, parts at most {MAX_SPLITS}")
+    call = Call(q, k, v, bounds, out, page, causal, window, float(softcap), ranges, scale or size**-0.5, scales)
     if _every_form:
-        for other in shapes_of(heads, k.shape[1], size, page, bits=8 * k.element_size(), device=_name(q.device)):
+        for other, one in shapes_of(heads, k.shape[1], size, page, 8 * k.element_size(), _name(q.device)):
             for parts in (1, 2):
-                launch(other, parts)
-    launch(shape, splits)
+                _launch(call, other, parts, one)
+    _launch(call, shape, splits, single)
     return out
 
 
-def _launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bounds: Bounds,
-    out: Tensor,
-    page: int,
-    causal: bool,
-    window: int,
-    softcap: float,
-    ranges: Tensor | None,
-    factor: float,
-    scales: tuple[Tensor, Tensor] | None,
-    shape: Shape,
-    splits: int,
-) -> None:
+@dataclass(frozen=True)
+class Call:
+    """What `attention` was called with."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bounds: Bounds
+    out: Tensor
+    page: int
+    causal: bool
+    window: int
+    softcap: float
+    ranges: Tensor | None
+    scale: float
+    scales: tuple[Tensor, Tensor] | None
+
+
+def _launch(call: Call, shape: Shape, splits: int, single: bool) -> None:
+    q, k, v, bounds, out, scales = call.q, call.k, call.v, call.bounds, call.out, call.scales
     rows, heads, size = q.shape
     sequences, table = len(bounds.lengths), bounds.table
+    tiles = sequences if single else rows // shape.block_q + sequences
     parts = out if splits == 1 else torch.empty((splits, rows, heads, size), device=q.device, dtype=torch.float32)
     norms = out if splits == 1 else torch.empty((splits, rows, heads), device=q.device, dtype=torch.float32)
     low, high = halves(size)
-    attend[(rows // shape.block_q + sequences, shape.kv_heads, splits)](
-        q, k, v, parts, norms, table, bounds.starts, bounds.lengths, ranges, *(scales or (None, None)), sequences,
+    attend[(tiles, shape.kv_heads, splits)](
+        q, k, v, parts, norms, table, bounds.starts, bounds.lengths, call.ranges, *(scales or (None, None)), sequences,
         rows, q.stride(0), k.stride(0), 0 if table is None else table.stride(0),
-        0 if scales is None else scales[0].stride(0), factor, softcap or 1.0,
-        HEADS=heads, KV_HEADS=shape.kv_heads, SIZE=size, LOW=low, HIGH=high, PAGE=page, BLOCK_M=shape.block_m,
-        TILE=shape.tile, SPLIT=splits > 1, WINDOW=window, CAUSAL=causal, CAPPED=softcap > 0,
-        RANGED=ranges is not None, SCALED=scales is not None,
+        0 if scales is None else scales[0].stride(0), call.scale * (1.0 if call.softcap else LOG2_E),
+        call.softcap or 1.0,
+        HEADS=heads, KV_HEADS=shape.kv_heads, SIZE=size, LOW=low, HIGH=high, PAGE=call.page, BLOCK_M=shape.block_m,
+        TILE=shape.tile, SPLIT=splits > 1, WINDOW=call.window, CAUSAL=call.causal, CAPPED=call.softcap > 0,
+        RANGED=call.ranges is not None, SCALED=scales is not None, SINGLE=single,
         num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
     if splits > 1:

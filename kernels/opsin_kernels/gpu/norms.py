@@ -96,8 +96,10 @@ def rms_norm(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -
 def add_rms_norm(
     x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """x and delta [T, N]; differentiable."""
-    return _norm(x, delta, weight, floor, one_plus)
+    """x and delta [..., N]; differentiable."""
+    size = x.shape[-1]
+    added, out = _norm(x.reshape(-1, size), delta.reshape(-1, size), weight, floor, one_plus)
+    return added.view(x.shape), out.view(x.shape)
 
 
 def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor, one_plus: bool) -> tuple[Any, Tensor]:
@@ -154,7 +156,7 @@ def _backward(
     rows = x if x.stride(-1) == 1 else x.contiguous()
     x_grad = torch.empty(x.shape, device=x.device, dtype=x.dtype)
     programs, size = min(len(rows), PROGRAMS), rows.shape[-1]
-    parts = torch.zeros(max(programs, 1), size, device=x.device) if weighted else None
+    parts = torch.empty(programs, size, device=x.device) if weighted else None  # (each program writes its row)
     if programs:
         padded = triton.next_power_of_2(size)
         rms_norm_rows_backward[(programs,)](

@@ -12,7 +12,7 @@ from opsin_plugins.spec import SpecError
 from opsin_server.engine.batch import build
 from opsin_server.engine.checks import check_items, check_memory, check_spans
 from opsin_server.engine.runner import Runner
-from opsin_server.engine.sampler import Drawn, draw
+from opsin_server.engine.sampler import Drawn, draw, rules_of
 from opsin_server.engine.scheduler import Plan, Scheduler
 from opsin_server.engine.sequence import Sequence
 from opsin_server.ipc.messages import Arrays, Logprobs, Output, Stats, Submit
@@ -72,9 +72,13 @@ class Engine:
         if plan.encode:
             runner.encode(plan.encode)
             clock = self._lap(f"{kind}.encode", clock)
+        drawing = [c.sequence for c in batch.sampled]
+        rules = rules_of(
+            drawing, runner.model.spec.decoder.vocab, runner.device
+        )  # (before the model: it may run behind)
         logits = runner.run(batch)
         clock = self._lap(f"{kind}.model", clock)
-        drawn = draw(logits, [c.sequence for c in batch.sampled]) if batch.sampled else []
+        drawn = draw(logits, drawing, rules) if drawing else []
         self._lap(f"{kind}.sample", clock)
         return drawn
 

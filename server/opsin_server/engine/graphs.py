@@ -30,15 +30,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # one for all: libraries keep some workspace for every stream they have seen
 
     def __call__(self, run: Callable[[], object]) -> Callable[[], object]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             run()  # kernels are compiled and libraries set up outside of the recording
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             run()
         replay: Callable[[], object] = graph.replay
         return replay
@@ -98,7 +98,7 @@ class DecodeGraphs:
                     self._recorded(size, context, remembers)
 
     def _recorded(self, size: int, context: int, remembers: bool) -> Callable[[], object]:
-        key = (size, context, remembers)
+        key = (size, self._parts(size, context), remembers)
         if key not in self._made:
             (ids, rows), out = self._buffers.views(size, context), self._buffers.logits[:size]
 
@@ -110,6 +110,15 @@ class DecodeGraphs:
 
             self._made[key] = self._record(step)
         return self._made[key]
+
+    def _parts(self, size: int, context: int) -> int:
+        """What a context decides on: all with as many parts of the keys share a recording."""
+        from opsin_kernels.gpu.attention import decode_parts
+
+        decoder, pool = self.model.spec.decoder, self.pool[0]
+        return decode_parts(
+            decoder.heads, decoder.kv_heads, decoder.head_dim, pool.shape[1], size, context, pool.device
+        )
 
 
 class Buffers:
@@ -126,6 +135,7 @@ class Buffers:
         self.ids, self.slots, self.positions = rows[0], rows[1], rows[2:]
         self.table = torch.zeros((size, blocks), dtype=torch.int32, device=device)
         self._last_table: Tensor | None = None
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
         self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
         self.logits = torch.zeros((size, model.spec.decoder.vocab), dtype=dtype, device=device)
         self.empty()
@@ -143,7 +153,9 @@ class Buffers:
         self._device.copy_(self._host)
 
     def fill(self, batch: Batch, size: int) -> None:
-        """batch: on the host. (The step before has ended: its tokens are known. So the host's buffer is free.)"""
+        """batch: on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()  # (at once, unless the step before failed with its copy still waiting)
         count, layout = len(batch.ids), batch.rows.layout
         assert layout.block_table is not None
         self._rows[:2, :count] = batch.numbers[:2]
@@ -152,6 +164,8 @@ class Buffers:
         self._rows[1, count:size] = -1
         self._host_lengths[count:size] = 0
         self._device.copy_(self._host, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
         table = layout.block_table
         if self._last_table is None or not torch.equal(table, self._last_table):
             self.table[:count, : table.shape[1]].copy_(table)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from opsin_kernels.penalties import penalized
-from opsin_kernels.sampling import SamplingRow, log_probabilities, sample
+from opsin_kernels.penalties import Placed, penalized
+from opsin_kernels.sampling import SamplingRow, log_probabilities, sample, settings_of
 from opsin_server.engine.penalties import places_of
 from opsin_server.engine.sequence import Sequence
 from opsin_server.ipc.messages import Logprobs
@@ -21,22 +22,33 @@ class Drawn:
     logprobs: Logprobs | None
 
 
-def draw(logits: Tensor, sequences: list[Sequence]) -> list[Drawn]:
+@dataclass(frozen=True)
+class Rules:
+    """How a step's rows are drawn, on the device: made before the model runs, since nothing of it depends on logits.
+    rows None: all are greedy."""
+
+    rows: list[SamplingRow] | None
+    settings: Tensor | None
+    placed: Placed | None
+
+
+def rules_of(sequences: list[Sequence], vocabulary: int, device: torch.device) -> Rules:
+    wanted = [s.sampling for s in sequences]
+    placed = places_of(sequences, vocabulary).to(device) if any(s.penalizes for s in wanted) else None
+    if all(s.temperature == 0 for s in wanted):
+        return Rules(None, None, placed)
+    rows = [
+        SamplingRow(p.temperature, p.top_k, p.top_p, p.min_p, uniform(p.seed, s.generated))
+        for p, s in zip(wanted, sequences, strict=True)
+    ]
+    return Rules(rows, settings_of(rows, device) if device.type != "cpu" else None, placed)
+
+
+def draw(logits: Tensor, sequences: list[Sequence], rules: Rules) -> list[Drawn]:
     """logits [M, vocab], one row a sequence."""
     settings = [s.sampling for s in sequences]
-    ruled = logits
-    if any(s.penalizes for s in settings):
-        ruled = penalized(logits, places_of(sequences, logits.shape[1]))
-    if all(s.temperature == 0 for s in settings):
-        picked = ruled.argmax(-1)
-    else:
-        picked = sample(
-            ruled,
-            [
-                SamplingRow(p.temperature, p.top_k, p.top_p, p.min_p, uniform(p.seed, s.generated))
-                for p, s in zip(settings, sequences, strict=True)
-            ],
-        )
+    ruled = penalized(logits, rules.placed)
+    picked = ruled.argmax(-1) if rules.rows is None else sample(ruled, rules.rows, rules.settings)
     asked = [i for i, s in enumerate(settings) if s.top_logprobs >= 0]
     found = _logprobs(logits, picked, asked, max(settings[i].top_logprobs for i in asked)) if asked else {}
     out = []

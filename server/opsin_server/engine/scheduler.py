@@ -15,7 +15,7 @@ from typing import Any
 
 from opsin_server.engine.block_manager import BlockManager
 from opsin_server.engine.encoder_cache import VisualStore
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.sequence import Need, Sequence
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,10 @@ class Scheduler:
     def _waits_for_room(self, plan: Plan, sequence: Sequence) -> bool:
         """Whether it is the store that has no room, and not this step that has no time to encode more."""
         row = sequence.computed
-        missing = (sequence.items[n.item] for n in sequence.needs if n.touches(row, row + 1))
-        return any(i.digest not in self.encoder and not self._too_much(plan, i.shape[0]) for i in missing)
+        missing = (n for n in sequence.needs if n.touches(row, row + 1))
+        return any(
+            sequence.items[n.item].digest not in self.encoder and not self._too_much(plan, sequence, n) for n in missing
+        )
 
     def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         self.blocks.adopt_prefix(sequence)
@@ -150,7 +152,7 @@ class Scheduler:
             if not need.touches(row, row + length):
                 continue
             entry = sequence.items[need.item]
-            if entry.digest not in self.encoder and self._too_much(plan, entry.shape[0]):
+            if entry.digest not in self.encoder and self._too_much(plan, sequence, need):
                 return max(0, need.start - row)
             reserved = self.encoder.reserve(entry.digest, entry.rows, sequence.request_id)
             if reserved is False:
@@ -159,9 +161,14 @@ class Scheduler:
                 plan.encode.append((sequence, need.item))
         return length
 
-    def _too_much(self, plan: Plan, patches: int) -> bool:
-        encoded = sum(sequence.items[item].shape[0] for sequence, item in plan.encode)
-        return bool(plan.encode) and encoded + patches > self.limits.max_encode_patches
+    def _too_much(self, plan: Plan, sequence: Sequence, need: Need) -> bool:
+        """Whether an image must wait for another step. Not when all that is encoded in this one are images without
+        which this sequence's next row cannot be computed: they would be too much in every step."""
+        encoded = sum(s.items[item].shape[0] for s, item in plan.encode)
+        if not plan.encode or encoded + sequence.items[need.item].shape[0] <= self.limits.max_encode_patches:
+            return False
+        alone = all(s is sequence for s, _ in plan.encode)
+        return not (alone and need.touches(sequence.computed, sequence.computed + 1))
 
     def _needed_elsewhere(self, plan: Plan, sequence: Sequence, item: int) -> bool:
         """Of a sequence that was preempted after its image was planned: does another chunk of this step need it?"""

@@ -77,3 +77,17 @@ def test_sizes_reach_the_largest_and_waste_little() -> None:
     assert all((b - a - 1) / b < 0.2 for a, b in zip(batch_sizes(512), batch_sizes(512)[1:], strict=False) if b > 32)
     assert context_sizes(400) == [400]
     assert context_sizes(32768) == [1024, 4096, 16384, 32768]
+
+
+def test_contexts_with_as_many_parts_share_a_recording(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opsin_kernels.gpu import attention
+
+    monkeypatch.setattr(attention, "_processors", lambda device: 132)
+    ours = oracle.saved(tiny.FAMILIES["llava"].make(), tmp_path)
+    made: list[object] = []
+    graphs = DecodeGraphs(
+        ours.model, engines.make_engine(ours).runner.pool, 256, 30000, lambda run: made.append(run) or run
+    )
+    graphs.prepare()
+    sizes, contexts = batch_sizes(256), context_sizes(30000)
+    assert len(sizes) < len(made) < 0.6 * len(sizes) * len(contexts)

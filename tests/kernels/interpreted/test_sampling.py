@@ -82,3 +82,34 @@ def test_faint_tokens_count_for_top_p_though_they_are_not_looked_at() -> None:
     assert draw(weights.log()[None], replace(row, top_p=0.96), step=1024) == 7
     everything = replace(row, top_p=0.998, uniform=0.9999)
     assert draw(weights.log()[None], everything, step=1024) > 3000, "it looks at all then"
+
+
+def test_top_p_behind_top_k_does_not_count_what_top_k_cut() -> None:
+    """Two tokens stay of 4,000: 1 and 0.05. With all others, which weigh 1.5 % together, 0.945 would take both."""
+    weights = torch.full((4000,), 2.0**-18)
+    weights[[7, 3000]] = torch.tensor([1.0, 0.05])
+    row = SamplingRow(1.0, 2, 0.945, 0.0, 0.99)
+    assert 1.0 / 1.05 > 0.945 > 1.0 / (1.05 + 3998 * 2**-18)
+    assert draw(weights.log()[None], row, step=1024) == 7
+
+
+def test_min_p_ends_the_short_list_only_where_top_p_does_not_look_past_it() -> None:
+    """top-k keeps faint tokens too, and top-p counts them before min-p drops them."""
+    weights = torch.full((4000,), 2.0**-18)
+    weights[[7, 3000]] = torch.tensor([1.0, 0.02])
+    row = SamplingRow(1.0, 3999, 0.98, 0.01, 0.99)
+    assert draw(weights.log()[None], row, step=1024) == 3000
+
+
+@pytest.mark.parametrize("count", [23, 24, 25, 40])
+def test_a_full_short_list_leaves_its_neighbour_alone(count: int) -> None:
+    logits = torch.full((1, 40), float("-inf"))
+    logits[0, :count] = torch.arange(count) / 100
+    values, places = torch.full((30,), 7.0), torch.full((30,), 7, dtype=torch.int32)
+    settings_, out = torch.tensor([[1.0, 5, 0.9, 0, 0.5]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    gpu_sampling.draw_rows[(1,)](
+        logits, settings_, values, places, out, 40, 40, STEP=16, TOP=gpu_sampling.ONE + 1, SHORT=24, FAINT=2.0**-17
+    )
+    assert (values[24:] == 7).all()
+    assert (places[24:] == 7).all()
+    assert count - 5 <= int(out) < count

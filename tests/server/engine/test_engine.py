@@ -271,3 +271,18 @@ def test_rows_before_the_first_image_see_none_unless_asked(mllama, tmp_path) -> 
     assert (oracle.our_logits(ours, [first])[0] - oracle.their_logits(theirs, ours, first)).abs().max() < 1e-4
     expected = oracle.their_tokens(theirs, ours, first, 12)
     assert engines.ask(engines.make_engine(ours), ours, [Asked([IMAGE, *text], [picture], 12)])[0].tokens == expected
+
+
+def test_a_known_prompt_whose_pictures_were_evicted_is_answered_again(mllama) -> None:
+    """Its next row needs both, which is more than a step would encode: then a step encodes more."""
+    _, ours = mllama
+    two = Asked([9, IMAGE, IMAGE, *range(3, 40)], [oracle.picture(n, 40, 60) for n in (1, 2)], count=4)
+    others = [Asked([7, IMAGE, IMAGE, 5], [oracle.picture(n, 40, 60) for n in (m, m + 1)], count=2) for m in (3, 5)]
+    need = sum(-(-item.rows // 4) for item in oracle.prompt(ours, two.ids, two.images).items)
+    engine = engines.make_engine(ours, memory_blocks=need, max_encode_patches=1)
+    (first,) = engines.ask(engine, ours, [two])
+    for other in others:
+        engines.ask(engine, ours, [other])
+    (again,) = engines.ask(engine, ours, [two])
+    assert again.cached > 0
+    assert again.tokens == first.tokens
