@@ -176,8 +176,8 @@ def test_sigterm_lets_six_streams_finish():
     with Served("--api-key", KEYS[0], "--api-key", KEYS[1], "--drain-timeout", "300") as server:
         _keys_guard_everything_but_health(server)
         client = server.client(api_key=KEYS[1])
-        sdk = [Reader(client, n, tokens=500) for n in range(3)]
-        raw = [RawReader(server.url, n, {"Authorization": f"Bearer {KEYS[0]}"}, tokens=500) for n in range(3, 6)]
+        sdk = [Reader(client, n) for n in range(3)]
+        raw = [RawReader(server.url, n, {"Authorization": f"Bearer {KEYS[0]}"}) for n in range(3, 6)]
         all_under_way([*sdk, *raw])
         server.signal(signal.SIGTERM)
         wait_for(lambda: server.get("/health/ready").status_code == 503)
@@ -260,7 +260,7 @@ def test_a_second_sigterm_ends_it_at_once_and_more_of_them_spoil_nothing():
 def test_a_signal_to_all_processes_drains_too(how):
     """A terminal sends Ctrl-C to every process of the job, systemd SIGTERM to every process of the service."""
     with Served("--drain-timeout", "300") as server:
-        readers = [Reader(server.client(), n, tokens=400) for n in range(2)]
+        readers = [Reader(server.client(), n, tokens=700) for n in range(2)]
         all_under_way(readers)
         if how == "systemd stop":
             server.signal_all(signal.SIGTERM)
