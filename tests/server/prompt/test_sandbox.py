@@ -8,7 +8,8 @@ from jinja2.exceptions import SecurityError
 
 from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
-from opsin_server.prompt.sandbox import MAX_OUTPUT, Program, TemplateStopError
+from opsin_server.prompt.budget import MAX_OUTPUT, TemplateStopError
+from opsin_server.prompt.sandbox import Program
 from opsin_server.prompt.template import ChatTemplate
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"
