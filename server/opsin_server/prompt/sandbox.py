@@ -108,7 +108,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(optimized=False, **options)  # Jinja would fold strings into lists of them that are not marked
         self.own_strings: list[str] = []
         self.filters = {**bounded_filters(), _TICK: _tick, _CHECK: _check, _CONCAT: _concat}
-        self.tests = bounded_tests()
+        self.tests = cast("Any", bounded_tests())
         self.globals = {
             "cycler": Cycler,
             "dict": dict,
