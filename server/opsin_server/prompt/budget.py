@@ -14,6 +14,7 @@ from types import GeneratorType
 from typing import Any
 
 from opsin_server.errors import OpsinError
+from opsin_server.prompt.trusted import Trusted
 
 MAX_SECONDS = 0.5  # CPU time of the rendering thread: a busy machine fails no honest template
 MAX_OUTPUT = 2**20  # characters, beside the conversation's own: of the output, and of any one value
@@ -23,6 +24,7 @@ MAX_BITS = 4096  # of an integer
 MAX_DEPTH = 100  # of lists in lists: C code that follows them has no other limit
 PLACE = 8  # what a member of a list weighs beside itself
 
+_STRINGS = {str, Trusted}
 _ITEMS: Any = type({}.items())
 _CONTAINERS: Any = (list, tuple, set, frozenset, dict, _ITEMS, type({}.keys()), type({}.values()))
 
@@ -85,11 +87,16 @@ class Budget:
         if (known := self._weighed.get(id(value))) is not None:
             return known[1:]
         weight, depth = PLACE, 0
-        for member in _members(value):
-            inner, below = self._weigh(member)
-            weight, depth = weight + PLACE + inner, max(depth, below)
-            if weight > self.size:
-                raise TemplateStopError(f"the chat template makes a list that weighs more than {self.size} characters")
+        if isinstance(value, list) and set(map(type, value)) <= _STRINGS:  # lines, words: 30 times as fast
+            weight += PLACE * len(value) + sum(map(len, value))
+        else:
+            for member in _members(value):
+                inner, below = self._weigh(member)
+                weight, depth = weight + PLACE + inner, max(depth, below)
+                if weight > self.size:
+                    break
+        if weight > self.size:
+            raise TemplateStopError(f"the chat template makes a list that weighs more than {self.size} characters")
         if depth >= MAX_DEPTH:
             raise TemplateStopError(f"the chat template makes lists in lists, more than {MAX_DEPTH} deep")
         self._weighed[id(value)] = value, weight, depth + 1

@@ -8,7 +8,7 @@ of their own and no part of a prompt, do not exist here: a template that names o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, cast
 
@@ -26,11 +26,12 @@ from opsin_server.prompt.trusted import joined, own
 
 BUDGET = "the budget of this render"  # a variable that no template can name
 MAX_DIGITS = 100  # of `round`
+MAX_SORTED = 10_000
 MAX_INDENT = 100  # characters, of `tojson`
 
-JINJAS = """abs attr batch count d default dictsort e escape first float groupby int items last length list map max min
-    reject rejectattr reverse safe select selectattr slice sort string truncate unique wordcount"""
-LISTING = "batch groupby list max min slice sort unique"  # take a string for the list of its characters
+JINJAS = """abs attr batch count d default e escape first float int items last length list map max min
+    reject rejectattr reverse safe select selectattr slice string truncate unique wordcount"""
+LISTING = "batch list max min slice unique"  # take a string for the list of its characters
 COMPARING = "in == eq equalto != ne > gt greaterthan ge >= < lt lessthan <= le"
 
 Function = Callable[..., Any]
@@ -64,6 +65,19 @@ def _bounded(function: Function) -> Function:
         return budget.checked(function(context, value, *args, **kwargs))
 
     return bounded
+
+
+def _sorting(name: str) -> Function:
+    """Calls Python code for each value while no one looks at the clock: for 10,000 values 10 ms."""
+    function = _from_jinja(FILTERS[name])
+
+    def called(context: Context, values: Any, *args: Any, **kwargs: Any) -> Any:
+        values = values if isinstance(values, Mapping) else list(values)
+        if len(values) > MAX_SORTED:
+            raise TemplateStopError(f"the chat template sorts {len(values)} values; the limit is {MAX_SORTED}")
+        return function(context, values, *args, **kwargs)
+
+    return called
 
 
 def _from_jinja(function: Function, lists: bool = False) -> Function:
@@ -115,7 +129,8 @@ def _format(context: Context, value: Any, *args: Any, **kwargs: Any) -> str:
 def _join(context: Context, values: Iterable[Any], between: Any = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
         values = map(make_attrgetter(context.environment, attribute), values)
-    return strings.join(budget_of(context), str(between), map(str, values))
+    texts = list(map(str, values)) if isinstance(values, list) else map(str, values)
+    return strings.join(budget_of(context), str(between), texts)
 
 
 def _sum(context: Context, values: Iterable[Any], attribute: str | int | None = None, start: Any = 0) -> Any:
@@ -169,6 +184,7 @@ def _to_json(
 
 
 _OWN: dict[str, Function] = {
+    **{name: _sorting(name) for name in ("dictsort", "groupby", "sort")},
     "capitalize": _method("capitalize"),
     "center": _center,
     "format": _format,

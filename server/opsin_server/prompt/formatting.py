@@ -14,7 +14,7 @@ from opsin_server.prompt.trusted import TEXT, own, trust_of
 
 MAX_WIDTH = 1000  # of one number or text: a width, or digits behind the point
 
-_CONVERSION = re.compile(r"%(?:\(([^()]*)\))?([-#0 +]*)(\d*|\*)(?:\.(\d*|\*))?[hlL]?(.?)", re.DOTALL)
+_CONVERSION = re.compile(r"%(?:\(([^()]*)\))?([-#0 +]*)(\*|\d*)(?:\.(\*|\d*))?[hlL]?(.?)", re.DOTALL)
 _NUMBER = re.compile(r"\d+")
 
 

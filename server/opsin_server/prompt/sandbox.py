@@ -10,26 +10,24 @@ The strings in the template's source, and the text between its tags, are `Truste
 
 from __future__ import annotations
 
-import functools
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
 import jinja2
-from jinja2 import compiler, ext, nodes, parser
 from jinja2.runtime import Context, LoopContext, Macro, Undefined
-from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
+from jinja2.sandbox import MAX_RANGE
 from jinja2.utils import Cycler, Joiner, Namespace
-from jinja2.visitor import NodeTransformer
 
 from opsin_plugins.spec import SpecError
 from opsin_server.prompt import strings
 from opsin_server.prompt.budget import MAX_BITS, Budget, TemplateStopError, check_numbers
 from opsin_server.prompt.filters import BUDGET, bounded_filters, bounded_tests, budget_of
 from opsin_server.prompt.formatting import formatted, percent
-from opsin_server.prompt.trusted import joined, own
+from opsin_server.prompt.instrument import INSTRUMENTS, InstrumentedEnvironment
+from opsin_server.prompt.trusted import joined
 
 MAX_SOURCE = 2**18  # characters; the longest that are published have a tenth of it
 MAX_WORDS = 2**10  # characters of a refusal or of a date's form
@@ -46,11 +44,8 @@ class Program:
         """Raises SpecError for a template that does not parse."""
         if len(source) > MAX_SOURCE:
             raise SpecError(f"the chat template has {len(source)} characters; the limit is {MAX_SOURCE}")
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, _Generation])
         try:
-            tree = _Instrument().visit(environment.parse(source))
-            code = cast("Any", environment.compile(tree))
-            self._template = jinja2.Template.from_code(environment, code, environment.globals)
+            self._template = _Sandbox().program(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:
             raise SpecError(f"the chat template does not compile: {error}") from error
 
@@ -76,38 +71,12 @@ class _Format:
     form: str
 
 
-class _Generator(compiler.CodeGenerator):
-    """Writes the template's strings as `own_strings[n]`, and joins what a macro writes within the budget."""
-
-    def visit_Const(self, node: nodes.Const, frame: compiler.Frame) -> None:  # noqa: N802 (Jinja's name)
-        value = node.as_const(frame.eval_ctx)
-        if isinstance(value, str):
-            self.write(self._own(value))
-        else:
-            super().visit_Const(node, frame)
-
-    def _output_const_repr(self, group: Iterable[Any]) -> str:
-        return self._own("".join(group))
-
-    def _own(self, text: str) -> str:
-        strings = cast("_Sandbox", self.environment).own_strings
-        strings.append(own(text))
-        return f"own_strings[{len(strings) - 1}]"
-
-    def write_commons(self) -> None:
-        super().write_commons()
-        self.writeline("own_strings = environment.own_strings")
-        self.writeline("concat = environment.buffer_join(context)")
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    code_generator_class = _Generator
+class _Sandbox(InstrumentedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(optimized=False, **options)  # Jinja would fold strings into lists of them that are not marked
-        self.own_strings: list[str] = []
-        self.filters = {**bounded_filters(), _TICK: _tick, _CHECK: _check, _CONCAT: _concat}
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = INSTRUMENTS | bounded_filters()
         self.tests = cast("Any", bounded_tests())
         self.globals = {
             "cycler": Cycler,
@@ -119,10 +88,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
         self._functions = frozenset(self.globals.values())
-
-    def buffer_join(self, context: Context) -> Callable[[list[str]], str]:
-        """What joins the output of a macro or of a block that is kept."""
-        return functools.partial(_within, budget_of(context))
 
     def wrap_str_format(self, value: Any) -> Any:
         """Jinja's hook for `str.format`, which must not be reached but by `call`."""
@@ -181,82 +146,6 @@ _READING: Mapping[type, tuple[str, ...]] = {
     Cycler: ("next", "reset"),
     LoopContext: ("changed", "cycle"),
 }
-
-
-class _Generation(ext.Extension):
-    """`{% generation %}` marks what the assistant wrote, for training masks; its body is rendered as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja's own declaration)
-
-    def parse(self, parser: parser.Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-class _Instrument(NodeTransformer):
-    """Puts the looks at the budget where Jinja's own code has no place for them."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (Jinja's names)
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_filter(nodes.Const(0), _TICK)))
-        node.test = node.test and nodes.And(_filter(nodes.Const(True), _TICK), node.test)
-        return node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        """Looks first, unless it only asks whether something is equal to a constant."""
-        self.generic_visit(node)
-        operand = node.ops[0]
-        constant = isinstance(node.expr, nodes.Const) or isinstance(operand.expr, nodes.Const)
-        if constant and operand.op in ("eq", "ne") and len(node.ops) == 1:
-            return node
-        return nodes.And(_filter(nodes.Const(True), _TICK), node)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
-            return _filter(node, _CHECK)
-        if not isinstance(node.arg.node if isinstance(node.arg, nodes.Neg) else node.arg, nodes.Const):
-            node.arg = _filter(node.arg, _TICK)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filter(nodes.List(node.nodes), _CONCAT)
-
-    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        stores = isinstance(node, nodes.Tuple) and node.ctx != "load"
-        return node if stores or all(isinstance(item, nodes.Const) for item in node.items) else _filter(node, _CHECK)
-
-    visit_Tuple = visit_Dict = visit_List  # noqa: N815
-
-
-_TICK, _CHECK, _CONCAT = "opsin: tick", "opsin: check", "opsin: concat"  # filters that no template can name
-
-
-def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None)
-
-
-@jinja2.pass_context  # also keeps Jinja from folding these at compile time
-def _tick(context: Context, value: Any) -> Any:
-    budget_of(context).check()
-    return value
-
-
-@jinja2.pass_context
-def _check(context: Context, value: Any) -> Any:
-    return budget_of(context).checked(value)
-
-
-@jinja2.pass_context
-def _concat(context: Context, values: list[Any]) -> Any:
-    return _within(budget_of(context), list(map(str, values)))
-
-
-def _within(budget: Budget, pieces: list[str]) -> str:
-    budget.check(sum(map(len, pieces)))
-    return budget.checked(joined(pieces))
 
 
 def _check_growth(budget: Budget, operator: str, left: Any, right: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from opsin_server.prompt.budget import PLACE, Budget, TemplateStopError
-from opsin_server.prompt.trusted import Trusted, joined, located, own, trust_of
+from opsin_server.prompt.trusted import Trusted, joined, located, marked, own, trust_of
 
 MAX_PRODUCT = 2**26  # comparisons of characters, for methods that may compare each with each
 
@@ -56,7 +56,7 @@ def _letters(name: str) -> Method:
             return recased(text, changed)
         lengths = (len(function(char)) for char in str.__str__(text))
         trust = "".join(mark * length for mark, length in zip(trust_of(text), lengths, strict=True))
-        return Trusted(changed, trust) if len(trust) == len(changed) else changed
+        return marked(changed, trust) if len(trust) == len(changed) else changed
 
     return method
 
@@ -72,7 +72,7 @@ def _filled(name: str) -> Method:
     def method(budget: Budget, text: str, width: int, fill: str = own(" ")) -> str:
         budget.check(width)
         filled = function(text, width, fill)
-        return Trusted(filled, function(trust_of(text), width, trust_of(fill)))
+        return marked(filled, function(trust_of(text), width, trust_of(fill)))
 
     return method
 
@@ -116,8 +116,10 @@ def _rsplit(budget: Budget, text: str, sep: str | None = None, maxsplit: int = -
 
 
 def splitlines(budget: Budget, text: str, keepends: bool = False) -> Sequence[str]:
-    lines = _slices(budget, text, str.splitlines(text, True), 0)
-    return lines if keepends else [line[: len(str.splitlines(line)[0])] for line in lines]
+    lines = _slices(budget, text, str.splitlines(text, keepends or type(text) is Trusted), 0)
+    if keepends or type(text) is not Trusted:
+        return lines
+    return [line[: len(str.splitlines(line)[0])] for line in lines]
 
 
 def _partition(budget: Budget, text: str, sep: str) -> tuple[str, ...]:
@@ -138,18 +140,23 @@ def replace(budget: Budget, text: str, old: str, new: str, count: int = -1) -> s
     places = str.count(text, old)
     times = places if count < 0 else min(places, count)
     budget.check(len(text) + times * (len(new) - len(old)))
+    if not times:
+        return text
     if not old or (type(text) is not Trusted and type(new) is not Trusted):
         return str.replace(text, old, new, count)
     return joined(list(_split(budget, text, old, times)), new)
 
 
 def join(budget: Budget, between: str, values: Iterable[str]) -> str:
-    pieces, size = [], 0
-    for piece in values:
-        pieces.append(piece)
-        if isinstance(piece, str):  # anything else is Python's error to raise
-            size += len(piece) + len(between)
+    if isinstance(values, list | tuple):  # they have been weighed
+        pieces = list(values)
+    else:
+        pieces, size = [], 0
+        for piece in values:
+            pieces.append(piece)
+            size += len(piece) if isinstance(piece, str) else 0  # anything else is Python's error to raise
             budget.check(size)
+    budget.check(len(between) * len(pieces))
     return joined(pieces, between)
 
 

@@ -30,11 +30,11 @@ class Trusted(str):
     def __str__(self) -> Trusted:
         return self
 
-    def __getitem__(self, key: SupportsIndex | slice) -> Trusted:
-        return Trusted(str.__getitem__(self, key), self._trust[key])
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        return marked(str.__getitem__(self, key), self._trust[key])
 
-    def __iter__(self) -> Iterator[Trusted]:
-        return map(Trusted, str.__iter__(self), self._trust)
+    def __iter__(self) -> Iterator[str]:
+        return map(marked, str.__iter__(self), self._trust)
 
     def __add__(self, other: Any) -> Trusted:
         if type(other) is Trusted:
@@ -59,6 +59,11 @@ def own(text: str) -> Trusted:
     return Trusted(text, OWN * len(text))
 
 
+def marked(text: str, trust: str) -> str:
+    """A plain `str` where nothing is trusted: what is done to it later costs what it costs anywhere."""
+    return Trusted(text, trust) if OWN in trust else text
+
+
 def trust_of(text: str) -> str:
     return text._trust if type(text) is Trusted else TEXT * len(text)
 
@@ -68,13 +73,13 @@ def joined(pieces: list[str], between: str = "") -> str:
     text = str.join(between, pieces)
     if type(between) is not Trusted and not any(type(piece) is Trusted for piece in pieces):
         return text
-    return Trusted(text, trust_of(between).join(map(trust_of, pieces)))
+    return marked(text, trust_of(between).join(map(trust_of, pieces)))
 
 
 def runs(text: str) -> tuple[list[str], list[str]]:
     """own[0] typed[0] own[1] ... own[n]: the template's own parts of `text`, and what conversations say in between."""
     if type(text) is not Trusted:
-        return ["", ""], [text]
+        return (["", ""], [text]) if text else ([""], [])
     plain, own, typed, at = str.__str__(text), [], [], 0
     for run in _TYPED.finditer(text._trust):
         own.append(plain[at : run.start()])
