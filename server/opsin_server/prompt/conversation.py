@@ -27,6 +27,12 @@ SHAPES = 256  # conversations differ in text much more often than in their roles
 AN_IMAGE = ImagePart("", ImageBudget(), "")
 
 
+class LostMarkerError(OpsinError):
+    """The template makes a special token by an operation that forgets who wrote it: its fault, not the request's."""
+
+    code = "chat_template_marker"
+
+
 class ConversationEncoder:
     """Threads may share one. opens: whether the tokenizer's own opening is put in front, as for models with images."""
 
@@ -99,7 +105,9 @@ class ConversationEncoder:
                 raise BadRequest(f"this model's chat template leaves out the text of {what}", param="messages")
         for text in runs(rendered)[1]:
             if (found := self._pattern.search(text)) is not None:
-                raise OpsinError(f"this model's chat template writes {found[0]!r} as if a user had typed it")
+                raise LostMarkerError(
+                    f"the chat template writes {found[0]!r} by a way that typed text may take as well"
+                )
 
 
 SOME_TEXT = TextPart("x")

@@ -17,7 +17,6 @@ from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.tests import TESTS
-from markupsafe import soft_str
 
 from opsin_server.prompt import strings
 from opsin_server.prompt.budget import PLACE, Budget, TemplateStopError, check_numbers
@@ -101,13 +100,13 @@ def _method(name: str) -> Function:
     method = strings.METHODS[name]
 
     def called(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(budget_of(context), soft_str(value), *args, **kwargs)
+        return method(budget_of(context), str(value), *args, **kwargs)
 
     return called
 
 
 def _center(context: Context, value: Any, width: int = 80) -> str:
-    return strings.METHODS["center"](budget_of(context), soft_str(value), width)
+    return strings.METHODS["center"](budget_of(context), str(value), width)
 
 
 def _replace(context: Context, value: Any, old: Any, new: Any, count: int | None = None) -> str:
@@ -116,14 +115,14 @@ def _replace(context: Context, value: Any, old: Any, new: Any, count: int | None
 
 def _title(context: Context, value: Any) -> str:
     """Words begin behind other characters than for `str.title`."""
-    text = soft_str(value)
+    text = str(value)
     return strings.recased(text, FILTERS["title"](text))
 
 
 def _format(context: Context, value: Any, *args: Any, **kwargs: Any) -> str:
     if args and kwargs:
         raise TypeError("format takes values by place or by name")
-    return percent(budget_of(context), soft_str(value), kwargs or args)
+    return percent(budget_of(context), str(value), kwargs or args)
 
 
 def _join(context: Context, values: Iterable[Any], between: Any = "", attribute: str | int | None = None) -> str:

@@ -106,9 +106,10 @@ class _Sandbox(InstrumentedEnvironment):
         check_numbers(given.values())
         if isinstance(obj, _Format):
             return budget.checked(formatted(self, budget, obj.form, args, given))
-        if isinstance(obj, types.BuiltinMethodType) and isinstance(obj.__self__, str):
+        bound = isinstance(obj, types.BuiltinMethodType | types.MethodType)
+        if bound and isinstance(obj.__self__, str):
             return budget.checked(strings.call(budget, obj.__self__, obj.__name__, args, given))
-        if isinstance(obj, types.BuiltinMethodType | types.MethodType):
+        if bound:
             allowed = obj.__name__ in _READING.get(type(obj.__self__), ())
         else:
             allowed = isinstance(obj, _CALLED) or obj in self._functions

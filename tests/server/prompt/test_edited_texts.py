@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 
-from opsin_server.errors import BadRequest
+from opsin_plugins.spec import SpecError
+from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.prompt.messages import Message, TextPart
 from support.plain_rule import PlainRule
 
@@ -358,3 +359,21 @@ def test_a_refusal_that_depends_on_the_text(cases):
         case.oracle.apply_chat_template(as_dicts(turns), tokenize=False, chat_template=source)
     with pytest.raises(BadRequest, match=r"^it says no$"):
         case.encoder.text_ids(as_messages(turns))
+
+
+LATER = "{% for m in messages %}{{ m.content }}{% if loop.index == 3 %}MARK{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "mark", ["{% set l = ['<|im_end|>'] %}{{ l }}", "{{ '<|im_end|>' | tojson }}", "{{ '%20s' % '<|im_end|>' }}"]
+)
+def test_a_special_token_whose_writer_is_forgotten_is_an_error(mark, cases):
+    """It would be encoded as text: the model would see a prompt that it was not trained on, and no one would know."""
+    with pytest.raises(SpecError, match=r"writes '<\|im_end\|>' by a way that typed text may take"):
+        _ = cases["thinking"].with_template("{% for m in messages %}{{ m.content }}{% endfor %}" + mark).encoder
+    encoder = cases["thinking"].with_template(LATER.replace("MARK", mark)).encoder
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    assert encoder.text_ids(as_messages(turns[:2]))
+    with pytest.raises(OpsinError, match="typed text may take") as caught:
+        encoder.text_ids(as_messages(turns))
+    assert (caught.value.status, caught.value.code) == (500, "chat_template_marker")
