@@ -21,7 +21,7 @@ from jinja2.tests import TESTS
 from opsin_server.prompt import strings
 from opsin_server.prompt.budget import PLACE, Budget, TemplateStopError, check_numbers
 from opsin_server.prompt.formatting import percent
-from opsin_server.prompt.trusted import joined, own
+from opsin_server.prompt.trusted import inherit, joined, own
 
 BUDGET = "the budget of this render"  # a variable that no template can name
 MAX_DIGITS = 100  # of `round`
@@ -61,7 +61,8 @@ def _bounded(function: Function) -> Function:
         check_numbers(kwargs.values())
         budget = budget_of(context)
         budget.check()
-        return budget.checked(function(context, value, *args, **kwargs))
+        made = function(context, value, *args, **kwargs)
+        return budget.checked(inherit(made, value, args, list(kwargs.values())) if type(made) is str else made)
 
     return bounded
 

@@ -10,7 +10,7 @@ from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter
 
 from opsin_server.prompt.budget import Budget, TemplateStopError
 from opsin_server.prompt.strings import join
-from opsin_server.prompt.trusted import TEXT, own, trust_of
+from opsin_server.prompt.trusted import TEXT, inherit, own, trust_of
 
 MAX_WIDTH = 1000  # of one number or text: a width, or digits behind the point
 
@@ -54,7 +54,7 @@ def _converted(found: re.Match[str], value: Any) -> str:
     if found[5] == "s" and isinstance(value, str) and not found[3] and found[4] is None:
         return value
     flags, width, digits = found[2], found[3], "" if found[4] is None else f".{found[4]}"
-    return f"%{flags}{width}{digits}{found[5]}" % (value,)
+    return inherit(f"%{flags}{width}{digits}{found[5]}" % (value,), value)
 
 
 def formatted(
@@ -81,7 +81,7 @@ def _field(value: Any, spec: str) -> str:
     if "{" in spec:
         raise TemplateStopError("the chat template formats with a field within a field, which is not allowed")
     _check_widths(spec)
-    return value if isinstance(value, str) and not spec else format(value, spec)
+    return value if isinstance(value, str) and not spec else inherit(format(value, spec), value)
 
 
 def _check_widths(*specs: str) -> None:

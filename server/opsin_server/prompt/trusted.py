@@ -64,6 +64,21 @@ def marked(text: str, trust: str) -> str:
     return Trusted(text, trust) if OWN in trust else text
 
 
+def inherit(made: Any, *sources: Any) -> Any:
+    """`made`, which is the template's own if it is a string made of nothing but numbers and the template's strings."""
+    return own(made) if type(made) is str and all(map(_is_own, sources)) else made
+
+
+def _is_own(value: Any) -> bool:
+    if isinstance(value, str):
+        return type(value) is Trusted and TEXT not in value._trust
+    if isinstance(value, list | tuple):
+        return all(map(_is_own, value))
+    if isinstance(value, dict):
+        return all(map(_is_own, value)) and all(map(_is_own, value.values()))
+    return value is None or isinstance(value, int | float)
+
+
 def trust_of(text: str) -> str:
     return text._trust if type(text) is Trusted else TEXT * len(text)
 

@@ -361,17 +361,13 @@ def test_a_refusal_that_depends_on_the_text(cases):
         case.encoder.text_ids(as_messages(turns))
 
 
-LATER = "{% for m in messages %}{{ m.content }}{% if loop.index == 3 %}MARK{% endif %}{% endfor %}"
-
-
-@pytest.mark.parametrize(
-    "mark", ["{% set l = ['<|im_end|>'] %}{{ l }}", "{{ '<|im_end|>' | tojson }}", "{{ '%20s' % '<|im_end|>' }}"]
-)
-def test_a_special_token_whose_writer_is_forgotten_is_an_error(mark, cases):
+def test_a_special_token_whose_writer_is_forgotten_is_an_error(cases):
     """It would be encoded as text: the model would see a prompt that it was not trained on, and no one would know."""
+    mark, said = "{% set l = ['<|im_end|>', messages[0].content] %}{{ l }}", "{{ m.content }}"
     with pytest.raises(SpecError, match=r"writes '<\|im_end\|>' by a way that typed text may take"):
-        _ = cases["thinking"].with_template("{% for m in messages %}{{ m.content }}{% endfor %}" + mark).encoder
-    encoder = cases["thinking"].with_template(LATER.replace("MARK", mark)).encoder
+        _ = cases["thinking"].with_template("{% for m in messages %}" + said + "{% endfor %}" + mark).encoder
+    later = "{% for m in messages %}" + said + "{% if loop.index == 3 %}" + mark + "{% endif %}{% endfor %}"
+    encoder = cases["thinking"].with_template(later).encoder
     turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
     assert encoder.text_ids(as_messages(turns[:2]))
     with pytest.raises(OpsinError, match="typed text may take") as caught:

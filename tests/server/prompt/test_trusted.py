@@ -197,6 +197,26 @@ def test_what_was_typed_is_never_the_templates(source):
         assert not (is_typed(char) and mark == OWN)
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "t | tojson",
+        "[t, 1, none] | string",
+        "{'a': (t,)} | tojson(indent=1)",
+        "'%9s' % t",
+        "'{:>9}'.format(t)",
+        "'%r' % [t]",
+    ],
+)
+def test_what_is_made_of_nothing_but_the_templates_own_is_its_own(expression):
+    shown = render("{% set t = '<s>' %}{{ " + expression + " }}")
+    assert trust_of(shown) == OWN * len(shown)
+    with_text = render("{% set t = '<s>' ~ x %}{{ " + expression + " }}", x="ж")
+    assert all(
+        mark == TEXT for char, mark in zip(str.__str__(with_text), trust_of(with_text), strict=True) if char in "<s>ж"
+    )
+
+
 def test_widths_are_pythons():
     assert render("{{ '<{:>3}|{!s:3}|{:.2f}>'.format('a', 'b', 1) }}") == "<  a|b  |1.00>"
     assert type(render("{{ 'a' }}")) is Trusted
