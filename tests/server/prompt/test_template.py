@@ -36,6 +36,13 @@ def test_strings_where_lists_would_print_or_fail(content, tools):
     assert template.render([tools.say("user", "a", "b")]).endswith("ab")
 
 
+@pytest.mark.parametrize("letters", ["upper", "lower", "title"])
+def test_a_list_is_told_by_its_print_in_any_letters(letters, tools):
+    template = per_message("{{ m.content | " + letters + " }}")
+    assert set(template.manners.forms.values()) == {"text"}
+    assert template.render([tools.say("user", "a", "b")]) in ("AB", "ab", "Ab")
+
+
 def test_each_role_has_its_own_form(tools):
     template = per_message(
         "{% if m.role == 'assistant' %}{{ m.content + eos_token }}{% else %}" + PARTS + "{% endif %}"
