@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from opsin_plugins.spec import Activation, SpecError
+from opsin_plugins.spec import Activation, Config, SpecError
 
-Config = Mapping[str, object]
 _MISSING = object()
 _ACTIVATIONS: Mapping[str, Activation] = {name: name for name in get_args(Activation)} | {
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -53,8 +52,11 @@ def flag(config: Config, key: str, default: bool = False) -> bool:
     return value
 
 
-def section(config: Config, key: str) -> Config:
+def section(config: Config, key: str, default: Config | None = None) -> Config:
+    """A configuration within one. default: what stands for one that is missing, or null."""
     value = config.get(key)
+    if value is None and default is not None:
+        return default
     if not isinstance(value, Mapping):
         raise SpecError(f"{key} must be an object, got {_shown(value)}")
     return value
@@ -67,28 +69,26 @@ def activation(config: Config, key: str, default: str) -> Activation:
     return _ACTIVATIONS[str(name)]
 
 
-def three(config: Config, key: str, default: Sequence[float]) -> tuple[float, float, float]:
+def three(config: Config, key: str, default: object = _MISSING) -> tuple[float, float, float]:
+    """A number for each channel, or one for all."""
     value = config.get(key, default)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = (value, value, value)
     if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
         raise SpecError(f"{key} must be three numbers, got {_shown(value)}")
     return float(value[0]), float(value[1]), float(value[2])
 
 
-def integers(config: Config, key: str, default: Sequence[int] = ()) -> tuple[int, ...]:
+def integers(
+    config: Config, key: str, default: Sequence[int] = (), *, null: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """null: what stands for an explicit null, where transformers takes one."""
     value = config.get(key, default)
+    if value is None:
+        value = null
     if not isinstance(value, Sequence) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         raise SpecError(f"{key} must be a list of integers, got {_shown(value)}")
     return tuple(value)
-
-
-def standard_pixels(preprocessor: Config, steps: Sequence[str]) -> None:
-    """Raises SpecError for a preprocessor that leaves out a step, or scales otherwise than by 1/255."""
-    for step in steps:
-        if preprocessor.get(step) is False:
-            raise SpecError(f"preprocessor {step}: false is not supported")
-    factor = number(preprocessor, "rescale_factor", 1 / 255)
-    if abs(factor * 255 - 1) > 1e-6:
-        raise SpecError(f"preprocessor rescale_factor {factor} is not supported (1/255 is)")
 
 
 def token_ids(value: object) -> tuple[int, ...]:

@@ -7,9 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from opsin_plugins.configs import Config, activation, flag, integer, layer_count, number
-from opsin_plugins.spec import Concat, DecoderSpec, Ignore, ModelFiles, Rename, RopeScaling, RopeSpec, Rule, SpecError
+from opsin_plugins.configs import activation, flag, integer, layer_count, number
+from opsin_plugins.spec import (
+    Concat,
+    Config,
+    DecoderSpec,
+    Ignore,
+    ModelFiles,
+    Rename,
+    RopeScaling,
+    RopeSpec,
+    Rule,
+    SpecError,
+)
+from opsin_plugins.weight_files import same_bytes
 
 
 @dataclass(frozen=True)
@@ -27,13 +40,19 @@ class TextDefaults:
     positions: int
     qkv_bias: bool = False
     head_norm: bool = False
+    head_dim: int | None = None  # None: the width shared among the heads
+    window: int | None = None  # tokens that one token attends to; None: all
+    # Whether sliding_window counts: never (the class has none), if use_sliding_window says so, or always.
+    slides: Literal["never", "if asked", "always"] = "never"
 
 
 TEXT: Mapping[str, TextDefaults] = {
     "llama": TextDefaults(4096, 32, 32, None, 11008, 32000, 1e-6, 1e4, 2048),
-    "mistral": TextDefaults(4096, 32, 32, 8, 14336, 32000, 1e-6, 1e4, 131072),
-    "qwen2": TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 1e4, 32768, qkv_bias=True),
-    "qwen3": TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 1e4, 32768, head_norm=True),
+    "mistral": TextDefaults(4096, 32, 32, 8, 14336, 32000, 1e-6, 1e4, 131072, window=4096, slides="always"),
+    "qwen2": TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 1e4, 32768, qkv_bias=True, slides="if asked"),
+    "qwen3": TextDefaults(
+        4096, 32, 32, 32, 22016, 151936, 1e-6, 1e4, 32768, head_norm=True, head_dim=128, slides="if asked"
+    ),
 }
 
 
@@ -46,19 +65,19 @@ def decoder_spec(
     replaced: tuple[int, ...] = (),
     extra_embeddings: int = 0,
 ) -> DecoderSpec:
-    """Raises SpecError for what this decoder does not do: sliding windows, rope types other than those of
-    `RopeScaling`."""
+    """Raises SpecError for rope types other than those of `RopeScaling`."""
     width, heads = (
         integer(config, "hidden_size", defaults.width),
         integer(config, "num_attention_heads", defaults.heads),
     )
-    kv_heads = integer(config, "num_key_value_heads", defaults.kv_heads or heads)
-    head_dim = config.get("head_dim") or width // heads
+    kv_heads = (
+        heads
+        if config.get("num_key_value_heads", 0) is None
+        else (integer(config, "num_key_value_heads", defaults.kv_heads or heads))
+    )
+    head_dim = config.get("head_dim", defaults.head_dim) or width // heads
     if not isinstance(head_dim, int) or heads % kv_heads or head_dim % 2:
         raise SpecError(f"heads {heads}, key-value heads {kv_heads}, head size {head_dim!r} do not fit together")
-    window = config.get("sliding_window")
-    if isinstance(window, int) and config.get("use_sliding_window", True) and window < max_positions(config, defaults):
-        raise SpecError(f"sliding_window {window} is not supported yet: this decoder attends to the whole context")
     bias = flag(config, "attention_bias", defaults.qkv_bias)
     layers = layer_count(config, "num_hidden_layers", defaults.layers)
     if replaced and (sorted(set(replaced)) != list(replaced) or replaced[-1] >= layers):
@@ -84,16 +103,31 @@ def decoder_spec(
     )
 
 
-def is_tied(files: ModelFiles, text: Config) -> bool:
-    """Whether the output head is the embedding. Where no configuration says, it is when the files hold no head."""
-    for config in (files.config, text):
-        if "tie_word_embeddings" in config:
-            return flag(config, "tie_word_embeddings")
-    return bool(files.tensors) and not any(key.endswith("lm_head.weight") for key in files.tensors)
+def is_tied(
+    files: ModelFiles, text: Config, embedding: str = "embed_tokens.weight", head: str = "lm_head.weight"
+) -> bool:
+    """Whether the output head is the embedding. The files are believed over the configuration: without a stored head it
+    is; with one it is only if the configuration says so, at its top or in text_config, and both tensors are equal, byte
+    for byte. embedding, head: how the names of the two tensors end.
+    """
+    says = any(source.get("tie_word_embeddings") is True for source in (files.config, text))
+    if not files.tensors:  # a family's example has none
+        return says
+    stored = next((key for key in files.tensors if key.endswith(head)), None)
+    other = next((key for key in files.tensors if key.endswith(embedding)), None)
+    if stored is None or other is None:
+        return stored is None
+    return says and same_bytes(files.tensors, stored, other)
 
 
 def max_positions(config: Config, defaults: TextDefaults) -> int:
-    return integer(config, "max_position_embeddings", defaults.positions)
+    """Tokens that the decoder can attend to: within a sliding window every token sees all that stand before it, so up
+    to its length the window changes nothing; longer contexts are not served."""
+    positions = integer(config, "max_position_embeddings", defaults.positions)
+    slides = defaults.slides == "always" or (defaults.slides == "if asked" and flag(config, "use_sliding_window"))
+    if not slides or config.get("sliding_window", defaults.window) is None:
+        return positions
+    return min(positions, integer(config, "sliding_window", defaults.window))
 
 
 def rope_spec(config: Config, head_dim: int, theta: float, mrope: bool) -> RopeSpec:

@@ -11,12 +11,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from opsin_plugins.configs import Config, section
+from opsin_plugins.configs import section, token_ids
 from opsin_plugins.decoders import TEXT, TextDefaults
 from opsin_plugins.positions import line, repeat_placeholder
 from opsin_plugins.spec import (
     API_VERSION,
     I32,
+    Config,
     Encode,
     Expanded,
     ModelFiles,
@@ -56,9 +57,20 @@ class Family:
         return ModelFiles(Path(), found["config"], found.get("preprocessor", {}), options=found.get("options", {}))
 
 
+def end_ids(files: ModelFiles) -> tuple[int, ...]:
+    """The ids that end an answer, by generation_config.json and by config.json at its top and in its text_config.
+
+    They are added up: each has been seen to be null, or to name only one of several, where another was right. What the
+    tokenizer and the chat template say is added by the host.
+    """
+    text = files.config.get("text_config")
+    sources = (files.generation, files.config, text if isinstance(text, Mapping) else {})
+    return tuple(dict.fromkeys(i for source in sources for i in token_ids(source.get("eos_token_id"))))
+
+
 def text_section(config: Config) -> tuple[Config, TextDefaults]:
     """A model's text_config and what it leaves out. Raises SpecError for a decoder that is not known."""
-    text = section(config, "text_config")
+    text = section(config, "text_config", {})
     kind = text.get("model_type", "llama")
     if kind not in TEXT:
         raise SpecError(f"text_config.model_type {kind!r} is not one of {', '.join(TEXT)}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import MOST_LAYERS, Config, activation, flag, integer, section, token_ids
+from opsin_plugins.configs import MOST_LAYERS, activation, flag, integer, section
 from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.clip import Clip
 from opsin_plugins.encoders.pixtral import Pixtral
 from opsin_plugins.encoders.siglip import Siglip
-from opsin_plugins.families import llama_groups, renames, text_section
+from opsin_plugins.families import end_ids, llama_groups, renames, text_section
 from opsin_plugins.spec import (
+    Config,
     ImageSpec,
     ModelFiles,
     ModelSpec,
@@ -31,6 +32,16 @@ ENCODERS: Mapping[str, VisionEncoder] = {
     "siglip_vision_model": SIGLIP,
     "pixtral": PIXTRAL,
 }
+# What transformers takes where vision_config is missing: CLIP L/14 at 336 pixels.
+VISION_DEFAULTS: Config = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 336,
+}
 PREFIXES: Sequence[Rule] = (
     # The published 4.x form, and the two that 5.x saves (with and without `vision_model.`).
     Prefix("vision_tower.vision_model.", TOWER),
@@ -46,7 +57,14 @@ def vision_parts(files: ModelFiles, allowed: Sequence[str]) -> tuple[VisionEncod
     """The encoder that vision_config names, the tower up to the layer whose features are taken, and how pictures become
     patches. Raises SpecError for an encoder that is not in `allowed` or a selection of features that it does not
     have."""
-    config, vision = files.config, dict(section(files.config, "vision_config"))
+    encoder, vision = vision_config(files.config, allowed)
+    tower = encoder.spec(vision, files.preprocessor)
+    return encoder, tower, encoder.image(tower, vision, files.preprocessor)
+
+
+def vision_config(config: Config, allowed: Sequence[str]) -> tuple[VisionEncoder, Config]:
+    """The encoder that vision_config names, and what it is told, the selection of features included."""
+    vision = dict(section(config, "vision_config", VISION_DEFAULTS))
     kind = vision.get("model_type", "clip_vision_model")
     if kind not in allowed:
         raise SpecError(f"vision_config.model_type {kind!r} is not supported ({', '.join(allowed)})")
@@ -57,10 +75,8 @@ def vision_parts(files: ModelFiles, allowed: Sequence[str]) -> tuple[VisionEncod
         raise SpecError(f"vision_feature_select_strategy 'default' drops a class token, and {kind} has none")
     vision["feature_layer"] = integer(config, "vision_feature_layer", -2, least=-MOST_LAYERS)
     vision["keep_class_token"] = strategy == "full"
-    vision["spatial_merge_size"] = config.get("spatial_merge_size", 1)
-    encoder = ENCODERS[str(kind)]
-    tower = encoder.spec(vision, files.preprocessor)
-    return encoder, tower, encoder.image(tower, vision, files.preprocessor)
+    vision["spatial_merge_size"] = integer(config, "spatial_merge_size", 1)
+    return ENCODERS[str(kind)], vision
 
 
 def model_spec(
@@ -89,7 +105,7 @@ def model_spec(
         fusion="scatter",
         encoder=encoder.name,
         image_token=integer(config, "image_token_index", config.get("image_token_id", 32000), least=0),
-        eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id", 2))),
+        eos=end_ids(files),
         max_positions=max_positions(text, defaults),
     )
 

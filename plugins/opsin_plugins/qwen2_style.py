@@ -7,14 +7,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from opsin_plugins.configs import Config, integer, section, token_ids
+from opsin_plugins.configs import integer, section
 from opsin_plugins.decoders import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.qwen2_vl import Qwen2VLEncoder
-from opsin_plugins.families import Family, chosen, llama_groups, renames
+from opsin_plugins.families import Family, chosen, end_ids, llama_groups, renames
 from opsin_plugins.positions import mrope
 from opsin_plugins.spec import (
     I32,
     U8,
+    Config,
     Expanded,
     ImageBudget,
     ModelFiles,
@@ -28,7 +29,7 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 
-TEXT = TextDefaults(8192, 80, 64, 8, 29568, 152064, 1e-5, 1e6, 32768, qkv_bias=True)
+TEXT = TextDefaults(8192, 80, 64, 8, 29568, 152064, 1e-5, 1e6, 32768, qkv_bias=True, slides="if asked")
 
 
 class Qwen2Style(Family):
@@ -50,7 +51,7 @@ class Qwen2Style(Family):
         config = files.config
         nested = config.get("text_config")
         text: Config = nested if isinstance(nested, Mapping) else config  # 4.x wrote the text fields at the top
-        vision_config = section(config, "vision_config")
+        vision_config = section(config, "vision_config", {})
         tower = self.encoder.spec(vision_config, files.preprocessor)
         image = self.encoder.image(tower, vision_config, files.preprocessor)
         tied = is_tied(files, text)
@@ -67,7 +68,7 @@ class Qwen2Style(Family):
             fusion=self.fusion,
             encoder=self.encoder.name,
             image_token=integer(config, "image_token_id", 151655, least=0),
-            eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id"))),
+            eos=end_ids(files),
             max_positions=max_positions(text, self.text),
         )
 

@@ -89,9 +89,8 @@ def test_a_layer_too_many_is_unmatched(directory: Path) -> None:
         ({"text_config__hidden_act": "swishy"}, "hidden_act 'swishy'"),
         ({"text_config__num_attention_heads": "4"}, "num_attention_heads must be an integer, got '4'"),
         ({"text_config__num_key_value_heads": 3}, "heads 4, key-value heads 3"),
-        ({"text_config__sliding_window": 8, "text_config__use_sliding_window": True}, "sliding_window 8"),
         ({"vision_config__hidden_size": 32}, "gives 32 values"),
-        ({"vision_config": None}, "vision_config must be an object"),
+        ({"vision_config": 3}, "vision_config must be an object"),
     ],
 )
 def test_what_cannot_be_served_is_named(directory: Path, changes: dict[str, object], said: str) -> None:
@@ -107,7 +106,7 @@ def test_other_weight_formats_are_refused_with_the_way_out(tmp_path: Path) -> No
         read_model_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "absent.safetensors"])
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors"])
 def test_an_index_cannot_point_outside_of_its_folder(directory: Path, name: str) -> None:
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": name}}))

@@ -38,12 +38,10 @@ def their_processor(family: str, directory: Path):
             num_additional_image_tokens=1,
         )  # fmt: skip
     if family == "llava_next":
-        processor = LlavaNextImageProcessorPil(
-            **given_, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
-        )
         return hf.LlavaNextProcessor(
-            processor, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1
-        )
+            LlavaNextImageProcessorPil(**given_), tokenizer, patch_size=7, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )  # fmt: skip
     tokenizer.add_special_tokens({"additional_special_tokens": list(words.IDEFICS)[1:]})
     return hf.Idefics3Processor(Idefics3ImageProcessorPil(**given_), tokenizer, image_seq_len=4)
 

@@ -92,7 +92,6 @@ def test_a_family_that_is_not_there_is_refused_by_name(name: str) -> None:
         ("llava-v1.6-mistral-7b-hf", {"image_grid_pinpoints": [[336, 500]]}, r"\[336, 500\] is no canvas"),
         ("Qwen-VL-Chat", {"rotary_pct": 0.5}, "rotary_pct 0.5"),
         ("Qwen2-VL-2B-Instruct", {"num_key_value_heads": 5}, "key-value heads 5"),
-        ("Qwen2-VL-2B-Instruct", {"sliding_window": 512, "use_sliding_window": True}, "sliding_window 512"),
         ("Qwen2-VL-2B-Instruct", {"rope_scaling": {"type": "yarn", "factor": 4}}, "rope type 'yarn'"),
         ("Llama-3.2-11B-Vision-Instruct", {"vision_config": {"max_num_tiles": 0}}, "max_image_tiles|tile"),
         ("Idefics3-8B-Llama3", {"scale_factor": 3}, "no multiple of 3 patches"),

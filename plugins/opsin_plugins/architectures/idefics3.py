@@ -7,14 +7,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import flag, integer, section, standard_pixels, token_ids
+from opsin_plugins.configs import flag, integer, section
 from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.siglip import Siglip
-from opsin_plugins.families import Family, chosen, llama_groups, text_section
+from opsin_plugins.families import Family, chosen, end_ids, llama_groups, text_section
+from opsin_plugins.image_processors import IDEFICS3, edge, normalization, resample_of
 from opsin_plugins.images import resize, tile_patches, tiles
 from opsin_plugins.positions import Written, write_images
 from opsin_plugins.spec import (
     U8,
+    Config,
     Encode,
     Expanded,
     ImageBudget,
@@ -43,8 +45,9 @@ class Idefics3(Family):
         chosen(files.options, {})
         config = files.config
         text, defaults = text_section(config)
-        vision = {**VISION_DEFAULTS, **section(config, "vision_config"), "bucketed": True, "post_norm": True}
-        tower = ENCODER.spec(vision, files.preprocessor)
+        vision = {**VISION_DEFAULTS, **section(config, "vision_config", {}), "bucketed": True, "post_norm": True}
+        settings = IDEFICS3.resolve(files.preprocessor)
+        tower = ENCODER.spec(vision, normalization(settings))
         merge = integer(config, "scale_factor", 2)
         tied = is_tied(files, text)
         decoder = decoder_spec(text, tied, defaults)
@@ -53,11 +56,11 @@ class Idefics3(Family):
             decoder=decoder,
             vision=tower,
             projector=ProjectorSpec(tower.width, 0, decoder.width, "gelu", merge=merge, bias=False),
-            image=_image(files.preprocessor, tower.patch, merge),
+            image=_image(settings, tower.patch, merge),
             fusion="scatter",
             encoder=ENCODER.name,
             image_token=integer(config, "image_token_id", 128257, least=0),
-            eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id"))),
+            eos=end_ids(files),
             max_positions=max_positions(text, defaults),
         )
 
@@ -103,29 +106,26 @@ class SmolVLM(Idefics3):
     name = "smolvlm"
 
 
-def _image(preprocessor: Mapping[str, object], patch: int, merge: int) -> ImageSpec:
-    standard_pixels(preprocessor, ("do_resize", "do_rescale", "do_normalize"))
-    tile, longest = (_edge(preprocessor, key, default) for key, default in (("max_image_size", 364), ("size", 1456)))
+def _image(settings: Config, patch: int, merge: int) -> ImageSpec:
+    tile, longest = _edge(settings, "max_image_size"), _edge(settings, "size")
     if tile % (patch * merge):
         raise SpecError(f"max_image_size {tile} is no multiple of {merge} patches of {patch}")
-    if not flag(preprocessor, "do_image_splitting", True):
-        longest = tile
     return ImageSpec(
         "tiles",
-        integer(preprocessor, "resample", 1, least=0),
+        resample_of(settings),
         patch,
         merge=merge,
         size=(tile, tile),
         longest_edge=longest,
+        split=flag(settings, "do_image_splitting"),
     )
 
 
-def _edge(preprocessor: Mapping[str, object], key: str, default: int) -> int:
-    value = preprocessor.get(key, {"longest_edge": default})
-    edge = value.get("longest_edge") if isinstance(value, Mapping) else None
-    if not isinstance(edge, int) or edge < 1:
-        raise SpecError(f"preprocessor {key} {value!r} has no longest_edge")
-    return min(edge, LARGEST)
+def _edge(settings: Config, key: str) -> int:
+    longest = edge(settings, key, "longest_edge", int_is_square=True)
+    if longest is None:
+        raise SpecError(f"image processor {key} {settings[key]!r} has no longest_edge")
+    return min(longest, LARGEST)
 
 
 def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
@@ -133,6 +133,10 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
     Under a budget the longest edge goes down tile by tile."""
     tile, per_tile = spec.size[0], (spec.size[0] // spec.patch // spec.merge) ** 2
     longest = spec.longest_edge
+    if not spec.split:
+        once = resize(image, *_plan(image, longest, tile)[0], spec.resample)
+        pixels, grid = tile_patches([resize(once, tile, tile, spec.resample)], spec.patch, spec.merge)
+        return VisualItem(pixels, grid, rows=per_tile)
     while longest > tile and not _within(_plan(image, longest, tile)[1], tile, per_tile, budget):
         longest = max(tile, (longest - 1) // tile * tile)
     first, (rows, columns) = _plan(image, longest, tile)

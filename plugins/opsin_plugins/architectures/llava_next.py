@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from opsin_plugins import llava_style
+from opsin_plugins.configs import integer
 from opsin_plugins.families import Family, chosen
+from opsin_plugins.image_processors import LLAVA_NEXT, edge, normalization, resample_of, square
 from opsin_plugins.images import pad_to, resize, tile_patches, tiles
 from opsin_plugins.llava_style import CLIP, SIGLIP, VICUNA, instruct_template
 from opsin_plugins.spec import (
     I32,
     U8,
+    Config,
     ImageBudget,
     ImageSpec,
     ModelFiles,
@@ -42,12 +45,12 @@ class LlavaNext(Family):
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         chosen(files.options, {})
-        encoder, tower, plain = llava_style.vision_parts(files, ("clip_vision_model", "siglip_vision_model"))
+        encoder, vision = llava_style.vision_config(files.config, ("clip_vision_model", "siglip_vision_model"))
+        settings = LLAVA_NEXT.resolve(files.preprocessor)
+        tower = encoder.spec(vision, normalization(settings))
         if tower.keep_class_token:
             raise SpecError("vision_feature_select_strategy 'full' keeps a class token, which has no place in a grid")
-        side = plain.size[0]
-        listed = files.config.get("image_grid_pinpoints", PINPOINTS)
-        image = ImageSpec("tiles", plain.resample, plain.patch, size=(side, side), pinpoints=_pinpoints(listed, side))
+        image = _image(settings, files.config, tower.patch, integer(vision, "image_size", 224))
         return llava_style.model_spec(self.name, files, (encoder, tower, image), {"newline": True})
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
@@ -85,6 +88,21 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
         order = np.append(order, np.int32(NEWLINE))
     pixels, grid = tile_patches(parts, spec.patch)
     return VisualItem(pixels, grid, rows=len(order), tiles=layout, arrange=order)
+
+
+def _image(settings: Config, config: Config, patch: int, side: int) -> ImageSpec:
+    """side: pixels a side of the tower's pictures, and so of a tile."""
+    tile = edge(settings, "size", "shortest_edge", int_is_square=False) or square(settings, "size")
+    if (tile, square(settings, "crop_size")) != (side, side):
+        raise SpecError(
+            f"a tower of {side} pixels a side needs size and crop_size to match, got {settings['size']!r} and "
+            f"{settings['crop_size']!r}"
+        )
+    canvases = _pinpoints(settings["image_grid_pinpoints"], side)
+    written = config.get("image_grid_pinpoints")
+    if _pinpoints(PINPOINTS if written is None else written, side) != canvases:
+        raise SpecError("image_grid_pinpoints of config.json and of the image processor differ")
+    return ImageSpec("tiles", resample_of(settings), patch, size=(side, side), pinpoints=canvases)
 
 
 def _pinpoints(value: object, side: int) -> tuple[tuple[int, int], ...]:

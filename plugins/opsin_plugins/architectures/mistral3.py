@@ -6,12 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from opsin_plugins import llava_style
-from opsin_plugins.configs import number
+from opsin_plugins.configs import number, section
 from opsin_plugins.families import chosen, text_section
 from opsin_plugins.llava_style import PROJECTOR
 from opsin_plugins.pixtral_style import ENCODER, PixtralStyle
 from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rename, Reorder, Rule
 
+# What transformers takes where a part of the configuration is missing.
+TEXT = {
+    "model_type": "mistral",
+    "vocab_size": 131072,
+    "hidden_size": 5120,
+    "intermediate_size": 32768,
+    "num_hidden_layers": 40,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e9,
+    "sliding_window": None,
+}
+VISION = {"model_type": "pixtral", "image_size": 1540, "patch_size": 14}
 DEFAULTS = {
     "spatial_merge_size": 2,
     "vision_feature_layer": -1,
@@ -25,7 +38,10 @@ class Mistral3(PixtralStyle):
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         chosen(files.options, {})
-        files = replace(files, config={**DEFAULTS, **files.config, "vision_feature_select_strategy": "full"})
+        config = {**DEFAULTS, **files.config, "vision_feature_select_strategy": "full"}
+        config["text_config"] = section(config, "text_config", TEXT)
+        config["vision_config"] = section(config, "vision_config", VISION)
+        files = replace(files, config=config)
         text, defaults = text_section(files.config)
         parts = llava_style.vision_parts(files, ("pixtral",))
         eps = number(text, "rms_norm_eps", defaults.eps)  # of the norm before the projector, too

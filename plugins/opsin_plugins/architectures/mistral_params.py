@@ -6,11 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, flag, integer, layer_count, number, section
-from opsin_plugins.families import chosen, renames
+from opsin_plugins.configs import flag, integer, layer_count, number, section
+from opsin_plugins.decoders import is_tied
+from opsin_plugins.families import chosen, end_ids, renames
 from opsin_plugins.pixtral_style import ENCODER, PixtralStyle
 from opsin_plugins.spec import (
     Concat,
+    Config,
     DecoderSpec,
     Ignore,
     ModelFiles,
@@ -35,14 +37,15 @@ class MistralParams(PixtralStyle):
         chosen(files.options, {})
         params = files.config
         vision = section(params, "vision_encoder")
-        decoder = _decoder(params)
+        decoder = _decoder(files)
         merge = integer(vision, "spatial_merge_size", 1)
         joined = vision.get("mm_projector_id") == "patch_merge"
         if (merge > 1) is not joined or vision.get("mm_projector_id") not in (None, "", "patch_merge"):
             raise SpecError(f"mm_projector_id {vision.get('mm_projector_id')!r} with spatial_merge_size {merge}")
         side = integer(vision, "max_image_size", vision.get("image_size", 1024))
         config: Config = {**vision, "hidden_act": "silu", "image_size": side, "spatial_merge_size": merge}
-        tower = ENCODER.spec(config, {})
+        settings = {"size": {"longest_edge": side}, "patch_size": integer(vision, "patch_size", 16)}
+        tower = ENCODER.spec(config, settings)
         return ModelSpec(
             family=self.name,
             decoder=decoder,
@@ -58,11 +61,11 @@ class MistralParams(PixtralStyle):
                 bias=flag(vision, "adapter_bias", True),
                 joined=tower.width if joined else 0,
             ),
-            image=ENCODER.image(tower, config, {}),
+            image=ENCODER.image(tower, config, settings),
             fusion="scatter",
             encoder=ENCODER.name,
             image_token=integer(vision, "image_token_id", 10, least=0),
-            eos=(END_OF_SENTENCE,),
+            eos=(*end_ids(files), END_OF_SENTENCE),
             max_positions=integer(params, "max_position_embeddings", params.get("max_seq_len", 128000)),
         )
 
@@ -108,7 +111,9 @@ class MistralParams(PixtralStyle):
         }
 
 
-def _decoder(params: Config) -> DecoderSpec:
+def _decoder(files: ModelFiles) -> DecoderSpec:
+    params = files.config
+    tied = {"tie_word_embeddings": flag(params, "tied_embeddings")}
     width, heads = integer(params, "dim"), integer(params, "n_heads")
     if params.get("sliding_window") is not None:
         raise SpecError(f"sliding_window {params['sliding_window']!r} is not supported yet")
@@ -124,7 +129,7 @@ def _decoder(params: Config) -> DecoderSpec:
         mlp=integer(params, "hidden_dim"),
         norm_eps=number(params, "norm_eps", 1e-5),
         rope=RopeSpec(number(params, "rope_theta", 1e4)),
-        tied=flag(params, "tied_embeddings"),
+        tied=is_tied(files, tied, "tok_embeddings.weight", "output.weight"),
     )
 
 

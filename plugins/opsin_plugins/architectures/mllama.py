@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from opsin_plugins.configs import integer, integers, section, token_ids
+from opsin_plugins.configs import integer, integers, section
 from opsin_plugins.decoders import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.encoders.mllama import MllamaEncoder
-from opsin_plugins.families import Family, chosen, renames
+from opsin_plugins.families import Family, chosen, end_ids, renames
 from opsin_plugins.positions import write_images
 from opsin_plugins.spec import (
     I32,
@@ -48,12 +48,12 @@ class Mllama(Family):
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         options = chosen(files.options, OPTIONS)
-        config, text = files.config, section(files.config, "text_config")
+        config, text = files.config, section(files.config, "text_config", {})
         attend_before = options["rows_before_image"] == "all"
-        vision = {**section(config, "vision_config"), "keep_padding": attend_before}
+        vision = {**section(config, "vision_config", {}), "keep_padding": attend_before}
         tower = ENCODER.spec(vision, files.preprocessor)
         tied = is_tied(files, text)
-        replaced = integers(text, "cross_attention_layers", CROSS)
+        replaced = integers(text, "cross_attention_layers", CROSS, null=CROSS)
         decoder = decoder_spec(text, tied, TEXT, replaced=replaced, extra_embeddings=EXTRA_EMBEDDINGS)
         width = tower.width * (1 + len(tower.taps))
         if (said := vision.get("vision_output_dim", width)) != width:
@@ -67,7 +67,7 @@ class Mllama(Family):
             fusion="memory",
             encoder=ENCODER.name,
             image_token=integer(config, "image_token_index", 128256, least=0),
-            eos=token_ids(files.generation.get("eos_token_id", text.get("eos_token_id"))),
+            eos=end_ids(files),
             max_positions=max_positions(text, TEXT),
             memory=MemorySpec(tower.max_tiles * tower.positions, attend_before),
         )

@@ -17,7 +17,7 @@ class Qwen3VL(Qwen2Style):
     tower_mlp = r"mlp\.linear_fc[12]"
     merger_mlp = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
     width_key = "out_hidden_size"
-    text = TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 5e5, 128000, head_norm=True)
+    text = TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 5e5, 128000, head_norm=True, head_dim=128)
     fusion = "levels"
 
     def projector(self, tower: TowerSpec, merge: int, width: int) -> ProjectorSpec:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import flag, integer, layer_count, number, section, token_ids
+from opsin_plugins.configs import flag, integer, layer_count, number, section
 from opsin_plugins.decoders import is_tied
 from opsin_plugins.encoders.qwen_vl import QwenVLEncoder
-from opsin_plugins.families import Family, chosen, renames
+from opsin_plugins.families import Family, chosen, end_ids, renames
 from opsin_plugins.spec import (
     U8,
     Concat,
@@ -70,7 +70,7 @@ class QwenVL(Family):
             fusion="scatter",
             encoder=ENCODER.name,
             image_token=integer(visual, "image_start_id", 151857, least=0) + 2,
-            eos=token_ids(files.generation.get("eos_token_id")) or (END_OF_TURN, END_OF_TEXT),
+            eos=(*end_ids(files), END_OF_TURN, END_OF_TEXT),
             max_positions=longest if decoder.rope.ntk_from else min(longest, trained),
         )
 
@@ -153,7 +153,7 @@ def _decoder(files: ModelFiles) -> DecoderSpec:
         norm_eps=number(config, "layer_norm_epsilon", 1e-6),
         rope=RopeSpec(number(config, "rotary_emb_base", 1e4), ntk_from=trained if stretches else 0),
         qkv_bias=True,
-        tied=is_tied(files, config),
+        tied=is_tied(files, config, embedding="wte.weight"),
         log_scale_from=trained if scales else 0,
     )
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from opsin_plugins.configs import token_ids
 from opsin_plugins.decoders import TEXT, decoder_rules, decoder_spec, is_tied, max_positions
-from opsin_plugins.families import Family, chosen, llama_groups
+from opsin_plugins.families import Family, chosen, end_ids, llama_groups
 from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, Rule, SpecError, VisualItem
 
 
@@ -27,7 +26,7 @@ class TextModel(Family):
             fusion=None,
             encoder=None,
             image_token=None,
-            eos=token_ids(files.generation.get("eos_token_id", config.get("eos_token_id"))),
+            eos=end_ids(files),
             max_positions=max_positions(config, defaults),
         )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from opsin_plugins.configs import MOST_LAYERS, Config, activation, integer, layer_count, number, standard_pixels, three
+from opsin_plugins.configs import MOST_LAYERS, activation, flag, integer, layer_count, number, three
 from opsin_plugins.families import renames
-from opsin_plugins.images import center_crop, patches, resize_shortest
+from opsin_plugins.image_processors import CLIP, edge, edges, resample_of, square
+from opsin_plugins.images import center_crop, patches, resize, resize_shortest
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
     Concat,
+    Config,
     Grid,
     Ignore,
     ImageBudget,
@@ -21,16 +23,16 @@ from opsin_plugins.spec import (
     TowerSpec,
 )
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
 
 class Clip:
     api_version = API_VERSION
     name = "clip"
+    processor = CLIP
     builder = "opsin_plugins.blocks.tower:Tower"
 
-    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         """A family may add feature_layer (-2: the last block is not run) and keep_class_token to `config`."""
+        settings = self.processor.resolve(preprocessor)
         side = integer(config, "image_size", 224) // integer(config, "patch_size", 32)
         return TowerSpec(
             layers=layers_taken(config, layer_count(config, "num_hidden_layers", 12)),
@@ -41,30 +43,37 @@ class Clip:
             norm_eps=number(config, "layer_norm_eps", 1e-5),
             activation=activation(config, "hidden_act", "quick_gelu"),
             position="learned",
-            mean=three(preprocessor, "image_mean", MEAN),
-            std=three(preprocessor, "image_std", STD),
+            mean=three(settings, "image_mean"),
+            std=three(settings, "image_std"),
             positions=side * side + 1,
             class_token=True,
             keep_class_token=config.get("keep_class_token") is True,
             pre_norm=True,
         )
 
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
-        standard_pixels(preprocessor, ("do_resize", "do_center_crop", "do_rescale", "do_normalize"))
-        side = integer(config, "image_size", 224)
-        size, crop = preprocessor.get("size", side), preprocessor.get("crop_size", side)
-        edge = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
-        box = (crop.get("height"), crop.get("width")) if isinstance(crop, Mapping) else (crop, crop)
-        if box != (side, side) or not isinstance(edge, int) or edge < 1:
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
+        """A size with both its sides ignores the ratio, one with its shortest edge keeps it."""
+        settings, side = self.processor.resolve(preprocessor), integer(config, "image_size", 224)
+        resample, crops = resample_of(settings), flag(settings, "do_center_crop")
+        if square(settings, "size", int_is_square=False) == side:
+            return ImageSpec("stretch", resample, spec.patch, size=(side, side))
+        shortest = edge(settings, "size", "shortest_edge", int_is_square=False)
+        if (
+            not crops
+            or square(settings, "crop_size") != side
+            or shortest is None
+            or "longest_edge" in (edges(settings, "size", int_is_square=False))
+        ):
             raise SpecError(
-                f"a CLIP tower of {side} pixels a side needs size and crop_size to match, got {size!r}, {crop!r}"
+                f"a tower of {side} pixels a side needs pictures of that size, but size {settings['size']!r}, "
+                f"crop_size {settings['crop_size']!r} and do_center_crop {crops} give others"
             )
-        return ImageSpec(
-            "crop", integer(preprocessor, "resample", 3, least=0), spec.patch, size=(side, side), shortest_edge=edge
-        )
+        return ImageSpec("crop", resample, spec.patch, size=(side, side), shortest_edge=shortest)
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """Every picture has one size, so a budget changes nothing."""
+        if image_spec.resize == "stretch":
+            return patches(resize(image, *image_spec.size, image_spec.resample), image_spec.patch)
         resized = resize_shortest(image, image_spec.shortest_edge, image_spec.resample)
         return patches(center_crop(resized, *image_spec.size), image_spec.patch)
 

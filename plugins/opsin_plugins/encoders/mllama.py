@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from opsin_plugins.configs import Config, activation, integer, integers, layer_count, number, standard_pixels, three
+from opsin_plugins.configs import activation, integer, integers, layer_count, number, three
 from opsin_plugins.families import renames
+from opsin_plugins.image_processors import MLLAMA, resample_of, square
 from opsin_plugins.images import pad_to, pixel_limit, resize, tile_patches, tiles
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
     Concat,
+    Config,
     Grid,
     ImageBudget,
     ImageSpec,
@@ -22,16 +24,18 @@ from opsin_plugins.spec import (
     TowerSpec,
 )
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+TAPS = (3, 7, 15, 23, 30)
 
 
 class MllamaEncoder:
     api_version = API_VERSION
     name = "mllama"
+    processor = MLLAMA
     builder = "opsin_plugins.blocks.tiled_tower:TiledTower"
 
-    def spec(self, config: Config, preprocessor: Config) -> TiledTowerSpec:
+    def spec(self, config: Config, preprocessor: Config | None) -> TiledTowerSpec:
         """A family may add keep_padding to `config`."""
+        settings = self.processor.resolve(preprocessor)
         patch, count = integer(config, "patch_size", 14), integer(config, "max_num_tiles", 4, most=64)
         return TiledTowerSpec(
             layers=layer_count(config, "num_hidden_layers", 32),
@@ -42,31 +46,27 @@ class MllamaEncoder:
             norm_eps=number(config, "norm_eps", 1e-5),
             activation=activation(config, "hidden_act", "gelu"),
             position="learned",
-            mean=three(preprocessor, "image_mean", MEAN),
-            std=three(preprocessor, "image_std", STD),
+            mean=three(settings, "image_mean"),
+            std=three(settings, "image_std"),
             positions=(integer(config, "image_size", 448) // patch) ** 2 + 1,
             attention_bias=False,
-            taps=integers(config, "intermediate_layers_indices", (3, 7, 15, 23, 30)),
+            taps=integers(config, "intermediate_layers_indices", TAPS, null=TAPS),
             max_tiles=count,
             global_layers=layer_count(config, "num_global_layers", 8, least=0),
             arrangements=_arrangements(config, count),
             keep_padding=config.get("keep_padding") is True,
         )
 
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
-        standard_pixels(preprocessor, ("do_resize", "do_rescale", "do_normalize", "do_pad"))
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
         assert isinstance(spec, TiledTowerSpec)
-        side = integer(config, "image_size", 448)
-        size = preprocessor.get("size", {"height": side, "width": side})
-        if not isinstance(size, Mapping) or (size.get("height"), size.get("width")) != (side, side):
-            raise SpecError(f"a tower of {side} pixels a tile needs a size to match, got {size!r}")
-        count = integer(preprocessor, "max_image_tiles", spec.max_tiles)
+        settings, side = self.processor.resolve(preprocessor), integer(config, "image_size", 448)
+        if square(settings, "size") != side:
+            raise SpecError(f"a tower of {side} pixels a tile needs a size to match, got {settings['size']!r}")
+        count = integer(settings, "max_image_tiles")
         if not 0 < count <= spec.max_tiles:
             raise SpecError(f"max_image_tiles {count} of a tower that takes 1 to {spec.max_tiles}")
         canvases = tuple((h * side, w * side) for h, w in spec.arrangements if h * w <= count)
-        return ImageSpec(
-            "tiles", integer(preprocessor, "resample", 2, least=0), spec.patch, size=(side, side), pinpoints=canvases
-        )
+        return ImageSpec("tiles", resample_of(settings), spec.patch, size=(side, side), pinpoints=canvases)
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         return self.tiled(image, image_spec, budget)[:2]

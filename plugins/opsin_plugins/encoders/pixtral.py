@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, layer_count, number, standard_pixels, three
+from opsin_plugins.configs import activation, integer, layer_count, number, three
 from opsin_plugins.encoders.clip import layers_taken
 from opsin_plugins.families import renames
+from opsin_plugins.image_processors import PIXTRAL, edge, resample_of, square
 from opsin_plugins.images import longest_size, patches, pixel_limit, resize
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
     Concat,
+    Config,
     Grid,
     Ignore,
     ImageBudget,
@@ -23,21 +25,21 @@ from opsin_plugins.spec import (
     TowerSpec,
 )
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
 
 class Pixtral:
     api_version = API_VERSION
     name = "pixtral"
+    processor = PIXTRAL
     builder = "opsin_plugins.blocks.tower:Tower"
 
-    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         """A family may add feature_layer to `config`."""
+        settings = self.processor.resolve(preprocessor)
         width, heads = integer(config, "hidden_size", 1024), integer(config, "num_attention_heads", 16)
         if config.get("head_dim") not in (None, width // heads):
             raise SpecError(f"head_dim {config['head_dim']!r} of a tower of width {width} with {heads} heads")
         rope = config.get("rope_parameters")
-        theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
+        theta = config.get("rope_theta") or (rope.get("rope_theta") if isinstance(rope, Mapping) else None)
         return TowerSpec(
             layers=layers_taken(config, layer_count(config, "num_hidden_layers", 24)),
             width=width,
@@ -47,9 +49,9 @@ class Pixtral:
             norm_eps=1e-5,
             activation=activation(config, "hidden_act", "gelu"),
             position="staggered_rope",
-            mean=three(preprocessor, "image_mean", MEAN),
-            std=three(preprocessor, "image_std", STD),
-            theta=number(config, "rope_theta", 1e4 if theta is None else theta),
+            mean=three(settings, "image_mean"),
+            std=three(settings, "image_std"),
+            theta=number({"rope_theta": theta or 1e4}, "rope_theta"),
             pre_norm=True,
             norm="rms",
             gated_mlp=True,
@@ -57,20 +59,19 @@ class Pixtral:
             mlp_bias=False,
         )
 
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
         """A family that joins neighbours adds spatial_merge_size to `config`."""
-        standard_pixels(preprocessor, ("do_resize", "do_rescale", "do_normalize"))
-        size = preprocessor.get("size")
-        longest = size.get("longest_edge") if isinstance(size, Mapping) else None
+        settings = self.processor.resolve(preprocessor)
+        longest = edge(settings, "size", "longest_edge", int_is_square=True) or square(settings, "size")
+        if longest is None:
+            raise SpecError(f"image processor size {settings['size']!r} bounds no longest edge")
+        if settings["patch_size"] is not None and square(settings, "patch_size") != spec.patch:
+            raise SpecError(
+                f"image processor patch_size {settings['patch_size']!r}, but the tower's patches have {spec.patch} "
+                "pixels a side"
+            )
         merge = integer(config, "spatial_merge_size", 1)
-        edge = (
-            integer({"size.longest_edge": longest}, "size.longest_edge")
-            if longest
-            else integer(config, "image_size", 1024)
-        )
-        return ImageSpec(
-            "longest", integer(preprocessor, "resample", 3, least=0), spec.patch, merge=merge, longest_edge=edge
-        )
+        return ImageSpec("longest", resample_of(settings), spec.patch, merge=merge, longest_edge=longest)
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         factor, longest = image_spec.patch * image_spec.merge, image_spec.longest_edge

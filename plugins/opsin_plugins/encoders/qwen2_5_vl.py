@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opsin_plugins.configs import Config, activation, integer, integers
+from opsin_plugins.configs import activation, integer, integers
 from opsin_plugins.encoders.qwen2_vl import Qwen2VLEncoder
 from opsin_plugins.families import renames
-from opsin_plugins.spec import Concat, Rename, Rule, SpecError, TowerSpec
+from opsin_plugins.spec import Concat, Config, Rename, Rule, SpecError, TowerSpec
 
 
 class Qwen25VLEncoder(Qwen2VLEncoder):
     name = "qwen2_5_vl"
 
-    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
-        width, merge = integer(config, "hidden_size", 1280), integer(config, "spatial_merge_size", 2)
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
+        width, merge = integer(config, "hidden_size", 3584), integer(config, "spatial_merge_size", 2)
         base = super().spec({**config, "embed_dim": width, "mlp_ratio": 1}, preprocessor)
         window = integer(config, "window_size", 112) // base.patch
         if window < merge or window % merge:

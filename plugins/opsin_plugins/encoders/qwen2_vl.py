@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.configs import Config, activation, integer, layer_count, number, standard_pixels, three
+from opsin_plugins.configs import activation, integer, layer_count, number, three
 from opsin_plugins.families import renames
+from opsin_plugins.image_processors import QWEN2_VL, edge, resample_of
 from opsin_plugins.images import patches, pixel_limit, resize, smart_size
-from opsin_plugins.spec import API_VERSION, U8, Grid, ImageBudget, ImageSpec, Rename, Rule, TowerSpec
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+from opsin_plugins.spec import API_VERSION, U8, Config, Grid, ImageBudget, ImageSpec, Rename, Rule, SpecError, TowerSpec
 
 
 class Qwen2VLEncoder:
     api_version = API_VERSION
     name = "qwen2_vl"
+    processor = QWEN2_VL
     builder = "opsin_plugins.blocks.tower:Tower"
     mlp = ("mlp.fc1", "mlp.fc2")  # what the MLP's two linears are called
 
-    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
-        width = integer(config, "embed_dim", 1280)
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
+        settings, width = self.processor.resolve(preprocessor), integer(config, "embed_dim", 1280)
         rope = config.get("rope_parameters")
         return TowerSpec(
             layers=layer_count(config, "depth", 32),
@@ -30,29 +30,37 @@ class Qwen2VLEncoder:
             norm_eps=1e-6,
             activation=activation(config, "hidden_act", "quick_gelu"),
             position="axial_rope",
-            mean=three(preprocessor, "image_mean", MEAN),
-            std=three(preprocessor, "image_std", STD),
+            mean=three(settings, "image_mean"),
+            std=three(settings, "image_std"),
             temporal=integer(config, "temporal_patch_size", 2),
             theta=number(rope if isinstance(rope, Mapping) else {}, "rope_theta", 1e4),
         )
 
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
-        """Both published forms of the limits: min_pixels and max_pixels, or size with its edges."""
-        standard_pixels(preprocessor, ("do_resize", "do_rescale", "do_normalize"))
-        size = preprocessor.get("size")
-        edges = size if isinstance(size, Mapping) else {}
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
+        """Both published forms of the limits: min_pixels and max_pixels, which count, or size with its edges (both are
+        pixels in fact)."""
+        settings, merge = self.processor.resolve(preprocessor), integer(config, "spatial_merge_size", 2)
+        for key, own in (("patch_size", spec.patch), ("merge_size", merge), ("temporal_patch_size", spec.temporal)):
+            if settings[key] != own:
+                raise SpecError(f"image processor {key} {settings[key]!r}, but the vision configuration says {own}")
+        sized = {"size": self.processor.defaults["size"]} if settings["size"] is None else settings
+        limits = {
+            name: edge(sized, "size", other, int_is_square=False) if settings[name] is None else settings[name]
+            for name, other in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+        }
         return ImageSpec(
             "smart",
-            integer(preprocessor, "resample", 3, least=0),
+            resample_of(settings),
             spec.patch,
-            merge=integer(config, "spatial_merge_size", 2),
-            min_pixels=integer(preprocessor, "min_pixels", edges.get("shortest_edge", 56 * 56), least=0),
-            max_pixels=integer(preprocessor, "max_pixels", edges.get("longest_edge", 28 * 28 * 1280)),
+            merge=merge,
+            min_pixels=integer(limits, "min_pixels"),
+            max_pixels=integer(limits, "max_pixels"),
         )
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         factor = image_spec.patch * image_spec.merge
-        limit = max(image_spec.min_pixels, pixel_limit(budget, factor**2, image_spec.max_pixels))
+        least = min(image_spec.min_pixels, image_spec.max_pixels)
+        limit = max(least, pixel_limit(budget, factor**2, image_spec.max_pixels))
         height, width = smart_size(image.shape[0], image.shape[1], factor, image_spec.min_pixels, limit)
         return patches(resize(image, height, width, image_spec.resample), image_spec.patch, image_spec.merge)
 

@@ -6,23 +6,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opsin_plugins.configs import Config, activation, integer, integers, layer_count
+from opsin_plugins.configs import activation, integer, integers, layer_count
 from opsin_plugins.encoders.qwen2_vl import Qwen2VLEncoder
-from opsin_plugins.spec import ImageSpec, Rename, Rule, SpecError, TowerSpec
-
-MEAN = STD = (0.5, 0.5, 0.5)
-LIMITS = {"shortest_edge": 65536, "longest_edge": 16777216}
+from opsin_plugins.spec import Config, Rename, Rule, SpecError, TowerSpec
 
 
 class Qwen3VLEncoder(Qwen2VLEncoder):
     name = "qwen3_vl"
     mlp = ("mlp.linear_fc1", "mlp.linear_fc2")
 
-    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         width, depth = integer(config, "hidden_size", 1152), layer_count(config, "depth", 27)
-        given = {"image_mean": MEAN, "image_std": STD, **preprocessor}
         sizes = {"depth": depth, "patch_size": 16, "embed_dim": width, "mlp_ratio": 1}
-        base = super().spec({**sizes, **config, "embed_dim": width}, given)
+        base = super().spec({**sizes, **config, "embed_dim": width}, preprocessor)
         taps = integers(config, "deepstack_visual_indexes", (8, 16, 24))
         if list(taps) != sorted(set(taps)) or (taps and taps[-1] >= depth):
             raise SpecError(f"deepstack_visual_indexes {taps} of a tower with {depth} layers")
@@ -35,9 +31,6 @@ class Qwen3VLEncoder(Qwen2VLEncoder):
             patch_bias=True,
             taps=taps,
         )
-
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
-        return super().image(spec, config, {"size": LIMITS, **preprocessor})
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
         return [

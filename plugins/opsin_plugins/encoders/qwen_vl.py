@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opsin_plugins.configs import Config, integer, layer_count, number, three
+from opsin_plugins.configs import integer, layer_count, number
 from opsin_plugins.families import renames
+from opsin_plugins.image_processors import CLIP_MEAN, CLIP_STD
 from opsin_plugins.images import patches, resize
-from opsin_plugins.spec import API_VERSION, U8, Grid, ImageBudget, ImageSpec, Rename, Reorder, Rule, TowerSpec
+from opsin_plugins.spec import API_VERSION, U8, Config, Grid, ImageBudget, ImageSpec, Rename, Reorder, Rule, TowerSpec
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TABLE = 256  # rows of the position table: bigG's own 16 x 16
 BICUBIC = 3
 
@@ -19,7 +19,8 @@ class QwenVLEncoder:
     name = "qwen_vl"
     builder = "opsin_plugins.blocks.tower:Tower"
 
-    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
+        """How pictures are prepared stands in the repository's code, not in a file: `preprocessor` is not read."""
         width = integer(config, "width", 1664)
         return TowerSpec(
             layers=layer_count(config, "layers", 48),
@@ -30,13 +31,13 @@ class QwenVLEncoder:
             norm_eps=1e-6,
             activation="gelu",
             position="resized",
-            mean=three(preprocessor, "image_mean", MEAN),
-            std=three(preprocessor, "image_std", STD),
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
             positions=integer(config, "positions", TABLE),
             pre_norm=True,
         )
 
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
         side = integer(config, "image_size", 448) // spec.patch * spec.patch
         return ImageSpec("stretch", BICUBIC, spec.patch, size=(side, side))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from opsin_plugins.configs import Config, activation, integer, layer_count, number, standard_pixels, three
+from opsin_plugins.configs import activation, integer, layer_count, number, three
 from opsin_plugins.encoders.clip import clip_rules, layers_taken
 from opsin_plugins.families import renames
+from opsin_plugins.image_processors import SIGLIP, resample_of, square
 from opsin_plugins.images import patches, resize
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
+    Config,
     Grid,
     Ignore,
     ImageBudget,
@@ -21,17 +23,16 @@ from opsin_plugins.spec import (
     TowerSpec,
 )
 
-MEAN = STD = (0.5, 0.5, 0.5)
-
 
 class Siglip:
     api_version = API_VERSION
     name = "siglip"
+    processor = SIGLIP
     builder = "opsin_plugins.blocks.tower:Tower"
 
-    def spec(self, config: Config, preprocessor: Config) -> TowerSpec:
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         """A family may add feature_layer, post_norm and bucketed (positions by fraction: Idefics3) to `config`."""
-        patch = integer(config, "patch_size", 16)
+        settings, patch = self.processor.resolve(preprocessor), integer(config, "patch_size", 16)
         return TowerSpec(
             layers=layers_taken(config, layer_count(config, "num_hidden_layers", 12)),
             width=integer(config, "hidden_size", 768),
@@ -41,20 +42,18 @@ class Siglip:
             norm_eps=number(config, "layer_norm_eps", 1e-6),
             activation=activation(config, "hidden_act", "gelu_pytorch_tanh"),
             position="bucketed" if config.get("bucketed") is True else "learned",
-            mean=three(preprocessor, "image_mean", MEAN),
-            std=three(preprocessor, "image_std", STD),
+            mean=three(settings, "image_mean"),
+            std=three(settings, "image_std"),
             positions=(integer(config, "image_size", 224) // patch) ** 2,
             post_norm=config.get("post_norm") is True,
             patch_bias=True,
         )
 
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config) -> ImageSpec:
-        standard_pixels(preprocessor, ("do_resize", "do_rescale", "do_normalize"))
-        side = integer(config, "image_size", 224)
-        size = preprocessor.get("size", {"height": side, "width": side})
-        if not isinstance(size, Mapping) or (size.get("height"), size.get("width")) != (side, side):
-            raise SpecError(f"a SigLIP tower of {side} pixels a side needs a size to match, got {size!r}")
-        return ImageSpec("stretch", integer(preprocessor, "resample", 3, least=0), spec.patch, size=(side, side))
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
+        settings, side = self.processor.resolve(preprocessor), integer(config, "image_size", 224)
+        if square(settings, "size", int_is_square=False) != side:
+            raise SpecError(f"a SigLIP tower of {side} pixels a side needs a size to match, got {settings['size']!r}")
+        return ImageSpec("stretch", resample_of(settings), spec.patch, size=(side, side))
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """Every picture has one size, so a budget changes nothing."""

@@ -171,13 +171,14 @@ def _preprocessor(spec: ModelSpec) -> dict[str, object]:
     assert spec.image is not None
     height, width = spec.image.size
     box = {"height": height, "width": width}
-    crop = {"do_center_crop": True, "crop_size": box, "size": {"shortest_edge": spec.image.shortest_edge}}
-    crops = spec.image.resize == "crop"
+    size = {"shortest_edge": spec.image.shortest_edge} if spec.image.resize == "crop" else box
+    clip = spec.encoder == "clip"
     return {
-        "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
+        "image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        **(crop if crops else {"size": box}),
+        "size": size,
+        **({"do_center_crop": True, "crop_size": box} if clip else {}),
         "resample": spec.image.resample,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

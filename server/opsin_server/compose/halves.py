@@ -101,8 +101,6 @@ def read_language(directory: Path) -> Half:
     if "quantization_config" in files.config:
         raise SpecError(f"--language {directory}: it is quantized (quantization_config), which cannot be kept")
     config = {key: value for key, value in files.config.items() if key not in FOREIGN}
-    # What a configuration leaves out is another thing in a LLaVA's: there every text stops at id 2.
-    config.setdefault("eos_token_id", 2 if kind in ("llama", "mistral") else None)
     config["tie_word_embeddings"] = tied = is_tied(files, config)
     names = {
         f"language_model.{key}": key

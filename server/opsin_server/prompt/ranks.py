@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opsin_plugins.files import MAX_JSON_BYTES, read_json
+from opsin_plugins.read_json import MAX_BYTES, read_json
 from opsin_plugins.spec import SpecError
 from opsin_server.prompt.pieces import BYTE_OF
 
@@ -47,8 +47,8 @@ def convert(directory: Path) -> tuple[Json, Mapping[str, str]] | None:
 
 
 def _qwen(path: Path) -> Json:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise SpecError(f"{path} has {path.stat().st_size} bytes; the limit is {MAX_JSON_BYTES}")
+    if path.stat().st_size > MAX_BYTES:
+        raise SpecError(f"{path} has {path.stat().st_size} bytes; the limit is {MAX_BYTES}")
     entries = []
     for number, line in enumerate(path.read_text("ascii", "replace").splitlines()):
         text, _, rank = line.partition(" ")
