@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.errors import BadRequest
+from opsin_server.prompt.ending import Ending
 from opsin_server.prompt.markers import Hidden, marker_pattern
 from opsin_server.prompt.messages import ImagePart, Message, Part, TextPart, map_texts
 from opsin_server.prompt.template import ChatTemplate
@@ -44,21 +45,30 @@ class ConversationEncoder:
         self._pattern = marker_pattern(tokenizer.added)
         self._skeleton = lru_cache(SKELETONS)(self._make_skeleton)
 
-    def ids(self, messages: Sequence[Message]) -> list[int]:
-        """Image placeholders as the template writes them. Raises BadRequest for what the template refuses."""
+    def ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
+        """Image placeholders as the template writes them. Raises BadRequest for what the template refuses.
+
+        continue_final: the prompt ends where the text of the last message, the assistant's, ends.
+        """
         _check_unicode(messages)
         for hide in (self._hide_markers, _hide_words, _hide_whole):
-            ids = self._encode(messages, hide)
-            skeleton = self._skeleton(_shape(messages))
+            ids = self._encode(messages, hide, continue_final)
+            skeleton = self._skeleton(_shape(messages), continue_final)
             if ids is not None and self._markers(ids) == skeleton.markers:
                 return [*skeleton.opening, *ids]
         raise BadRequest("this model's chat template takes a text of this conversation apart", param="messages")
 
-    def _encode(self, messages: Sequence[Message], hide: Hide) -> list[int] | None:
+    def _encode(self, messages: Sequence[Message], hide: Hide, continue_final: bool) -> list[int] | None:
         """None: the template has taken a hidden text apart."""
         hidden = Hidden()
-        found = hidden.split(self._template.render(map_texts(messages, lambda text: hide(text, hidden))))
+        found = hidden.split(self._render(map_texts(messages, lambda text: hide(text, hidden)), continue_final))
         return None if found is None else self._tokenizer.encode_around(found[0], [hidden.texts[n] for n in found[1]])
+
+    def _render(self, messages: Sequence[Message], continue_final: bool) -> str:
+        if not continue_final:
+            return self._template.render(messages)
+        ending = Ending(messages)
+        return ending.cut(self._template.render(ending.messages, generation_prompt=False))
 
     def _hide_markers(self, text: str, hidden: Hidden) -> str:
         return self._pattern.sub(lambda found: hidden.hide(found[0]), text)
@@ -67,10 +77,10 @@ class ConversationEncoder:
         known = self._tokenizer.marker_ids
         return tuple(i for i in ids if i in known)
 
-    def _make_skeleton(self, messages: tuple[Message, ...]) -> Skeleton:
+    def _make_skeleton(self, messages: tuple[Message, ...], continue_final: bool) -> Skeleton:
         hidden = Hidden()
         owners = [n for n, m in enumerate(messages) for p in m.parts if isinstance(p, TextPart) and p.text.strip()]
-        found = hidden.split(self._template.render(map_texts(messages, lambda text: _hide_whole(text, hidden))))
+        found = hidden.split(self._render(map_texts(messages, lambda text: _hide_whole(text, hidden)), continue_final))
         around, numbers = found or ([""], [])
         for number, owner in enumerate(owners):
             if number not in numbers:

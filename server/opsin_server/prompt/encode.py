@@ -67,17 +67,23 @@ class PromptEncoder:
             if part.demanded and image is not None and not image.resizable:
                 raise BadRequest(f"max_pixels: {self._spec.family} gives every image one size", param=part.param)
 
-    def text_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The rendered conversation, each image one placeholder. Raises BadRequest."""
-        self.check(messages)
-        return self._conversation.ids(messages)
+    def text_ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
+        """The rendered conversation, each image one placeholder. Raises BadRequest.
 
-    def encode(self, messages: Sequence[Message], images: Sequence[U8]) -> Prompt:
-        """images: U8 [H, W, 3], RGB, in the order of `image_parts(messages)`. Raises BadRequest."""
+        continue_final: the last message is the assistant's, and what is generated goes on where its text ends.
+        """
+        self.check(messages)
+        return self._conversation.ids(messages, continue_final)
+
+    def encode(self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool = False) -> Prompt:
+        """images: U8 [H, W, 3], RGB, in the order of `image_parts(messages)`. continue_final: as of `text_ids`.
+
+        Raises BadRequest.
+        """
         parts = image_parts(messages)
         if len(parts) != len(images):
             raise ValueError(f"{len(images)} images for {len(parts)} image parts")
-        ids = self.text_ids(messages)
+        ids = self.text_ids(messages, continue_final)
         items = tuple(self._item(part, image) for part, image in zip(parts, images, strict=True))
         try:
             expanded = self._architecture.expand(ids, items, self._spec, self.tokenizer.encode)

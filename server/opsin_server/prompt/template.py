@@ -20,29 +20,32 @@ class ChatTemplate:
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
         self._program = Program(source)
-        self._variables = {**names, "tools": None, "documents": None, "add_generation_prompt": True}
+        self._variables = {**names, "tools": None, "documents": None}
         self.manners = observe(self._show)
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
         """Raises BadRequest with the template's own message when it refuses the conversation.
+
+        generation_prompt: whether the head of the assistant's next turn stands at the end.
 
         A system message may be refused in some company only (Llama 3.2: beside pictures). It is then tried once more in
         front of the first user turn.
         """
         try:
-            return self._show(messages, self.manners)
+            return self._show(messages, self.manners, generation_prompt)
         except BadRequest as refused:
             if not isinstance(refused.__cause__, RefusalError) or all(m.role != "system" for m in messages):
                 raise
             try:
-                return self._show(fold_system(messages), self.manners)
+                return self._show(fold_system(messages), self.manners, generation_prompt)
             except BadRequest:
                 raise refused from refused.__cause__
 
-    def _show(self, messages: Sequence[Message], manners: Manners) -> str:
+    def _show(self, messages: Sequence[Message], manners: Manners, generation_prompt: bool = True) -> str:
         size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
         try:
-            return self._program.run({**self._variables, "messages": manners.arrange(messages)}, size)
+            given = {"messages": manners.arrange(messages), "add_generation_prompt": generation_prompt}
+            return self._program.run({**self._variables, **given}, size)
         except OpsinError:
             raise
         except RefusalError as refusal:
