@@ -19,6 +19,7 @@ from opsin_server.api.engine import Engine
 from opsin_server.api.exchange import ExchangeMiddleware
 from opsin_server.api.failures import FailuresMiddleware
 from opsin_server.api.head import HeadMiddleware
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
 from opsin_server.media.limits import MediaLimits
@@ -35,8 +36,9 @@ def create_app(
     names: Sequence[str],
     version: str,
     eos: Sequence[int],
+    sampling: SamplingDefaults,
 ) -> FastAPI:
-    """names: what the model is called; version: what tells it from another of that name; eos: its `ModelSpec.eos`.
+    """names: what the model is called; version: what tells it from another of that name; eos: ids that end an answer.
     The engine is started and stopped by the caller, and may still be loading."""
     services = Services(
         config=config,
@@ -45,6 +47,7 @@ def create_app(
         names=tuple(names),
         version=version,
         eos=tuple(eos),
+        sampling=sampling,
         created=int(time.time()),
         media=media_limits(config),
         admission=Admission(config.max_queue),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from opsin_plugins.spec import ModelFiles, ModelSpec
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
 from opsin_server.ipc.messages import Outlook, Ready
@@ -46,11 +47,44 @@ class Loading:
             self._bar = None
 
 
-def announce(console: Console, config: ServerConfig, ready: Ready, url: str, name: str, seconds: float) -> None:
+Rows = Sequence[tuple[str, str]]
+
+
+def model_rows(files: ModelFiles, spec: ModelSpec, ends: Sequence[str], sampling: str) -> list[tuple[str, str]]:
+    """What was read from the directory that an operator may not expect. ends: the tokens that end an answer;
+    sampling: what applies where a request does not say."""
+    rows = [
+        ("ends with", ", ".join(ends) or "nothing that is known: answers run until max_tokens"),
+        ("sampling", f"{sampling} (generation_config.json)" if sampling else "OpenAI's defaults"),
+    ]
+    if (note := _about_head(files, spec)) is not None:
+        rows.append(("output head", note))
+    if files.ignored:
+        rows.append(("not read", ", ".join(files.ignored)))
+    return rows
+
+
+def _about_head(files: ModelFiles, spec: ModelSpec) -> str | None:
+    """Where the files and what the configuration says of the output head are at odds."""
+    text = files.config.get("text_config")
+    sources = (files.config, text if isinstance(text, Mapping) else {})
+    said = {source["tie_word_embeddings"] for source in sources if source.get("tie_word_embeddings") is not None}
+    if spec.decoder.tied and said == {False}:
+        return "the embedding: the files hold no other, though tie_word_embeddings is false"
+    if not spec.decoder.tied and True in said:
+        return "the files' own, which differs from the embedding, though tie_word_embeddings is true"
+    return None
+
+
+def announce(
+    console: Console, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str, seconds: float
+) -> None:
+    """facts: as of `model_rows`."""
     memory = ready.memory
     rows = [
         ("url", url),
         ("model", f"{name}  ({config.engine.model})"),
+        *facts,
         ("device", f"{ready.device}, kernels: {ready.kernels}"),
         (
             "KV memory",

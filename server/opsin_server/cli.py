@@ -82,6 +82,10 @@ def serve(
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="What clients call the model; may be repeated. Default: the folder's name.")
     ] = None,
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        typer.Option(help="auto: generation_config.json says how to sample where a request does not."),
+    ] = "auto",
     api_key: Annotated[
         list[str] | None, typer.Option(envvar="OPSIN_API_KEY", help="A key that clients must send; may be repeated.")
     ] = None,
@@ -173,6 +177,7 @@ def serve(
         host=host,
         port=port,
         served_names=tuple(served_model_name or ()),
+        generation_config=generation_config,
         api_keys=tuple(api_key or ()),
         allow_remote_without_key=allow_remote_without_key,
         drain_timeout=drain_timeout,

@@ -41,6 +41,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: int = 8000
     served_names: tuple[str, ...] = ()
+    generation_config: Literal["auto", "none"] = "auto"  # none: OpenAI's defaults of sampling instead of the file's
     api_keys: tuple[str, ...] = ()
     allow_remote_without_key: bool = False
     drain_timeout: float = 30.0

@@ -16,7 +16,7 @@ from rich.console import Console
 from opsin_plugins.files import read_model_files
 from opsin_plugins.registry import Registry, describe
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
-from opsin_server.banner import Loading, announce
+from opsin_server.banner import Loading, announce, model_rows
 from opsin_server.config import ServerConfig, model_name
 from opsin_server.errors import ConfigError
 from opsin_server.fingerprint import fingerprint
@@ -72,6 +72,7 @@ async def _serve(
     spec: ModelSpec,
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
+    from opsin_server.api.sampling_defaults import read_sampling_defaults
     from opsin_server.app import create_app
     from opsin_server.prompt.encode import PromptEncoder
     from opsin_server.serving import Server, bind, url_of
@@ -79,7 +80,8 @@ async def _serve(
     names = config.served_names or (model_name(files.directory),)
     try:
         encoder = PromptEncoder(files, architecture, spec)
-        app = create_app(config, engine, encoder, names, fingerprint(files), spec.eos)
+        sampling = read_sampling_defaults(files.generation if config.generation_config == "auto" else {})
+        app = create_app(config, engine, encoder, names, fingerprint(files), encoder.ends, sampling)
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     with bind(config.host, config.port) as listener:
@@ -91,7 +93,10 @@ async def _serve(
             loading.done()
             if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
                 seconds = time.monotonic() - loading.started
-                announce(loading.console, config, ready.result(), url, names[0], seconds)
+                facts = model_rows(
+                    files, spec, [encoder.tokenizer.token_text(i) for i in encoder.ends], sampling.described()
+                )
+                announce(loading.console, config, ready.result(), facts, url, names[0], seconds)
             await serving
         finally:  # also when the engine did not start, or a signal came before `serve` had its own
             server.should_exit = True

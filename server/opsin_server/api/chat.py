@@ -18,6 +18,7 @@ from opsin_server.api.lifetime import Lifetime
 from opsin_server.api.models import check_served
 from opsin_server.api.reader import Reader
 from opsin_server.api.replies import encode
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import ExchangeDep, Services, ServicesDep
 from opsin_server.api.stream import EventStream
 from opsin_server.api.wire import ChatRequest
@@ -65,7 +66,8 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     prompt = await services.encode(messages, pixels)
     exchange.prompt_tokens, exchange.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body.output_limit, context)
-    message = submission(body, prompt, max_tokens, () if body.ignore_eos else services.eos)
+    eos = () if body.ignore_eos else services.eos
+    message = submission(sampling(body, services.sampling), prompt, max_tokens, eos)
     stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     exchange.at_end.append(stream.cancel)
     tokenizer = services.encoder.tokenizer
@@ -102,10 +104,10 @@ def check_bias(body: ChatRequest, vocabulary: int) -> None:
             )
 
 
-def submission(body: ChatRequest, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:
+def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:
     return Submit(
         request_id=f"chatcmpl-{secrets.token_hex(16)}",  # a key in the engine: never the client's own id
-        sampling=sampling(body),
+        sampling=how,
         max_tokens=max_tokens,
         eos=eos,
         delta=prompt.delta,
@@ -116,18 +118,18 @@ def submission(body: ChatRequest, prompt: Prompt, max_tokens: int, eos: tuple[in
     )
 
 
-def sampling(body: ChatRequest) -> Sampling:
-    """OpenAI's defaults; a request without a seed gets one of its own."""
+def sampling(body: ChatRequest, default: SamplingDefaults) -> Sampling:
+    """default: for what the request leaves out. A request without a seed gets one of its own."""
     return Sampling(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(0, body.top_k or 0),
-        min_p=body.min_p or 0.0,
+        temperature=default.temperature if body.temperature is None else body.temperature,
+        top_p=default.top_p if body.top_p is None else body.top_p,
+        top_k=default.top_k if body.top_k is None else max(0, body.top_k),
+        min_p=default.min_p if body.min_p is None else body.min_p,
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else -1,
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
-        repetition_penalty=body.repetition_penalty or 1.0,
+        repetition_penalty=default.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
         logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
     )
 

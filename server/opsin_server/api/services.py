@@ -14,6 +14,7 @@ from opsin_plugins.spec import U8
 from opsin_server.api.admission import Admission
 from opsin_server.api.engine import Engine, facts
 from opsin_server.api.exchange import Exchange
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import ServerConfig
 from opsin_server.media.limits import MediaLimits
 from opsin_server.metrics import Metrics
@@ -29,6 +30,7 @@ class Services:
     names: tuple[str, ...]  # what the model is called, the canonical name first
     version: str
     eos: tuple[int, ...]  # ids that end an answer
+    sampling: SamplingDefaults
     created: int  # Unix seconds
     media: MediaLimits
     admission: Admission

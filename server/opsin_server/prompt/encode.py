@@ -26,6 +26,7 @@ from opsin_server.config import EngineConfig
 from opsin_server.errors import BadRequest
 from opsin_server.prompt.conversation import ConversationEncoder
 from opsin_server.prompt.digest import image_digest
+from opsin_server.prompt.ends import answer_ends
 from opsin_server.prompt.messages import ImagePart, Message, TextPart, image_parts
 from opsin_server.prompt.template import read_chat_template
 from opsin_server.prompt.tokenizer import Tokenizer
@@ -44,12 +45,16 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Holds nothing of a request: threads may share one. Raises SpecError for a model that it cannot prompt."""
+    """Holds nothing of a request: threads may share one. Raises SpecError for a model that it cannot prompt.
+
+    ends: the ids that end an answer.
+    """
 
     def __init__(self, files: ModelFiles, architecture: Architecture, spec: ModelSpec) -> None:
         guard = () if spec.image_token is None else (spec.image_token,)
         self.tokenizer = Tokenizer(files.directory, files.tokenizer_config, guard)
         self.template = read_chat_template(files, architecture, self.tokenizer.names)
+        self.ends = answer_ends(spec.eos, self.tokenizer, self.template)
         self._architecture = architecture
         self._spec = spec
         self.vocabulary = spec.decoder.vocab  # tokens that can be drawn

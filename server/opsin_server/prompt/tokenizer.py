@@ -102,6 +102,10 @@ class Tokenizer:
         """The bytes as text, with U+FFFD where they are part of a character."""
         return self.token_bytes(token).decode("utf-8", "replace")
 
+    def token_id(self, text: str | None) -> int | None:
+        """The id of a token by its string; None where there is none."""
+        return None if text is None else self._backend.token_to_id(text)
+
     def is_special(self, token: int) -> bool:
         return token in self._special
 
