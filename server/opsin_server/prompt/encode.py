@@ -54,7 +54,7 @@ class PromptEncoder:
         guard = () if spec.image_token is None else (spec.image_token,)
         self.tokenizer = Tokenizer(files.directory, files.tokenizer_config, guard)
         self.template = read_chat_template(files, architecture, self.tokenizer.names)
-        self.ends = answer_ends(spec.eos, self.tokenizer, self.template)
+        self.ends = answer_ends(spec, self.tokenizer, self.template)
         self._architecture = architecture
         self._spec = spec
         self.vocabulary = spec.decoder.vocab  # tokens that can be drawn

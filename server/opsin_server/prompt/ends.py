@@ -6,8 +6,7 @@ ran on until `max_tokens`. So they are added up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from opsin_plugins.spec import ModelSpec
 from opsin_server.errors import OpsinError
 from opsin_server.prompt.messages import Message, TextPart
 from opsin_server.prompt.template import ChatTemplate
@@ -16,10 +15,11 @@ from opsin_server.prompt.tokenizer import Tokenizer
 ASKED, ANSWERED = "7301", "7302"  # digits: no filter of a template changes them
 
 
-def answer_ends(configured: Sequence[int], tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
-    """configured: `ModelSpec.eos`. Sorted by who says so: configuration, tokenizer, template."""
+def answer_ends(spec: ModelSpec, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """Ids that the model can draw, sorted by who says so: configuration (`ModelSpec.eos`), tokenizer, template."""
     named = tokenizer.token_id(tokenizer.names.get("eos_token"))
-    return tuple(dict.fromkeys([*configured, *_known(named), *_known(end_of_turn(tokenizer, template))]))
+    found = dict.fromkeys((*spec.eos, named, end_of_turn(tokenizer, template)))
+    return tuple(i for i in found if i is not None and i < spec.decoder.vocab)
 
 
 def end_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
@@ -31,7 +31,3 @@ def end_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
         return None
     ids = tokenizer.encode(behind.lstrip()) if found else []
     return ids[0] if ids and ids[0] in tokenizer.marker_ids else None
-
-
-def _known(token: int | None) -> tuple[int, ...]:
-    return () if token is None else (token,)
