@@ -33,7 +33,7 @@ from image_tokens import files_of
 from torch import nn
 
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec
 from opsin_server.config import EngineConfig
 from opsin_server.engine.assemble import assemble

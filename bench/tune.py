@@ -26,10 +26,11 @@ import torch
 from device import Device
 from kernel_jobs import PAGE
 
-from opsin_kernels.gpu import attention, catalogue, tuned
-from opsin_kernels.gpu.absent import SHARED
-from opsin_kernels.gpu.compiled import TENSOR_CORES, Launch, facts
+from opsin_kernels.gpu import attention, tuned
 from opsin_kernels.layout import Bounds
+from opsin_kernels.tools import launches as catalogue
+from opsin_kernels.tools.compile_facts import TENSOR_CORES, Launch, facts
+from opsin_kernels.tools.stand_in_driver import SHARED
 
 BLOCKS, TILES, WARPS, STAGES = (16, 32, 64, 128), (32, 64, 128), (2, 4, 8), (2, 3, 4)
 CONTEXT, MINUTES = 2048, 8.5

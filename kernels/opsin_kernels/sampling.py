@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
-from opsin_kernels.moving import on_device
+from opsin_kernels.transfer import on_device
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry, describe
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry, describe
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
 from opsin_server.banner import Loading, announce, model_rows
 from opsin_server.config import ServerConfig, model_name

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 
 # In a process of its own: this one stays free of torch, and a broken installation becomes a row.
 PROBE = """

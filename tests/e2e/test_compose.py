@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import Expanded
 from opsin_server.api.conversation import to_prompt
 from opsin_server.api.wire import ChatRequest

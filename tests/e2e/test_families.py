@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import U8, Expanded
 from opsin_server.api.conversation import to_prompt
 from opsin_server.api.wire import ChatRequest

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_kernels import activations, norms, rotary
+from opsin_kernels import activations, rotary
+from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import attention
 from opsin_server.config import EngineConfig
 from opsin_server.engine.graphs import DecodeGraphs

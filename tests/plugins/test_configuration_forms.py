@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from opsin_plugins.registry import Registry, describe
+from opsin_plugins.loading.registry import Registry, describe
 from opsin_plugins.spec import ModelFiles, ModelSpec, SpecError
 from support import published
 

@@ -20,7 +20,7 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from opsin_plugins.architectures.mllama import _memory
+from opsin_plugins.families.architectures.mllama import _memory
 from opsin_plugins.spec import ImageBudget
 from opsin_server.prompt.tokenizer import Tokenizer
 from support import oracle, tiny, words

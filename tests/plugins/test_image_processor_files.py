@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry, describe
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry, describe
 from opsin_plugins.spec import ImageBudget, ModelSpec, SpecError
 from support import oracle, tiny
 from support.inputs import whole

@@ -21,11 +21,11 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from opsin_plugins.architectures.qwen2_vl import Qwen2VL
-from opsin_plugins.encoders.pixtral import Pixtral
-from opsin_plugins.encoders.siglip import Siglip
-from opsin_plugins.images import smart_size
-from opsin_plugins.registry import Registry
+from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.families.encoders.pixtral import Pixtral
+from opsin_plugins.families.encoders.siglip import Siglip
+from opsin_plugins.families.images import smart_size
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import U8, Architecture, ImageBudget, ModelFiles, ModelSpec, SpecError, VisualItem
 from support import oracle, published, tiny
 from support.inputs import whole

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import assign, targets
-from opsin_plugins.registry import PluginError, Registry
+from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
 from opsin_server.engine.memory import kv_bytes_per_token, memory_bytes_per_token
 from opsin_server.engine.memory_blocks import MemoryBlocks

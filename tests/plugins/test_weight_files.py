@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
+from opsin_plugins.loading.weight_files import INDEX
 from opsin_plugins.spec import SpecError
-from opsin_plugins.weight_files import INDEX
 from support import oracle, tiny
 
 Ids = list[int]

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opsin_kernels.cross_attention import Run, Runs
 from opsin_kernels.layout import Layout
-from opsin_kernels.memory_attention import Run, Runs
+from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.decoder import Rows
+from opsin_plugins.blocks.fusion import Memory, Visual
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.checkpoint import load_weights
-from opsin_plugins.files import read_model_files
-from opsin_plugins.fusions.base import Memory, Visual
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import U8, Architecture, Expanded, ImageBudget, ModelSpec, VisualItem
 from support import tiny

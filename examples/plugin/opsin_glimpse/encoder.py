@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from opsin_plugins.configs import integer, three
-from opsin_plugins.families import renames
-from opsin_plugins.image_processors import HALF, ImageProcessor
-from opsin_plugins.images import patches, resize
+from opsin_plugins.families.base import renames
+from opsin_plugins.families.config_fields import integer, three
+from opsin_plugins.families.image_processors import HALF, ImageProcessor
+from opsin_plugins.families.images import patches, resize
 from opsin_plugins.spec import API_VERSION, U8, Config, Grid, ImageBudget, ImageSpec, Rule, TowerSpec
 
 PROCESSOR = ImageProcessor(("GlimpseImageProcessor",), {"image_mean": HALF, "image_std": HALF})

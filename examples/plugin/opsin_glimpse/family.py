@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from opsin_glimpse.encoder import Mixer
-from opsin_plugins.configs import integer, section
-from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
-from opsin_plugins.families import Family, end_ids, llama_groups, renames, text_section
+from opsin_plugins.families.base import Family, end_ids, llama_groups, renames, text_section
+from opsin_plugins.families.config_fields import integer, section
+from opsin_plugins.families.language import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, ProjectorSpec, Rename, Rule, VisualItem
 
 ENCODER = Mixer()

@@ -15,9 +15,9 @@ from opsin_kernels.attention import packed_attention, paged_attention
 from opsin_kernels.layout import Layout
 from opsin_kernels.linear import linear
 from opsin_kernels.rotary import angles_to_tables, rotate_, rotate_and_store
+from opsin_plugins.blocks.fusion import Context, Fusion, Memory, Visual
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
-from opsin_plugins.fusions.base import Context, Fusion, Memory, Visual
 from opsin_plugins.rope import axes, frequencies
 from opsin_plugins.spec import DecoderSpec, RopeSpec
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from opsin_plugins.blocks.decoder import Decoder, KVPool, Rows
+from opsin_plugins.blocks.fusion import Fusion, Visual
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.tower import Picture
-from opsin_plugins.fusions.base import Fusion, Visual
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelSpec
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import assign, targets
-from opsin_plugins.configs import integer
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.families.config_fields import integer
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError, TensorInfo
 from opsin_server.compose.folder import check_out, check_room, whole_or_nothing
 from opsin_server.compose.halves import Half, read_encoder, read_language

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opsin_plugins.configs import integer, section
-from opsin_plugins.decoders import TEXT, is_tied
-from opsin_plugins.files import read_model_files
+from opsin_plugins.families.config_fields import integer, section
+from opsin_plugins.families.language import TEXT, is_tied
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import ModelFiles, SpecError
 
 # A vision encoder's model_type, and the tower's where the directory holds a text encoder beside it.

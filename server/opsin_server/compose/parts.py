@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opsin_plugins.loading.weight_files import INDEX
 from opsin_plugins.spec import SpecError, TensorInfo
-from opsin_plugins.weight_files import INDEX
 from opsin_server.compose.halves import Half
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opsin_kernels.cross_attention import Run, Runs
 from opsin_kernels.layout import Layout
-from opsin_kernels.memory_attention import Run, Runs
 from opsin_plugins.blocks.decoder import Rows
-from opsin_plugins.fusions.base import Memory, Visual
+from opsin_plugins.blocks.fusion import Memory, Visual
 from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import RopeSpec
 from opsin_server.engine.encoder_cache import VisualStore

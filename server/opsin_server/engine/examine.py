@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.checkpoint import assign, targets
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry, describe
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry, describe
 from opsin_plugins.spec import (
     Architecture,
     ImageBudget,

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from opsin_kernels.cross_attention import Runs
 from opsin_kernels.layout import Bounds, Layout
-from opsin_kernels.memory_attention import Runs
 from opsin_plugins.blocks.decoder import KVPool, Rows
+from opsin_plugins.blocks.fusion import Memory
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.fusions.base import Memory
 from opsin_server.engine.batch import Batch
 
 Record = Callable[[Callable[[], object]], Callable[[], object]]

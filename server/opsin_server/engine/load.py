@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from opsin_kernels.dispatch import implementation
+from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import load_weights
 from opsin_server.config import EngineConfig
 from opsin_server.engine.assemble import assemble
 from opsin_server.engine.engine import Engine

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from opsin_plugins.read_json import read_json
+from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import SpecError
 from opsin_server.prompt.pieces import BYTE, Json
 from opsin_server.prompt.ranks import convert

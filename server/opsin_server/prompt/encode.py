@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry, describe
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry, describe
 from opsin_plugins.spec import (
     I32,
     U8,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opsin_plugins.read_json import MAX_BYTES, read_json
+from opsin_plugins.loading.read_json import MAX_BYTES, read_json
 from opsin_plugins.spec import SpecError
 from opsin_server.prompt.pieces import BYTE_OF
 

@@ -10,9 +10,9 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.weight_files import INDEX
 from opsin_plugins.spec import ImageBudget
-from opsin_plugins.weight_files import INDEX
 from opsin_server.compose import parts
 from opsin_server.compose.command import Request, compose
 from opsin_server.prompt.encode import PromptEncoder

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget
 from opsin_server.compose.command import Request, compose
 from opsin_server.compose.words import PICTURES_FIRST

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_server.config import EngineConfig
 from opsin_server.engine import memory
 from opsin_server.engine.load import load_engine

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 import opsin_server
-from opsin_plugins.architectures.llava import Llava
-from opsin_plugins.architectures.qwen2_vl import Qwen2VL
-from opsin_plugins.files import read_model_files
+from opsin_plugins.families.architectures.llava import Llava
+from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec
 from opsin_server.prompt.encode import PromptEncoder
 from opsin_server.prompt.messages import ImagePart, Message, TextPart

@@ -6,8 +6,8 @@ from datetime import datetime
 
 import pytest
 
-from opsin_plugins.llava_style import VICUNA
-from opsin_plugins.qwen2_style import CHATML
+from opsin_plugins.families.llava_like import VICUNA
+from opsin_plugins.families.qwen2_like import CHATML
 from opsin_plugins.spec import SpecError
 from opsin_server.errors import BadRequest
 from opsin_server.prompt.template import ChatTemplate, read_chat_template
