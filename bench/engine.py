@@ -36,11 +36,11 @@ from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec
 from opsin_server.config import EngineConfig
-from opsin_server.engine.assemble import assemble
 from opsin_server.engine.engine import Engine
-from opsin_server.engine.examine import tensor_bytes
-from opsin_server.engine.memory import free_bytes, resolve
-from opsin_server.engine.trial import trial
+from opsin_server.engine.startup.assemble import assemble
+from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
+from opsin_server.engine.startup.memory_plan import free_bytes, resolve
+from opsin_server.engine.startup.trial import trial
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 ROOT = Path(__file__).resolve().parent.parent

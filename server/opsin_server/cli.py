@@ -210,7 +210,7 @@ def check(
 ) -> None:
     """Will it serve, and what does it take? Reads headers only, never weights."""
     from opsin_server.banner import outlook_rows, show
-    from opsin_server.engine.examine import check_directory
+    from opsin_server.engine.startup.inspect_checkpoint import check_directory
     from opsin_server.prompt.encode import read_encoder
 
     config = EngineConfig(

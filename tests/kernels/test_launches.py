@@ -11,9 +11,9 @@ from opsin_kernels import activations, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import attention
 from opsin_server.config import EngineConfig
-from opsin_server.engine.graphs import DecodeGraphs
-from opsin_server.engine.memory import Resolved, visual_token_bytes
-from opsin_server.engine.warm import warm
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs
+from opsin_server.engine.startup.memory_plan import Resolved, visual_token_bytes
+from opsin_server.engine.startup.warmup import warm
 from opsin_server.ipc.messages import MemoryUse, Sampling
 from support import absent_gpu, engines, oracle, tiny
 from support.engines import Asked

@@ -9,8 +9,8 @@ from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
-from opsin_server.engine.memory import kv_bytes_per_token, memory_bytes_per_token
-from opsin_server.engine.memory_blocks import MemoryBlocks
+from opsin_server.engine.scheduling.cross_kv_cache import MemoryBlocks
+from opsin_server.engine.startup.memory_plan import kv_bytes_per_token, memory_bytes_per_token
 from support import oracle, published
 
 # family, parameters (on disk; a tied head is not), KiB of keys and values a token, visual tokens of 1024 x 1024

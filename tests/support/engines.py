@@ -9,10 +9,10 @@ import torch
 
 from opsin_plugins.spec import U8, ImageBudget
 from opsin_server.config import EngineConfig
-from opsin_server.engine.assemble import assemble
 from opsin_server.engine.engine import Engine
-from opsin_server.engine.examine import tensor_bytes
-from opsin_server.engine.memory import Resolved, visual_token_bytes
+from opsin_server.engine.startup.assemble import assemble
+from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
+from opsin_server.engine.startup.memory_plan import Resolved, visual_token_bytes
 from opsin_server.ipc.messages import (
     Logprobs,
     MemoryUse,

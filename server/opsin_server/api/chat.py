@@ -25,7 +25,7 @@ from opsin_server.api.wire import ChatRequest
 from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
-from opsin_server.media.load import load_images
+from opsin_server.media.load_images import load_images
 from opsin_server.prompt.detokenizer import Detokenizer
 from opsin_server.prompt.encode import Prompt
 from opsin_server.prompt.messages import Message, TextPart, image_parts

@@ -14,10 +14,10 @@ from opsin_plugins.families.config_fields import integer
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError, TensorInfo
-from opsin_server.compose.folder import check_out, check_room, whole_or_nothing
-from opsin_server.compose.halves import Half, read_encoder, read_language
-from opsin_server.compose.parts import DTYPES, EMBEDDING, Part, plan, write_shards
-from opsin_server.compose.words import PLACEHOLDER, Words, picture_template, with_placeholder
+from opsin_server.compose.atomic_directory import check_out, check_room, whole_or_nothing
+from opsin_server.compose.sources import Half, read_encoder, read_language
+from opsin_server.compose.tensors import DTYPES, EMBEDDING, Part, plan, write_shards
+from opsin_server.compose.tokenizer import PLACEHOLDER, Words, picture_template, with_placeholder
 from opsin_server.errors import ConfigError
 
 FUSIONS = {

@@ -9,12 +9,12 @@ from collections import defaultdict
 import torch
 
 from opsin_plugins.spec import SpecError
-from opsin_server.engine.batch import build
-from opsin_server.engine.checks import check_items, check_memory, check_spans
-from opsin_server.engine.runner import Runner
-from opsin_server.engine.sampler import Drawn, draw, rules_of
-from opsin_server.engine.scheduler import Plan, Scheduler
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.running.batch import build
+from opsin_server.engine.running.runner import Runner
+from opsin_server.engine.running.sampler import Drawn, draw, rules_of
+from opsin_server.engine.scheduling.scheduler import Plan, Scheduler
+from opsin_server.engine.scheduling.sequence import Sequence
+from opsin_server.engine.validation import check_items, check_memory, check_spans
 from opsin_server.ipc.messages import Arrays, Logprobs, Output, Stats, Submit
 
 log = logging.getLogger("opsin.engine")

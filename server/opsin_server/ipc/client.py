@@ -214,7 +214,7 @@ class EngineClient:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "opsin_server.worker",
+                "opsin_server.engine.worker",
                 address,
                 stdin=asyncio.subprocess.PIPE,
                 env=engine_environment(self.config),

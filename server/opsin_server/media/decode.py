@@ -9,9 +9,9 @@ import numpy.typing as npt
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
 from opsin_server.errors import OpsinError
+from opsin_server.media.encoded_image import Still, invalid
 from opsin_server.media.flatten import flatten
 from opsin_server.media.orientation import turn_upright
-from opsin_server.media.still import Still, invalid
 
 
 def decode(still: Still) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import struct
 
-from opsin_server.media.still import Still, invalid
+from opsin_server.media.encoded_image import Still, invalid
 
 # Before the first frame stand a loop count, perhaps a comment. Blocks are at most 255 bytes, so 16 MB an extension.
 MAX_EXTENSIONS = 32

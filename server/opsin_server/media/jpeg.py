@@ -3,8 +3,8 @@
 import re
 import struct
 
+from opsin_server.media.encoded_image import Still, invalid
 from opsin_server.media.orientation import read_orientation
-from opsin_server.media.still import Still, invalid
 
 # A progressive scan of a few bytes still costs a pass over the whole picture: 35 ms at 40 million pixels. Encoders
 # write about ten.

@@ -3,8 +3,8 @@
 import struct
 from zlib import crc32
 
+from opsin_server.media.encoded_image import Still, invalid
 from opsin_server.media.orientation import read_orientation
-from opsin_server.media.still import Still, invalid
 
 # Encoders write 8 KB or more to an IDAT chunk, so 20 MB make 2,500; a million empty ones only burn time.
 MAX_CHUNKS = 50_000

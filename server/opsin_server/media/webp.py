@@ -2,8 +2,8 @@
 
 import struct
 
+from opsin_server.media.encoded_image import Still, invalid
 from opsin_server.media.orientation import read_orientation
-from opsin_server.media.still import Still, invalid
 
 # Counts an animation's frames too: a minute at 60 a second is 3,600.
 MAX_CHUNKS = 50_000

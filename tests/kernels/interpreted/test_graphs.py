@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opsin_server.engine.graphs import DecodeGraphs, batch_sizes, context_sizes
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs, batch_sizes, context_sizes
 from support import engines, oracle, tiny
 from support.engines import Asked
 

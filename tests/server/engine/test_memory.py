@@ -11,8 +11,8 @@ import torch
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_server.config import EngineConfig
-from opsin_server.engine import memory
-from opsin_server.engine.load import load_engine
+from opsin_server.engine.startup import memory_plan as memory
+from opsin_server.engine.startup.load import load_engine
 from opsin_server.errors import ConfigError
 from support import oracle, tiny
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from opsin_plugins.spec import Span
-from opsin_server.engine.block_manager import BlockManager
-from opsin_server.engine.encoder_cache import EncoderCache, VisualStore
-from opsin_server.engine.memory_blocks import MemoryBlocks
-from opsin_server.engine.scheduler import Limits, Scheduler
-from opsin_server.engine.sequence import Need, Sequence
+from opsin_server.engine.scheduling.cross_kv_cache import MemoryBlocks
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
+from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
+from opsin_server.engine.scheduling.sequence import Need, Sequence
 from opsin_server.ipc.messages import Item, Sampling
 
 EOS = 0

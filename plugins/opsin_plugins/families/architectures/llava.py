@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.families.base import Family, chosen
 from opsin_plugins.families import llava_like as llava_style
+from opsin_plugins.families.base import Family, chosen
 from opsin_plugins.families.llava_like import CLIP, SIGLIP, VICUNA, instruct_template
 from opsin_plugins.spec import (
     U8,

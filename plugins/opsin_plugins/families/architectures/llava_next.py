@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from opsin_plugins.families.base import Family, chosen
 from opsin_plugins.families import llava_like as llava_style
+from opsin_plugins.families.base import Family, chosen
 from opsin_plugins.families.config_fields import integer
 from opsin_plugins.families.image_processors import LLAVA_NEXT, edge, normalization, resample_of, square
 from opsin_plugins.families.images import pad_to, resize, tile_patches, tiles

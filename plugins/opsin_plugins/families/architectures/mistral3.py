@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from opsin_plugins.families.base import chosen, text_section
 from opsin_plugins.families import llava_like as llava_style
+from opsin_plugins.families.base import chosen, text_section
 from opsin_plugins.families.config_fields import number, section
 from opsin_plugins.families.llava_like import PROJECTOR
 from opsin_plugins.families.pixtral_like import ENCODER, PixtralStyle

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.families.base import chosen
 from opsin_plugins.families import llava_like as llava_style
+from opsin_plugins.families.base import chosen
 from opsin_plugins.families.pixtral_like import ENCODER, PixtralStyle
 from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rule
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from opsin_server.errors import BadRequest
+from opsin_server.media.connect import Network
 from opsin_server.media.data_url import decode_data_url
 from opsin_server.media.decode import decode
-from opsin_server.media.dial import Network
+from opsin_server.media.detect_format import read_still
+from opsin_server.media.encoded_image import Still, check_size
 from opsin_server.media.fetch import fetch
 from opsin_server.media.limits import MediaLimits
-from opsin_server.media.read import read_still
-from opsin_server.media.still import Still, check_size
 from opsin_server.media.url import Url, parse_url
 
 # Of one request's images, so many are fetched and decoded at a time.

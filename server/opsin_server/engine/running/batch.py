@@ -15,9 +15,9 @@ from opsin_plugins.blocks.decoder import Rows
 from opsin_plugins.blocks.fusion import Memory, Visual
 from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import RopeSpec
-from opsin_server.engine.encoder_cache import VisualStore
-from opsin_server.engine.scheduler import Chunk, Plan
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.scheduler import Chunk, Plan
+from opsin_server.engine.scheduling.sequence import Sequence
 
 
 @dataclass

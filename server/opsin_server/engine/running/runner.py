@@ -11,11 +11,11 @@ from torch import Tensor
 from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import DecoderSpec
-from opsin_server.engine.batch import Batch, memory, stretched, visual_tokens
-from opsin_server.engine.encoder_cache import VisualStore
-from opsin_server.engine.graphs import DecodeGraphs
-from opsin_server.engine.memory_blocks import MemoryBlocks
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.running.batch import Batch, memory, stretched, visual_tokens
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs
+from opsin_server.engine.scheduling.cross_kv_cache import MemoryBlocks
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.sequence import Sequence
 
 ALIGNMENT = 64  # bytes
 

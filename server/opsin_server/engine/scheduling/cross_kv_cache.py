@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from opsin_server.engine.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
 
 Slots = TypeVar("Slots")
 

@@ -19,7 +19,7 @@ from opsin_kernels.layout import Bounds, Layout
 from opsin_plugins.blocks.decoder import KVPool, Rows
 from opsin_plugins.blocks.fusion import Memory
 from opsin_plugins.blocks.model import Model
-from opsin_server.engine.batch import Batch
+from opsin_server.engine.running.batch import Batch
 
 Record = Callable[[Callable[[], object]], Callable[[], object]]
 """Takes a step on tensors that stay where they are; returns what repeats it."""

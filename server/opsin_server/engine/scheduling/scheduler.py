@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from opsin_server.engine.block_manager import BlockManager
-from opsin_server.engine.encoder_cache import VisualStore
-from opsin_server.engine.sequence import Need, Sequence
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.sequence import Need, Sequence
 
 
 @dataclass(frozen=True)

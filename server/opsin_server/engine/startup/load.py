@@ -10,11 +10,11 @@ from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.model import build_model
 from opsin_server.config import EngineConfig
-from opsin_server.engine.assemble import assemble
 from opsin_server.engine.engine import Engine
-from opsin_server.engine.examine import examine, outlook
-from opsin_server.engine.memory import choose_device, free_bytes
-from opsin_server.engine.warm import warm
+from opsin_server.engine.startup.assemble import assemble
+from opsin_server.engine.startup.inspect_checkpoint import examine, outlook
+from opsin_server.engine.startup.memory_plan import choose_device, free_bytes
+from opsin_server.engine.startup.warmup import warm
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Outlook, Ready
 

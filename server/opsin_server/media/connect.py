@@ -11,7 +11,7 @@ from typing import Any
 
 import httpcore2
 
-from opsin_server.media.address import dialable
+from opsin_server.media.allowed_addresses import dialable
 from opsin_server.media.limits import MediaLimits
 from opsin_server.media.url import refused
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.scheduling.sequence import Sequence
 
 
 class BlockManager:

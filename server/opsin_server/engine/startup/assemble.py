@@ -11,14 +11,14 @@ from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import ModelSpec
 from opsin_server.config import EngineConfig
-from opsin_server.engine.block_manager import BlockManager
-from opsin_server.engine.encoder_cache import EncoderCache, VisualStore
 from opsin_server.engine.engine import Engine
-from opsin_server.engine.graphs import DecodeGraphs, Recorder
-from opsin_server.engine.memory import Resolved
-from opsin_server.engine.memory_blocks import MemoryBlocks
-from opsin_server.engine.runner import Runner, make_pool
-from opsin_server.engine.scheduler import Limits, Scheduler
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs, Recorder
+from opsin_server.engine.running.runner import Runner, make_pool
+from opsin_server.engine.scheduling.cross_kv_cache import MemoryBlocks
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
+from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
+from opsin_server.engine.startup.memory_plan import Resolved
 
 log = logging.getLogger("opsin.engine")
 

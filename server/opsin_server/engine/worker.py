@@ -28,9 +28,9 @@ import torch  # noqa: E402
 from opsin_plugins.spec import SpecError  # noqa: E402
 from opsin_server.config import EngineConfig  # noqa: E402
 from opsin_server.engine.engine import Engine  # noqa: E402
-from opsin_server.engine.load import load_engine  # noqa: E402
+from opsin_server.engine.startup.load import load_engine  # noqa: E402
 from opsin_server.errors import ConfigError  # noqa: E402
-from opsin_server.ipc.door import Door  # noqa: E402
+from opsin_server.ipc.engine_socket import Door  # noqa: E402
 from opsin_server.ipc.messages import (  # noqa: E402
     Arrays,
     Cancel,

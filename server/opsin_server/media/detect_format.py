@@ -3,7 +3,7 @@
 import struct
 
 from opsin_server.media import gif, jpeg, png, webp
-from opsin_server.media.still import Still, invalid
+from opsin_server.media.encoded_image import Still, invalid
 
 # Only to refuse by name what people do send. Text formats are looked for in lower case.
 _OTHERS = (

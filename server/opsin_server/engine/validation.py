@@ -6,7 +6,7 @@ from typing import Any
 
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import SpecError, TiledTowerSpec
-from opsin_server.engine.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
 from opsin_server.ipc.messages import Arrays, Item, Submit
 
 

@@ -12,9 +12,9 @@ from msgspec import structs
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import Architecture, ModelSpec
 from opsin_server.config import EngineConfig
-from opsin_server.engine.assemble import assemble
-from opsin_server.engine.memory import Resolved
-from opsin_server.engine.trial import trial
+from opsin_server.engine.startup.assemble import assemble
+from opsin_server.engine.startup.memory_plan import Resolved
+from opsin_server.engine.startup.trial import trial
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 log = logging.getLogger("opsin.engine")

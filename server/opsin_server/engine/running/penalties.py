@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from opsin_kernels.penalties import Places
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.scheduling.sequence import Sequence
 
 
 def places_of(sequences: list[Sequence], vocabulary: int) -> Places:

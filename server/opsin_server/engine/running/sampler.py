@@ -9,8 +9,8 @@ from torch import Tensor
 
 from opsin_kernels.penalties import Placed, penalized
 from opsin_kernels.sampling import SamplingRow, log_probabilities, sample, settings_of
-from opsin_server.engine.penalties import places_of
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.running.penalties import places_of
+from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.ipc.messages import Logprobs
 
 MASK = 2**64 - 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opsin_plugins.loading.weight_files import INDEX
 from opsin_plugins.spec import SpecError, TensorInfo
-from opsin_server.compose.halves import Half
+from opsin_server.compose.sources import Half
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

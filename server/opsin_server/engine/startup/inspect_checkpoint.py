@@ -27,7 +27,7 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 from opsin_server.config import EngineConfig, image_limit
-from opsin_server.engine.memory import (
+from opsin_server.engine.startup.memory_plan import (
     Resolved,
     choose_device,
     choose_dtype,
