@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from opsin_server.api.admission import Admission
-from opsin_server.api.body import ChatBody
+from opsin_server.api.body import ChatBody, DeploymentBody
 from opsin_server.api.conversation import to_prompt
 from opsin_server.api.engine import facts
 from opsin_server.api.exchange import Exchange
@@ -38,6 +38,18 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 @router.post("/chat/completions")
 async def chat(body: ChatBody, request: Request, exchange: ExchangeDep, services: ServicesDep) -> Response:
+    return await answer(body, request, exchange, services)
+
+
+@router.post("/deployments/{name:path}/chat/completions")
+async def chat_with_deployment(
+    body: DeploymentBody, request: Request, exchange: ExchangeDep, services: ServicesDep
+) -> Response:
+    """Azure's address for it, below /openai (which `api.paths` takes away)."""
+    return await answer(body, request, exchange, services)
+
+
+async def answer(body: ChatRequest, request: Request, exchange: Exchange, services: Services) -> Response:
     check_served(body.model, services.names)
     lifetime = admitted(exchange, services.admission)
     async with lifetime.attended(request.receive):
