@@ -15,10 +15,12 @@ from starlette.exceptions import HTTPException
 from opsin_server.api import chat, failures, health, models
 from opsin_server.api.admission import Admission
 from opsin_server.api.auth import AuthMiddleware
+from opsin_server.api.browsers import BrowsersMiddleware
 from opsin_server.api.engine import Engine
 from opsin_server.api.exchange import ExchangeMiddleware
 from opsin_server.api.failures import FailuresMiddleware
 from opsin_server.api.head import HeadMiddleware
+from opsin_server.api.paths import PathMiddleware
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
@@ -68,8 +70,11 @@ def create_app(
     for router in (chat.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
+    app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(FailuresMiddleware)
+    if config.allow_origins:
+        app.add_middleware(BrowsersMiddleware, origins=config.allow_origins)
     app.add_middleware(ExchangeMiddleware, metrics=services.metrics, version=version)
     return app
 

@@ -17,6 +17,7 @@ from opsin_server import __version__
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
+from opsin_server.keys import read_keys
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help: no column cuts a flag short
@@ -87,11 +88,22 @@ def serve(
         typer.Option(help="auto: generation_config.json says how to sample where a request does not."),
     ] = "auto",
     api_key: Annotated[
-        list[str] | None, typer.Option(envvar="OPSIN_API_KEY", help="A key that clients must send; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A key that clients must send; may be repeated. Default: OPSIN_API_KEY, and OPSIN_API_KEYS with "
+            "commas between."
+        ),
     ] = None,
     allow_remote_without_key: Annotated[
         bool, typer.Option(help="Listen beyond this machine although no key is set.")
     ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Pages that may ask from a browser; * for all; may be repeated."),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="/PATH", help="What a proxy puts in front of every route, and may leave there.")
+    ] = "",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: float32 on a CPU, else 16 bit.")
@@ -178,8 +190,10 @@ def serve(
         port=port,
         served_names=tuple(served_model_name or ()),
         generation_config=generation_config,
-        api_keys=tuple(api_key or ()),
+        api_keys=read_keys(api_key or (), os.environ),
         allow_remote_without_key=allow_remote_without_key,
+        allow_origins=tuple(origin.rstrip("/") for origin in allow_origin or ()),
+        root_path=root_path.rstrip("/"),
         drain_timeout=drain_timeout,
         max_body_bytes=max_body_bytes,
         max_queue=max_queue,

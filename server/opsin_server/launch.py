@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: ServerConfig) -> None:
     """Returns when the server has stopped and no child is left. Raises ConfigError for what stops it from starting."""
     config.check()
-    level = os.environ.get("OPSIN_LOG_LEVEL", "INFO").upper()
+    level = os.environ.get("OPSIN_LOG_LEVEL", "INFO").strip().upper()
     if level not in logging.getLevelNamesMapping():
         raise ConfigError(f"OPSIN_LOG_LEVEL={level!r} is not one of {', '.join(logging.getLevelNamesMapping())}")
     logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")

@@ -1,16 +1,15 @@
-"""API keys: every route but the two health checks needs one, where any is set."""
+"""API keys: every route but the probes needs one, where any is set."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from opsin_server.api.paths import PROBES
 from opsin_server.errors import Unauthorized
-
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 
 
 class AuthMiddleware:
@@ -21,25 +20,30 @@ class AuthMiddleware:
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and self._digests and scope["path"] not in OPEN_PATHS:
-            self._check(given_key(scope))
+        if scope["type"] != "lifespan" and self._digests and scope["path"] not in PROBES:
+            self._check(list(given_keys(scope)))
         await self._app(scope, receive, send)
 
-    def _check(self, key: bytes | None) -> None:
-        if key is None:
+    def _check(self, keys: Sequence[bytes]) -> None:
+        """One right key is enough. Every given one is compared with every known one, in equal time."""
+        if not keys:
             raise Unauthorized("No API key was given: send it as 'Authorization: Bearer KEY'")
-        digest = sha256(key).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # every one, in equal time
+        digests = [sha256(key).digest() for key in keys]
+        matches = [hmac.compare_digest(digest, known) for digest in digests for known in self._digests]
         if not any(matches):
             raise Unauthorized("The API key is not one of this server's")
 
 
-def given_key(scope: Scope) -> bytes | None:
-    """From `Authorization: Bearer`, or from `api-key`, which clients of Azure send. The first header counts."""
+def given_keys(scope: Scope) -> Iterator[bytes]:
+    """From `Authorization: Bearer`, `api-key` (Azure's clients) and `x-api-key` (gateways), however many there are: a
+    proxy may have put credentials of its own before the client's."""
     for name, value in scope["headers"]:
-        if name == b"api-key":
-            return bytes(value)
+        key = value
         if name == b"authorization":
             scheme, _, key = value.partition(b" ")
-            return bytes(key.strip()) if scheme.lower() == b"bearer" else None
-    return None
+            if scheme.lower() != b"bearer":
+                continue
+        elif name not in (b"api-key", b"x-api-key"):
+            continue
+        if key := key.strip():
+            yield bytes(key)

@@ -14,7 +14,7 @@ from starlette.types import Message
 from opsin_server.api.fields import UNSUPPORTED
 from opsin_server.api.lifetime import ClientGone
 from opsin_server.api.services import services_of
-from opsin_server.api.wire import ChatRequest
+from opsin_server.api.wire import ChatRequest, DeploymentRequest
 from opsin_server.errors import BadRequest, OpsinError, TooLarge
 
 IDLE_SECONDS = 30.0  # without a byte of the body
@@ -107,10 +107,21 @@ def _sentence(message: str) -> str:
 
 
 async def _chat_body(request: Request) -> ChatRequest:
+    return parse(ChatRequest, await _open_body(request))
+
+
+async def _deployment_body(request: Request) -> ChatRequest:
+    """With the model that the address names."""
+    body = parse(DeploymentRequest, await _open_body(request))
+    return body.model_copy(update={"model": request.path_params["name"]})
+
+
+async def _open_body(request: Request) -> bytearray:
     """Raises Unavailable before a byte of the body is read, if no work is taken."""
     services = await services_of(request)  # not a dependency of its own: FastAPI takes 0.1 ms to solve one
     services.check_open()
-    return parse(ChatRequest, await read_body(request, services.config.max_body_bytes))
+    return await read_body(request, services.config.max_body_bytes)
 
 
 ChatBody = Annotated[ChatRequest, Depends(_chat_body)]
+DeploymentBody = Annotated[ChatRequest, Depends(_deployment_body)]

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from opsin_server.api.admission import Admission
-from opsin_server.api.body import ChatBody
+from opsin_server.api.body import ChatBody, DeploymentBody
 from opsin_server.api.conversation import to_prompt
 from opsin_server.api.engine import facts
 from opsin_server.api.exchange import Exchange
@@ -30,6 +30,7 @@ from opsin_server.prompt.detokenizer import Detokenizer
 from opsin_server.prompt.encode import Prompt
 from opsin_server.prompt.messages import Message, TextPart, image_parts
 from opsin_server.prompt.stops import StopFinder
+from opsin_server.prompt.tokenizer import Tokenizer
 
 router = APIRouter()
 
@@ -37,13 +38,25 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 @router.post("/chat/completions")
 async def chat(body: ChatBody, request: Request, exchange: ExchangeDep, services: ServicesDep) -> Response:
+    return await answer(body, request, exchange, services)
+
+
+@router.post("/deployments/{name:path}/chat/completions")
+async def chat_with_deployment(
+    body: DeploymentBody, request: Request, exchange: ExchangeDep, services: ServicesDep
+) -> Response:
+    """Azure's address for it, below /openai (which `api.paths` takes away)."""
+    return await answer(body, request, exchange, services)
+
+
+async def answer(body: ChatRequest, request: Request, exchange: Exchange, services: Services) -> Response:
     check_served(body.model, services.names)
     lifetime = admitted(exchange, services.admission)
     async with lifetime.attended(request.receive):
         generation = await submit(body, exchange, services)
         if not body.stream:
             return Response(encode(await generation.completion()), media_type="application/json")
-    return EventStream(generation, lifetime, body.wants_usage)
+    return EventStream(generation, lifetime, body.wants_usage, body.wants_usage_in_every_chunk)
 
 
 def admitted(exchange: Exchange, admission: Admission) -> Lifetime:
@@ -63,7 +76,7 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     check_bias(body, services.encoder.vocabulary)
     images = image_parts(messages)
     pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
-    prompt = await services.encode(messages, pixels)
+    prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
     exchange.prompt_tokens, exchange.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body.output_limit, context)
     eos = () if body.ignore_eos else services.eos
@@ -71,7 +84,7 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     exchange.at_end.append(stream.cancel)
     tokenizer = services.encoder.tokenizer
-    reader = Reader(Detokenizer(tokenizer), StopFinder(body.stop or ()), tokenizer)
+    reader = Reader(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
     identity = Identity(message.request_id, body.model, services.version)
     return Generation(identity, stream, reader, bool(body.logprobs), exchange, services.metrics)
 
@@ -102,6 +115,15 @@ def check_bias(body: ChatRequest, vocabulary: int) -> None:
                 param="logit_bias",
                 code="invalid_value",
             )
+
+
+def detokenizer(tokenizer: Tokenizer, body: ChatRequest) -> Detokenizer:
+    """One that reads the answer's first token as the middle of a text, where it continues one: SentencePiece drops the
+    blank in front of a text's first word."""
+    reads = Detokenizer(tokenizer)
+    if body.continue_final_message:
+        reads.push(tokenizer.encode_plain("x"))
+    return reads
 
 
 def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_plugins.spec import ImageBudget
-from opsin_server.api.fields import Strict, only, unsupported, wrong
+from opsin_server.api.fields import WHOLE, Ignored, Strict, missing, only, unsupported, wrong
 from opsin_server.prompt.messages import ImagePart, Message, Role, TextPart
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
 _ROLES = ("system", "developer", "user", "assistant")
-_PARTS = ("text", "image_url", "image")
+# What a part of each type must hold. The types with "input" and "output" are those of OpenAI's Responses API.
+_HOLDS = {"text": "text", "input_text": "text", "output_text": "text"}
+_HOLDS |= {"image_url": "image_url", "input_image": "image_url", "image": "image"}
+_PARTS = tuple(_HOLDS)
 
 
 def _known(kinds: tuple[str, ...], noun: str) -> BeforeValidator:
@@ -34,15 +37,19 @@ def _object_of_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-Pixels = Annotated[int, Field(ge=1, lt=2**31)]
+Pixels = Annotated[int, Field(ge=1, lt=2**31), WHOLE]
+Detail = Annotated[
+    Literal["auto", "low", "high", "original"] | None, BeforeValidator(lambda value: None if value == "" else value)
+]
 
 
 class ImageURL(Strict):
     """max_pixels: at most so many after resizing; not of OpenAI's API."""
 
     url: str
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: Detail = None
     max_pixels: Pixels | None = None
+    format: Ignored = None  # a file says itself what it is
 
 
 class ProcessorOptions(Strict):
@@ -52,60 +59,100 @@ class ProcessorOptions(Strict):
 
 
 class ContentPart(Strict):
-    """One part of a message. `prompt_cache_breakpoint` is a hint to a cache: it has no effect on the answer."""
+    """One part of a message."""
 
-    type: Annotated[Literal["text", "image_url", "image"], _known(_PARTS, "content parts")]
+    type: Annotated[
+        Literal["text", "input_text", "output_text", "image_url", "input_image", "image"],
+        _known(_PARTS, "content parts"),
+    ]
     text: str | None = None
-    image_url: Annotated[ImageURL | None, BeforeValidator(_object_of_url)] = None
+    image_url: Annotated[ImageURL | None, Field(description="or its URL alone"), BeforeValidator(_object_of_url)] = None
     image: str | None = None
-    prompt_cache_breakpoint: dict[str, str] | None = None
+    detail: Annotated[Detail, Field(description='of "input_image"')] = None
+
+    # These cannot change an answer.
+    id: Ignored = None
+    index: Ignored = None
+    uuid: Ignored = None
+    annotations: Ignored = None
+    logprobs: Ignored = None
+    cache_control: Ignored = None
+    prompt_cache_breakpoint: Ignored = None
 
     @model_validator(mode="after")
     def _holds_its_type(self) -> ContentPart:
-        for name in _PARTS:
-            if name == self.type and getattr(self, name) is None:
+        held = _HOLDS[self.type]
+        for name in ("text", "image_url", "image"):
+            if name == held and getattr(self, name) is None:
                 raise wrong(f'a part of type "{self.type}" needs "{name}"', name)
-            if name != self.type and getattr(self, name) is not None:
+            if name != held and getattr(self, name) is not None:
                 raise wrong(f'a part of type "{self.type}" must not have "{name}"', name)
+        if self.detail is not None and self.type != "input_image":
+            raise wrong(f'a part of type "{self.type}" must not have "detail"', "detail")
         return self
 
 
-def _kind(value: Any) -> str | None:
-    return "~string" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
-
-
+_KINDS = {str: "~string", list: "~parts", type(None): "~null"}
+_NO_CONTENT = "must be a string or a list of content parts"
 Content = Annotated[
-    Annotated[str, Tag("~string")] | Annotated[list[ContentPart], Tag("~parts")],
+    Annotated[str, Tag("~string")] | Annotated[list[ContentPart], Tag("~parts")] | Annotated[None, Tag("~null")],
     Discriminator(
-        _kind,
+        lambda value: _KINDS.get(type(value)),
         custom_error_type="wrong",
         custom_error_message="{message}",
-        custom_error_context={"message": "must be a string or a list of content parts"},
+        custom_error_context={"message": _NO_CONTENT},
     ),
 ]
 
 
 class ChatMessage(Strict):
-    """A message as clients send it. An answer of ours, sent back as it came, is accepted with its empty fields."""
+    """A message as clients send it. An answer, ours or another server's, is accepted as it came."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], _known(_ROLES, "roles")]
-    content: Content
-    name: Annotated[None, only(None)] = None
-    refusal: Annotated[None, only(None)] = None
-    audio: Annotated[None, only(None)] = None
-    function_call: Annotated[None, only(None)] = None
-    tool_calls: Annotated[list[Any] | None, only(None, [])] = None
-    annotations: Annotated[list[Any] | None, only(None, [])] = None
+    content: Annotated[Content, Field(description="an assistant's may be null, empty or left out")] = None
+
+    # These cannot change an answer: no chat template sees them.
+    name: Ignored = None
+    id: Ignored = None
+    status: Ignored = None
+    timestamp: Ignored = None
+    created_at: Ignored = None
+    createdAt: Ignored = None  # noqa: N815 (as the Vercel AI SDK spells it)
+    metadata: Ignored = None
+    annotations: Ignored = None
+    cache_control: Ignored = None
+    uuid: Ignored = None
+    reasoning: Ignored = None
+    reasoning_content: Ignored = None
+    reasoning_details: Ignored = None
+    thinking: Ignored = None
+    thinking_blocks: Ignored = None
+    provider_specific_fields: Ignored = None
+
+    # These would change the answer, and pass only where they would not.
+    type: Annotated[None, only("message")] = None
+    refusal: Annotated[None, only("")] = None
+    audio: Annotated[None, only()] = None
+    images: Annotated[None, only([])] = None
+    function_call: Annotated[None, only()] = None
+    tool_calls: Annotated[None, only([])] = None
+    prefix: Annotated[None, only(False)] = None
 
     @model_validator(mode="after")
-    def _images_only_from_users(self) -> ChatMessage:
-        if isinstance(self.content, list):
+    def _holds_what_its_role_may(self) -> ChatMessage:
+        if self.role == "assistant":
             if not self.content:
-                raise wrong("must hold at least one part", "content")
-            for index, part in enumerate(self.content):
-                if part.type != "text" and self.role != "user":
-                    where = f"content[{index}].type"
-                    raise wrong(f'"{part.type}" is accepted in user messages only, not from "{self.role}"', where)
+                return self
+        elif "content" not in self.model_fields_set:
+            raise missing("content")
+        elif self.content is None:
+            raise wrong(_NO_CONTENT, "content")
+        elif self.content == []:
+            raise wrong("must hold at least one part", "content")
+        for index, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            if _HOLDS[part.type] != "text" and self.role != "user":
+                where = f"content[{index}].type"
+                raise wrong(f'"{part.type}" is accepted in user messages only, not from "{self.role}"', where)
         return self
 
 
@@ -123,9 +170,13 @@ def _role(message: ChatMessage) -> Role:
     return "system" if message.role == "developer" else message.role
 
 
-def _parts(content: str | list[ContentPart], param: str, default: ImageBudget) -> tuple[TextPart | ImagePart, ...]:
+def _parts(
+    content: str | list[ContentPart] | None, param: str, default: ImageBudget
+) -> tuple[TextPart | ImagePart, ...]:
     if isinstance(content, str):
         return (TextPart(content),)
+    if not content:  # an assistant's
+        return (TextPart(""),)
     return tuple(_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
 
 
@@ -136,7 +187,7 @@ def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | Ima
     pixels, low = default.max_pixels, False
     if part.image_url is not None:
         source, param = part.image_url.url, f"{param}.image_url"
-        pixels, low = part.image_url.max_pixels or pixels, part.image_url.detail == "low"
+        pixels, low = part.image_url.max_pixels or pixels, "low" in (part.image_url.detail, part.detail)
     else:
         assert part.image is not None
         source, param = part.image, f"{param}.image"

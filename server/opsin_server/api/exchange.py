@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from opsin_server.api.paths import PROBES
 from opsin_server.metrics import Metrics
 
 log = logging.getLogger("opsin.access")
 
 CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for; only in logs and metrics
 
-PROBES = {"/health/live", "/health/ready", "/metrics"}  # asked every few seconds: their lines are for debugging
+FREQUENT = PROBES | {"/metrics"}  # asked every few seconds: their lines are for debugging
 
 _WORD = re.compile(r'[^\s="]+')
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -87,7 +88,7 @@ class ExchangeMiddleware:
             self._metrics.prompt_tokens.inc(exchange.prompt_tokens)
             self._metrics.image_tokens.inc(exchange.image_tokens)
             self._metrics.generation_tokens.inc(exchange.completion_tokens)
-        log.log(logging.DEBUG if exchange.route in PROBES else logging.INFO, line(exchange, self._version, seconds))
+        log.log(logging.DEBUG if exchange.route in FREQUENT else logging.INFO, line(exchange, self._version, seconds))
 
 
 def request_id(scope: Scope) -> str:

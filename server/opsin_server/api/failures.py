@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -74,8 +75,18 @@ def _http_error(failure: HTTPException, scope: Scope) -> OpsinError:
     if failure.status_code == 404:
         return _shaped(404, f"Unknown request URL: {method} {path}", "unknown_url")
     if failure.status_code == 405:
-        return _shaped(405, f"{path} does not take {method}", "method_not_allowed")
+        allowed = sorted((failure.headers or {}).get("Allow", "").split(", "))
+        return MethodNotAllowed(f"{path} takes {' and '.join(allowed)}, not {method}", allowed)
     return _shaped(failure.status_code, str(failure.detail), None)
+
+
+class MethodNotAllowed(BadRequest):
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: Sequence[str]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 def _shaped(status: int, message: str, code: str | None) -> OpsinError:
@@ -94,6 +105,8 @@ def response(error: OpsinError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         headers["retry-after"] = RETRY_AFTER_SECONDS
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = ", ".join(error.allowed)
     if isinstance(error, Draining):
         headers["connection"] = "close"
     return Response(msgspec.json.encode(body(error)), error.status, headers, "application/json")

@@ -8,22 +8,27 @@ from starlette.responses import JSONResponse, Response
 
 from opsin_server import __version__
 from opsin_server.api.engine import why_not_live, why_not_ready
+from opsin_server.api.paths import LIVE, READ, READY
 from opsin_server.api.services import ServicesDep
 
 router = APIRouter()
 
 
-@router.get("/health/live")
 async def live(services: ServicesDep) -> Response:
     """503 only when a restart of the server is all that can help; loading, draining and a dying engine are life."""
     return _health("live", why_not_live(services.engine))
 
 
-@router.get("/health/ready")
 async def ready(services: ServicesDep) -> Response:
     """503 when work should go elsewhere."""
     reason = "The server is shutting down" if services.admission.draining else why_not_ready(services.engine)
     return _health("ready", reason)
+
+
+for _path in LIVE:
+    router.add_api_route(_path, live, methods=READ)
+for _path in READY:
+    router.add_api_route(_path, ready, methods=READ)
 
 
 def _health(status: str, reason: str | None) -> Response:
@@ -32,11 +37,11 @@ def _health(status: str, reason: str | None) -> Response:
     return JSONResponse({"status": f"not {status}", "reason": reason}, 503)
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=READ)
 async def metrics(services: ServicesDep) -> Response:
     return Response(services.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/version")
+@router.api_route("/version", methods=READ)
 async def version(services: ServicesDep) -> Response:
     return JSONResponse({"version": __version__, "model": services.names[0], "fingerprint": services.version})

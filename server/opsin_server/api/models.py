@@ -7,20 +7,21 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from opsin_server.api.paths import READ
 from opsin_server.api.services import Services, ServicesDep
 from opsin_server.errors import NotFound
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
-@router.get("/models")
+@router.api_route("/v1/models", methods=READ)
+@router.api_route("/models", methods=READ)
 async def list_models(services: ServicesDep) -> dict[str, Any]:
     return {"object": "list", "data": [described(name, services) for name in services.names]}
 
 
-@router.get("/v1/models/{name:path}")
-@router.get("/models/{name:path}")
+@router.api_route("/v1/models/{name:path}", methods=READ)
+@router.api_route("/models/{name:path}", methods=READ)
 async def retrieve_model(name: str, services: ServicesDep) -> dict[str, Any]:
     check_served(name, services.names)
     return described(name, services)

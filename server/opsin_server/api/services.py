@@ -37,9 +37,10 @@ class Services:
     metrics: Metrics
     threads: ThreadPoolExecutor
 
-    async def encode(self, messages: Sequence[Message], images: Sequence[U8]) -> Prompt:
+    async def encode(self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool) -> Prompt:
         """In a thread: tokenizing and resizing take milliseconds, and release the interpreter's lock."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, self.encoder.encode, messages, images)
+        loop, encode = asyncio.get_running_loop(), self.encoder.encode
+        return await loop.run_in_executor(self.threads, encode, messages, images, continue_final)
 
     def check_open(self) -> None:
         """Raises Unavailable while no new work is taken."""

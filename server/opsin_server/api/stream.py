@@ -27,10 +27,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, lifetime: Lifetime, include_usage: bool) -> None:
+    def __init__(
+        self, generation: Generation, lifetime: Lifetime, include_usage: bool, usage_in_every_chunk: bool
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._generation, self._lifetime, self._include_usage = generation, lifetime, include_usage
+        self._generation, self._lifetime = generation, lifetime
+        self._include_usage, self._usage_in_every_chunk = include_usage, usage_in_every_chunk
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +78,7 @@ class EventStream(Response):
     def _event(self, choice: ChunkChoice) -> bytes:
         chunk = self._generation.chunk(choice)
         if self._include_usage:
-            chunk.usage = None
+            chunk.usage = self._generation.usage() if self._usage_in_every_chunk else None
         return event(chunk)
 
     def _closing(self) -> bytes:

@@ -8,14 +8,16 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from opsin_server.api.conversation import ChatMessage, ProcessorOptions
-from opsin_server.api.fields import Strict, only, shown, unsupported, wrong
+from opsin_server.api.dialects import Dialects
+from opsin_server.api.fields import WHOLE, Ignored, Strict, only, shown, unsupported, wrong
 
 MAX_STOPS = 16  # OpenAI takes 4
 MAX_BIASES = 1024
 
 TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+Stop = Annotated[str, Field(max_length=1024)]
+Tokens = Annotated[int, Field(ge=1, lt=2**31), WHOLE]
 
 
 def _by_token(value: Any) -> Any:
@@ -26,77 +28,105 @@ def _by_token(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """One string as a list of one. An empty one would stop before the first token: many clients mean "none" by it."""
+    strings = [value] if isinstance(value, str) else value
+    return [string for string in strings if string != ""] if isinstance(strings, list) else strings
 
 
 class StreamOptions(Strict):
+    """Without a stream they have no effect."""
+
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool | None, only(None, False)] = None
+    continuous_usage_stats: Annotated[bool | None, Field(description="with `include_usage`: in every chunk (vLLM)")] = (
+        None
+    )
+    include_obfuscation: Annotated[None, only(False)] = None
 
 
-class ChatRequest(Strict):
+class ChatRequest(Dialects):
     model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
     # These act.
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    top_k: Annotated[Annotated[int, Field(ge=-1, lt=2**31), WHOLE] | None, Field(description="0 and -1: all")] = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     logit_bias: Annotated[dict[str, Bias] | None, Field(max_length=MAX_BIASES), BeforeValidator(_by_token)] = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stop: Annotated[list[Stop] | None, Field(max_length=MAX_STOPS), BeforeValidator(_listed)] = None
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    stop: Annotated[
+        list[Stop] | None,
+        Field(max_length=MAX_STOPS, description="or one string; empty strings are left out"),
+        BeforeValidator(_listed),
+    ] = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
+    continue_final_message: Annotated[
+        bool | None, Field(description="the last message is the assistant's, and the answer is what follows it")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, Field(description="true, which is the default, unless `continue_final_message` is true")
+    ] = None
 
-    # These have no effect on an answer.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, str] | None = None
-    parallel_tool_calls: bool | None = None  # there are no tools to call
+    # These cannot change an answer.
+    user: Ignored = None
+    metadata: Ignored = None
+    safety_identifier: Ignored = None
+    prediction: Ignored = None  # makes OpenAI's answers come faster, not differ
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    prompt_cache_options: Ignored = None
+    parallel_tool_calls: Ignored = None  # there are no tools to call
 
     # These would change the answer, and pass only where they would not.
-    n: Annotated[Any, only(None, 1)] = None
-    tools: Annotated[Any, only(None, [])] = None
-    tool_choice: Annotated[Any, only(None, "none", "auto")] = None
-    functions: Annotated[Any, only(None, [])] = None
-    function_call: Annotated[Any, only(None, "none", "auto")] = None
-    response_format: Annotated[Any, only(None, {"type": "text"})] = None
-    modalities: Annotated[Any, only(None, ["text"])] = None
-    audio: Annotated[Any, only(None)] = None
-    prediction: Annotated[Any, only(None)] = None
-    reasoning_effort: Annotated[Any, only(None, "none")] = None
-    verbosity: Annotated[Any, only(None, "medium")] = None
-    web_search_options: Annotated[Any, only(None)] = None
-    moderation: Annotated[Any, only(None)] = None
-    service_tier: Annotated[Any, only(None, "auto", "default")] = None
-    store: Annotated[Any, only(None, False)] = None
+    n: Annotated[None, only(1)] = None
+    tools: Annotated[None, only([])] = None
+    tool_choice: Annotated[None, only("none", "auto")] = None
+    functions: Annotated[None, only([])] = None
+    function_call: Annotated[None, only("none", "auto")] = None
+    response_format: Annotated[None, only({"type": "text"})] = None
+    modalities: Annotated[None, only(["text"])] = None
+    audio: Annotated[None, only()] = None
+    reasoning_effort: Annotated[None, only("none")] = None
+    verbosity: Annotated[None, only("medium")] = None
+    web_search_options: Annotated[None, only()] = None
+    moderation: Annotated[None, only()] = None
+    service_tier: Annotated[None, only("auto", "default")] = None
+    store: Annotated[None, only(False)] = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:
-        if self.messages[-1].role == "assistant":
-            last = f"messages[{len(self.messages) - 1}].role"
-            raise unsupported("assistant", "the last message must not be from the assistant, whose turn it is", last)
+        self._check_last_turn()
         if self.top_logprobs and not self.logprobs:
             raise wrong("needs 'logprobs' to be true", "top_logprobs")
-        if self.stream_options is not None and not self.stream:
-            raise wrong("needs 'stream' to be true", "stream_options")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             both = f"'max_tokens' is {self.max_tokens} and 'max_completion_tokens' is {self.max_completion_tokens}"
             raise wrong(f"{both}: give one", "max_tokens")
         return self
+
+    def _check_last_turn(self) -> None:
+        """An answer follows a user's message, or continues an assistant's."""
+        by_assistant = self.messages[-1].role == "assistant"
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise wrong("must be false where 'continue_final_message' is true", "add_generation_prompt")
+            if not by_assistant:
+                raise wrong("is true, but the last message is not the assistant's", "continue_final_message")
+        elif self.add_generation_prompt is False:
+            need = "'add_generation_prompt' may be false where 'continue_final_message' is true, and only there"
+            raise unsupported(False, need, "add_generation_prompt")
+        elif by_assistant:
+            accepted = "the last message must not be from the assistant, unless 'continue_final_message' is true"
+            raise unsupported("assistant", accepted, f"messages[{len(self.messages) - 1}].role")
 
     @property
     def output_limit(self) -> int | None:
@@ -105,3 +135,14 @@ class ChatRequest(Strict):
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage is True
+
+    @property
+    def wants_usage_in_every_chunk(self) -> bool:
+        options = self.stream_options
+        return options is not None and bool(options.include_usage and options.continuous_usage_stats)
+
+
+class DeploymentRequest(ChatRequest):
+    """Azure's way to ask: the address names the model, and the body may name it or not."""
+
+    model: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = ""

@@ -50,12 +50,14 @@ class FakeEncoder:
         self.seconds = seconds
         self.vocabulary = END + 1
         self.calls = 0
+        self.continued = False
 
     def check(self, messages: Sequence[Message]) -> None:
         pass
 
-    def encode(self, messages: Sequence[Message], images: Sequence[Any]) -> Prompt:
+    def encode(self, messages: Sequence[Message], images: Sequence[Any], continue_final: bool = False) -> Prompt:
         self.calls += 1
+        self.continued = continue_final
         time.sleep(self.seconds)
         ids: list[int] = []
         spans: list[Span] = []

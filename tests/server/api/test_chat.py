@@ -59,6 +59,15 @@ def test_without_include_usage_no_chunk_has_one(plain: Any) -> None:
     assert all(c.choices for c in chunks)
 
 
+def test_usage_in_every_chunk_when_it_is_asked_for(start: Any) -> None:
+    client = start(Script(b"hello", cached=1)).client()
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options=options))
+    assert [c.usage.completion_tokens for c in chunks] == [0, 1, 2, 3, 4, 5, 5, 5]
+    assert {c.usage.prompt_tokens for c in chunks} == {2}
+    assert chunks[-1].choices == []
+
+
 def test_the_route_without_v1(plain: Any) -> None:
     client = plain.client(api_key="x")
     client.base_url = plain.url

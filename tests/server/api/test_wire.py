@@ -4,31 +4,58 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from openai.types import chat as sdk
 from openai.types.chat import completion_create_params as params
+from pydantic import BaseModel
+from wire_requests import USER, accepted, refused, request
 
 from opsin_plugins.spec import ImageBudget
+from opsin_server.api import reference
 from opsin_server.api.body import parse
-from opsin_server.api.conversation import LOW_DETAIL_PIXELS, to_prompt
-from opsin_server.api.wire import ChatRequest
+from opsin_server.api.conversation import (
+    ChatMessage,
+    ContentPart,
+    ImageURL,
+    ProcessorOptions,
+    to_prompt,
+)
+from opsin_server.api.dialects import Dialects
+from opsin_server.api.wire import ChatRequest, DeploymentRequest, StreamOptions
 from opsin_server.errors import BadRequest
 from opsin_server.prompt.messages import ImagePart, TextPart
 
 ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "stream"} | {
     "stream_options", "temperature", "frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs", "top_p",
 }  # fmt: skip
-ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"}
-EFFECTLESS: dict[str, Any] = {
+ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"} | {
+    "continue_final_message", "add_generation_prompt",
+}  # fmt: skip
+IGNORED: dict[str, Any] = {
     "metadata": {"a": "b"},
     "parallel_tool_calls": True,
+    "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "key",
     "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
     "prompt_cache_retention": "24h",
     "safety_identifier": "someone",
     "user": "someone",
+}
+IGNORED_DIALECTS: dict[str, Any] = {
+    "cache_control": {"type": "ephemeral"},
+    "cache_prompt": True,
+    "chat_id": "7301",
+    "id": "7301",
+    "id_slot": -1,
+    "keep_alive": "5m",
+    "request_id": "7301",
+    "rid": "7301",
+    "separate_reasoning": True,
+    "session_id": "7301",
+    "spaces_between_special_tokens": True,
+    "stream_reasoning": True,
 }
 # field: (values that change nothing, values that would)
 NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
@@ -37,8 +64,7 @@ NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
     "functions": ([None, []], [[{"name": "f"}]]),
     "modalities": ([None, ["text"]], [["text", "audio"], "text", []]),
     "moderation": ([None], [{"model": "omni-moderation-latest"}]),
-    "n": ([None, 1], [0, -1, 2, 2**31, 2**63, True, "1"]),
-    "prediction": ([None], [{"type": "content", "content": "x"}]),
+    "n": ([None, 1, 1.0], [0, -1, 2, 2**31, 2**63, True, "1"]),
     "reasoning_effort": ([None, "none"], ["low", "high"]),
     "response_format": (
         [None, {"type": "text"}],
@@ -51,40 +77,78 @@ NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
     "verbosity": ([None, "medium"], ["low", "high"]),
     "web_search_options": ([None], [{}]),
 }
-
-
-def request(**changes: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": "hi"}], **changes}
-
-
-def accepted(**changes: Any) -> ChatRequest:
-    return parse(ChatRequest, json.dumps(request(**changes)).encode())
-
-
-def refused(**changes: Any) -> BadRequest:
-    with pytest.raises(BadRequest) as caught:
-        accepted(**changes)
-    return caught.value
+NEUTRAL_DIALECTS: dict[str, tuple[list[Any], list[Any]]] = {
+    "add_special_tokens": ([False], [True]),
+    "bad_words": ([[]], [["no"]]),
+    "best_of": ([1, 1.0], [2, True]),
+    "chat_template_kwargs": ([{}], [{"enable_thinking": False}]),
+    "documents": ([[]], [[{"text": "x"}]]),
+    "dry_multiplier": ([0, 0.0], [0.8]),
+    "dynatemp_range": ([0], [0.5]),
+    "early_stopping": ([False], [True]),
+    "echo": ([False], [True]),
+    "epsilon_cutoff": ([0], [3]),
+    "eta_cutoff": ([0], [3]),
+    "extra_body": ([{}], [{"top_k": 1}]),
+    "extra_headers": ([{}], [{"a": "b"}]),
+    "extra_query": ([{}], [{"a": "b"}]),
+    "format": ([""], ["json"]),
+    "include_reasoning": ([True], [False]),
+    "include_stop_str_in_output": ([False], [True]),
+    "length_penalty": ([1, 1.0], [0.8]),
+    "logits_processors": ([[]], [["x"]]),
+    "media_io_kwargs": ([{}], [{"video": {}}]),
+    "min_tokens": ([0], [1]),
+    "mirostat": ([0], [2]),
+    "mirostat_mode": ([0], [2]),
+    "models": ([[]], [["a", "b"]]),
+    "n_probs": ([0], [5]),
+    "no_stop_trim": ([False], [True]),
+    "options": ([{}], [{"num_ctx": 4096}]),
+    "plugins": ([[]], [[{"id": "web"}]]),
+    "priority": ([0], [1]),
+    "provider": ([{}], [{"order": ["x"]}]),
+    "reasoning": ([{}, {"effort": "none"}, {"enabled": False}], [{"effort": "high"}]),
+    "repeat_penalty": ([1, 1.0], [1.1]),
+    "return_hidden_states": ([False], [True]),
+    "return_token_ids": ([False], [True]),
+    "return_tokens_as_token_ids": ([False], [True]),
+    "safe_prompt": ([False], [True]),
+    "skip_special_tokens": ([True], [False]),
+    "stop_token_ids": ([[]], [[2]]),
+    "tfs_z": ([1], [0.9]),
+    "thinking": ([{"type": "disabled"}], [{"type": "enabled"}]),
+    "timings_per_token": ([False], [True]),
+    "top_a": ([0], [0.1]),
+    "transforms": ([[]], [["middle-out"]]),
+    "typical_p": ([1, 1.0], [0.9]),
+    "use_beam_search": ([False], [True]),
+    "vllm_xargs": ([{}], [{"a": 1}]),
+    "xtc_probability": ([0], [0.5]),
+}
+EVERY_NEUTRAL = NEUTRAL | NEUTRAL_DIALECTS
 
 
 def test_every_field_of_the_sdk_has_been_decided() -> None:
     fields = {*params.CompletionCreateParamsBase.__annotations__, "stream"}
-    assert fields == ACT | EFFECTLESS.keys() | NEUTRAL.keys()
-    assert ChatRequest.model_fields.keys() == fields | ACT_OF_OURS
+    assert fields == ACT | IGNORED.keys() | NEUTRAL.keys()
+    assert Dialects.model_fields.keys() == IGNORED_DIALECTS.keys() | NEUTRAL_DIALECTS.keys()
+    assert ChatRequest.model_fields.keys() == fields | ACT_OF_OURS | Dialects.model_fields.keys()
 
 
-@pytest.mark.parametrize(("field", "value"), EFFECTLESS.items())
-def test_what_has_no_effect_passes(field: str, value: Any) -> None:
-    accepted(**{field: value})
-    accepted(**{field: None})
+@pytest.mark.parametrize(("field", "value"), (IGNORED | IGNORED_DIALECTS).items())
+def test_what_cannot_change_an_answer_is_ignored_whatever_it_holds(field: str, value: Any) -> None:
+    plain = accepted()
+    for anything in (value, None, 0, -1.5, "x", True, {"a": [{"b": None}]}, []):
+        assert accepted(**{field: anything}) == plain
 
 
-@pytest.mark.parametrize(("field", "value"), [(f, v) for f, (values, _) in NEUTRAL.items() for v in values])
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f, (values, _) in EVERY_NEUTRAL.items() for v in values])
 def test_neutral_values_pass(field: str, value: Any) -> None:
-    accepted(**{field: value})
+    assert accepted(**{field: value}) == accepted()
 
 
-@pytest.mark.parametrize(("field", "value"), [(f, v) for f, (_, values) in NEUTRAL.items() for v in values])
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f, (_, values) in EVERY_NEUTRAL.items() for v in values])
 def test_what_would_change_the_answer_is_refused_by_name(field: str, value: Any) -> None:
     error = refused(**{field: value})
     assert (error.param, error.code) == (field, "unsupported_parameter")
@@ -92,10 +156,41 @@ def test_what_would_change_the_answer_is_refused_by_name(field: str, value: Any)
     assert json.dumps(value)[:50] in error.message
 
 
-def test_an_unknown_field_is_named() -> None:
-    error = refused(foo=1)
-    assert error.message == "Unrecognized request argument supplied: foo"
-    assert (error.param, error.code) == ("foo", "unknown_parameter")
+UNKNOWN = ["foo", "temprature", "guided_json", "cache_salt", "chat_template", "num_ctx", "model_config", "stop_regex"]
+
+
+@pytest.mark.parametrize("field", UNKNOWN)
+@pytest.mark.parametrize("value", [1, 0, False, "", [], {}, "x"])
+def test_an_unknown_field_is_named(field: str, value: Any) -> None:
+    error = refused(**{field: value})
+    assert error.message == f"Unrecognized request argument supplied: {field}"
+    assert (error.param, error.code) == (field, "unknown_parameter")
+
+
+NEEDED = {"model", "messages"}
+FIELDS = [*sorted(ChatRequest.model_fields.keys() - NEEDED), *UNKNOWN]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_null_is_a_field_that_was_left_out(field: str) -> None:
+    given = accepted(**{field: None})
+    assert all(getattr(given, name) == getattr(accepted(), name) for name in ChatRequest.model_fields)
+
+
+def test_null_is_left_out_at_every_depth() -> None:
+    def nulls(model: type[BaseModel], **given: Any) -> dict[str, Any]:
+        return dict.fromkeys(model.model_fields) | {"foo": None} | given
+
+    url = nulls(ImageURL, url="u")
+    parts = [nulls(ContentPart, type="text", text="x"), nulls(ContentPart, type="image_url", image_url=url)]
+    request = accepted(
+        messages=[nulls(ChatMessage, role="user", content=parts)],
+        stream=True,
+        stream_options=nulls(StreamOptions),
+        mm_processor_kwargs=nulls(ProcessorOptions),
+    )
+    (user,) = to_prompt(request, None)
+    assert user.parts == (TextPart("x"), ImagePart("u", ImageBudget(), "messages[0].content[1].image_url"))
 
 
 HUGE = [2**31, 2**63, 2**70]
@@ -103,17 +198,20 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "temperature": ([0, 0.0, 1e-9, 2, None], [-1e-9, 2.001, -1, 2**63, "1", True, [], {}]),
     "top_p": ([1e-9, 1, 1.0, None], [0, -0.1, 1.001, 2**63, "1", True]),
     "min_p": ([0, 1, None], [-0.1, 1.1, "0"]),
-    "top_k": ([-1, 0, 1, 2**31 - 1, None], [-2, 1.5, "1", True, *HUGE]),
-    "seed": ([-(2**63), -1, 0, 2**63 - 1, None], [2**63, -(2**63) - 1, 0.5, "1", True]),
+    "top_k": ([-1, 0, 1, 40.0, 2**31 - 1, None], [-2, 1.5, "1", True, *HUGE]),
+    "seed": ([-(2**63), -1, 0, 7.0, 2**63 - 1, None], [2**63, -(2**63) - 1, 0.5, "1", True]),
     "logprobs": ([True, False, None], [1, "true", 0]),
-    "max_tokens": ([1, 2**31 - 1, None], [0, -1, 1.5, "1", True, *HUGE]),
-    "max_completion_tokens": ([1, 2**31 - 1, None], [0, -1, 1.5, "1", True, *HUGE]),
+    "max_tokens": ([1, 16.0, 2**31 - 1, None], [0, -1, 1.5, 1e300, "1", True, *HUGE]),
+    "max_completion_tokens": ([1, 16.0, 2**31 - 1, None], [0, -1, 1.5, 1e300, "1", True, *HUGE]),
     "ignore_eos": ([True, False, None], [1, "yes"]),
     "stream": ([True, False, None], [1, "true"]),
-    "stop": (["x", ["x"], ["x"] * 16, [], None], ["", [""], ["x"] * 17, [1], 1, {}, "x" * 1025]),
+    "stop": (
+        ["x", ["x"], ["x"] * 16, [], None, "", [""], ["", "x", ""]],
+        [["x"] * 17, [1], [None], 1, 0, False, {}, "x" * 1025],
+    ),
     "model": (["m"], [None, 1, "", []]),
-    "user": (["", None], [1, {}]),
-    "metadata": ([{}, None], [{"a": 1}, [], "x"]),
+    "continue_final_message": ([False, None], [True, 1, "yes"]),
+    "add_generation_prompt": ([True, None], [False, 1, "yes"]),
     "messages": ([[{"role": "user", "content": ""}]], [None, [], {}, "hi", ["hi"], [None], [{}], [[]]]),
 }
 
@@ -150,14 +248,37 @@ def test_top_logprobs_needs_logprobs() -> None:
     assert refused(logprobs=True, top_logprobs=-1).param == "top_logprobs"
 
 
-def test_stream_options_need_a_stream() -> None:
+def test_whole_numbers_may_have_a_point() -> None:
+    given = accepted(max_tokens=16.0, top_k=40.0, seed=-7.0, logprobs=True, top_logprobs=3.0)
+    numbers = (given.max_tokens, given.top_k, given.seed, given.top_logprobs)
+    assert numbers == (16, 40, -7, 3)
+    assert all(type(number) is int for number in numbers)
+    given = accepted(mm_processor_kwargs={"max_pixels": 9000.0})
+    assert given.mm_processor_kwargs is not None
+    assert given.mm_processor_kwargs.max_pixels == 9000
+    assert refused(seed=1.5).param == "seed"
+
+
+def test_an_empty_stop_string_is_none() -> None:
+    assert accepted(stop="").stop == []
+    assert accepted(stop=["", "x", ""]).stop == ["x"]
+    assert accepted(stop=[*[""] * 20, *["x"] * 16]).stop == ["x"] * 16
+
+
+def test_stream_options_act_on_streams() -> None:
     assert accepted(stream=True, stream_options={"include_usage": True}).wants_usage
     assert not accepted(stream=True, stream_options={"include_usage": False}).wants_usage
     accepted(stream_options=None)
-    assert refused(stream_options={"include_usage": True}).param == "stream_options"
-    assert (
-        refused(stream=True, stream_options={"include_obfuscation": True}).param == "stream_options.include_obfuscation"
-    )
+    for stream in (False, None):
+        accepted(stream=stream, stream_options={"include_usage": True})
+    for options, every in (
+        ({"include_usage": True, "continuous_usage_stats": True}, True),
+        ({"include_usage": True, "continuous_usage_stats": False}, False),
+        ({"continuous_usage_stats": True}, False),
+    ):
+        assert accepted(stream=True, stream_options=options).wants_usage_in_every_chunk is every
+    obfuscated = refused(stream=True, stream_options={"include_obfuscation": True})
+    assert obfuscated.param == "stream_options.include_obfuscation"
     assert refused(stream=True, stream_options={"foo": True}).param == "stream_options.foo"
 
 
@@ -169,95 +290,29 @@ def test_the_answer_has_one_limit() -> None:
     assert "5" in refused(max_tokens=5, max_completion_tokens=6).message
 
 
-IMAGE = {"type": "image_url", "image_url": {"url": "data:,x"}}
+def test_the_last_message_may_be_continued() -> None:
+    messages = [USER, {"role": "assistant", "content": "and"}]
+    for more in ({}, {"add_generation_prompt": False}, {"add_generation_prompt": None}):
+        accepted(messages=messages, continue_final_message=True, **more)
+    both = refused(messages=messages, continue_final_message=True, add_generation_prompt=True)
+    assert both.param == "add_generation_prompt"
+    assert refused(messages=[USER], continue_final_message=True).param == "continue_final_message"
+    alone = refused(messages=[USER], add_generation_prompt=False)
+    assert (alone.param, alone.code) == ("add_generation_prompt", "unsupported_parameter")
+    for more in ({}, {"continue_final_message": False}, {"add_generation_prompt": True}):
+        assert refused(messages=messages, **more).param == "messages[1].role"
 
 
-def test_all_forms_of_an_image_arrive_with_their_path_and_budget() -> None:
-    parts = [
-        {"type": "text", "text": "see"},
-        {"type": "image_url", "image_url": {"url": "u0", "detail": "low"}},
-        {"type": "image_url", "image_url": {"url": "u1", "detail": "high"}},
-        {"type": "image_url", "image_url": "u2"},
-        {"type": "image", "image": "u3"},
-        {"type": "text", "text": "now", "prompt_cache_breakpoint": {"mode": "explicit"}},
-    ]
-    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
-    system, user = to_prompt(accepted(messages=messages), 77)
-    assert (system.role, system.parts) == ("system", (TextPart("be brief"),))
-    at = "messages[1].content"
-    assert user.parts == (
-        TextPart("see"),
-        ImagePart("u0", ImageBudget(LOW_DETAIL_PIXELS, 77), f"{at}[1].image_url"),
-        ImagePart("u1", ImageBudget(None, 77), f"{at}[2].image_url"),
-        ImagePart("u2", ImageBudget(None, 77), f"{at}[3].image_url"),
-        ImagePart("u3", ImageBudget(None, 77), f"{at}[4].image"),
-        TextPart("now"),
-    )
+def test_azures_address_names_the_model() -> None:
+    for model in ({}, {"model": None}, {"model": ""}, {"model": "gpt-4o"}):
+        parse(DeploymentRequest, json.dumps({"messages": [USER], **model}).encode())
+    with pytest.raises(BadRequest):
+        parse(DeploymentRequest, json.dumps({"messages": [USER], "model": 5}).encode())
 
 
-def test_pixels_of_an_image_go_before_the_requests_and_both_before_detail() -> None:
-    parts = [
-        {"type": "image_url", "image_url": {"url": "u", "detail": "low", "max_pixels": 5000}},
-        {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
-        {"type": "image", "image": "u"},
-    ]
-    request = accepted(messages=[{"role": "user", "content": parts}], mm_processor_kwargs={"max_pixels": 9000})
-    (user,) = to_prompt(request, None)
-    assert [(part.budget.max_pixels, part.demanded) for part in user.parts] == [
-        (5000, True),
-        (9000, True),
-        (9000, True),
-    ]
-
-
-USER = {"role": "user", "content": "hi"}
-WRONG_MESSAGES: list[tuple[list[Any], str]] = [
-    ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].role"),
-    ([{"role": "function", "content": "x", "name": "f"}], "messages[0].role"),
-    ([{"role": "User", "content": "x"}], "messages[0].role"),
-    ([{"role": 1, "content": "x"}], "messages[0].role"),
-    ([{"content": "x"}], "messages[0].role"),
-    ([{"role": "user"}], "messages[0].content"),
-    ([{"role": "user", "content": None}], "messages[0].content"),
-    ([{"role": "user", "content": 5}], "messages[0].content"),
-    ([{"role": "user", "content": []}], "messages[0].content"),
-    ([USER, {"role": "user", "content": "x", "name": "bob"}], "messages[1].name"),
-    ([{"role": "user", "content": "x", "foo": 1}], "messages[0].foo"),
-    ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
-    ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
-    ([{"role": "user", "content": [{"type": "text", "text": None}]}], "messages[0].content[0].text"),
-    ([{"role": "user", "content": [{"type": "text", "text": "x", "image": "u"}]}], "messages[0].content[0].image"),
-    ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "messages[0].content[0].type"),
-    ([{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}], "messages[0].content[0].type"),
-    ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], "messages[0].content[0].type"),
-    ([{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}], "messages[0].content[0].type"),
-    ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].image_url"),
-    ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0].image_url.url"),
-    (
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "x"}}]}],
-        "messages[0].content[0].image_url.detail",
-    ),
-    ([{"role": "system", "content": [IMAGE]}, USER], "messages[0].content[0].type"),
-    ([USER, {"role": "assistant", "content": [IMAGE]}, USER], "messages[1].content[0].type"),
-    ([USER, {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, USER], "messages[1].tool_calls"),
-    ([USER, {"role": "assistant", "content": "x", "refusal": "no"}, USER], "messages[1].refusal"),
-    ([USER, {"role": "assistant", "content": "x", "function_call": {"name": "f"}}, USER], "messages[1].function_call"),
-    ([USER, {"role": "assistant", "content": "x", "audio": {"id": "a"}}, USER], "messages[1].audio"),
-    ([USER, {"role": "assistant", "content": "and"}], "messages[1].role"),
-]
-
-
-@pytest.mark.parametrize(("messages", "param"), WRONG_MESSAGES)
-def test_a_wrong_message_is_refused_at_its_place(messages: list[Any], param: str) -> None:
-    error = refused(messages=messages)
-    assert error.param == param
-    assert param in error.message
-
-
-def test_an_answer_can_be_sent_back_as_the_sdk_gives_it() -> None:
-    for answer in (
-        sdk.ChatCompletionMessage(role="assistant", content="hello").to_dict(),
-        sdk.ChatCompletionMessage(role="assistant", content="hello").model_dump(),
-        {"role": "assistant", "content": "x", "annotations": [], "tool_calls": [], "refusal": None},
-    ):
-        accepted(messages=[USER, answer, USER])
+def test_the_documentation_is_current() -> None:
+    """If not: python -m opsin_server.api.reference > docs/fields.md"""
+    written = (Path(__file__).parents[3] / "docs" / "fields.md").read_text()
+    assert written == reference.page()
+    for field in (*ChatRequest.model_fields, *ChatMessage.model_fields, *ContentPart.model_fields):
+        assert f"`{field}`" in written
