@@ -14,10 +14,10 @@ from rich.console import Console
 
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__
+from opsin_server.api_keys import read_keys
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
-from opsin_server.keys import read_keys
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help: no column cuts a flag short
@@ -166,7 +166,7 @@ def serve(
     drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that running answers get on SIGTERM.")] = 30.0,
 ) -> None:
     """Serve a checkpoint directory (safetensors, config.json, tokenizer.json) until SIGTERM."""
-    from opsin_server.launch import run
+    from opsin_server.api.process import run
 
     config = ServerConfig(
         engine=EngineConfig(
@@ -223,7 +223,7 @@ def check(
     plugins: Annotated[str | None, typer.Option(help="As for serve.")] = None,
 ) -> None:
     """Will it serve, and what does it take? Reads headers only, never weights."""
-    from opsin_server.banner import outlook_rows, show
+    from opsin_server.console import outlook_rows, show
     from opsin_server.engine.startup.inspect_checkpoint import check_directory
     from opsin_server.prompt.encode import read_encoder
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from opsin_server.api_keys import check_keys
 from opsin_server.errors import ConfigError
-from opsin_server.keys import check_keys
 
 # As browsers send it: no path, no upper case, no default port. "null" is what a page in a file has.
 ORIGIN = re.compile(r"\*|null|(?!http://[^:]+:80$|https://[^:]+:443$)[a-z][a-z0-9+.-]*://[^/\s?#@,*A-Z]+")

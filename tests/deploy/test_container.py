@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from opsin_server.api.paths import PROBES
+from opsin_server.api.middleware.paths import PROBES
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import ConfigError
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from opsin_server.api.health import router
-from opsin_server.api.paths import PROBES
+from opsin_server.api.middleware.paths import PROBES
+from opsin_server.api.routes.health import router
 from opsin_server.cli import app
 from opsin_server.config import EngineConfig, ServerConfig
 

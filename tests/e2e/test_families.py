@@ -12,8 +12,8 @@ from PIL import Image
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import U8, Expanded
-from opsin_server.api.conversation import to_prompt
-from opsin_server.api.wire import ChatRequest
+from opsin_server.api.answer.submit import to_prompt
+from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.prompt.encode import PromptEncoder
 from support import oracle, tiny, words
 from support.served import Served

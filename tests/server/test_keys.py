@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from opsin_server.api_keys import read_keys
 from opsin_server.cli import app
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import ConfigError
-from opsin_server.keys import read_keys
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def configured(monkeypatch: pytest.MonkeyPatch):
             seen.append(config)
             raise SystemExit(0)
 
-        monkeypatch.setattr("opsin_server.launch.run", run)
+        monkeypatch.setattr("opsin_server.api.process.run", run)
         for name in ("OPSIN_API_KEY", "OPSIN_API_KEYS"):
             monkeypatch.delenv(name, raising=False)
         done = CliRunner().invoke(app, ["serve", *words], env=environment)

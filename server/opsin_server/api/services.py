@@ -12,9 +12,9 @@ from fastapi import Depends, Request
 
 from opsin_plugins.spec import U8
 from opsin_server.api.admission import Admission
-from opsin_server.api.engine import Engine, facts
-from opsin_server.api.exchange import Exchange
-from opsin_server.api.sampling_defaults import SamplingDefaults
+from opsin_server.api.answer.sampling_defaults import SamplingDefaults
+from opsin_server.api.engine_status import Engine, facts
+from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.config import ServerConfig
 from opsin_server.media.limits import MediaLimits
 from opsin_server.metrics import Metrics
@@ -52,9 +52,9 @@ async def services_of(request: Request) -> Services:
     return request.app.state.services
 
 
-async def exchange_of(request: Request) -> Exchange:
-    return request.scope["opsin.exchange"]
+async def request_log_of(request: Request) -> RequestLog:
+    return request.scope["opsin.request"]
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]
-ExchangeDep = Annotated[Exchange, Depends(exchange_of)]
+RequestLogDep = Annotated[RequestLog, Depends(request_log_of)]

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from running_server import RunningServer, read_all
 from test_auth import routes
 
-from opsin_server.api.paths import OPENAI, route_path
+from opsin_server.api.middleware.paths import OPENAI, route_path
 
 KEY = "sk-secret-of-this-test"
 USER: list[Any] = [{"role": "user", "content": "hi"}]

@@ -226,8 +226,8 @@ def test_a_stream_says_nothing_of_an_id_twice(plain: Any) -> None:
 
 
 def test_pings_while_the_first_token_is_awaited(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opsin_server.api.stream.STATUS_SECONDS", 0.02)
-    monkeypatch.setattr("opsin_server.api.stream.PING_SECONDS", 0.1)
+    monkeypatch.setattr("opsin_server.api.answer.event_stream.STATUS_SECONDS", 0.02)
+    monkeypatch.setattr("opsin_server.api.answer.event_stream.PING_SECONDS", 0.1)
     server = start(Script(b"hello", first_delay=0.45))
     chunks = list(server.client(timeout=0.3).chat.completions.create(**CHAT, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "hello"

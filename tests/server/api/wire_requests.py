@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from opsin_server.api.body import parse
-from opsin_server.api.wire import ChatRequest
+from opsin_server.api.routes.read_body import parse
+from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.errors import BadRequest
 
 USER = {"role": "user", "content": "hi"}

@@ -1,4 +1,4 @@
-"""One HTTP exchange: its id, what is measured of it, what is undone at its end, and the line it leaves in the log."""
+"""What is known of one HTTP request: its id, what is counted and measured of it, and the line it leaves in the log."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from opsin_server.api.paths import PROBES
+from opsin_server.api.answer.token_usage import TokenUsage
+from opsin_server.api.middleware.paths import PROBES
 from opsin_server.metrics import Metrics
 
 log = logging.getLogger("opsin.access")
@@ -26,30 +26,28 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(slots=True)
-class Exchange:
-    """Filled by those who know: the middleware, the chat route, the reader of the engine's outputs."""
+class RequestLog:
+    """Filled by those who know: this middleware, the place where errors become responses, the chat route.
+
+    end: what came instead of an orderly end; without one, why the answer finished. model, usage: of a request that
+    asked for an answer.
+    """
 
     id: str
     method: str
     started: float = field(default_factory=time.perf_counter)
     status: int = 0  # 0: no response has been started
     route: str = "other"
-    end: str = "answered"  # or what came instead of an orderly end
+    end: str | None = None
     model: str | None = None
-    prompt_tokens: int = 0
-    image_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    queue_seconds: float | None = None
-    first_token_seconds: float | None = None
-    at_end: list[Callable[[], None]] = field(default_factory=list)
+    usage: TokenUsage = field(default_factory=TokenUsage)
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
 
-class ExchangeMiddleware:
-    """Outermost: whatever happens inside, what was taken is given back, counted and logged."""
+class RequestLogMiddleware:
+    """Outermost: whatever happens inside, the request is counted and logged."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, version: str) -> None:
         self._app, self._metrics, self._version = app, metrics, version
@@ -58,15 +56,15 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope["opsin.exchange"] = Exchange(request_id(scope), scope["method"])
+        request = scope["opsin.request"] = RequestLog(request_id(scope), scope["method"])
 
         async def send_tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                milliseconds = str(round(exchange.seconds() * 1000))
+                request.status = message["status"]
+                milliseconds = str(round(request.seconds() * 1000))
                 message["headers"] = [
                     *message["headers"],
-                    (b"x-request-id", exchange.id.encode()),
+                    (b"x-request-id", request.id.encode()),
                     (b"openai-processing-ms", milliseconds.encode()),
                 ]
             await send(message)
@@ -74,21 +72,19 @@ class ExchangeMiddleware:
         try:
             await self._app(scope, receive, send_tagged)
         finally:
-            for undo in exchange.at_end:
-                undo()
-            exchange.route = getattr(scope.get("route"), "path", "other")
-            self._record(exchange)
+            request.route = getattr(scope.get("route"), "path", "other")
+            self._record(request)
 
-    def _record(self, exchange: Exchange) -> None:
-        seconds = exchange.seconds()
-        self._metrics.answered(exchange.route, exchange.status or CLIENT_GONE, seconds)
-        if exchange.end == "failed":
+    def _record(self, request: RequestLog) -> None:
+        seconds = request.seconds()
+        self._metrics.answered(request.route, request.status or CLIENT_GONE, seconds)
+        if request.end == "failed":
             self._metrics.broken.inc()
-        if exchange.model is not None:
-            self._metrics.prompt_tokens.inc(exchange.prompt_tokens)
-            self._metrics.image_tokens.inc(exchange.image_tokens)
-            self._metrics.generation_tokens.inc(exchange.completion_tokens)
-        log.log(logging.DEBUG if exchange.route in FREQUENT else logging.INFO, line(exchange, self._version, seconds))
+        if request.model is not None:
+            self._metrics.prompt_tokens.inc(request.usage.prompt_tokens)
+            self._metrics.image_tokens.inc(request.usage.image_tokens)
+            self._metrics.generation_tokens.inc(request.usage.completion_tokens)
+        log.log(logging.DEBUG if request.route in FREQUENT else logging.INFO, line(request, self._version, seconds))
 
 
 def request_id(scope: Scope) -> str:
@@ -99,25 +95,26 @@ def request_id(scope: Scope) -> str:
     return f"req_{secrets.token_hex(12)}"
 
 
-def line(exchange: Exchange, version: str, seconds: float) -> str:
+def line(request: RequestLog, version: str, seconds: float) -> str:
     """key=value, without what the client wrote: no prompt, no key, no URL."""
     parts: list[tuple[str, object]] = [
-        ("id", exchange.id),
-        ("method", exchange.method if exchange.method.isalpha() else "other"),
-        ("route", exchange.route),
-        ("status", exchange.status or CLIENT_GONE),
-        ("end", exchange.end),
+        ("id", request.id),
+        ("method", request.method if request.method.isalpha() else "other"),
+        ("route", request.route),
+        ("status", request.status or CLIENT_GONE),
+        ("end", request.end or request.usage.finish or "answered"),
         ("seconds", f"{seconds:.4f}"),
     ]
-    if exchange.model is not None:
+    if request.model is not None:
+        usage = request.usage
         parts += [
-            ("model", exchange.model),
+            ("model", request.model),
             ("version", version),
-            ("prompt_tokens", exchange.prompt_tokens),
-            ("completion_tokens", exchange.completion_tokens),
-            ("cached_tokens", exchange.cached_tokens),
-            ("queue_seconds", _brief(exchange.queue_seconds)),
-            ("first_token_seconds", _brief(exchange.first_token_seconds)),
+            ("prompt_tokens", usage.prompt_tokens),
+            ("completion_tokens", usage.completion_tokens),
+            ("cached_tokens", usage.cached_tokens),
+            ("queue_seconds", _brief(usage.queue_seconds)),
+            ("first_token_seconds", _brief(usage.first_token_seconds)),
         ]
     return " ".join(f"{key}={_one_word(str(value))}" for key, value in parts)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from opsin_server.api.paths import READ
+from opsin_server.api.middleware.paths import READ
 from opsin_server.api.services import Services, ServicesDep
 from opsin_server.errors import NotFound
 

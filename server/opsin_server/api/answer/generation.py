@@ -6,10 +6,10 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from opsin_server.api.engine import TokenStream
-from opsin_server.api.exchange import Exchange
-from opsin_server.api.reader import Piece, Reader
-from opsin_server.api.replies import (
+from opsin_server.api.answer.output_text import OutputText, Piece
+from opsin_server.api.answer.token_usage import TokenUsage
+from opsin_server.api.engine_status import TokenStream
+from opsin_server.api.schemas.chat_response import (
     AssistantMessage,
     Choice,
     Chunk,
@@ -36,52 +36,55 @@ class Identity:
 
 
 class Generation:
+    """started: when the request came, by `time.perf_counter`. usage: is filled while the answer comes."""
+
     def __init__(
         self,
         identity: Identity,
         stream: TokenStream,
-        reader: Reader,
+        text: OutputText,
         wants_logprobs: bool,
-        exchange: Exchange,
+        usage: TokenUsage,
+        started: float,
         metrics: Metrics,
     ) -> None:
         self._who, self._wants_logprobs = identity, wants_logprobs
-        self._stream, self._reader = stream, reader
-        self._exchange, self._metrics = exchange, metrics
-        self._last_token = 0.0
+        self._stream, self._text = stream, text
+        self._usage, self._metrics = usage, metrics
+        self._started, self._last_token = started, 0.0
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Ends after one with `finish`. The engine is told at once when a stop string ended it. Raises EngineFailed."""
         async for output in self._stream:
             self._note(output)
-            piece = self._reader.read(output)
-            self._exchange.completion_tokens = self._reader.tokens
+            piece = self._text.read(output)
+            self._usage.completion_tokens = self._text.tokens
             if piece.finish is not None:
-                self._exchange.end = piece.finish
+                self._usage.finish = piece.finish
                 if output.finish is None:
                     self._stream.cancel()
             if piece:
                 yield piece
 
     def _note(self, output: Output) -> None:
-        exchange, now = self._exchange, time.perf_counter()
-        exchange.cached_tokens = max(exchange.cached_tokens, output.cached_tokens)
-        if exchange.queue_seconds is None:
-            exchange.queue_seconds = output.queue_seconds
+        usage, now = self._usage, time.perf_counter()
+        usage.cached_tokens = max(usage.cached_tokens, output.cached_tokens)
+        if usage.queue_seconds is None:
+            usage.queue_seconds = output.queue_seconds
             self._metrics.queue.observe(output.queue_seconds)
         if not output.ids:
             return
-        if exchange.first_token_seconds is None:
-            exchange.first_token_seconds = now - exchange.started
-            self._metrics.first_token.observe(exchange.first_token_seconds)
+        if usage.first_token_seconds is None:
+            usage.first_token_seconds = now - self._started
+            self._metrics.first_token.observe(usage.first_token_seconds)
         else:
             self._metrics.inter_token.observe((now - self._last_token) / len(output.ids))
         self._last_token = now
 
     def usage(self) -> Usage:
-        exchange = self._exchange
-        prompt, answer, images = exchange.prompt_tokens, exchange.completion_tokens, exchange.image_tokens
-        details = PromptDetails(exchange.cached_tokens, images, prompt - images)
+        used = self._usage
+        prompt, answer, images = used.prompt_tokens, used.completion_tokens, used.image_tokens
+        details = PromptDetails(used.cached_tokens, images, prompt - images)
         return Usage(prompt, answer, prompt + answer, details)
 
     async def completion(self) -> Completion:

@@ -7,8 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from opsin_server import __version__
-from opsin_server.api.engine import why_not_live, why_not_ready
-from opsin_server.api.paths import LIVE, READ, READY
+from opsin_server.api.engine_status import why_not_live, why_not_ready
+from opsin_server.api.middleware.paths import LIVE, READ, READY
 from opsin_server.api.services import ServicesDep
 
 router = APIRouter()

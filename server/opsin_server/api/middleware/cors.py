@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 EXPOSED = ("x-request-id", "openai-processing-ms", "retry-after")  # what the OpenAI SDK reads of an answer
 
 
-class BrowsersMiddleware(CORSMiddleware):
+class BrowserOriginsMiddleware(CORSMiddleware):
     """Outside of the keys and of the place where failures become answers: a preflight carries no key, and a page may
     read why it was refused. No credentials: a key travels in a header that the page's script sets, never in a cookie
     that a browser adds by itself. A page may ask a server in a private network, if its origin is named here."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from opsin_server.api.admission import Admission, Draining, Saturated
-from opsin_server.api.lifetime import ClientGone, Lifetime
+from opsin_server.api.cancellation import CancelScope, ClientGone
 
 
 class StopError(Exception):
@@ -27,7 +27,7 @@ def test_a_disconnect_ends_the_work_and_waits_for_its_clean_up() -> None:
     cleaned: list[str] = []
 
     async def work() -> None:
-        async with Lifetime().attended(gone):
+        async with CancelScope().attended(gone):
             try:
                 await asyncio.sleep(1000)
             finally:
@@ -40,7 +40,7 @@ def test_a_disconnect_ends_the_work_and_waits_for_its_clean_up() -> None:
 
 def test_the_first_reason_counts() -> None:
     async def main() -> None:
-        lifetime = Lifetime()
+        lifetime = CancelScope()
         asyncio.get_running_loop().call_later(0.01, lifetime.end, StopError("first"))
         asyncio.get_running_loop().call_later(0.01, lifetime.end, StopError("second"))
         with pytest.raises(StopError, match="first"):
@@ -57,7 +57,7 @@ def test_the_first_reason_counts() -> None:
 @pytest.mark.parametrize("failure", [None, ValueError("x")])
 def test_an_end_as_the_work_ends_leaves_no_cancellation_behind(failure: Exception | None) -> None:
     async def work() -> None:
-        lifetime = Lifetime()
+        lifetime = CancelScope()
         async with lifetime.attended(silent):
             lifetime.end(StopError())
             if failure is not None:
@@ -76,7 +76,7 @@ def test_an_end_as_the_work_ends_leaves_no_cancellation_behind(failure: Exceptio
 
 def test_a_cancellation_from_elsewhere_stays_one() -> None:
     async def work() -> None:
-        async with Lifetime().attended(silent):
+        async with CancelScope().attended(silent):
             await asyncio.sleep(1000)
 
     async def main() -> None:
@@ -92,7 +92,7 @@ def test_a_cancellation_from_elsewhere_stays_one() -> None:
 
 def test_work_that_ends_in_time_is_left_alone() -> None:
     async def main() -> int:
-        async with Lifetime().attended(silent):
+        async with CancelScope().attended(silent):
             await asyncio.sleep(0)
             return len(asyncio.all_tasks())
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from opsin_server.api.admission import Draining
-from opsin_server.api.lifetime import ClientGone
+from opsin_server.api.cancellation import ClientGone
 from opsin_server.errors import BadRequest, OpsinError, Unauthorized, Unavailable
 
 log = logging.getLogger("opsin.errors")
@@ -22,7 +22,7 @@ log = logging.getLogger("opsin.errors")
 RETRY_AFTER_SECONDS = "2"  # a restart of the engine, or the end of a few of the requests ahead
 
 
-class FailuresMiddleware:
+class ErrorResponsesMiddleware:
     """Answers what is raised anywhere inside. After the first byte nothing can be answered: the response is left
     unfinished, and uvicorn closes the connection without the end that a client would take for success."""
 
@@ -40,12 +40,12 @@ class FailuresMiddleware:
         try:
             await self._app(scope, receive, send_noting)
         except ClientGone:
-            scope["opsin.exchange"].end = "disconnected"
+            scope["opsin.request"].end = "disconnected"
         except Exception as failure:
             if scope["type"] != "http":
                 raise
             known = known_error(failure, scope)
-            scope["opsin.exchange"].end = "failed" if started else "refused"
+            scope["opsin.request"].end = "failed" if started else "refused"
             if not started:
                 await response(known)(scope, receive, send)
 
@@ -64,7 +64,7 @@ def known_error(failure: Exception, scope: Scope) -> OpsinError:
         return _http_error(failure, scope)
     name = type(failure).__name__
     log.error(
-        "id=%s error=%s\n%s", scope["opsin.exchange"].id, name, "".join(traceback.format_tb(failure.__traceback__))
+        "id=%s error=%s\n%s", scope["opsin.request"].id, name, "".join(traceback.format_tb(failure.__traceback__))
     )
     log.debug("the message of %s", name, exc_info=failure)
     return OpsinError("The server could not answer this request: an error of its own, which it has logged")

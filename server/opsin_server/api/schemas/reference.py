@@ -1,4 +1,4 @@
-"""docs/fields.md, written from the request models: `python -m opsin_server.api.reference > docs/fields.md`."""
+"""docs/fields.md, written from the request models: `python -m opsin_server.api.schemas.reference > docs/fields.md`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import annotated_types as bounds
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from opsin_server.api.conversation import ChatMessage, ContentPart, ImageURL, ProcessorOptions
-from opsin_server.api.fields import Neutral, Unread, shown
-from opsin_server.api.wire import ChatRequest, StreamOptions
+from opsin_server.api.schemas.chat_request import (
+    ChatMessage,
+    ChatRequest,
+    ContentPart,
+    ImageURL,
+    ProcessorOptions,
+    StreamOptions,
+)
+from opsin_server.api.schemas.fields import Neutral, Unread, shown
 
 HEAD = """# Fields of a chat request
 
 What `POST /v1/chat/completions` does with each field that it knows. The list is written from the request's own model
-(`python -m opsin_server.api.reference > docs/fields.md`); a test keeps the two equal.
+(`python -m opsin_server.api.schemas.reference > docs/fields.md`); a test keeps the two equal.
 
 A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it passes
 only at values that ask for what happens anyway, and is refused by name at any other. A field that is in no list is

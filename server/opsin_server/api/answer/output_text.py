@@ -4,36 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from opsin_server.api.replies import Finish, TokenLogprob, TopLogprob
+from opsin_server.api.schemas.chat_response import Finish, TokenLogprob, TopLogprob
 from opsin_server.ipc.messages import Logprobs, Output
+from opsin_server.prompt.detokenizer import Detokenizer
+from opsin_server.prompt.stops import StopFinder
+from opsin_server.prompt.tokenizer import Tokenizer
 
 UNLIKELY = -9999.0  # OpenAI's number for what JSON cannot hold: minus infinity
-
-
-class Tokens(Protocol):
-    """`prompt.tokenizer.Tokenizer`."""
-
-    def token_bytes(self, id: int) -> bytes: ...  # noqa: A002 (the interface's word)
-
-    def is_special(self, id: int) -> bool: ...  # noqa: A002
-
-
-class TextSource(Protocol):
-    """`prompt.detokenizer.Detokenizer`."""
-
-    def push(self, ids: tuple[int, ...]) -> str: ...
-
-    def finish(self) -> str: ...
-
-
-class StopSource(Protocol):
-    """`prompt.stops.StopFinder`."""
-
-    def push(self, text: str) -> tuple[str, bool]: ...
-
-    def finish(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -46,10 +24,10 @@ class Piece:
         return bool(self.text or self.logprobs or self.finish)
 
 
-class Reader:
+class OutputText:
     """One request's. Logprobs come with the text that their token begins in; those past a stop string are dropped."""
 
-    def __init__(self, text: TextSource, stops: StopSource, tokens: Tokens) -> None:
+    def __init__(self, text: Detokenizer, stops: StopFinder, tokens: Tokenizer) -> None:
         self._text, self._stops, self._tokens = text, stops, tokens
         self._made = 0  # characters detokenized
         self._shown = 0  # characters that left

@@ -12,16 +12,17 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from opsin_server.api import chat, failures, health, models
 from opsin_server.api.admission import Admission
-from opsin_server.api.auth import AuthMiddleware
-from opsin_server.api.browsers import BrowsersMiddleware
-from opsin_server.api.engine import Engine
-from opsin_server.api.exchange import ExchangeMiddleware
-from opsin_server.api.failures import FailuresMiddleware
-from opsin_server.api.head import HeadMiddleware
-from opsin_server.api.paths import PathMiddleware
-from opsin_server.api.sampling_defaults import SamplingDefaults
+from opsin_server.api.answer.sampling_defaults import SamplingDefaults
+from opsin_server.api.engine_status import Engine
+from opsin_server.api.middleware import error_responses
+from opsin_server.api.middleware.auth import AuthMiddleware
+from opsin_server.api.middleware.cors import BrowserOriginsMiddleware
+from opsin_server.api.middleware.error_responses import ErrorResponsesMiddleware
+from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
+from opsin_server.api.middleware.paths import PathMiddleware
+from opsin_server.api.middleware.request_log import RequestLogMiddleware
+from opsin_server.api.routes import chat, health, models
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
 from opsin_server.media.limits import MediaLimits
@@ -64,18 +65,18 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # a redirect would be built from the Host header
-        exception_handlers={HTTPException: failures.handle, RequestValidationError: failures.handle},
+        exception_handlers={HTTPException: error_responses.handle, RequestValidationError: error_responses.handle},
     )
     app.state.services = services
     for router in (chat.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
     app.add_middleware(PathMiddleware, root_path=config.root_path)
-    app.add_middleware(HeadMiddleware)
-    app.add_middleware(FailuresMiddleware)
+    app.add_middleware(HeaderLimitsMiddleware)
+    app.add_middleware(ErrorResponsesMiddleware)
     if config.allow_origins:
-        app.add_middleware(BrowsersMiddleware, origins=config.allow_origins)
-    app.add_middleware(ExchangeMiddleware, metrics=services.metrics, version=version)
+        app.add_middleware(BrowserOriginsMiddleware, origins=config.allow_origins)
+    app.add_middleware(RequestLogMiddleware, metrics=services.metrics, version=version)
     return app
 
 

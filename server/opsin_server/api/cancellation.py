@@ -13,7 +13,7 @@ class ClientGone(Exception):
     """Nobody is left to answer."""
 
 
-class Lifetime:
+class CancelScope:
     """One admitted request's. What runs inside `attended` is cancelled at once by `end`, and the reason is raised."""
 
     def __init__(self) -> None:

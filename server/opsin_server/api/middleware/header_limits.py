@@ -10,13 +10,13 @@ MAX_HEADERS = 100
 MAX_BYTES = 64 * 1024
 
 
-class HeadTooLarge(OpsinError):
+class HeadersTooLarge(OpsinError):
     status = 431
     type = "invalid_request_error"
     code = "headers_too_large"
 
 
-class HeadMiddleware:
+class HeaderLimitsMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
@@ -29,7 +29,7 @@ class HeadMiddleware:
 def check(scope: Scope) -> None:
     headers = scope["headers"]
     if len(headers) > MAX_HEADERS:
-        raise HeadTooLarge(f"The request has {len(headers)} headers; the limit is {MAX_HEADERS}")
+        raise HeadersTooLarge(f"The request has {len(headers)} headers; the limit is {MAX_HEADERS}")
     size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers)
     if size > MAX_BYTES:
-        raise HeadTooLarge(f"The request's address and headers have {size} bytes; the limit is {MAX_BYTES}")
+        raise HeadersTooLarge(f"The request's address and headers have {size} bytes; the limit is {MAX_BYTES}")

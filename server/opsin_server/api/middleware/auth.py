@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from opsin_server.api.paths import PROBES
+from opsin_server.api.middleware.paths import PROBES
 from opsin_server.errors import Unauthorized
 
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import Registry, describe
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
-from opsin_server.banner import Loading, announce, model_rows
 from opsin_server.config import ServerConfig, model_name
+from opsin_server.console import Loading, announce, model_rows
 from opsin_server.errors import ConfigError
 from opsin_server.fingerprint import fingerprint
 from opsin_server.ipc.client import EngineClient
@@ -72,10 +72,10 @@ async def _serve(
     spec: ModelSpec,
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
-    from opsin_server.api.sampling_defaults import read_sampling_defaults
-    from opsin_server.app import create_app
+    from opsin_server.api.answer.sampling_defaults import read_sampling_defaults
+    from opsin_server.api.app import create_app
+    from opsin_server.api.listener import Server, bind, url_of
     from opsin_server.prompt.encode import PromptEncoder
-    from opsin_server.serving import Server, bind, url_of
 
     names = config.served_names or (model_name(files.directory),)
     try:

@@ -18,8 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from opsin_server.api import failures
 from opsin_server.api.admission import Admission
+from opsin_server.api.middleware import error_responses
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest, ConfigError, Unavailable
 
@@ -173,7 +173,7 @@ class Protocol(H11Protocol):
             self.transport.abort()  # an answer is on its way already
             return
         error = BadRequest("The request is not valid HTTP, or its headers are larger than 64 KiB", code="invalid_http")
-        data = msgspec.json.encode(failures.body(error))
+        data = msgspec.json.encode(error_responses.body(error))
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(data)).encode()),

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.types import Message
 
-from opsin_server.api.fields import UNSUPPORTED
-from opsin_server.api.lifetime import ClientGone
+from opsin_server.api.cancellation import ClientGone
+from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest
+from opsin_server.api.schemas.fields import UNSUPPORTED
 from opsin_server.api.services import services_of
-from opsin_server.api.wire import ChatRequest, DeploymentRequest
 from opsin_server.errors import BadRequest, OpsinError, TooLarge
 
 IDLE_SECONDS = 30.0  # without a byte of the body

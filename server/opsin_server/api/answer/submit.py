@@ -1,74 +1,37 @@
-"""POST /v1/chat/completions: a conversation with pictures in, an answer out, whole or as a stream."""
+"""From a checked request to an answer that the engine is working on: pictures, prompt, limits, sampling."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
-from fastapi import APIRouter, Request
-from starlette.responses import Response
-
-from opsin_server.api.admission import Admission
-from opsin_server.api.body import ChatBody, DeploymentBody
-from opsin_server.api.conversation import to_prompt
-from opsin_server.api.engine import facts
-from opsin_server.api.exchange import Exchange
-from opsin_server.api.generation import Generation, Identity
-from opsin_server.api.lifetime import Lifetime
-from opsin_server.api.models import check_served
-from opsin_server.api.reader import Reader
-from opsin_server.api.replies import encode
-from opsin_server.api.sampling_defaults import SamplingDefaults
-from opsin_server.api.services import ExchangeDep, Services, ServicesDep
-from opsin_server.api.stream import EventStream
-from opsin_server.api.wire import ChatRequest
+from opsin_plugins.spec import ImageBudget
+from opsin_server.api.answer.generation import Generation, Identity
+from opsin_server.api.answer.output_text import OutputText
+from opsin_server.api.answer.sampling_defaults import SamplingDefaults
+from opsin_server.api.engine_status import facts
+from opsin_server.api.middleware.request_log import RequestLog
+from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, ContentPart
+from opsin_server.api.services import Services
 from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
 from opsin_server.media.load_images import load_images
 from opsin_server.prompt.detokenizer import Detokenizer
 from opsin_server.prompt.encode import Prompt
-from opsin_server.prompt.messages import Message, TextPart, image_parts
+from opsin_server.prompt.messages import ImagePart, Message, Role, TextPart, image_parts
 from opsin_server.prompt.stops import StopFinder
 from opsin_server.prompt.tokenizer import Tokenizer
 
-router = APIRouter()
+FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
+LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
 
-@router.post("/v1/chat/completions")
-@router.post("/chat/completions")
-async def chat(body: ChatBody, request: Request, exchange: ExchangeDep, services: ServicesDep) -> Response:
-    return await answer(body, request, exchange, services)
-
-
-@router.post("/deployments/{name:path}/chat/completions")
-async def chat_with_deployment(
-    body: DeploymentBody, request: Request, exchange: ExchangeDep, services: ServicesDep
-) -> Response:
-    """Azure's address for it, below /openai (which `api.paths` takes away)."""
-    return await answer(body, request, exchange, services)
-
-
-async def answer(body: ChatRequest, request: Request, exchange: Exchange, services: Services) -> Response:
-    check_served(body.model, services.names)
-    lifetime = admitted(exchange, services.admission)
-    async with lifetime.attended(request.receive):
-        generation = await submit(body, exchange, services)
-        if not body.stream:
-            return Response(encode(await generation.completion()), media_type="application/json")
-    return EventStream(generation, lifetime, body.wants_usage, body.wants_usage_in_every_chunk)
-
-
-def admitted(exchange: Exchange, admission: Admission) -> Lifetime:
-    """A place among the requests in flight, given back when the exchange ends. Raises Unavailable."""
-    lifetime = admission.admit()
-    exchange.at_end.append(lambda: admission.release(lifetime))
-    return lifetime
-
-
-async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> Generation:
-    """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine."""
-    exchange.model = body.model
+async def submit(body: ChatRequest, log: RequestLog, services: Services, held: AsyncExitStack) -> Generation:
+    """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine. held: what its closing
+    gives back."""
+    log.model = body.model
     context = facts(services.engine).max_context
     messages = to_prompt(body, image_limit(services.config.engine.max_image_tokens, context))
     services.encoder.check(messages)
@@ -77,19 +40,16 @@ async def submit(body: ChatRequest, exchange: Exchange, services: Services) -> G
     images = image_parts(messages)
     pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
     prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
-    exchange.prompt_tokens, exchange.image_tokens = len(prompt.ids), image_tokens(prompt)
+    log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body.output_limit, context)
     eos = () if body.ignore_eos else services.eos
     message = submission(sampling(body, services.sampling), prompt, max_tokens, eos)
     stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
-    exchange.at_end.append(stream.cancel)
+    held.callback(stream.cancel)
     tokenizer = services.encoder.tokenizer
-    reader = Reader(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
+    text = OutputText(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
     identity = Identity(message.request_id, body.model, services.version)
-    return Generation(identity, stream, reader, bool(body.logprobs), exchange, services.metrics)
-
-
-FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
+    return Generation(identity, stream, text, bool(body.logprobs), log.usage, log.started, services.metrics)
 
 
 def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
@@ -191,3 +151,43 @@ def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:
     fit = f"{count} of at most {per_image} tokens" if per_image else "none beside this text"
     largest = max(span.length for span in prompt.spans)
     return f" ({images} of them for {count} images, the largest {largest}; there is room for {fit})"
+
+
+def to_prompt(request: ChatRequest, max_image_tokens: int | None) -> list[Message]:
+    """The same conversation in the prompt code's words; "developer" is OpenAI's newer name for "system"."""
+    options = request.mm_processor_kwargs
+    default = ImageBudget(None if options is None else options.max_pixels, max_image_tokens)
+    return [
+        Message(_role(message), _parts(message.content, f"messages[{index}].content", default))
+        for index, message in enumerate(request.messages)
+    ]
+
+
+def _role(message: ChatMessage) -> Role:
+    return "system" if message.role == "developer" else message.role
+
+
+def _parts(
+    content: str | list[ContentPart] | None, param: str, default: ImageBudget
+) -> tuple[TextPart | ImagePart, ...]:
+    if isinstance(content, str):
+        return (TextPart(content),)
+    if not content:  # an assistant's
+        return (TextPart(""),)
+    return tuple(_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
+
+
+def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
+    """An image's own number of pixels goes before the request's, and both before what `detail` stands for."""
+    if part.text is not None:
+        return TextPart(part.text)
+    pixels, low = default.max_pixels, False
+    if part.image_url is not None:
+        source, param = part.image_url.url, f"{param}.image_url"
+        pixels, low = part.image_url.max_pixels or pixels, "low" in (part.image_url.detail, part.detail)
+    else:
+        assert part.image is not None
+        source, param = part.image, f"{param}.image"
+    if pixels is None and low:
+        return ImagePart(source, ImageBudget(LOW_DETAIL_PIXELS, default.max_tokens), param)
+    return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)

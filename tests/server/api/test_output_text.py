@@ -11,7 +11,7 @@ from fake_encoder import END, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsin_server.api.reader import UNLIKELY, Piece, Reader
+from opsin_server.api.answer.output_text import UNLIKELY, OutputText, Piece
 from opsin_server.ipc.messages import Logprobs, Output
 from opsin_server.prompt.detokenizer import Detokenizer
 from opsin_server.prompt.stops import StopFinder
@@ -19,9 +19,9 @@ from opsin_server.prompt.stops import StopFinder
 
 def read(
     tokens: Sequence[int], sizes: Sequence[int], stops: Sequence[str] = (), finish: str = "stop"
-) -> tuple[list[Piece], Reader]:
+) -> tuple[list[Piece], OutputText]:
     """sizes: how many tokens the outputs have, over and over. Reading ends where an engine would be cancelled."""
-    reader = Reader(Detokenizer(byte_tokenizer()), StopFinder(stops), byte_tokenizer())
+    reader = OutputText(Detokenizer(byte_tokenizer()), StopFinder(stops), byte_tokenizer())
     pieces, at, turn = [], 0, 0
     while at < len(tokens) or not at:
         ids = tuple(tokens[at : at + sizes[turn % len(sizes)]])
@@ -91,7 +91,7 @@ def test_a_piece_that_shows_nothing_is_false() -> None:
 
 
 def test_what_json_cannot_hold() -> None:
-    reader = Reader(Detokenizer(byte_tokenizer()), StopFinder([]), byte_tokenizer())
+    reader = OutputText(Detokenizer(byte_tokenizer()), StopFinder([]), byte_tokenizer())
     given_: Any = Logprobs(-math.inf, (98, END), (-math.inf, -1.0))
     entry = reader.read(Output("r", (97,), (given_,))).logprobs[0]
     assert entry.logprob == UNLIKELY

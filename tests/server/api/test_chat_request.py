@@ -13,17 +13,19 @@ from pydantic import BaseModel
 from wire_requests import USER, accepted, refused, request
 
 from opsin_plugins.spec import ImageBudget
-from opsin_server.api import reference
-from opsin_server.api.body import parse
-from opsin_server.api.conversation import (
+from opsin_server.api.answer.submit import to_prompt
+from opsin_server.api.routes.read_body import parse
+from opsin_server.api.schemas import reference
+from opsin_server.api.schemas.chat_request import (
     ChatMessage,
+    ChatRequest,
     ContentPart,
+    DeploymentRequest,
     ImageURL,
     ProcessorOptions,
-    to_prompt,
+    StreamOptions,
 )
-from opsin_server.api.dialects import Dialects
-from opsin_server.api.wire import ChatRequest, DeploymentRequest, StreamOptions
+from opsin_server.api.schemas.dialects import Dialects
 from opsin_server.errors import BadRequest
 from opsin_server.prompt.messages import ImagePart, TextPart
 
@@ -311,7 +313,7 @@ def test_azures_address_names_the_model() -> None:
 
 
 def test_the_documentation_is_current() -> None:
-    """If not: python -m opsin_server.api.reference > docs/fields.md"""
+    """If not: python -m opsin_server.api.schemas.reference > docs/fields.md"""
     written = (Path(__file__).parents[3] / "docs" / "fields.md").read_text()
     assert written == reference.page()
     for field in (*ChatRequest.model_fields, *ChatMessage.model_fields, *ContentPart.model_fields):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from opsin_server.api import failures
-from opsin_server.api.generation import Generation
-from opsin_server.api.lifetime import ClientGone, Lifetime
-from opsin_server.api.reader import Piece
-from opsin_server.api.replies import ChunkChoice, Delta, event
+from opsin_server.api.answer.generation import Generation
+from opsin_server.api.answer.output_text import Piece
+from opsin_server.api.cancellation import CancelScope, ClientGone
+from opsin_server.api.middleware import error_responses
+from opsin_server.api.schemas.chat_response import ChunkChoice, Delta, event
 
 STATUS_SECONDS = 0.5  # so long the status line waits for the first token: a failure until then is still a real 5xx
 PING_SECONDS = 10.0  # between comments that keep a reader's timeout from running out before the first token
@@ -22,23 +22,32 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class EventStream(Response):
-    """Sends a generation; does not own it. A failure after the status line becomes an error event, and the body is
-    never finished: a clean end would look like success."""
+    """Sends a generation, and closes what it holds at the end. A failure after the status line becomes an error event,
+    and the body is never finished: a clean end would look like success."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, generation: Generation, lifetime: Lifetime, include_usage: bool, usage_in_every_chunk: bool
+        self,
+        generation: Generation,
+        cancellation: CancelScope,
+        held: AsyncExitStack,
+        include_usage: bool,
+        usage_in_every_chunk: bool,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._generation, self._lifetime = generation, lifetime
+        self._generation, self._cancellation, self._held = generation, cancellation, held
         self._include_usage, self._usage_in_every_chunk = include_usage, usage_in_every_chunk
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await self._send_all(scope, receive, send)
+
+    async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with self._lifetime.attended(receive):
+            async with self._cancellation.attended(receive):
                 async for data in paced(self._events()):
                     await self._send(send, data)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -47,10 +56,10 @@ class EventStream(Response):
         except Exception as failure:
             if not self._started:
                 raise
-            error = failures.known_error(failure, scope)
+            error = error_responses.known_error(failure, scope)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_SECONDS):
-                    await self._send(send, event(failures.body(error)))
+                    await self._send(send, event(error_responses.body(error)))
             raise error from failure
 
     async def _send(self, send: Send, data: bytes) -> None:
