@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from opsin_server.api.answer.output_text import OutputText, Piece
-from opsin_server.api.answer.token_usage import TokenUsage
 from opsin_server.api.engine_status import TokenStream
 from opsin_server.api.schemas.chat_response import (
     AssistantMessage,
@@ -21,6 +20,7 @@ from opsin_server.api.schemas.chat_response import (
     TokenLogprob,
     Usage,
 )
+from opsin_server.api.token_usage import TokenUsage
 from opsin_server.ipc.messages import Output
 from opsin_server.metrics import Metrics
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from opsin_server.api.answer.token_usage import TokenUsage
 from opsin_server.api.middleware.paths import PROBES
+from opsin_server.api.token_usage import TokenUsage
 from opsin_server.metrics import Metrics
 
 log = logging.getLogger("opsin.access")
