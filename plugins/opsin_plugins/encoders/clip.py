@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.configs import MOST_LAYERS, Config, activation, integer, layer_count, number, standard_pixels, three
 from opsin_plugins.families import renames
-from opsin_plugins.images import center_crop, patches, resize_shortest
+from opsin_plugins.images import patches, resize_and_crop
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
@@ -65,8 +65,8 @@ class Clip:
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """Every picture has one size, so a budget changes nothing."""
-        resized = resize_shortest(image, image_spec.shortest_edge, image_spec.resample)
-        return patches(center_crop(resized, *image_spec.size), image_spec.patch)
+        kept = resize_and_crop(image, image_spec.shortest_edge, *image_spec.size, image_spec.resample)
+        return patches(kept, image_spec.patch)
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
         return [
