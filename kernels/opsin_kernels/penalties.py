@@ -56,8 +56,10 @@ def penalized(logits: Tensor, placed: Placed | None) -> Tensor:
 
 
 def penalize_ref_(logits: Tensor, where: Tensor, what: Tensor) -> None:
-    """The definition, in place. where I64 [2, N], what F32 [2, N]: as in `Placed`."""
+    """The definition, in place. where I64 [2, N], what F32 [2, N]: as in `Placed`. What is too large for the type
+    becomes its largest number, not infinity, beside which nothing else could be drawn."""
     rows, tokens = where
     factors, shifts = what
     x = logits[rows, tokens].float()
-    logits[rows, tokens] = (torch.where(x > 0, x / factors, x * factors) - shifts).to(logits.dtype)
+    x = torch.where(x > 0, x / factors, x * factors) - shifts
+    logits[rows, tokens] = x.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)

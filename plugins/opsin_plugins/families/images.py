@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,8 @@ from PIL import Image
 from opsin_plugins.spec import U8, Grid, ImageBudget, SpecError
 
 MAX_ASPECT = 200  # past it a smart resize leaves no rows
+REDUCING_GAP = 128  # times that a filter shrinks a side at least, where averages come first: they change no pixel by 2
+FILTER_REACH = 5  # pixels on each side, of the picture or (where it shrinks) of the result, that no filter looks past
 
 
 def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -28,7 +31,7 @@ def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels
     elif high * wide < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         high, wide = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
-    return high, wide
+    return max(factor, high), max(factor, wide)  # (min_pixels 0 would leave a narrow picture no rows)
 
 
 def pixel_limit(budget: ImageBudget, per_token: int, limit: int) -> int:
@@ -52,30 +55,72 @@ def longest_size(height: int, width: int, longest: int, factor: int) -> tuple[in
 
 
 def resize(image: U8, height: int, width: int, resample: int) -> U8:
-    """U8 [H, W, 3] to U8 [height, width, 3]. resample: PIL's number."""
+    """U8 [H, W, 3] to U8 [height, width, 3]. resample: PIL's number.
+
+    Beside the result, Pillow takes 4 bytes a pixel of the picture and one intermediate, which is no larger than the
+    picture or the result: it resizes that side first which makes it so. Its weights would take 16 to 48 bytes a pixel
+    of the longer side, so a side that shrinks more than 2 * REDUCING_GAP times is averaged a few pixels at a time
+    first.
+    """
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling(resample)))
+    method = Image.Resampling(resample)
+    return np.asarray(Image.fromarray(image).resize((width, height), method, reducing_gap=REDUCING_GAP))
 
 
-def resize_shortest(image: U8, edge: int, resample: int) -> U8:
-    """The shorter side becomes `edge`, the longer one keeps the ratio (rounded down)."""
-    height, width = image.shape[:2]
-    if height <= width:
-        return resize(image, edge, int(edge * width / height), resample)
-    return resize(image, int(edge * height / width), edge, resample)
+def resize_and_crop(image: U8, edge: int, height: int, width: int, resample: int) -> U8:
+    """The shorter side becomes `edge` and the longer one keeps the ratio (rounded down); of that the middle, U8
+    [height, width, 3], with black around a picture that is smaller. What is cut off is never made."""
+    high, wide = image.shape[:2]
+    size = (edge, int(edge * wide / high)) if high <= wide else (int(edge * high / wide), edge)
+    top, rows, above = _middle(size[0], height)
+    left, columns, before = _middle(size[1], width)
+    return pad_to(resize_part(image, size, (top, left, rows, columns), resample), height, width, above, before)
 
 
-def center_crop(image: U8, height: int, width: int) -> U8:
-    """Cuts the middle; where the picture is smaller, pads with zeros."""
-    h, w = image.shape[:2]
-    top, left = (h - height) // 2, (w - width) // 2
-    if top < 0 or left < 0:
-        padded = np.zeros((max(h, height), max(w, width), 3), np.uint8)
-        down, right = math.ceil((padded.shape[0] - h) / 2), math.ceil((padded.shape[1] - w) / 2)
-        padded[down : down + h, right : right + w] = image
-        return center_crop(padded, height, width)
-    return image[top : top + height, left : left + width]
+def _middle(length: int, kept: int) -> tuple[int, int, int]:
+    """Of a side of so many pixels, the middle `kept`: the first one, how many there are, and how many are missing
+    before them."""
+    return max(0, (length - kept) // 2), min(length, kept), max(0, (kept - length + 1) // 2)
+
+
+def resize_part(image: U8, size: tuple[int, int], part: tuple[int, int, int, int], resample: int) -> U8:
+    """U8 [rows, columns, 3] of the picture resized to `size`, of which no more is made. part: top, left, rows,
+    columns."""
+    top, left, rows, columns = part
+    if part == (0, 0, *size):
+        return resize(image, *size, resample)
+    (high, wide), method = image.shape[:2], Image.Resampling(resample)
+    down, across = _read(high, size[0], top, rows), _read(wide, size[1], left, columns)
+    picture = Image.fromarray(image[down.first : down.last, across.first : across.last])
+    # One side after the other, in the order that Pillow takes for the whole picture: what a filter overshoots is cut to
+    # 0 to 255 in between, so the other order gives other pixels at sharp edges.
+    sides = ["across", "down"] if high - size[0] <= max(0, 2 * (wide - size[1])) else ["down", "across"]
+    for side in sides:
+        if side == "down":
+            box = (0.0, down.begin, float(picture.width), down.end)
+            picture = picture.resize((picture.width, rows), method, box)
+        else:
+            box = (across.begin, 0.0, across.end, float(picture.height))
+            picture = picture.resize((columns, picture.height), method, box)
+    return np.asarray(picture)
+
+
+class _Read(NamedTuple):
+    """Pixels first to last (exclusive) of a side, and what of them is resized; the rest is what the filter sees."""
+
+    first: int
+    last: int
+    begin: float
+    end: float
+
+
+def _read(length: int, resized: int, start: int, count: int) -> _Read:
+    """What of a side of `length` pixels makes pixels start to start + count when all of it becomes `resized`."""
+    scale = length / resized
+    begin, end, margin = start * scale, (start + count) * scale, FILTER_REACH * max(1.0, scale) + 1
+    first, last = max(0, math.floor(begin - margin)), min(length, math.ceil(end + margin))
+    return _Read(first, last, begin - first, min(end, last) - first)
 
 
 def patches(image: U8, patch: int, merge: int = 1) -> tuple[U8, Grid]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from opsin_plugins.families.base import renames
 from opsin_plugins.families.config_fields import MOST_LAYERS, activation, flag, integer, layer_count, number, three
 from opsin_plugins.families.image_processors import CLIP, edge, edges, resample_of, square
-from opsin_plugins.families.images import center_crop, patches, resize, resize_shortest
+from opsin_plugins.families.images import patches, resize, resize_and_crop
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
@@ -74,8 +74,8 @@ class Clip:
         """Every picture has one size, so a budget changes nothing."""
         if image_spec.resize == "stretch":
             return patches(resize(image, *image_spec.size, image_spec.resample), image_spec.patch)
-        resized = resize_shortest(image, image_spec.shortest_edge, image_spec.resample)
-        return patches(center_crop(resized, *image_spec.size), image_spec.patch)
+        kept = resize_and_crop(image, image_spec.shortest_edge, *image_spec.size, image_spec.resample)
+        return patches(kept, image_spec.patch)
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
         return [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.penalties import Placed, penalized
-from opsin_kernels.sampling import SamplingRow, log_probabilities, sample, settings_of
+from opsin_kernels.sampling import SamplingRow, log_probabilities, most_likely, sample, settings_of
 from opsin_server.engine.running.penalties import places_of
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.ipc.messages import Logprobs
@@ -48,7 +48,7 @@ def draw(logits: Tensor, sequences: list[Sequence], rules: Rules) -> list[Drawn]
     """logits [M, vocab], one row a sequence."""
     settings = [s.sampling for s in sequences]
     ruled = penalized(logits, rules.placed)
-    picked = ruled.argmax(-1) if rules.rows is None else sample(ruled, rules.rows, rules.settings)
+    picked = most_likely(ruled) if rules.rows is None else sample(ruled, rules.rows, rules.settings)
     asked = [i for i, s in enumerate(settings) if s.top_logprobs >= 0]
     found = _logprobs(logits, picked, asked, max(settings[i].top_logprobs for i in asked)) if asked else {}
     out = []
