@@ -321,30 +321,42 @@ def forbidding(device: Device, rows: int, vocabulary: int) -> Job:
 
 
 def jobs(device: Device) -> Iterator[Job]:
+    """Those that tell most first, since there may be no time for all."""
     if device.tiny:
         yield from _tiny(device)
         return
     for model, sizes in DECODERS.items():
-        for batch, context in ((1, 1024), (1, 8192), (8, 2048), (32, 2048), (129, 1024), (256, 1024)):
-            yield decode(device, model, *sizes, batch, context)
+        yield decode(device, model, *sizes, 32, 2048)
+    yield packed(device, "Qwen2-VL tower", 16, 80, [5476])
+    yield prefill(device, *DECODERS["Qwen2-VL-7B"], 2048, 2048)
+    yield crossing(device, *DECODERS["Llama-3.2-11B"], 8, 6404)
+    for rows in (32, 2048):
+        yield norm_of_sum(device, rows, 3584)
+        yield gate(device, rows, 18944)
+        yield turn(device, rows, 28, 4, 128)
+    yield drawing(device, 32, 151_936)
+    yield tower_norm(device, 5476, 1280)
     yield decode_8_bit(device, *DECODERS["Qwen2-VL-7B"], 32, 2048)
-    for queries, context in ((2048, 2048), (512, 8192)):
-        yield prefill(device, *DECODERS["Qwen2-VL-7B"], queries, context)
-    for batch in (1, 8):
-        yield crossing(device, *DECODERS["Llama-3.2-11B"], batch, 6404)
-    for length in (1024, 5476):
-        yield packed(device, "Qwen2-VL tower", 16, 80, [length])
+    yield from _rest(device)
+
+
+def _rest(device: Device) -> Iterator[Job]:
+    for model, sizes in DECODERS.items():
+        for batch, context in ((1, 1024), (1, 8192), (8, 2048), (129, 1024), (256, 1024)):
+            yield decode(device, model, *sizes, batch, context)
+    yield prefill(device, *DECODERS["Qwen2-VL-7B"], 512, 8192)
+    yield crossing(device, *DECODERS["Llama-3.2-11B"], 1, 6404)
+    yield packed(device, "Qwen2-VL tower", 16, 80, [1024])
     yield packed(device, "Qwen2.5-VL tower", 16, 80, [64] * 84)
     yield packed(device, "CLIP-L tower", 16, 64, [577])
     for rows in (1, 32, 2048):
         yield norm(device, rows, 3584)
-        yield norm_of_sum(device, rows, 3584)
-        yield gate(device, rows, 18944)
-        yield turn(device, rows, 28, 4, 128)
-    yield tower_norm(device, 5476, 1280)
+    yield norm_of_sum(device, 1, 3584)
+    yield gate(device, 1, 18944)
+    yield turn(device, 1, 28, 4, 128)
     yield norm_trained(device, 2048, 3584)
     yield gate_trained(device, 2048, 18944)
-    for rows in (1, 32, 256):
+    for rows in (1, 256):
         yield drawing(device, rows, 151_936)
     yield penalizing(device, 32, 151_936, 1000)
     yield forbidding(device, 32, 151_936)
