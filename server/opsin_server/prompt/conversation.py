@@ -1,38 +1,36 @@
 """Conversation to ids, where text is data: what a user types never becomes a special token (DESIGN, 3.10).
 
-The common way is one render and one encode. Strings of added tokens in a text are hidden from the template and encoded
-by a tokenizer that has no added tokens. A special token can still be formed: where a text meets the template's text or
-another text, by a filter of the template, or by normalisation. So the markers in the ids must be those of the
-conversation's skeleton, in which every text is hidden whole; if they are not, the texts are hidden whole as well, and
-then they are, since the template's part is encoded from the same pieces.
+The template sees the real conversation, edits it as its author meant, and tells which characters of the prompt it wrote
+itself (see `trusted`); all others are text. The common way is one render and one encode. Where a text holds the string
+of an added token, that string is cut out and encoded by a tokenizer that has no added tokens. A special token can still
+be formed where a text meets the template's text, or by normalisation. So the markers in the ids must be those that the
+template's own characters give by themselves; if they are not, all text is cut out, and then they are, since the
+template's part is encoded from the same pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Sequence
 from functools import lru_cache
 
 from opsin_plugins.spec import ImageBudget
-from opsin_server.errors import BadRequest
+from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.prompt.ending import Ending
-from opsin_server.prompt.markers import Hidden, marker_pattern
-from opsin_server.prompt.messages import ImagePart, Message, Part, TextPart, map_texts
+from opsin_server.prompt.markers import marker_pattern
+from opsin_server.prompt.messages import ImagePart, Message, Part, TextPart, texts
 from opsin_server.prompt.template import ChatTemplate
 from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.prompt.trusted import runs
 
-Hide = Callable[[str, Hidden], str]
-
-SKELETONS = 256  # conversations differ in text much more often than in their roles and parts
+SHAPES = 256  # conversations differ in text much more often than in their roles and parts
 AN_IMAGE = ImagePart("", ImageBudget(), "")
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """What the template writes by itself for conversations of one shape. opening: ids to put in front."""
+class LostMarkerError(OpsinError):
+    """The template makes a special token by an operation that forgets who wrote it: its fault, not the request's."""
 
-    markers: tuple[int, ...]
-    opening: tuple[int, ...]
+    code = "chat_template_marker"
 
 
 class ConversationEncoder:
@@ -43,7 +41,8 @@ class ConversationEncoder:
         self._template = template
         self._opens = opens
         self._pattern = marker_pattern(tokenizer.added)
-        self._skeleton = lru_cache(SKELETONS)(self._make_skeleton)
+        self._check_shape = lru_cache(SHAPES)(self._render_shape)
+        self._own_markers = lru_cache(SHAPES)(self._encode_own)
 
     def ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
         """Image placeholders as the template writes them. Raises BadRequest for what the template refuses.
@@ -51,18 +50,15 @@ class ConversationEncoder:
         continue_final: the prompt ends where the text of the last message, the assistant's, ends.
         """
         _check_unicode(messages)
-        for hide in (self._hide_markers, _hide_words, _hide_whole):
-            ids = self._encode(messages, hide, continue_final)
-            skeleton = self._skeleton(_shape(messages), continue_final)
-            if ids is not None and self._markers(ids) == skeleton.markers:
-                return [*skeleton.opening, *ids]
-        raise BadRequest("this model's chat template takes a text of this conversation apart", param="messages")
-
-    def _encode(self, messages: Sequence[Message], hide: Hide, continue_final: bool) -> list[int] | None:
-        """None: the template has taken a hidden text apart."""
-        hidden = Hidden()
-        found = hidden.split(self._render(map_texts(messages, lambda text: hide(text, hidden)), continue_final))
-        return None if found is None else self._tokenizer.encode_around(found[0], [hidden.texts[n] for n in found[1]])
+        self._check_shape(_shape(messages), continue_final)
+        rendered = self._render(messages, continue_final)
+        own, typed = runs(rendered)
+        ids = self._encode(rendered, own, typed)
+        if self._markers(ids) != self._own_markers(tuple(own)):
+            ids = self._tokenizer.encode_around(own, typed)
+        bos = self._tokenizer.names.get("bos_token")
+        opens = self._opens and not (bos is not None and own[0].startswith(bos))
+        return [*self._tokenizer.opening, *ids] if opens else ids
 
     def _render(self, messages: Sequence[Message], continue_final: bool) -> str:
         if not continue_final:
@@ -70,57 +66,70 @@ class ConversationEncoder:
         ending = Ending(messages)
         return ending.cut(self._template.render(ending.messages, generation_prompt=False))
 
-    def _hide_markers(self, text: str, hidden: Hidden) -> str:
-        return self._pattern.sub(lambda found: hidden.hide(found[0]), text)
+    def _encode(self, rendered: str, own: Sequence[str], typed: Sequence[str]) -> list[int]:
+        """Strings of added tokens that stand in one text are plain; nothing else is looked at."""
+        if not any(map(self._pattern.search, typed)):
+            return self._tokenizer.encode(rendered)
+        around, plain = [own[0]], []
+        for text, behind in zip(typed, own[1:], strict=True):
+            at = 0
+            for found in self._pattern.finditer(text):
+                around[-1] += text[at : found.start()]
+                plain.append(found[0])
+                around.append("")
+                at = found.end()
+            around[-1] += text[at:] + behind
+        return self._tokenizer.encode_around(around, plain)
 
     def _markers(self, ids: Sequence[int]) -> tuple[int, ...]:
         known = self._tokenizer.marker_ids
         return tuple(i for i in ids if i in known)
 
-    def _make_skeleton(self, messages: tuple[Message, ...], continue_final: bool) -> Skeleton:
-        hidden = Hidden()
-        owners = [n for n, m in enumerate(messages) for p in m.parts if isinstance(p, TextPart) and p.text.strip()]
-        found = hidden.split(self._render(map_texts(messages, lambda text: _hide_whole(text, hidden)), continue_final))
-        around, numbers = found or ([""], [])
+    def _encode_own(self, own: tuple[str, ...]) -> tuple[int, ...]:
+        return self._markers(self._tokenizer.encode_around(own, [""] * (len(own) - 1)))
+
+    def _render_shape(self, messages: tuple[Message, ...], continue_final: bool) -> None:
+        """Renders the shape of a conversation with texts that say nothing. Raises where one of them does not appear,
+        or where the template makes a special token in a way that loses who wrote it."""
+        mark = f"\ue002{secrets.randbelow(10**18):018d}:"  # as filters for case and blanks leave it
+        owners = [n for n, message in enumerate(messages) for part in message.parts if part == SOME_TEXT]
+        numbers = iter(range(len(owners)))
+        filled = [
+            Message(m.role, tuple(TextPart(f"{mark}{next(numbers)}\ue003") if p == SOME_TEXT else p for p in m.parts))
+            for m in messages
+        ]
+        rendered = self._template.render(filled, generation_prompt=not continue_final)
         for number, owner in enumerate(owners):
-            if number not in numbers:
+            if f"{mark}{number}\ue003" not in rendered:
                 what = f"message {owner} ({messages[owner].role})"
                 raise BadRequest(f"this model's chat template leaves out the text of {what}", param="messages")
-        bos = self._tokenizer.names.get("bos_token")
-        opens = self._opens and not (bos is not None and around[0].startswith(bos))
-        ids = self._tokenizer.encode_around(around, [""] * len(numbers))
-        return Skeleton(self._markers(ids), tuple(self._tokenizer.opening) if opens else ())
+        for text in runs(rendered)[1]:
+            if (found := self._pattern.search(text)) is not None:
+                raise LostMarkerError(
+                    f"the chat template writes {found[0]!r} by a way that typed text may take as well"
+                )
 
 
-def _hide_words(text: str, hidden: Hidden) -> str:
-    """The blanks around stay visible, for templates that trim."""
-    core = text.strip()
-    if not core:
-        return text
-    before, _, after = text.partition(core)
-    return before + hidden.hide(core) + after
-
-
-def _hide_whole(text: str, hidden: Hidden) -> str:
-    return hidden.hide(text) if text.strip() else text  # a template may ask whether there is a text at all
+SOME_TEXT = TextPart("x")
 
 
 def _shape(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation without what users wrote; equal for all that get the same skeleton."""
+    """The conversation without what was said in it."""
 
     def shape(part: Part) -> Part:
         if isinstance(part, ImagePart):
             return AN_IMAGE
-        return TextPart("x") if part.text.strip() else part
+        return SOME_TEXT if part.text.strip() else part  # a template may ask whether there is a text at all
 
-    return tuple(Message(message.role, tuple(map(shape, message.parts))) for message in messages)
+    return tuple(
+        Message(message.role, tuple(map(shape, message.parts)), message.reasoning and "x") for message in messages
+    )
 
 
 def _check_unicode(messages: Sequence[Message]) -> None:
-    for message in messages:
-        for part in message.parts:
-            if isinstance(part, TextPart) and not part.text.isascii():
-                try:
-                    part.text.encode()
-                except UnicodeEncodeError as error:
-                    raise BadRequest("a text holds half of a surrogate pair", param="messages") from error
+    for text in texts(messages):
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise BadRequest("a text holds half of a surrogate pair", param="messages") from error

@@ -24,7 +24,7 @@ from opsin_plugins.spec import (
 )
 from opsin_server.config import EngineConfig
 from opsin_server.errors import BadRequest
-from opsin_server.prompt.conversation import ConversationEncoder
+from opsin_server.prompt.conversation import ConversationEncoder, LostMarkerError
 from opsin_server.prompt.digest import image_digest
 from opsin_server.prompt.ends import answer_ends
 from opsin_server.prompt.messages import ImagePart, Message, TextPart, image_parts
@@ -59,6 +59,7 @@ class PromptEncoder:
         self._spec = spec
         self.vocabulary = spec.decoder.vocab  # tokens that can be drawn
         self._conversation = ConversationEncoder(self.tokenizer, self.template, opens=spec.vision is not None)
+        self._check_template()
         self.takes_images = spec.image_token is not None and self._writes_placeholder(spec.image_token)
 
     def check(self, messages: Sequence[Message]) -> None:
@@ -113,6 +114,14 @@ class PromptEncoder:
             raise BadRequest(
                 f"{what} is outside of the model's {self._spec.decoder.embeddings} embeddings", param="messages"
             )
+
+    def _check_template(self) -> None:
+        try:
+            self._conversation.ids([Message("user", (TextPart("7301"),))])
+        except LostMarkerError as error:
+            raise SpecError(error.message) from error
+        except BadRequest:  # a template may want more than one turn
+            return
 
     def _writes_placeholder(self, token: int) -> bool:
         """Whether the template shows an image at all, by rendering one."""

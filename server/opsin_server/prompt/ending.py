@@ -41,5 +41,6 @@ class Ending:
                 "continue_final_message: this model's chat template changes the text of the last message",
                 param="messages",
             )
-        kept = rendered[:at]
-        return kept if rendered.startswith(" ", at + len(self._mark)) else kept.rstrip()
+        if not rendered.startswith(" ", at + len(self._mark)):
+            at = len(rendered[:at].rstrip())
+        return rendered[:at]  # a slice, so that a `Trusted` stays one

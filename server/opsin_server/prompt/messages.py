@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from opsin_plugins.spec import ImageBudget
@@ -32,8 +32,11 @@ Part = TextPart | ImagePart
 
 @dataclass(frozen=True)
 class Message:
+    """reasoning: what an assistant thought before it said this, where a client sends it apart from the text."""
+
     role: Role
     parts: tuple[Part, ...]
+    reasoning: str | None = None
 
 
 def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
@@ -41,10 +44,11 @@ def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
     return [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
 
 
-def map_texts(messages: Sequence[Message], change: Callable[[str], str]) -> list[Message]:
-    """The same conversation with every text changed."""
-
-    def changed(part: Part) -> Part:
-        return TextPart(change(part.text)) if isinstance(part, TextPart) else part
-
-    return [replace(message, parts=tuple(map(changed, message.parts))) for message in messages]
+def texts(messages: Sequence[Message]) -> Iterator[str]:
+    """All that the conversation says."""
+    for message in messages:
+        if message.reasoning is not None:
+            yield message.reasoning
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                yield part.text

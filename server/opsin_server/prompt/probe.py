@@ -9,6 +9,7 @@ from typing import Any, Literal
 from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
 from opsin_server.prompt.messages import ImagePart, Message, Part, Role, TextPart
+from opsin_server.prompt.trusted import own
 from opsin_server.prompt.turns import fold_system, merge_turns, one_text
 
 Form = Literal["parts", "text"]
@@ -29,15 +30,26 @@ class Manners:
         return [self._turn(message) for message in (merge_turns(turns) if self.merges else turns)]
 
     def _turn(self, message: Message) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": ROLES[message.role], "content": self._content(message)}
+        if message.reasoning is not None:  # the names under which transformers hands it over
+            turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
+        return turn
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
         parts = message.parts
         if self.forms.get(message.role, "parts") == "text":
-            return {"role": message.role, "content": "".join(p.text for p in parts if isinstance(p, TextPart))}
+            return "".join(part.text for part in parts if isinstance(part, TextPart))
         parts = one_text(parts) if message.role in self.single else parts
-        return {"role": message.role, "content": [_part(part) for part in parts]}
+        return [_part(part) for part in parts]
+
+
+# Templates build special tokens of these ("<|" + role + "|>"): they are no text of a user's.
+ROLES: Mapping[Role, str] = {"system": own("system"), "user": own("user"), "assistant": own("assistant")}
+IMAGE, TEXT = own("image"), own("text")
 
 
 def _part(part: Part) -> dict[str, str]:
-    return {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+    return {"type": IMAGE} if isinstance(part, ImagePart) else {"type": TEXT, "text": part.text}
 
 
 Show = Callable[[Sequence[Message], Manners], str]
@@ -86,7 +98,7 @@ def _shows(show: Show, manners: Manners, roles: Sequence[Role], twice: Role | No
         shown = show(messages, manners)
     except OpsinError:
         return False
-    return all(text in shown for text in texts) and "'text':" not in shown
+    return all(text in shown for text in texts) and "'text':" not in shown.lower()
 
 
 def _failure(show: Show, manners: Manners) -> str:

@@ -9,10 +9,14 @@ from jinja2.exceptions import SecurityError
 
 from opsin_plugins.spec import Architecture, ModelFiles, SpecError
 from opsin_server.errors import BadRequest, OpsinError
-from opsin_server.prompt.messages import Message, TextPart
+from opsin_server.prompt.budget import TemplateStopError
+from opsin_server.prompt.messages import Message, texts
 from opsin_server.prompt.probe import Manners, observe
-from opsin_server.prompt.sandbox import Program, RefusalError, TemplateStopError
+from opsin_server.prompt.sandbox import Program, RefusalError
+from opsin_server.prompt.trusted import own
 from opsin_server.prompt.turns import fold_system
+
+FRAME = 100  # what a message or a part weighs beside its text: its names, and their places
 
 
 class ChatTemplate:
@@ -20,7 +24,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
         self._program = Program(source)
-        self._variables = {**names, "tools": None, "documents": None}
+        self._variables = {name: own(text) for name, text in names.items()} | {"tools": None, "documents": None}
         self.manners = observe(self._show)
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
@@ -42,7 +46,7 @@ class ChatTemplate:
                 raise refused from refused.__cause__
 
     def _show(self, messages: Sequence[Message], manners: Manners, generation_prompt: bool = True) -> str:
-        size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
+        size = sum(map(len, texts(messages))) + sum(FRAME * (1 + len(message.parts)) for message in messages)
         try:
             given = {"messages": manners.arrange(messages), "add_generation_prompt": generation_prompt}
             return self._program.run({**self._variables, **given}, size)

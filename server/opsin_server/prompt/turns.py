@@ -31,10 +31,13 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 def merge_turns(messages: Sequence[Message]) -> list[Message]:
     """Consecutive turns of one role become one."""
-    return [
-        Message(role, reduce(_joined, (message.parts for message in group)))
-        for role, group in groupby(messages, key=lambda message: message.role)
-    ]
+    return [_merged(list(group)) for _, group in groupby(messages, key=lambda message: message.role)]
+
+
+def _merged(turns: Sequence[Message]) -> Message:
+    thoughts = [message.reasoning for message in turns if message.reasoning is not None]
+    parts = reduce(_joined, (message.parts for message in turns))
+    return Message(turns[0].role, parts, BETWEEN.join(thoughts) if thoughts else None)
 
 
 def one_text(parts: tuple[Part, ...]) -> tuple[Part, ...]:

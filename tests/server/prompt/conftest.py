@@ -89,6 +89,13 @@ def byte_level() -> Backend:
     return tokenizer
 
 
+def thinking() -> Backend:
+    """As Qwen3 has it: the marks around a thought are added tokens, but no special ones."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    return tokenizer
+
+
 def metaspace(legacy: bool = False) -> Backend:
     """As Llama has it: blanks written as U+2581, bytes for what is missing, special tokens in the model too."""
     tokenizer = Backend(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -183,6 +190,7 @@ def cases(tmp_path_factory) -> dict[str, Case]:
     return {
         "mini": Case(MINI, mini, Qwen2VL(), Qwen2VL().spec(mini)),
         "byte-level": qwen_like(root / "byte", byte_level(), CHATML, eos_token="<|im_end|>"),
+        "thinking": qwen_like(root / "thinking", thinking(), CHATML, eos_token="<|im_end|>"),
         "metaspace": llava_like(root / "meta", metaspace(), VICUNA, **llama),
         "legacy": llava_like(root / "legacy", metaspace(legacy=True), VICUNA, **llama),
         "unigram": llava_like(root / "unigram", unigram(), VICUNA, **llama),

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from opsin_server.errors import BadRequest
-from opsin_server.prompt.messages import TextPart, map_texts
+from opsin_server.prompt.messages import TextPart
 
 ADDED = [
     "<|im_end|>",
@@ -72,7 +72,7 @@ def conversation(turns, tools):
 
 def skeleton(oracle, messages, tools) -> list[int]:
     """What the template writes for harmless texts, as transformers sees it."""
-    dicts = tools.as_dicts(map_texts(messages, lambda text: "7" if text.strip() else text))
+    dicts = tools.as_dicts(messages, lambda text: "7" if text.strip() else text)
     return oracle.apply_chat_template(dicts, tokenize=True, add_generation_prompt=True, return_dict=False)
 
 

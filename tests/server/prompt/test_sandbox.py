@@ -1,43 +1,39 @@
 """Hostile templates are stopped by time, by size and by the sandbox, while other threads go on."""
 
+import json
+import subprocess
+import sys
 import threading
-import time
 
 import pytest
 from jinja2.exceptions import SecurityError
 
 from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
-from opsin_server.prompt.sandbox import MAX_OUTPUT, Program, TemplateStopError
+from opsin_server.prompt.budget import MAX_MADE, MAX_OUTPUT
+from opsin_server.prompt.sandbox import Program
 from opsin_server.prompt.template import ChatTemplate
-
-LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"
-STOPPED = {
-    "output": LOOP.replace("BODY", "x" * 50),
-    "silence": LOOP.replace("BODY", ""),
-    "assignment": LOOP.replace("BODY", "{% set x = i * j %}"),
-    "filters": LOOP.replace("BODY", "{{ range(9999) | map('string') | map('length') | sum }}"),
-    "macros": "{% macro f(n) %}{% if n %}{% set _ = f(n - 1) ~ f(n - 1) %}{% endif %}{% endmacro %}{{ f(60) }}",
-    "doubling": "{% set n = namespace(s='xx') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-    "adding": "{% set n = namespace(s='xx') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    "lists": "{% set n = namespace(s=[1]) %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    "repeating": "{{ ('x' * 90000) * 90000 }}",
-    "power": "{{ 9 ** (9 ** 9) }}",
-    "squares": "{% set n = namespace(s=3) %}{% for i in range(99) %}{% set n.s = n.s * n.s %}{% endfor %}",
-    "width": "{{ 'x'.ljust(10 ** 10) }}",
-    "centre": "{{ 'x' | center(10000000000) }}",
-    "range": "{% for i in range(10 ** 9) %}{% endfor %}",
-    "joined": "{{ (['x' * 9000] * 9000) | join }}",
-}
+from support import hostile_templates
+from support.hostile_templates import HOSTILE, SECONDS, TIME
 
 
-@pytest.mark.parametrize("name", STOPPED)
-def test_stopped(name):
-    program, start = Program(STOPPED[name]), time.thread_time()
-    with pytest.raises(TemplateStopError) as caught:
-        program.run({"messages": []})
-    assert caught.value.status == 500
-    assert time.thread_time() - start < 2  # 0.2 s, and the longest single step between two looks at the clock
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, dict]:
+    """What each hostile template came to, in a process of its own whose address space is limited."""
+    done = subprocess.run([sys.executable, hostile_templates.__file__], capture_output=True, text=True, check=True)
+    return {told["name"]: told for told in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_stopped(name, outcomes):
+    told = outcomes[name]
+    assert told["error"].startswith("TemplateStopError: the chat template ")
+    assert told["cpu"] < SECONDS + 0.5  # of CPU time: the budget, and the longest step between two looks at it
+
+
+def test_memory_is_bounded(outcomes):
+    """What the largest of them had at once, beside the modules: MAX_MADE characters of four bytes, and their places."""
+    assert max(told["grown"] for told in outcomes.values()) < 8 * MAX_MADE * MAX_OUTPUT
 
 
 @pytest.mark.parametrize(
@@ -60,7 +56,7 @@ def test_output_may_hold_the_conversation():
 
 
 HONEST = "{% for m in messages %}{{ m.content }}{% endfor %}"
-HOSTILE_LATER = HONEST + "{% if messages[0].content == 'now' %}" + STOPPED["silence"] + "{% endif %}"
+HOSTILE_LATER = HONEST + "{% if messages[0].content == 'now' %}" + TIME["silence"] + "{% endif %}"
 
 
 def test_others_go_on_meanwhile(tools):
@@ -94,4 +90,41 @@ def test_endless_recursion_ends(tools):
 
 def test_a_template_hostile_from_the_start_does_not_load():
     with pytest.raises(SpecError, match=r"0\.5 s"):
-        ChatTemplate(STOPPED["silence"], {})
+        ChatTemplate(TIME["silence"], {})
+
+
+def test_a_source_that_is_too_long_does_not_load():
+    with pytest.raises(SpecError, match="262145 characters; the limit is 262144"):
+        Program(" " * (2**18 + 1))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in x %}" * 30 + "{% endfor %}" * 30,  # more blocks than Python nests
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{{ " + "-" * 3000 + "1 }}",
+        "{{ " + "1 + " * 9000 + "1 }}",
+    ],
+)
+def test_a_source_that_python_cannot_compile_does_not_load(source):
+    with pytest.raises(SpecError, match="does not compile"):
+        Program(source)
+
+
+def test_a_refusal_is_short(tools):
+    template = ChatTemplate(HONEST + "{% if messages | length > 3 %}{{ raise_exception('x' * 9999) }}{% endif %}", {})
+    with pytest.raises(OpsinError) as caught:
+        template.render([tools.say("user", "a"), tools.say("assistant", "b")] * 2)
+    assert caught.value.message == "x" * 1024
+
+
+def test_honest_templates_have_room_for_their_conversation(tools):
+    """A long conversation is edited message by message, put into lists, and written."""
+    source = (
+        "{% set n = namespace(l=[], t='') %}{% for m in messages %}{% set n.l = n.l + [m.content | trim] %}{% endfor %}"
+        "{% for c in n.l %}{{ c.split('</think>')[-1].replace('b', 'c').splitlines() | join('\n') }}{% endfor %}"
+    )
+    text = "a word and\n" * 2000
+    messages = [tools.say(role, text) for role in ("user", "assistant") * 50]
+    assert ChatTemplate(source, {}).render(messages) == text.strip() * 100
