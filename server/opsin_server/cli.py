@@ -225,7 +225,7 @@ def check(
     """Will it serve, and what does it take? Reads headers only, never weights."""
     from opsin_server.console import outlook_rows, show
     from opsin_server.engine.startup.inspect_checkpoint import check_directory
-    from opsin_server.prompt.encode import read_encoder
+    from opsin_server.text.encode_prompt import read_encoder
 
     config = EngineConfig(
         model=str(model),

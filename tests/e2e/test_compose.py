@@ -12,7 +12,7 @@ from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import Expanded
 from opsin_server.api.answer.submit import to_prompt
 from opsin_server.api.schemas.chat_request import ChatRequest
-from opsin_server.prompt.encode import PromptEncoder
+from opsin_server.text.encode_prompt import PromptEncoder
 from support import halves, oracle
 from support.served import OPSIN, Served
 from support.talk import user

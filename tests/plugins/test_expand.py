@@ -22,7 +22,7 @@ from transformers.models.mllama.processing_mllama import (
 
 from opsin_plugins.families.architectures.mllama import _memory
 from opsin_plugins.spec import ImageBudget
-from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.text.tokenizer import Tokenizer
 from support import oracle, tiny, words
 
 PICTURES = [oracle.picture(0, 40, 30), oracle.picture(1, 25, 60), oracle.picture(2, 12, 70)]

@@ -23,7 +23,7 @@ from opsin_server.ipc.messages import (
     describe,
     reaches,
 )
-from opsin_server.prompt.digest import image_digest
+from opsin_server.text.image_digest import image_digest
 from support.oracle import Ours, Prompt, prompt
 
 GREEDY = Sampling(temperature=0.0)

@@ -27,7 +27,7 @@ from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
 from opsin_server.media.limits import MediaLimits
 from opsin_server.metrics import Metrics
-from opsin_server.prompt.encode import PromptEncoder
+from opsin_server.text.encode_prompt import PromptEncoder
 
 ENCODING_THREADS = min(4, os.cpu_count() or 1)
 

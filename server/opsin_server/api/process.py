@@ -75,7 +75,7 @@ async def _serve(
     from opsin_server.api.answer.sampling_defaults import read_sampling_defaults
     from opsin_server.api.app import create_app
     from opsin_server.api.listener import Server, bind, url_of
-    from opsin_server.prompt.encode import PromptEncoder
+    from opsin_server.text.encode_prompt import PromptEncoder
 
     names = config.served_names or (model_name(files.directory),)
     try:

@@ -18,8 +18,8 @@ from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.config import ServerConfig
 from opsin_server.media.limits import MediaLimits
 from opsin_server.metrics import Metrics
-from opsin_server.prompt.encode import Prompt, PromptEncoder
-from opsin_server.prompt.messages import Message
+from opsin_server.text.conversation import Message
+from opsin_server.text.encode_prompt import Prompt, PromptEncoder
 
 
 @dataclass(frozen=True)

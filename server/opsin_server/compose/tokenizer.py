@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from tokenizers import AddedToken
 
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
-from opsin_server.prompt.backend import add_configured, named_tokens, read_tokenizer
-from opsin_server.prompt.encode import PromptEncoder
+from opsin_server.text.encode_prompt import PromptEncoder
+from opsin_server.text.load_tokenizer import add_configured, named_tokens, read_tokenizer
 
 PLACEHOLDER = "<image>"
 

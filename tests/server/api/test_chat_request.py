@@ -27,7 +27,7 @@ from opsin_server.api.schemas.chat_request import (
 )
 from opsin_server.api.schemas.dialects import Dialects
 from opsin_server.errors import BadRequest
-from opsin_server.prompt.messages import ImagePart, TextPart
+from opsin_server.text.conversation import ImagePart, TextPart
 
 ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "stream"} | {
     "stream_options", "temperature", "frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs", "top_p",

@@ -13,7 +13,7 @@ from running_server import RunningServer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.text.tokenizer import Tokenizer
 
 CHAT: dict[str, Any] = {
     "model": "opsin-test",

@@ -10,7 +10,7 @@ from wire_requests import USER, accepted, refused
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.api.answer.submit import LOW_DETAIL_PIXELS, to_prompt
-from opsin_server.prompt.messages import ImagePart, TextPart
+from opsin_server.text.conversation import ImagePart, TextPart
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,x"}}
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from opsin_server.api.answer.output_text import UNLIKELY, OutputText, Piece
 from opsin_server.ipc.messages import Logprobs, Output
-from opsin_server.prompt.detokenizer import Detokenizer
-from opsin_server.prompt.stops import StopFinder
+from opsin_server.text.detokenizer import Detokenizer
+from opsin_server.text.stops import StopFinder
 
 
 def read(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from opsin_server.api.schemas.chat_response import Finish, TokenLogprob, TopLogprob
 from opsin_server.ipc.messages import Logprobs, Output
-from opsin_server.prompt.detokenizer import Detokenizer
-from opsin_server.prompt.stops import StopFinder
-from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.text.detokenizer import Detokenizer
+from opsin_server.text.stops import StopFinder
+from opsin_server.text.tokenizer import Tokenizer
 
 UNLIKELY = -9999.0  # OpenAI's number for what JSON cannot hold: minus infinity
 

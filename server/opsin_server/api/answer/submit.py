@@ -18,11 +18,11 @@ from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
 from opsin_server.media.load_images import load_images
-from opsin_server.prompt.detokenizer import Detokenizer
-from opsin_server.prompt.encode import Prompt
-from opsin_server.prompt.messages import ImagePart, Message, Role, TextPart, image_parts
-from opsin_server.prompt.stops import StopFinder
-from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts
+from opsin_server.text.detokenizer import Detokenizer
+from opsin_server.text.encode_prompt import Prompt
+from opsin_server.text.stops import StopFinder
+from opsin_server.text.tokenizer import Tokenizer
 
 FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
