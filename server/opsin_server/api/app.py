@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from opsin_server.api.admission import Admission
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.engine_status import Engine
 from opsin_server.api.middleware import error_responses
 from opsin_server.api.middleware.auth import AuthMiddleware
@@ -23,6 +22,7 @@ from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
 from opsin_server.api.middleware.paths import PathMiddleware
 from opsin_server.api.middleware.request_log import RequestLogMiddleware
 from opsin_server.api.routes import chat, health, models
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
 from opsin_server.media.limits import MediaLimits

@@ -72,9 +72,9 @@ async def _serve(
     spec: ModelSpec,
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
-    from opsin_server.api.answer.sampling_defaults import read_sampling_defaults
     from opsin_server.api.app import create_app
     from opsin_server.api.listener import Server, bind, url_of
+    from opsin_server.api.sampling_defaults import read_sampling_defaults
     from opsin_server.text.encode_prompt import PromptEncoder
 
     names = config.served_names or (model_name(files.directory),)

@@ -16,9 +16,9 @@ import uvloop
 from fake_encoder import END, FakeEncoder
 from fake_engine import FakeEngine
 
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.app import create_app
 from opsin_server.api.listener import Server, bind
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import EngineConfig, ServerConfig
 
 NAMES = ("opsin-test", "gpt-4o-2024-08-06")

@@ -5,9 +5,9 @@ from fake_encoder import END, FakeEncoder
 from fake_engine import FakeEngine, Script
 from running_server import NAMES, config
 
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.app import create_app
 from opsin_server.api.listener import Server, bind
+from opsin_server.api.sampling_defaults import SamplingDefaults
 
 
 async def main() -> None:

@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 from opsin_plugins.spec import ImageBudget
 from opsin_server.api.answer.generation import Generation, Identity
 from opsin_server.api.answer.output_text import OutputText
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, ContentPart
 from opsin_server.api.services import Services
 from opsin_server.config import image_limit
