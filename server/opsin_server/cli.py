@@ -223,7 +223,7 @@ def check(
     plugins: Annotated[str | None, typer.Option(help="As for serve.")] = None,
 ) -> None:
     """Will it serve, and what does it take? Reads headers only, never weights."""
-    from opsin_server.console import outlook_rows, show
+    from opsin_server.console import estimate_rows, show
     from opsin_server.engine.startup.inspect_checkpoint import check_directory
     from opsin_server.text.encode_prompt import read_encoder
 
@@ -237,10 +237,10 @@ def check(
         model_options=_pairs(model_option),
         plugins=None if plugins is None else tuple(name.strip() for name in plugins.split(",")),
     )
-    outlook = check_directory(config, gpu)
-    show(Console(), outlook_rows(outlook))
+    estimate = check_directory(config, gpu)
+    show(Console(), estimate_rows(estimate))
     read_encoder(config)  # tokenizer and chat template, too
-    raise typer.Exit(1 if outlook.refusal else 0)
+    raise typer.Exit(1 if estimate.refusal else 0)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from opsin_plugins.spec import ModelFiles, ModelSpec
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
-from opsin_server.ipc.messages import Outlook, Ready
+from opsin_server.ipc.messages import Estimate, Ready
 from opsin_server.ipc.messages import Progress as Loaded
 
 SHOW_AFTER = 1.0  # seconds of loading before a bar is worth a line
@@ -26,10 +26,10 @@ class Loading:
         self._bar: Progress | None = None
         self._told = False
 
-    def __call__(self, progress: Outlook | Loaded) -> None:
-        if isinstance(progress, Outlook):
+    def __call__(self, progress: Estimate | Loaded) -> None:
+        if isinstance(progress, Estimate):
             if not self._told:  # (an engine that starts again says it again)
-                show(self.console, outlook_rows(progress))
+                show(self.console, estimate_rows(progress))
             self._told = True
             return
         if self._bar is None and time.monotonic() - self.started > SHOW_AFTER and progress.done < progress.total:
@@ -47,7 +47,7 @@ class Loading:
             self._bar = None
 
 
-Rows = Sequence[tuple[str, str]]
+ModelInputs = Sequence[tuple[str, str]]
 
 
 def model_rows(files: ModelFiles, spec: ModelSpec, ends: Sequence[str], sampling: str) -> list[tuple[str, str]]:
@@ -77,7 +77,7 @@ def _about_head(files: ModelFiles, spec: ModelSpec) -> str | None:
 
 
 def announce(
-    console: Console, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str, seconds: float
+    console: Console, config: ServerConfig, ready: Ready, facts: ModelInputs, url: str, name: str, seconds: float
 ) -> None:
     """facts: as of `model_rows`."""
     memory = ready.memory
@@ -109,7 +109,7 @@ def show(console: Console, rows: Sequence[tuple[str, str]]) -> None:
         console.print(f"{title:<15}{value}", soft_wrap=True, highlight=False, markup=False)
 
 
-def outlook_rows(said: Outlook) -> list[tuple[str, str]]:
+def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
     """What `opsin check` prints, and `opsin serve` before it loads."""
     rows = [
         ("family", f"{said.family}: {said.parameters:,} parameters, {said.tensors:,} tensors, each with its place"),
@@ -129,7 +129,7 @@ def outlook_rows(said: Outlook) -> list[tuple[str, str]]:
     return [*rows, ("verdict", _verdict(said))]
 
 
-def _verdict(said: Outlook) -> str:
+def _verdict(said: Estimate) -> str:
     if said.refusal:
         return f"does not fit: {said.refusal}"
     images = f", {said.images:,} of the largest images at once" if said.image_tokens else ""

@@ -9,8 +9,8 @@ from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
-from opsin_server.engine.scheduling.cross_kv_cache import MemoryBlocks
-from opsin_server.engine.startup.memory_plan import kv_bytes_per_token, memory_bytes_per_token
+from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
+from opsin_server.engine.startup.memory_plan import cross_kv_bytes_per_token, kv_bytes_per_token
 from support import oracle, published
 
 # family, parameters (on disk; a tied head is not), KiB of keys and values a token, visual tokens of 1024 x 1024
@@ -71,10 +71,10 @@ def test_an_image_of_four_tiles_costs_the_11b_model_200_mib() -> None:
     _, architecture, spec = described("Llama-3.2-11B-Vision-Instruct")
     (item,) = architecture.preprocess([picture(spec)], spec, ImageBudget())
     assert (item.grid, item.rows) == ((4, 40, 40), 6404)
-    assert item.rows * memory_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.2)
-    ledger: MemoryBlocks[None] = MemoryBlocks(1000, 16)
+    assert item.rows * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.2)
+    ledger: CrossKVCache[None] = CrossKVCache(1000, 16)
     assert ledger.reserve(b"picture", item.rows, "request") is None
-    assert ledger.used * 16 * memory_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.6)
+    assert ledger.used * 16 * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.6)
 
 
 @pytest.mark.parametrize("name", ["gemma-3-4b-it", "InternVL3-1B-hf"])

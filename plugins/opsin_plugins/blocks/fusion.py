@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from opsin_kernels.cross_attention import Runs
+from opsin_kernels.cross_attention import CrossRuns
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Visual:
 
 
 @dataclass
-class Memory:
+class CrossInputs:
     """What the rows of one packed batch attend to outside of their sequence.
 
     runs: rows that see the same memory, in order. rows I64 [R]: which packed rows those are; None: all. before: bool
@@ -28,7 +28,7 @@ class Memory:
     layer makes its own.
     """
 
-    runs: Runs
+    runs: CrossRuns
     rows: Tensor | None = None
     before: Tensor | None = None
     sees: Tensor | None = None
@@ -41,7 +41,7 @@ class Context:
     """A batch as the layer points see it. adapter_slot I64 [T]."""
 
     visual: Visual | None = None
-    memory: Memory | None = None
+    memory: CrossInputs | None = None
     adapter_slot: Tensor | None = None
 
 

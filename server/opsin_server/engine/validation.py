@@ -56,7 +56,7 @@ def check_spans(message: Submit, total: int) -> None:
         at = span.start + span.length
 
 
-def check_memory(message: Submit, total: int, store: VisualStore[Any]) -> None:
+def check_visible_images(message: Submit, total: int, store: VisualStore[Any]) -> None:
     """Also that all images that a row sees at once fit into the store."""
     count, before = len(message.items), -1
     if count and not message.memory:

@@ -30,7 +30,7 @@ from opsin_server.config import EngineConfig  # noqa: E402
 from opsin_server.engine.engine import Engine  # noqa: E402
 from opsin_server.engine.startup.load import load_engine  # noqa: E402
 from opsin_server.errors import ConfigError  # noqa: E402
-from opsin_server.ipc.engine_socket import Door  # noqa: E402
+from opsin_server.ipc.engine_socket import EngineSocket  # noqa: E402
 from opsin_server.ipc.messages import (  # noqa: E402
     Arrays,
     Cancel,
@@ -53,7 +53,7 @@ def main() -> None:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     threading.Thread(target=_leave_with_parent, args=(address,), daemon=True).start()
     torch.set_num_threads(config.threads)
-    door = Door(address)
+    door = EngineSocket(address)
     try:
         engine, ready = load_engine(config, _Reporter(door), door.send)
     except (ConfigError, SpecError, ValueError, OSError) as error:
@@ -68,7 +68,7 @@ def main() -> None:
 class _Reporter:
     """Progress of loading, a few times a second."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: EngineSocket) -> None:
         self.door, self.next = door, 0.0
 
     def __call__(self, done: int, total: int) -> None:
@@ -77,7 +77,7 @@ class _Reporter:
             self.door.send(Progress(done, total))
 
 
-def serve(engine: Engine, door: Door) -> None:
+def serve(engine: Engine, door: EngineSocket) -> None:
     """Steps while there is work, listens between steps, shows that it lives when there is none."""
     while True:
         refused: list[Output] = []

@@ -16,7 +16,7 @@ from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, Cont
 from opsin_server.api.services import Services
 from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
-from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
+from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, visible_images
 from opsin_server.media.load_images import load_images
 from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts
 from opsin_server.text.detokenizer import Detokenizer
@@ -96,7 +96,7 @@ def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, .
         axes=len(prompt.positions),
         spans=prompt.spans,
         items=describe(prompt.items),
-        memory=reaches(prompt.memory),
+        memory=visible_images(prompt.memory),
     )
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 
-from opsin_kernels.penalties import Places
+from opsin_kernels.penalties import LogitAdjustments
 from opsin_server.engine.scheduling.sequence import Sequence
 
 
-def places_of(sequences: list[Sequence], vocabulary: int) -> Places:
+def adjustments_of(sequences: list[Sequence], vocabulary: int) -> LogitAdjustments:
     """For the logits of one row a sequence. Made anew from the tokens at every step: nothing has to follow a
     preemption, and only requests that ask for it pay (about 50 µs for a thousand tokens).
 
     As the OpenAI API defines them: frequency counts a token in the answer so far, presence asks whether it is there.
     The repetition penalty also looks at the prompt, as in transformers.
     """
-    places = Places()
+    places = LogitAdjustments()
     for row, sequence in enumerate(sequences):
         rules = sequence.sampling
         if not rules.penalizes:

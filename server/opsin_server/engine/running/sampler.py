@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opsin_kernels.penalties import Placed, penalized
+from opsin_kernels.penalties import DeviceAdjustments, penalized
 from opsin_kernels.sampling import SamplingRow, log_probabilities, most_likely, sample, settings_of
-from opsin_server.engine.running.penalties import places_of
+from opsin_server.engine.running.penalties import adjustments_of
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.ipc.messages import Logprobs
 
@@ -17,34 +17,34 @@ MASK = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledToken:
     token: int
     logprobs: Logprobs | None
 
 
 @dataclass(frozen=True)
-class Rules:
+class SamplingInputs:
     """How a step's rows are drawn, on the device: made before the model runs, since nothing of it depends on logits.
     rows None: all are greedy."""
 
     rows: list[SamplingRow] | None
     settings: Tensor | None
-    placed: Placed | None
+    placed: DeviceAdjustments | None
 
 
-def rules_of(sequences: list[Sequence], vocabulary: int, device: torch.device) -> Rules:
+def sampling_inputs(sequences: list[Sequence], vocabulary: int, device: torch.device) -> SamplingInputs:
     wanted = [s.sampling for s in sequences]
-    placed = places_of(sequences, vocabulary).to(device) if any(s.penalizes for s in wanted) else None
+    placed = adjustments_of(sequences, vocabulary).to(device) if any(s.penalizes for s in wanted) else None
     if all(s.temperature == 0 for s in wanted):
-        return Rules(None, None, placed)
+        return SamplingInputs(None, None, placed)
     rows = [
         SamplingRow(p.temperature, p.top_k, p.top_p, p.min_p, uniform(p.seed, s.generated))
         for p, s in zip(wanted, sequences, strict=True)
     ]
-    return Rules(rows, settings_of(rows, device) if device.type != "cpu" else None, placed)
+    return SamplingInputs(rows, settings_of(rows, device) if device.type != "cpu" else None, placed)
 
 
-def draw(logits: Tensor, sequences: list[Sequence], rules: Rules) -> list[Drawn]:
+def draw(logits: Tensor, sequences: list[Sequence], rules: SamplingInputs) -> list[SampledToken]:
     """logits [M, vocab], one row a sequence."""
     settings = [s.sampling for s in sequences]
     ruled = penalized(logits, rules.placed)
@@ -57,7 +57,7 @@ def draw(logits: Tensor, sequences: list[Sequence], rules: Rules) -> list[Drawn]
         if known is not None:
             top = settings[i].top_logprobs
             known = Logprobs(known.chosen, known.ids[:top], known.values[:top])
-        out.append(Drawn(token, known))
+        out.append(SampledToken(token, known))
     return out
 
 

@@ -14,7 +14,7 @@ Features = TypeVar("Features")
 class VisualStore(Generic[Features]):
     """Which images are there, who needs them, and who has to go. budget: in units of `size`."""
 
-    lasting = False  # whether rows of the answer, too, need the images: pins then last as long as a sequence runs
+    pinned_during_decode = False  # whether the answer's tokens, too, attend to the images
 
     def __init__(self, budget: int) -> None:
         self.budget = budget

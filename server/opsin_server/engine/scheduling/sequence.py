@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opsin_plugins.spec import I32, U8, RopeSpec, Span
-from opsin_server.ipc.messages import Arrays, Item, Reach, Sampling, Submit
+from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit, VisibleImages
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class EncoderInput:
     """Rows start to stop - 1 of a sequence need an item's visual tokens; stop None: all rows of its answer, too."""
 
     item: int
@@ -42,8 +42,8 @@ class Sequence:
     max_tokens: int
     eos: frozenset[int]
     cache_root: bytes  # what every block digest starts from: tenant, adapter, and what all rows depend on
-    needs: Seq[Need] = ()
-    memory: Seq[Reach] = ()
+    encoder_inputs: Seq[EncoderInput] = ()
+    memory: Seq[VisibleImages] = ()
     arrange: Seq[I32 | None] = ()  # one an item
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter_slot: int = 0
@@ -77,7 +77,7 @@ class Sequence:
             max_tokens=message.max_tokens,
             eos=frozenset(message.eos),
             cache_root=root.digest(),
-            needs=_needs(message),
+            encoder_inputs=_encoder_inputs(message),
             memory=message.memory,
             arrange=[next(arranged) if item.arranged else None for item in message.items],
             stretch=stretch,
@@ -115,7 +115,7 @@ class Sequence:
             self.digests.append(hasher.digest())
         return self.digests[index]
 
-    def reach(self, start: int, end: int) -> Iterator[tuple[int, Reach]]:
+    def reach(self, start: int, end: int) -> Iterator[tuple[int, VisibleImages]]:
         """Which items rows start to end - 1 attend to: runs of rows, in order, each with how many it has."""
         for i, reach in enumerate(self.memory):
             stop = self.memory[i + 1].start if i + 1 < len(self.memory) else end
@@ -124,14 +124,14 @@ class Sequence:
                 yield count, reach
 
 
-def _needs(message: Submit) -> tuple[Need, ...]:
+def _encoder_inputs(message: Submit) -> tuple[EncoderInput, ...]:
     if not message.memory:
-        return tuple(Need(span.item, span.start, span.start + span.length) for span in message.spans)
+        return tuple(EncoderInput(span.item, span.start, span.start + span.length) for span in message.spans)
     found = []
     for item in range(len(message.items)):
         seen = [i for i, reach in enumerate(message.memory) if max(reach.lo, 0) <= item < reach.hi]
         if seen:
             after = seen[-1] + 1
             stop = message.memory[after].start if after < len(message.memory) else None
-            found.append(Need(item, message.memory[seen[0]].start, stop))
+            found.append(EncoderInput(item, message.memory[seen[0]].start, stop))
     return tuple(found)

@@ -13,8 +13,8 @@ from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import Architecture, ModelSpec
 from opsin_server.config import EngineConfig
 from opsin_server.engine.startup.assemble import assemble
-from opsin_server.engine.startup.memory_plan import Resolved
-from opsin_server.engine.startup.trial import trial
+from opsin_server.engine.startup.made_up_request import made_up_request
+from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 log = logging.getLogger("opsin.engine")
@@ -22,7 +22,9 @@ TEXT, COUNT, EDGE = 8, 2, 56
 PENALIZED = Sampling(temperature=0.5, top_k=20, top_p=0.9, min_p=0.01, frequency_penalty=0.5, presence_penalty=0.5)
 
 
-def warm(model: Model, architecture: Architecture, spec: ModelSpec, config: EngineConfig, resolved: Resolved) -> None:
+def warmup(
+    model: Model, architecture: Architecture, spec: ModelSpec, config: EngineConfig, resolved: ResolvedConfig
+) -> None:
     """Answers made-up requests with an engine of its own, so that nothing of them is left in pools or counts."""
     from opsin_kernels.gpu.attention import every_form
 
@@ -30,9 +32,9 @@ def warm(model: Model, architecture: Architecture, spec: ModelSpec, config: Engi
     requests = _requests(architecture, spec, resolved.max_context)
     block = resolved.memory.block_size
     blocks = sum(-(-(len(arrays.ids) + COUNT) // block) for _, arrays in requests) + len(requests)
-    memory_blocks = sum(-(-item.rows // block) for message, _ in requests for item in message.items)
+    cross_kv_blocks = sum(-(-item.rows // block) for message, _ in requests for item in message.items)
     use = structs.replace(resolved.memory, kv_blocks=blocks)
-    small = replace(resolved, memory=use, memory_blocks=memory_blocks)
+    small = replace(resolved, memory=use, cross_kv_blocks=cross_kv_blocks)
     engine = assemble(model, spec, structs.replace(config, graphs=False, prefix_cache=False), small)
     with every_form():
         for message, arrays in requests:
@@ -48,9 +50,9 @@ def _requests(architecture: Architecture, spec: ModelSpec, context: int) -> list
     """Text alone; draws with penalties; pictures, if the model takes them. The first answers with one row a step."""
     text = min(TEXT, context - COUNT - 1)
     found = [
-        trial(architecture, spec, "text", text, (), COUNT),
-        trial(architecture, spec, "drawn", text, (), COUNT, PENALIZED),
+        made_up_request(architecture, spec, "text", text, (), COUNT),
+        made_up_request(architecture, spec, "drawn", text, (), COUNT, PENALIZED),
     ]
     if spec.image_token is not None:
-        found.append(trial(architecture, spec, "picture", text, (EDGE,), COUNT))
+        found.append(made_up_request(architecture, spec, "picture", text, (EDGE,), COUNT))
     return [(message, arrays) for message, arrays in found if len(arrays.ids) + COUNT < context]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from opsin_plugins.spec import Architecture, ImageBudget, ModelSpec
-from opsin_server.ipc.messages import Arrays, Sampling, Submit, arrays_of, describe, reaches
+from opsin_server.ipc.messages import Arrays, Sampling, Submit, arrays_of, describe, visible_images
 
 
-def trial(
+def made_up_request(
     architecture: Architecture,
     spec: ModelSpec,
     name: str,
@@ -33,6 +33,14 @@ def trial(
     expanded = architecture.expand(ids, items, spec, lambda text: [0])
     positions, delta = architecture.positions(expanded, items, spec)
     message = Submit(
-        name, sampling, count, (), delta, len(positions), expanded.spans, describe(items), reaches(expanded.memory)
+        name,
+        sampling,
+        count,
+        (),
+        delta,
+        len(positions),
+        expanded.spans,
+        describe(items),
+        visible_images(expanded.memory),
     )
     return message, arrays_of(expanded.ids, positions, items)
