@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import report
 
-from opsin_plugins.files import MISTRAL_PARAMS, read_json
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import MISTRAL_PARAMS, read_json
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,6 +26,7 @@ I32 = NDArray[np.int32]
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
 Norm = Literal["layer", "rms"]
 Grid = tuple[int, int, int]  # frames (or tiles), rows, columns in patches
+Config = Mapping[str, object]  # a published configuration, or a part of one
 Encode = Callable[[str], Sequence[int]]  # text to ids; the strings of special tokens become these tokens
 
 
@@ -232,11 +233,12 @@ class ImageSpec:
     shortest_edge: int = 0
     longest_edge: int = 0
     pinpoints: tuple[tuple[int, int], ...] = ()  # tiles: the canvases there are, height and width
+    split: bool = True  # tiles: whether a picture larger than one is cut, or shrunk to one
 
     @property
     def resizable(self) -> bool:
         """Whether a budget can make an image smaller."""
-        return self.resize in ("smart", "longest", "tiles")
+        return self.resize in ("smart", "longest") or (self.resize == "tiles" and self.split)
 
 
 @dataclass(frozen=True)
@@ -293,11 +295,12 @@ class ModelFiles:
 
     directory: Path
     config: Mapping[str, object]
-    preprocessor: Mapping[str, object] = field(default_factory=dict)
+    preprocessor: Mapping[str, object] | None = None  # the image processor's settings; None: they are nowhere
     generation: Mapping[str, object] = field(default_factory=dict)
     tokenizer_config: Mapping[str, object] = field(default_factory=dict)
     chat_template: str | None = None
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()  # weight files beside those that are read
     options: Mapping[str, str] = field(default_factory=dict)  # what the operator asked of the family (--model-option)
 
 
@@ -463,9 +466,10 @@ class VisionEncoder(Protocol):
     name: str
     builder: str  # "package.module:function", called with the TowerSpec, ImageSpec.merge and how linears are quantized
 
-    def spec(self, config: Mapping[str, object], preprocessor: Mapping[str, object]) -> TowerSpec: ...
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
+        """preprocessor: the image processor's settings; None: the checkpoint has none."""
 
-    def image(self, spec: TowerSpec, config: Mapping[str, object], preprocessor: Mapping[str, object]) -> ImageSpec: ...
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec: ...
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """U8 [H, W, 3] to (patches U8 [N, C·p·p], grid)."""

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__
+from opsin_server.api_keys import read_keys
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
@@ -82,12 +83,27 @@ def serve(
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="What clients call the model; may be repeated. Default: the folder's name.")
     ] = None,
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        typer.Option(help="auto: generation_config.json says how to sample where a request does not."),
+    ] = "auto",
     api_key: Annotated[
-        list[str] | None, typer.Option(envvar="OPSIN_API_KEY", help="A key that clients must send; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A key that clients must send; may be repeated. Default: OPSIN_API_KEY, and OPSIN_API_KEYS with "
+            "commas between."
+        ),
     ] = None,
     allow_remote_without_key: Annotated[
         bool, typer.Option(help="Listen beyond this machine although no key is set.")
     ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Pages that may ask from a browser; * for all; may be repeated."),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="/PATH", help="What a proxy puts in front of every route, and may leave there.")
+    ] = "",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: float32 on a CPU, else 16 bit.")
@@ -150,7 +166,7 @@ def serve(
     drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds that running answers get on SIGTERM.")] = 30.0,
 ) -> None:
     """Serve a checkpoint directory (safetensors, config.json, tokenizer.json) until SIGTERM."""
-    from opsin_server.launch import run
+    from opsin_server.api.process import run
 
     config = ServerConfig(
         engine=EngineConfig(
@@ -173,8 +189,11 @@ def serve(
         host=host,
         port=port,
         served_names=tuple(served_model_name or ()),
-        api_keys=tuple(api_key or ()),
+        generation_config=generation_config,
+        api_keys=read_keys(api_key or (), os.environ),
         allow_remote_without_key=allow_remote_without_key,
+        allow_origins=tuple(origin.rstrip("/") for origin in allow_origin or ()),
+        root_path=root_path.rstrip("/"),
         drain_timeout=drain_timeout,
         max_body_bytes=max_body_bytes,
         max_queue=max_queue,
@@ -204,9 +223,9 @@ def check(
     plugins: Annotated[str | None, typer.Option(help="As for serve.")] = None,
 ) -> None:
     """Will it serve, and what does it take? Reads headers only, never weights."""
-    from opsin_server.banner import outlook_rows, show
-    from opsin_server.engine.examine import check_directory
-    from opsin_server.prompt.encode import read_encoder
+    from opsin_server.console import estimate_rows, show
+    from opsin_server.engine.startup.inspect_checkpoint import check_directory
+    from opsin_server.text.encode_prompt import read_encoder
 
     config = EngineConfig(
         model=str(model),
@@ -218,10 +237,10 @@ def check(
         model_options=_pairs(model_option),
         plugins=None if plugins is None else tuple(name.strip() for name in plugins.split(",")),
     )
-    outlook = check_directory(config, gpu)
-    show(Console(), outlook_rows(outlook))
+    estimate = check_directory(config, gpu)
+    show(Console(), estimate_rows(estimate))
     read_encoder(config)  # tokenizer and chat template, too
-    raise typer.Exit(1 if outlook.refusal else 0)
+    raise typer.Exit(1 if estimate.refusal else 0)
 
 
 @app.command()

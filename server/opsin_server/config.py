@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from opsin_server.api_keys import check_keys
 from opsin_server.errors import ConfigError
+
+# As browsers send it: no path, no upper case, no default port. "null" is what a page in a file has.
+ORIGIN = re.compile(r"\*|null|(?!http://[^:]+:80$|https://[^:]+:443$)[a-z][a-z0-9+.-]*://[^/\s?#@,*A-Z]+")
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -41,8 +47,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: int = 8000
     served_names: tuple[str, ...] = ()
+    generation_config: Literal["auto", "none"] = "auto"  # none: OpenAI's defaults of sampling instead of the file's
     api_keys: tuple[str, ...] = ()
     allow_remote_without_key: bool = False
+    allow_origins: tuple[str, ...] = ()  # of pages in browsers
+    root_path: str = ""  # in front of every route, where a proxy leaves it there
     drain_timeout: float = 30.0
     max_body_bytes: int = 64 * 2**20
     max_queue: int = 256
@@ -55,8 +64,15 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raises ConfigError for what must not start."""
-        if not all(key.strip() for key in self.api_keys):
-            raise ConfigError("--api-key is empty (or OPSIN_API_KEY is): a key that anybody could send guards nothing")
+        check_keys(self.api_keys)
+        for origin in self.allow_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--allow-origin {origin!r} is no origin: write it as a browser does, https://app.example.com or "
+                    "http://localhost:3000, or * for every one"
+                )
+        if not ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(f"--root-path {self.root_path!r} is no path: write /llm")
         if not all(name.strip() for name in self.served_names):
             raise ConfigError("--served-model-name is empty: no request could name the model")
         if not self.api_keys and not self.allow_remote_without_key and not is_loopback(self.host):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 
 # In a process of its own: this one stays free of torch, and a broken installation becomes a row.
 PROBE = """
@@ -40,7 +40,7 @@ def kernels():
     return implementation("cuda" if torch.cuda.is_available() else "cpu")
 def memory():
     import torch
-    from opsin_server.engine.memory import free_bytes
+    from opsin_server.engine.startup.memory_plan import free_bytes
     return f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB free for this process"
 for name, look in (("torch", torch_version), ("triton", triton_version), ("device", device), ("kernels", kernels),
                    ("memory", memory)):

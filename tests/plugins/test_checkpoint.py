@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import SpecError
 from support import oracle, tiny
 
@@ -89,9 +89,8 @@ def test_a_layer_too_many_is_unmatched(directory: Path) -> None:
         ({"text_config__hidden_act": "swishy"}, "hidden_act 'swishy'"),
         ({"text_config__num_attention_heads": "4"}, "num_attention_heads must be an integer, got '4'"),
         ({"text_config__num_key_value_heads": 3}, "heads 4, key-value heads 3"),
-        ({"text_config__sliding_window": 8, "text_config__use_sliding_window": True}, "sliding_window 8"),
         ({"vision_config__hidden_size": 32}, "gives 32 values"),
-        ({"vision_config": None}, "vision_config must be an object"),
+        ({"vision_config": 3}, "vision_config must be an object"),
     ],
 )
 def test_what_cannot_be_served_is_named(directory: Path, changes: dict[str, object], said: str) -> None:
@@ -107,7 +106,7 @@ def test_other_weight_formats_are_refused_with_the_way_out(tmp_path: Path) -> No
         read_model_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "absent.safetensors"])
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors"])
 def test_an_index_cannot_point_outside_of_its_folder(directory: Path, name: str) -> None:
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": name}}))
@@ -127,10 +126,10 @@ import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from support import oracle
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import load_weights
+from opsin_plugins.blocks.checkpoint import load_weights
 import threading, time
 def anonymous():
     for line in open("/proc/self/status"):

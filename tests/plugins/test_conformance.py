@@ -8,18 +8,20 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 
-from opsin_plugins.architectures.llava import Llava
-from opsin_plugins.architectures.mllama import Mllama
-from opsin_plugins.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.blocks.fusions.scatter import ScatterFusion
 from opsin_plugins.blocks.tower import Tower
 from opsin_plugins.conformance.kit import CHECKS, Result, check_architecture, named, run
-from opsin_plugins.fusions.scatter import ScatterFusion
-from opsin_plugins.positions import line
-from opsin_plugins.registry import GROUPS, Registry
+from opsin_plugins.families.architectures.llava import Llava
+from opsin_plugins.families.architectures.mllama import Mllama
+from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.families.positions import line
+from opsin_plugins.loading.registry import GROUPS, Registry
 from opsin_plugins.spec import Architecture, Concat, Expanded, Ignore, ImageBudget, Rename
 
 BUILT_IN = sorted(
-    p.name for p in entry_points(group=GROUPS["architecture"]) if p.value.startswith("opsin_plugins.architectures.")
+    p.name
+    for p in entry_points(group=GROUPS["architecture"])
+    if p.value.startswith("opsin_plugins.families.architectures.")
 )
 QUICK = tuple(check for check in CHECKS if check.name not in ("imports", "transformers"))  # these take seconds
 

@@ -16,7 +16,7 @@ from PIL import Image
 from opsin_plugins.conformance.kit import named
 from opsin_plugins.conformance.published import write
 from opsin_plugins.conformance.subject import Subject
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 from support import oracle, words
 from support.served import OPSIN, Served
 from support.talk import user

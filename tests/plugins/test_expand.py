@@ -20,9 +20,9 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from opsin_plugins.architectures.mllama import _memory
+from opsin_plugins.families.architectures.mllama import _memory
 from opsin_plugins.spec import ImageBudget
-from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.text.tokenizer import Tokenizer
 from support import oracle, tiny, words
 
 PICTURES = [oracle.picture(0, 40, 30), oracle.picture(1, 25, 60), oracle.picture(2, 12, 70)]
@@ -38,12 +38,10 @@ def their_processor(family: str, directory: Path):
             num_additional_image_tokens=1,
         )  # fmt: skip
     if family == "llava_next":
-        processor = LlavaNextImageProcessorPil(
-            **given_, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
-        )
         return hf.LlavaNextProcessor(
-            processor, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1
-        )
+            LlavaNextImageProcessorPil(**given_), tokenizer, patch_size=7, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )  # fmt: skip
     tokenizer.add_special_tokens({"additional_special_tokens": list(words.IDEFICS)[1:]})
     return hf.Idefics3Processor(Idefics3ImageProcessorPil(**given_), tokenizer, image_seq_len=4)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from opsin_plugins.architectures.text import TextModel
-from opsin_plugins.registry import GROUPS, PluginError, Registry, describe
+from opsin_plugins.families.architectures.text import TextModel
+from opsin_plugins.loading.registry import GROUPS, PluginError, Registry, describe
 from opsin_plugins.spec import API_VERSION, ModelFiles, ModelSpec
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from hypothesis import strategies as st
 
-from opsin_server.prompt.messages import Message, TextPart
+from opsin_server.text.conversation import Message, TextPart
 
 Turns = list[tuple[str, str]]
 Pieces = Iterator[tuple[str, bool]]

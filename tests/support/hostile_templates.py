@@ -163,8 +163,8 @@ HOSTILE = {
 
 
 def main() -> None:
-    from opsin_server.prompt import budget
-    from opsin_server.prompt.sandbox import Program
+    from opsin_server.text import template_budget as budget
+    from opsin_server.text.sandbox import Program
 
     budget.MAX_SECONDS = SECONDS
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

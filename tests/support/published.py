@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from opsin_plugins.files import read_json
+from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import ModelFiles, TensorInfo
 
 CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
@@ -19,7 +19,7 @@ def model_files(name: str, **options: str) -> ModelFiles:
         config = {"model_type": "mistral_params", **read_json(directory / "params.json")}
     else:
         config = dict(read_json(directory / "config.json"))
-    preprocessor = read_json(directory / "preprocessor_config.json")
+    preprocessor = read_json(directory / "preprocessor_config.json") or None
     return ModelFiles(directory, config, preprocessor, tensors=tensors(name), options=options)
 
 

@@ -174,7 +174,7 @@ def llava_next(text: str = "llama", **options: Any) -> PreTrainedModel:
         text_config=language(text),
         vision_config=vision,
         image_token_index=IMAGE_TOKEN,
-        image_grid_pinpoints=[[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]],
+        image_grid_pinpoints=_NEXT["image_grid_pinpoints"],
         **options,
     )
     return shaken(hf.LlavaNextForConditionalGeneration(config))
@@ -280,6 +280,7 @@ class Published:
 
 
 _CLIP = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, "resample": 3}
+_NEXT = {**_CLIP, "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]}
 _SIGLIP = {"size": {"height": 28, "width": 28}, "resample": 3}
 _SMART = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 64 * 36}
 _PIXTRAL = {"size": {"longest_edge": 40}, "patch_size": {"height": 4, "width": 4}, "resample": 3}
@@ -292,7 +293,7 @@ FAMILIES: Mapping[str, Published] = {
     "qwen3_vl": Published(qwen3_vl, {**_SMART, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"current": []}),
     "llava": Published(llava, _CLIP, _CLIP_DIALECTS),
     "llava_siglip": Published(llava_siglip, _SIGLIP, _CLIP_DIALECTS),
-    "llava_next": Published(llava_next, _CLIP, _CLIP_DIALECTS),
+    "llava_next": Published(llava_next, _NEXT, _CLIP_DIALECTS),
     "llava.pixtral": Published(pixtral, _PIXTRAL, _PIXTRAL_DIALECTS),
     "mistral3": Published(mistral3, _PIXTRAL, _PIXTRAL_DIALECTS),
     "idefics3": Published(idefics3, _IDEFICS, {"current": []}),

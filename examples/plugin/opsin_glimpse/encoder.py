@@ -1,13 +1,14 @@
 """The torch-free half of the encoder: its configuration, its pictures, its weights' names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from opsin_plugins.configs import integer, three
-from opsin_plugins.families import renames
-from opsin_plugins.images import patches, resize
-from opsin_plugins.spec import API_VERSION, U8, Grid, ImageBudget, ImageSpec, Rule, TowerSpec
+from opsin_plugins.families.base import renames
+from opsin_plugins.families.config_fields import integer, three
+from opsin_plugins.families.image_processors import HALF, ImageProcessor
+from opsin_plugins.families.images import patches, resize
+from opsin_plugins.spec import API_VERSION, U8, Config, Grid, ImageBudget, ImageSpec, Rule, TowerSpec
 
-HALF = (0.5, 0.5, 0.5)
+PROCESSOR = ImageProcessor(("GlimpseImageProcessor",), {"image_mean": HALF, "image_std": HALF})
 
 
 class Mixer:
@@ -15,8 +16,8 @@ class Mixer:
     name = "mixer"
     builder = "opsin_glimpse.mixer:MixerTower"
 
-    def spec(self, config: Mapping[str, object], preprocessor: Mapping[str, object]) -> TowerSpec:
-        patch = integer(config, "patch_size")
+    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
+        patch, settings = integer(config, "patch_size"), PROCESSOR.resolve(preprocessor)
         return TowerSpec(
             layers=integer(config, "num_hidden_layers"),
             width=integer(config, "hidden_size"),
@@ -27,12 +28,12 @@ class Mixer:
             activation="gelu",
             position="learned",
             positions=(integer(config, "image_size") // patch) ** 2,
-            mean=three(preprocessor, "image_mean", HALF),
-            std=three(preprocessor, "image_std", HALF),
+            mean=three(settings, "image_mean"),
+            std=three(settings, "image_std"),
             patch_bias=True,
         )
 
-    def image(self, spec: TowerSpec, config: Mapping[str, object], preprocessor: Mapping[str, object]) -> ImageSpec:
+    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
         side = integer(config, "image_size")
         return ImageSpec("stretch", resample=3, patch=spec.patch, merge=2, size=(side, side))
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from opsin_glimpse.encoder import Mixer
-from opsin_plugins.configs import integer, section, token_ids
-from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
-from opsin_plugins.families import Family, llama_groups, renames, text_section
+from opsin_plugins.families.base import Family, end_ids, llama_groups, renames, text_section
+from opsin_plugins.families.config_fields import integer, section
+from opsin_plugins.families.language import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, ProjectorSpec, Rename, Rule, VisualItem
 
 ENCODER = Mixer()
@@ -31,7 +31,7 @@ class Glimpse(Family):
             fusion="gated_scatter",
             encoder=ENCODER.name,
             image_token=integer(files.config, "image_token_id"),
-            eos=token_ids(text.get("eos_token_id")),
+            eos=end_ids(files),
             max_positions=max_positions(text, defaults),
         )
 

@@ -12,7 +12,7 @@ from opsin_glimpse.family import Glimpse
 from opsin_plugins.conformance.batches import whole
 from opsin_plugins.conformance.kit import check_architecture, named
 from opsin_plugins.conformance.subject import Subject
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget
 
 

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from opsin_plugins.conformance.kit import installed, run
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # tiny models are slower with more

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from opsin_plugins.checkpoint import assign, targets
+from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.conformance.subject import Subject
 from opsin_plugins.conformance.verdicts import Failed, same
 from opsin_plugins.spec import ModelFiles, Prefix

@@ -11,7 +11,7 @@ from typing import Literal
 from opsin_plugins.conformance import declarations, models, parity, prompts
 from opsin_plugins.conformance.subject import NO_EXAMPLE, Subject
 from opsin_plugins.conformance.verdicts import Failed, Skipped
-from opsin_plugins.registry import PluginError, Registry
+from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import Architecture, ModelFiles, SpecError
 
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.checkpoint import targets
 from opsin_plugins.conformance.verdicts import Failed
-from opsin_plugins.files import MISTRAL_PARAMS
+from opsin_plugins.loading.files import MISTRAL_PARAMS
 from opsin_plugins.spec import Concat, ModelFiles, Rename, Reorder, Rule, Split
 
 Shape = tuple[int, ...]

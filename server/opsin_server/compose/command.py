@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import assign, targets
-from opsin_plugins.configs import integer
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.families.config_fields import integer
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError, TensorInfo
-from opsin_server.compose.folder import check_out, check_room, whole_or_nothing
-from opsin_server.compose.halves import Half, read_encoder, read_language
-from opsin_server.compose.parts import DTYPES, EMBEDDING, Part, plan, write_shards
-from opsin_server.compose.words import PLACEHOLDER, Words, picture_template, with_placeholder
+from opsin_server.compose.atomic_directory import check_out, check_room, whole_or_nothing
+from opsin_server.compose.sources import Half, read_encoder, read_language
+from opsin_server.compose.tensors import DTYPES, EMBEDDING, Part, plan, write_shards
+from opsin_server.compose.tokenizer import PLACEHOLDER, Words, picture_template, with_placeholder
 from opsin_server.errors import ConfigError
 
 FUSIONS = {
@@ -171,13 +171,14 @@ def _preprocessor(spec: ModelSpec) -> dict[str, object]:
     assert spec.image is not None
     height, width = spec.image.size
     box = {"height": height, "width": width}
-    crop = {"do_center_crop": True, "crop_size": box, "size": {"shortest_edge": spec.image.shortest_edge}}
-    crops = spec.image.resize == "crop"
+    size = {"shortest_edge": spec.image.shortest_edge} if spec.image.resize == "crop" else box
+    clip = spec.encoder == "clip"
     return {
-        "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
+        "image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        **(crop if crops else {"size": box}),
+        "size": size,
+        **({"do_center_crop": True, "crop_size": box} if clip else {}),
         "resample": spec.image.resample,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

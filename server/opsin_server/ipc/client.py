@@ -25,8 +25,8 @@ from opsin_server.errors import ConfigError, EngineFailed, Unavailable
 from opsin_server.ipc.messages import (
     Arrays,
     Cancel,
+    Estimate,
     Failed,
-    Outlook,
     Output,
     Outputs,
     Progress,
@@ -109,7 +109,7 @@ def merge(outputs: list[Output]) -> Output:
 
 class EngineClient:
     def __init__(
-        self, config: EngineConfig, on_progress: Callable[[Outlook | Progress], None] = lambda progress: None
+        self, config: EngineConfig, on_progress: Callable[[Estimate | Progress], None] = lambda progress: None
     ) -> None:
         self.config, self._on_progress = config, on_progress
         self.state: State = "starting"
@@ -214,7 +214,7 @@ class EngineClient:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "opsin_server.worker",
+                "opsin_server.engine.worker",
                 address,
                 stdin=asyncio.subprocess.PIPE,
                 env=engine_environment(self.config),
@@ -247,7 +247,7 @@ class EngineClient:
                 self.stats = message.stats
                 for output in message.outputs:
                     self._deliver(output)
-            elif isinstance(message, Outlook | Progress):
+            elif isinstance(message, Estimate | Progress):
                 self._on_progress(message)
             elif isinstance(message, Failed):
                 said.append(message.message)

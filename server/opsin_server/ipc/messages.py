@@ -50,7 +50,7 @@ class Item(msgspec.Struct, frozen=True):
     arranged: bool = False
 
 
-class Reach(msgspec.Struct, frozen=True, array_like=True):
+class VisibleImages(msgspec.Struct, frozen=True, array_like=True):
     """From prompt row `start` on, rows attend to the items lo to hi - 1 (see `Expanded.memory`)."""
 
     start: int
@@ -67,7 +67,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     axes: int
     spans: tuple[Span, ...] = ()
     items: tuple[Item, ...] = ()
-    memory: tuple[Reach, ...] = ()
+    memory: tuple[VisibleImages, ...] = ()
     salt: bytes = b""  # a tenant's part of every cache key
     adapter: str | None = None  # None: the base model
     guided: bytes | None = None  # reserved for guided decoding
@@ -93,7 +93,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: int
 
 
-class Outlook(msgspec.Struct, frozen=True, tag=True):
+class Estimate(msgspec.Struct, frozen=True, tag=True):
     """What a model takes and whether it serves, known before its weights are read. Bytes, except for counts.
 
     kv_per_1000: keys and values of 1,000 tokens. image_tokens, image_bytes: visual tokens of the largest image, and
@@ -186,7 +186,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: Stats
 
 
-FromEngine: TypeAlias = Outlook | Progress | Ready | Failed | Outputs
+FromEngine: TypeAlias = Estimate | Progress | Ready | Failed | Outputs
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
@@ -214,12 +214,12 @@ def arrays_of(ids: I32, positions: I32, items: Sequence[VisualItem]) -> Arrays:
     return Arrays(ids, positions, tuple(i.pixels for i in items), arrange)
 
 
-def reaches(memory: I32 | None) -> tuple[Reach, ...]:
+def visible_images(memory: I32 | None) -> tuple[VisibleImages, ...]:
     """`Expanded.memory` I32 [T, 2] in runs of equal rows."""
     if memory is None:
         return ()
     starts = np.flatnonzero(np.any(memory[1:] != memory[:-1], 1)) + 1
-    return tuple(Reach(int(at), *memory[at].tolist()) for at in (0, *starts))
+    return tuple(VisibleImages(int(at), *memory[at].tolist()) for at in (0, *starts))
 
 
 def pack(message: ToEngine | FromEngine, arrays: Arrays | None = None) -> list[bytes | memoryview]:

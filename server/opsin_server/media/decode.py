@@ -9,12 +9,12 @@ import numpy.typing as npt
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
 from opsin_server.errors import OpsinError
+from opsin_server.media.encoded_image import EncodedImage, invalid
 from opsin_server.media.flatten import flatten
 from opsin_server.media.orientation import turn_upright
-from opsin_server.media.still import Still, invalid
 
 
-def decode(still: Still) -> npt.NDArray[np.uint8]:
+def decode(still: EncodedImage) -> npt.NDArray[np.uint8]:
     """RGB U8 [H, W, 3], C-contiguous and upright. Call check_size first. Raises BadRequest for a damaged picture."""
     try:
         with Image.open(BytesIO(still.data), formats=(still.format,)) as image:

@@ -6,9 +6,9 @@ from contextlib import aclosing
 import httpcore2
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.dial import CheckedBackend, Network
+from opsin_server.media.connect import CheckedBackend, Network
+from opsin_server.media.encoded_image import too_many_bytes
 from opsin_server.media.limits import MediaLimits
-from opsin_server.media.still import too_many_bytes
 from opsin_server.media.url import Url, join_url
 
 MAX_REDIRECTS = 5

@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from running_server import post, read_all, wait_for
 
 from opsin_server import __version__
+from opsin_server.api.listener import bind, url_of
 from opsin_server.errors import ConfigError
-from opsin_server.serving import bind, url_of
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -243,7 +243,7 @@ def test_what_is_not_http_never_gets_a_5xx(plain: Any, data: bytes) -> None:
 
 
 def test_a_head_that_does_not_come_is_not_waited_for(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opsin_server.serving.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("opsin_server.api.listener.HEAD_SECONDS", 0.2)
     server = start(FakeEngine(Script(b"x", first_delay=0.5)))
     with server.connect() as nothing, server.connect() as part, server.connect() as later, server.connect() as idle:
         part.sendall(HEAD)

@@ -13,9 +13,9 @@ from fake_engine import FakeEngine, Script
 from running_server import RunningServer
 
 import opsin_server
-from opsin_plugins.architectures.qwen2_vl import Qwen2VL
-from opsin_plugins.files import read_model_files
-from opsin_server.prompt.encode import PromptEncoder
+from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.loading.files import read_model_files
+from opsin_server.text.encode_prompt import PromptEncoder
 
 MODELS = Path(opsin_server.__file__).parent / "models"
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opsin_plugins.spec import SpecError
-from opsin_server.compose import command, folder
+from opsin_server.compose import atomic_directory as folder
+from opsin_server.compose import command
 from opsin_server.compose.command import Request, compose
 from opsin_server.errors import ConfigError
 from support import halves, tiny
@@ -88,7 +89,7 @@ def test_grids_and_widths_are_named(request_: Request) -> None:
     refused(request_, r"shape \[.*32.*\], but vision\S* needs \[.*48")
     edit(config, hidden_size=32)
     edit(request_.vision / "preprocessor_config.json", crop_size={"height": 14, "width": 14})
-    refused(request_, "a CLIP tower of 28 pixels a side needs size and crop_size to match")
+    refused(request_, "a tower of 28 pixels a side needs pictures of that size")
 
 
 def test_a_language_model_that_is_not_what_it_says(request_: Request) -> None:

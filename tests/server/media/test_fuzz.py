@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from opsin_server.errors import BadRequest
 from opsin_server.media.data_url import decode_data_url
 from opsin_server.media.decode import decode
+from opsin_server.media.detect_format import read_still
+from opsin_server.media.encoded_image import check_size
 from opsin_server.media.limits import MediaLimits
-from opsin_server.media.read import read_still
-from opsin_server.media.still import check_size
 from opsin_server.media.url import parse_url
 
 LIMITS = MediaLimits(max_image_pixels=1_000_000)
