@@ -20,7 +20,7 @@ from opsin_kernels.sampling import SamplingRow, sample_ref
 
 PAGE = 16
 DECODERS = {"Qwen2-VL-2B": (12, 2, 128), "Qwen2-VL-7B": (28, 4, 128), "Llama-3.2-11B": (32, 8, 128)}
-CrossRun = Callable[..., Tensor]
+Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Job:
 
     name: str
     make: Callable[[], tuple]
-    run: CrossRun
-    define: CrossRun
-    others: Mapping[str, CrossRun]
+    run: Call
+    define: Call
+    others: Mapping[str, Call]
     bytes: float
     flops: float = 0.0
     captured: bool = True
@@ -150,7 +150,7 @@ def packed(device: Device, tower: str, heads: int, size: int, lengths: list[int]
 
     from opsin_kernels.gpu import attention as gpu
 
-    others: dict[str, CrossRun] = {"torch sdpa": library} if whole else {}
+    others: dict[str, Call] = {"torch sdpa": library} if whole else {}
     if size & (size - 1):
         others["padded heads"] = padded
     if device.cuda and _there("torch.nn.attention.varlen"):
@@ -171,7 +171,7 @@ def norm(device: Device, rows: int, width: int) -> Job:
     def library(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, 1e-6)
 
-    others: dict[str, CrossRun] = {"torch": library}
+    others: dict[str, Call] = {"torch": library}
     if device.cuda and _there("liger_kernel"):
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
@@ -209,7 +209,7 @@ def tower_norm(device: Device, rows: int, width: int) -> Job:
 
 def gate(device: Device, rows: int, width: int) -> Job:
     run, define = (partial(f, activation="silu") for f in (activations.gated, activations.gated_ref))
-    others: dict[str, CrossRun] = {"torch": define}
+    others: dict[str, Call] = {"torch": define}
     if device.cuda and _there("liger_kernel"):
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
@@ -239,7 +239,7 @@ def norm_trained(device: Device, rows: int, width: int) -> Job:
         x, weight = device.random(rows, width).requires_grad_(), device.random(width).requires_grad_()
         return x, weight, device.random(rows, width)
 
-    def both(norm: CrossRun) -> CrossRun:
+    def both(norm: Call) -> Call:
         return lambda x, weight, grad: torch.autograd.grad(norm(x, weight, floor), (x, weight), grad)[0]
 
     library = both(lambda x, weight, floor: F.rms_norm(x, weight.shape, weight, 1e-6))
@@ -252,7 +252,7 @@ def gate_trained(device: Device, rows: int, width: int) -> Job:
     def make() -> tuple:
         return device.random(rows, 2 * width).requires_grad_(), device.random(rows, width)
 
-    def both(gate: CrossRun) -> CrossRun:
+    def both(gate: Call) -> Call:
         return lambda x, grad: torch.autograd.grad(gate(x, "silu"), x, grad)[0]
 
     run, define = both(activations.gated), both(activations.gated_ref)
@@ -289,7 +289,7 @@ def penalizing(device: Device, rows: int, vocabulary: int, seen: int) -> Job:
     ).to(device.device)
     what = torch.tensor([[1.3], [0.5]]).repeat(1, rows * seen).to(device.device)
 
-    def apply(penalize: Callable[[Tensor, Tensor, Tensor], object]) -> CrossRun:
+    def apply(penalize: Callable[[Tensor, Tensor, Tensor], object]) -> Call:
         def run(logits: Tensor) -> Tensor:
             penalize(logits, where, what)
             return logits
@@ -308,7 +308,7 @@ def forbidding(device: Device, rows: int, vocabulary: int) -> Job:
         mask = torch.randint(-(2**31), 2**31 - 1, (rows, words), dtype=torch.int32, device=device.device)
         return device.random(rows, vocabulary).clamp(min=-9), mask
 
-    def apply(forbid: Callable[[Tensor, Tensor], object]) -> CrossRun:
+    def apply(forbid: Callable[[Tensor, Tensor], object]) -> Call:
         def run(logits: Tensor, mask: Tensor) -> Tensor:
             forbid(logits, mask)
             return logits.clamp(min=-10)  # infinite differences say nothing

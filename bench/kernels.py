@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from device import Device
-from kernel_jobs import CrossRun, Job, jobs
+from kernel_jobs import Call, Job, jobs
 from rows import first_line
 from stage import given
 from torch import Tensor
@@ -62,7 +62,7 @@ def measured(device: Device, job: Job, rates: tuple[float, float]) -> dict[str, 
     }  # fmt: skip
 
 
-def _results(run: CrossRun, inputs: list, written: tuple[int, ...]) -> Tensor:
+def _results(run: Call, inputs: list, written: tuple[int, ...]) -> Tensor:
     found = [run(*inputs), *(inputs[i] for i in written)]
     return torch.cat([x.detach().float().flatten() for x in found])
 

@@ -13,6 +13,7 @@ from opsin_kernels.gpu import attention
 from opsin_server.config import EngineConfig
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
+from opsin_server.engine.startup.warmup import warmup
 from opsin_server.ipc.messages import MemoryUse, Sampling
 from support import absent_gpu, engines, oracle, tiny
 from support.engines import Asked
