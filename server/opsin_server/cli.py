@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from opsin_plugins.spec import SpecError
-from opsin_server import __version__
+from opsin_server import __version__, printer, streams
 from opsin_server.api_keys import read_keys
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
@@ -204,7 +205,9 @@ def serve(
         media_timeout=media_timeout,
         media_allow=tuple(media_allow or ()),
     )
+    printer.install()
     run(config)
+    printer.drain()
     os._exit(0)  # a thread that waits for a name server which never answers must not keep the process
 
 
@@ -333,8 +336,23 @@ def compose(
 
 
 def main() -> None:
+    streams.prepare()
+    code = 0
     try:
         app()
-    except (ConfigError, SpecError) as error:
-        Console(stderr=True).print(f"opsin: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(1)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except (ConfigError, SpecError, OSError) as error:
+        code = 1
+        with suppress(OSError, SystemExit):  # (rich leaves when nobody reads)
+            said = f"opsin: {_sentence(error)}"
+            Console(stderr=True).print(said, style="red", highlight=False, soft_wrap=True, markup=False)
+    printer.drain()
+    streams.leave(code)
+
+
+def _sentence(error: Exception) -> str:
+    """A system's error without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -63,7 +61,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     media_allow: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises ConfigError for what must not start."""
+        """Raises ConfigError for what must not start. (Who can reach the host: `listen_addresses.check_guarded`.)"""
         check_keys(self.api_keys)
         for origin in self.allow_origins:
             if not ORIGIN.fullmatch(origin):
@@ -75,11 +73,6 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"--root-path {self.root_path!r} is no path: write /llm")
         if not all(name.strip() for name in self.served_names):
             raise ConfigError("--served-model-name is empty: no request could name the model")
-        if not self.api_keys and not self.allow_remote_without_key and not is_loopback(self.host):
-            raise ConfigError(
-                f"--host {self.host} is reachable from outside and no key is set: give --api-key, or "
-                "--allow-remote-without-key if something in front of it asks for one"
-            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not between 0 and 65535")
 
@@ -90,15 +83,3 @@ IMAGE_TOKENS = 8192  # an image of 6.4 million pixels for Qwen2-VL; more would h
 def image_limit(configured: int | None, context: int) -> int:
     """Visual tokens that one image may become, unless its family has one size: at most half of the context."""
     return configured if configured is not None else max(1, min(IMAGE_TOKENS, context // 2))
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def model_name(directory: Path) -> str:
-    """What a model is called when nobody named it: its folder."""
-    return directory.resolve().name

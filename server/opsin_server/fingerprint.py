@@ -6,6 +6,7 @@ import hashlib
 import json
 
 from opsin_plugins.spec import ModelFiles
+from opsin_server.served_name import readable
 
 
 def fingerprint(files: ModelFiles) -> str:
@@ -15,5 +16,5 @@ def fingerprint(files: ModelFiles) -> str:
         hasher.update(f"{name} {info.dtype} {info.shape}\n".encode())
     for file in sorted({info.file for info in files.tensors.values()}):
         stat = file.stat()
-        hasher.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        hasher.update(f"{readable(file.name)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"fp_{hasher.hexdigest()[:16]}"

@@ -7,9 +7,11 @@ longest name that matches wins. Two distributions that claim one name are an err
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import Literal, cast
 
 from opsin_plugins.spec import (
@@ -66,11 +68,14 @@ class Registry:
             raise PluginError(f"--plugins names {', '.join(unknown)}; installed are {', '.join(sorted(found))}")
         self._allowed = allowed
         self._points: dict[Kind, dict[str, list[metadata.EntryPoint]]] = {}
+        self._closed: list[metadata.EntryPoint] = []  # architectures that are installed and not allowed
         for kind, group in GROUPS.items():
             claims: dict[str, list[metadata.EntryPoint]] = {}
             for point in entry_points(group):
                 if allowed is None or point.name in allowed:
                     claims.setdefault(point.name, []).append(point)
+                elif kind == "architecture":
+                    self._closed.append(point)
             self._points[kind] = claims
 
     def architecture(self, files: ModelFiles) -> Architecture:
@@ -78,8 +83,10 @@ class Registry:
         claimed = [name for name in self._points["architecture"] if _claims(name, files.config)]
         if not claimed:
             remote = " (its auto_map names code of its own, which is never run)" if "auto_map" in files.config else ""
+            closed = [point for point in self._closed if _claims(point.name, files.config)]
+            hint = "".join(f"; {point.name!r} of {_owner(point)} does, and --plugins leaves it out" for point in closed)
             raise PluginError(
-                f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}; "
+                f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}{hint}; "
                 f"usable: {', '.join(sorted(self._points['architecture'])) or 'none'}"
             )
         return cast("Architecture", self._load("architecture", max(claimed, key=len)))
@@ -107,6 +114,16 @@ class Registry:
                     )
         return rows
 
+    def faults(self) -> Iterator[str]:
+        """A sentence for each plugin that is known not to load although it was not imported: its name is claimed twice,
+        or its module is not there. What else is wrong with a plugin is told where it is used, and by `status`."""
+        for kind, claims in self._points.items():
+            for name, points in sorted(claims.items()):
+                if len(points) > 1:
+                    yield _clash(kind, name, points)
+                else:
+                    yield from (f"{kind} {name!r} of {_owner(points[0])} {why}" for why in _not_there(points[0]))
+
     def _load(self, kind: Kind, name: str) -> object:
         points = self._points[kind].get(name)
         if not points:
@@ -114,8 +131,7 @@ class Registry:
             limited = "" if self._allowed is None else f" (--plugins allows {', '.join(sorted(self._allowed))})"
             raise PluginError(f"no {kind} plugin is named {name!r}; usable: {usable}{limited}")
         if len(points) > 1:
-            owners = ", ".join(sorted(p.dist.name if p.dist else p.value for p in points))
-            raise PluginError(f"{kind} {name!r} is claimed by {len(points)} distributions: {owners}; uninstall one")
+            raise PluginError(_clash(kind, name, points))
         try:
             plugin = points[0].load()()
         except (Exception, SystemExit) as error:  # whatever a stranger's module raises must not stop the server
@@ -137,6 +153,32 @@ def describe(architecture: Architecture, files: ModelFiles) -> ModelSpec:
         raise PluginError(
             f"architecture {architecture.name!r} cannot describe {files.directory}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _owner(point: metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
+
+
+def _clash(kind: Kind, name: str, points: Sequence[metadata.EntryPoint]) -> str:
+    owners = ", ".join(sorted(map(_owner, points)))
+    return f"{kind} {name!r} is claimed by {len(points)} distributions: {owners}; uninstall one"
+
+
+def _not_there(point: metadata.EntryPoint) -> Iterator[str]:
+    """Why an entry point cannot be loaded, as far as files tell; nothing is imported, packages on the way neither."""
+    found = point.pattern.fullmatch(point.value)
+    if found is None or not found["attr"]:
+        yield f"failed to load: its entry point {point.value!r} is not of the form module:class"
+        return
+    package, *inner = found["module"].split(".")
+    spec = find_spec(package)
+    for part in inner:
+        if spec is None:
+            break
+        package = f"{package}.{part}"
+        spec = PathFinder.find_spec(package, spec.submodule_search_locations or ())
+    if spec is None:
+        yield f"failed to load: there is no module {package!r}"
 
 
 def _claims(name: str, config: Mapping[str, object]) -> bool:

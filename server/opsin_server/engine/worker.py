@@ -18,15 +18,12 @@ import threading  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import msgspec  # noqa: E402
-
 # isort: off
 import opsin_kernels.dispatch  # noqa: E402, F401  (before torch, which may import Triton)
 import torch  # noqa: E402
 # isort: on
 
 from opsin_plugins.spec import SpecError  # noqa: E402
-from opsin_server.config import EngineConfig  # noqa: E402
 from opsin_server.engine.engine import Engine  # noqa: E402
 from opsin_server.engine.startup.load import load_engine  # noqa: E402
 from opsin_server.errors import ConfigError  # noqa: E402
@@ -41,7 +38,9 @@ from opsin_server.ipc.messages import (  # noqa: E402
     Stop,
     Submit,
     ToEngine,
+    read_config_line,
 )
+from opsin_server.served_name import readable  # noqa: E402
 
 HEARTBEAT = 1.0  # seconds between signs of life when idle
 PROGRESS = 0.1  # seconds between reports while loading
@@ -50,14 +49,14 @@ PROGRESS = 0.1  # seconds between reports while loading
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     address = sys.argv[1]
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    config = read_config_line(sys.stdin.buffer.readline())
     threading.Thread(target=_leave_with_parent, args=(address,), daemon=True).start()
     torch.set_num_threads(config.threads)
     door = EngineSocket(address)
     try:
         engine, ready = load_engine(config, _Reporter(door), door.send)
     except (ConfigError, SpecError, ValueError, OSError) as error:
-        door.send(Failed(str(error)))
+        door.send(Failed(readable(str(error))))
         door.close()
         sys.exit(1)
     door.send(ready)

@@ -1,4 +1,5 @@
-"""Every message that crosses the door. No torch, no HTTP, no text: ids, positions, pixels, numbers.
+"""Every message that crosses the door. No torch, no HTTP, no text: ids, positions, pixels, numbers. (The engine's
+configuration goes before, as a line on its standard input.)
 
 A Submit travels with raw frames behind it, in this order: ids I32 [T], positions I32 [A, T], then the pixels of each
 item U8 [N, C·p·p], then I32 [rows] of each item that is arranged. All other messages are one frame.
@@ -6,6 +7,7 @@ item U8 [N, C·p·p], then I32 [rows] of each item that is arranged. All other m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -13,6 +15,7 @@ import msgspec
 import numpy as np
 
 from opsin_plugins.spec import I32, U8, Span, VisualItem
+from opsin_server.config import EngineConfig
 
 # ------------------------------------------------------------------------------------- to the engine
 
@@ -253,3 +256,12 @@ def unpack_to_engine(frames: list[bytes]) -> tuple[ToEngine, Arrays | None]:
 
 def unpack_from_engine(frame: bytes) -> FromEngine:
     return _decode_from_engine(frame)
+
+
+def config_line(config: EngineConfig) -> bytes:
+    """In ASCII: a path may hold bytes that are no UTF-8, which json escapes and msgspec refuses."""
+    return json.dumps(msgspec.to_builtins(config)).encode() + b"\n"
+
+
+def read_config_line(line: bytes) -> EngineConfig:
+    return msgspec.convert(json.loads(line), EngineConfig)
