@@ -144,7 +144,7 @@ class Minutes:
         """Rows that began and can no longer end have failed."""
         for row, stage in rows.unfinished(rows.read(self.path)).items():
             if among is None or row in among.rows or not self._running:
-                rows.ModelInputs(self.path, stage).failed(row, failure)
+                rows.Rows(self.path, stage).failed(row, failure)
 
     def stop(self, why: str) -> None:
         for one in self._running:

@@ -22,7 +22,7 @@ class GraphCapture:
     """In the process that hears of every test."""
 
     def __init__(self, path: Path) -> None:
-        self.rows, self.path = rows.ModelInputs(path, "correct"), path
+        self.rows, self.path = rows.Rows(path, "correct"), path
         self.passed: set[str] = set()
         self.failed: set[str] = set()
         self.seconds = 0.0

@@ -21,7 +21,7 @@ from typing import Any
 SECONDS = 60.0  # that a row may take, unless it says so itself
 
 
-class ModelInputs:
+class Rows:
     """The rows of one stage, appended to a file that other processes append to as well. broken: asked after a failure
     whether the device still works in this process; if not, the process ends, and another one takes up what is left.
     patience: what the seconds of a row are times."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gpu_report
 from device import Device
-from rows import ModelInputs
+from rows import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 5.0  # with a rehearsal: a busy processor takes its time
@@ -22,7 +22,7 @@ class Given:
 
     args: argparse.Namespace
     device: Device
-    rows: ModelInputs
+    rows: Rows
     end: float
 
     @property
@@ -44,4 +44,4 @@ def given(parser: argparse.ArgumentParser, stage: str, minutes: float) -> Given:
         parser.exit(2, "there is no CUDA device; --tiny shows that this script works\n")
     path = args.rows or ROOT / "build" / "benchmarks" / f"{stage}-{device.name}.jsonl"
     end = float(os.environ.get("OPSIN_BENCH_END") or time.time() + 60 * minutes)
-    return Given(args, device, ModelInputs(path, stage, device.broken, PATIENCE if args.tiny else 1.0), end)
+    return Given(args, device, Rows(path, stage, device.broken, PATIENCE if args.tiny else 1.0), end)

@@ -47,7 +47,7 @@ class Loading:
             self._bar = None
 
 
-ModelInputs = Sequence[tuple[str, str]]
+Rows = Sequence[tuple[str, str]]
 
 
 def model_rows(files: ModelFiles, spec: ModelSpec, ends: Sequence[str], sampling: str) -> list[tuple[str, str]]:
@@ -77,7 +77,7 @@ def _about_head(files: ModelFiles, spec: ModelSpec) -> str | None:
 
 
 def announce(
-    console: Console, config: ServerConfig, ready: Ready, facts: ModelInputs, url: str, name: str, seconds: float
+    console: Console, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str, seconds: float
 ) -> None:
     """facts: as of `model_rows`."""
     memory = ready.memory

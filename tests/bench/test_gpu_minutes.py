@@ -137,7 +137,7 @@ def _alive(mark: str) -> list[str]:
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
-    rows.ModelInputs(path, "stage").ended("whole", 1.0, ms=float("nan"), tall=float("inf"))
+    rows.Rows(path, "stage").ended("whole", 1.0, ms=float("nan"), tall=float("inf"))
     with path.open("a") as file:
         file.write('{"row": "ha')
     (line,) = rows.read(path)
@@ -146,7 +146,7 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_device_that_answers_no_more_ends_the_process(tmp_path: Path) -> None:
-    out = rows.ModelInputs(tmp_path / "rows.jsonl", "stage", broken=lambda: True)
+    out = rows.Rows(tmp_path / "rows.jsonl", "stage", broken=lambda: True)
     with pytest.raises(SystemExit, match="does not answer"), out.row("one"):
         raise RuntimeError("an illegal memory access was encountered")
     assert failures(out.path) == {"one": "RuntimeError: an illegal memory access was encountered"}
@@ -154,7 +154,7 @@ def test_a_device_that_answers_no_more_ends_the_process(tmp_path: Path) -> None:
 
 def test_the_report_names_what_failed_and_what_is_missing(tmp_path: Path) -> None:
     plans = {"first": (Stage("one", 5, (Command(("x.py",), ("steps", "bad", "late")),)),), "second": ()}
-    out = rows.ModelInputs(tmp_path / "rows.jsonl", "one")
+    out = rows.Rows(tmp_path / "rows.jsonl", "one")
     rows.append(out.path, {"command": "first"})
     out.ended("steps", 3.0, ms=2.0, spread=0.1, floor_ms=1.0, tokens_s=8.0, device={"name": "nvidia-x", "torch": "2"})
     out.failed("bad", "OutOfMemoryError: 3 bytes")
