@@ -25,7 +25,6 @@ from opsin_server.api.routes import chat, health, models
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
-from opsin_server.media.limits import MediaLimits
 from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
 
@@ -52,7 +51,7 @@ def create_app(
         eos=tuple(eos),
         sampling=sampling,
         created=int(time.time()),
-        media=media_limits(config),
+        media=config.media,
         admission=Admission(config.max_queue),
         metrics=Metrics(),
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
@@ -71,11 +70,13 @@ def create_app(
     for router in (chat.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
-    app.add_middleware(PathMiddleware, root_path=config.root_path)
+    app.add_middleware(PathMiddleware, root_path=config.root_path.removesuffix("/"))
     app.add_middleware(HeaderLimitsMiddleware)
     app.add_middleware(ErrorResponsesMiddleware)
     if config.allow_origins:
-        app.add_middleware(BrowserOriginsMiddleware, origins=config.allow_origins)
+        app.add_middleware(
+            BrowserOriginsMiddleware, origins=[origin.removesuffix("/") for origin in config.allow_origins]
+        )
     app.add_middleware(RequestLogMiddleware, metrics=services.metrics, version=version)
     return app
 
@@ -84,14 +85,3 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.services.threads.shutdown(wait=False, cancel_futures=True)
-
-
-def media_limits(config: ServerConfig) -> MediaLimits:
-    return MediaLimits(
-        max_image_bytes=config.max_image_bytes,
-        max_image_pixels=config.max_image_pixels,
-        max_images=config.max_images,
-        max_request_pixels=config.max_request_pixels,
-        fetch_timeout=config.media_timeout,
-        allow=config.media_allow,
-    )

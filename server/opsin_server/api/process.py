@@ -56,7 +56,7 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
     for number in heeded():
         loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
-        files = read_model_files(Path(config.engine.model), dict(config.engine.model_options))
+        files = read_model_files(Path(config.engine.model), config.engine.family_options())
         registry = Registry(config.engine.plugins)
         for fault in registry.faults():
             log.warning("%s", fault)

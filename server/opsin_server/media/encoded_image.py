@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.limits import MediaLimits
+from opsin_server.media_limits import MediaLimits
 
 
 @dataclass(frozen=True)

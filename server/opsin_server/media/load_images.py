@@ -16,8 +16,8 @@ from opsin_server.media.decode import decode
 from opsin_server.media.detect_format import read_still
 from opsin_server.media.encoded_image import EncodedImage, check_size
 from opsin_server.media.fetch import fetch
-from opsin_server.media.limits import MediaLimits
 from opsin_server.media.url import Url, parse_url
+from opsin_server.media_limits import MediaLimits
 
 # Of one request's images, so many are fetched and decoded at a time.
 MAX_CONCURRENT = 8

@@ -134,7 +134,7 @@ class PromptEncoder:
 
 def read_encoder(config: EngineConfig) -> PromptEncoder:
     """The encoder of a model directory. Raises SpecError when its tokenizer or chat template cannot be used."""
-    files = read_model_files(Path(config.model), dict(config.model_options))
+    files = read_model_files(Path(config.model), config.family_options())
     architecture = Registry(config.plugins).architecture(files)
     try:
         return PromptEncoder(files, architecture, describe(architecture, files))

@@ -37,7 +37,7 @@ def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Reso
         store = EncoderCache(resolved.memory.encoder_bytes, resolved.bytes_per_visual_token)
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
     graphs = None
-    if config.graphs and device.type == "cuda" and implementation("cuda") == "triton":
+    if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
         graphs = captured(model, pool, cross_kv_pool, config.max_sequences, resolved.max_context)
     runner = Runner(model, pool, store, device, cross_kv_pool, graphs)
     return Engine(Scheduler(limits, blocks, store), runner, resolved.max_context)

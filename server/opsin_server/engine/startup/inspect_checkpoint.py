@@ -61,7 +61,7 @@ class InspectedCheckpoint:
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
     """Raises ConfigError or SpecError, with a sentence for the operator. free: bytes on the device."""
     registry = Registry(config.plugins)
-    files = read_model_files(Path(config.model), dict(config.model_options))
+    files = read_model_files(Path(config.model), config.family_options())
     architecture = registry.architecture(files)
     spec = describe(architecture, files)
     dtype = choose_dtype(config.dtype, device, files)

@@ -35,7 +35,7 @@ def warmup(
     cross_kv_blocks = sum(-(-item.rows // block) for message, _ in requests for item in message.items)
     use = structs.replace(resolved.memory, kv_blocks=blocks)
     small = replace(resolved, memory=use, cross_kv_blocks=cross_kv_blocks)
-    engine = assemble(model, spec, structs.replace(config, graphs=False, prefix_cache=False), small)
+    engine = assemble(model, spec, structs.replace(config, eager=True, prefix_cache=False), small)
     with every_form():
         for message, arrays in requests:
             engine.submit(message, arrays)
