@@ -13,8 +13,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
 from opsin_server.config import ServerConfig, model_name
 from opsin_server.console import Loading, announce, model_rows
@@ -48,16 +47,14 @@ async def _run(config: ServerConfig) -> None:
     for number in SIGNALS:
         loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
-        files = read_model_files(Path(config.engine.model), dict(config.engine.model_options))
-        architecture = Registry(config.engine.plugins).architecture(files)
-        spec = describe(architecture, files)
+        opened = open_model(Path(config.engine.model), config.engine.plugins, dict(config.engine.model_options))
     except SpecError as error:
         raise ConfigError(str(error)) from error
     loading = Loading(Console(stderr=True))
     engine = EngineClient(config.engine, loading)
     try:
         await engine.start()
-        await _serve(config, engine, loading, files, architecture, spec)
+        await _serve(config, engine, loading, opened.files, opened.architecture, opened.spec)
     finally:
         loading.done()
         await engine.stop()
