@@ -85,7 +85,8 @@ def serve(
     if keys := read_keys(given.get("api_key", ()), os.environ):
         given["api_key"] = list(keys)
     directory = model or Path(written.pop("model", MODEL))
-    settings = build(ServerConfig, {**written, **given}, SERVE, {"engine": {"model": str(directory)}})
+    given = {**written, **given}
+    settings = build(ServerConfig, given, SERVE, {"engine": {"model": str(directory)}}).without_last_slashes()
     printer.install()
     run(settings)
     printer.drain()

@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Literal
 
 import msgspec
+import msgspec.structs
 from msgspec import Meta
 
 from opsin_server.api_keys import check_keys
@@ -109,16 +110,21 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         30.0
     )
 
+    def without_last_slashes(self) -> ServerConfig:
+        """Origins and the root path, as people copy them from a browser's address bar."""
+        origins = tuple(origin.rstrip("/") for origin in self.allow_origins)
+        return msgspec.structs.replace(self, allow_origins=origins, root_path=self.root_path.rstrip("/"))
+
     def check(self) -> None:
         """Raises ConfigError for what must not start. (Who can reach the host: `listen_addresses.check_guarded`.)"""
         check_keys(self.api_keys)
         for origin in self.allow_origins:
-            if not ORIGIN.fullmatch(origin.removesuffix("/")):
+            if not ORIGIN.fullmatch(origin):
                 raise ConfigError(
                     f"--allow-origin {origin!r} is no origin: write it as a browser does, https://app.example.com or "
                     "http://localhost:3000, or * for every one"
                 )
-        if not ROOT_PATH.fullmatch(self.root_path.removesuffix("/")):
+        if not ROOT_PATH.fullmatch(self.root_path):
             raise ConfigError(f"--root-path {self.root_path!r} is no path: write /llm")
         if not all(name.strip() for name in self.served_names):
             raise ConfigError("--served-model-name is empty: no request could name the model")

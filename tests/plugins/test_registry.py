@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from opsin_plugins.families.architectures.text import TextModel
-from opsin_plugins.loading.registry import GROUPS, PluginError, Registry, describe
+from opsin_plugins.loading.open_model import open_files
+from opsin_plugins.loading.registry import GROUPS, PluginError, Registry
 from opsin_plugins.spec import API_VERSION, ModelFiles, ModelSpec
 
 
@@ -44,7 +45,7 @@ def leaving() -> object:
 @pytest.fixture(autouse=True)
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("strangers_module")
-    for member in (Good, Empty, FromTheFuture, broken, leaving):
+    for member in (Good, Empty, Failing, FromTheFuture, broken, leaving):
         setattr(module, member.__name__, member)
     monkeypatch.setitem(sys.modules, "strangers_module", module)
 
@@ -132,7 +133,7 @@ def test_every_built_in_loads() -> None:
 
 def test_a_plugin_that_raises_anything_is_named_with_the_directory() -> None:
     with pytest.raises(PluginError, match=r"architecture 'good' cannot describe \.: ValueError: oops"):
-        describe(Failing(), files())
+        open_files(files(model_type="good"), registry(("good", "strangers_module:Failing")))
 
 
 def test_its_words_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,13 +70,11 @@ def create_app(
     for router in (chat.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
-    app.add_middleware(PathMiddleware, root_path=config.root_path.removesuffix("/"))
+    app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(HeaderLimitsMiddleware)
     app.add_middleware(ErrorResponsesMiddleware)
     if config.allow_origins:
-        app.add_middleware(
-            BrowserOriginsMiddleware, origins=[origin.removesuffix("/") for origin in config.allow_origins]
-        )
+        app.add_middleware(BrowserOriginsMiddleware, origins=config.allow_origins)
     app.add_middleware(RequestLogMiddleware, metrics=services.metrics, version=version)
     return app
 

@@ -15,9 +15,8 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
-from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
+from opsin_plugins.loading.open_model import OpenModel, open_model
+from opsin_plugins.spec import SpecError
 from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
 from opsin_server.config import ServerConfig
 from opsin_server.console import Loading, Rows, announce, model_rows
@@ -56,21 +55,18 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
     for number in heeded():
         loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
-        files = read_model_files(Path(config.engine.model), config.engine.family_options())
-        registry = Registry(config.engine.plugins)
-        for fault in registry.faults():
-            log.warning("%s", fault)
-        architecture = registry.architecture(files)
-        spec = describe(architecture, files)
+        opened = open_model(Path(config.engine.model), config.engine.plugins, config.engine.family_options())
     except SpecError as error:
         raise ConfigError(str(error)) from error
+    for fault in opened.registry.faults():
+        log.warning("%s", fault)
     with ExitStack() as open_listeners:
         listeners = [open_listeners.enter_context(listener) for listener in bind(where, config.port)]
         loading = Loading(Console(stderr=True))
         engine = EngineClient(config.engine, loading)
         try:
             await engine.start()
-            await _serve(config, engine, loading, listeners, files, architecture, spec)
+            await _serve(config, engine, loading, listeners, opened)
         finally:
             loading.done()
             await engine.stop()
@@ -81,9 +77,7 @@ async def _serve(
     engine: EngineClient,
     loading: Loading,
     listeners: Sequence[socket.socket],
-    files: ModelFiles,
-    architecture: Architecture,
-    spec: ModelSpec,
+    model: OpenModel,
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
     from opsin_server.api.app import create_app
@@ -91,11 +85,11 @@ async def _serve(
     from opsin_server.api.sampling_defaults import read_sampling_defaults
     from opsin_server.text.encode_prompt import PromptEncoder
 
-    names = tuple(map(readable, config.served_names)) or (model_name(files.directory),)
+    names = tuple(map(readable, config.served_names)) or (model_name(model.files.directory),)
     try:
-        encoder = PromptEncoder(files, architecture, spec)
-        sampling = read_sampling_defaults(files.generation if config.generation_config == "auto" else {})
-        app = create_app(config, engine, encoder, names, fingerprint(files), encoder.ends, sampling)
+        encoder = PromptEncoder(model.files, model.architecture, model.spec)
+        sampling = read_sampling_defaults(model.files.generation if config.generation_config == "auto" else {})
+        app = create_app(config, engine, encoder, names, fingerprint(model.files), encoder.ends, sampling)
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     server = Server(app, config, listeners)
@@ -106,7 +100,7 @@ async def _serve(
         loading.done()
         if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
             ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
-            facts = model_rows(files, spec, ends, sampling.described())
+            facts = model_rows(model.files, model.spec, ends, sampling.described())
             _announce(loading, config, ready.result(), facts, url_of(listeners[0]), names[0])
         await serving
     finally:  # also when the engine did not start, or a signal came before `serve` had its own

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.spec import (
     I32,
     U8,
@@ -134,10 +133,9 @@ class PromptEncoder:
 
 def read_encoder(config: EngineConfig) -> PromptEncoder:
     """The encoder of a model directory. Raises SpecError when its tokenizer or chat template cannot be used."""
-    files = read_model_files(Path(config.model), config.family_options())
-    architecture = Registry(config.plugins).architecture(files)
+    opened = open_model(Path(config.model), config.plugins, config.family_options())
     try:
-        return PromptEncoder(files, architecture, describe(architecture, files))
+        return PromptEncoder(opened.files, opened.architecture, opened.spec)
     except SpecError:
         raise
     except ValueError as error:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from opsin_plugins.families.base import Family, chosen, end_ids, renames
+from opsin_plugins.families.base import Family, chosen, end_ids, renames, vision_groups
 from opsin_plugins.families.config_fields import integer, integers, section
 from opsin_plugins.families.encoders.mllama import MllamaEncoder
 from opsin_plugins.families.language import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
@@ -36,7 +36,6 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 
-ENCODER = MllamaEncoder()
 TEXT = TextDefaults(4096, 40, 32, 8, 14336, 128256, 1e-5, 5e5, 131072)
 CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
 EXTRA_EMBEDDINGS = 8  # ids past the vocabulary, of which <|image|> is the first
@@ -45,13 +44,14 @@ OPTIONS = {"rows_before_image": ("none", "all")}
 
 class Mllama(Family):
     name = "mllama"
+    encoder = MllamaEncoder()
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         options = chosen(files.options, OPTIONS)
         config, text = files.config, section(files.config, "text_config", {})
         attend_before = options["rows_before_image"] == "all"
         vision = {**section(config, "vision_config", {}), "keep_padding": attend_before}
-        tower = ENCODER.spec(vision, files.preprocessor)
+        tower = self.encoder.spec(vision, files.preprocessor)
         tied = is_tied(files, text)
         replaced = integers(text, "cross_attention_layers", CROSS, null=CROSS)
         decoder = decoder_spec(text, tied, TEXT, replaced=replaced, extra_embeddings=EXTRA_EMBEDDINGS)
@@ -63,9 +63,9 @@ class Mllama(Family):
             decoder=decoder,
             vision=tower,
             projector=ProjectorSpec(width, 0, decoder.width, "gelu"),
-            image=ENCODER.image(tower, vision, files.preprocessor),
+            image=self.encoder.image(tower, vision, files.preprocessor),
             fusion="memory",
-            encoder=ENCODER.name,
+            encoder=self.encoder.name,
             image_token=integer(config, "image_token_index", 128256, least=0),
             eos=end_ids(files),
             max_positions=max_positions(text, TEXT),
@@ -99,20 +99,17 @@ class Mllama(Family):
             Rename(f"{layers}cross_attn.k_norm.weight", f"{cross}attention.k_norm.weight"),
             Rename(f"{layers}cross_attn_attn_gate", f"{cross}attention_gate"),
             Rename(f"{layers}cross_attn_mlp_gate", f"{cross}mlp_gate"),
-            *ENCODER.weights(spec.vision, "model.vision_model."),
+            *self.encoder.weights(spec.vision, "model.vision_model."),
             *renames({"model.multi_modal_projector": "projector.mlp"}),
         ]
 
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+    def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
         assert spec.image is not None
         assert isinstance(spec.vision, TiledTowerSpec)
-        items = []
-        for image in images:
-            pixels, grid, tiles = ENCODER.tiled(image, spec.image, budget)
-            seen = grid[0] * spec.vision.positions
-            rows = spec.vision.max_tiles * spec.vision.positions if spec.vision.keep_padding else seen
-            items.append(VisualItem(pixels, grid, rows=rows, tiles=tiles, hidden=rows - seen))
-        return items
+        pixels, grid, tiles = self.encoder.tiled(image, spec.image, budget)
+        seen = grid[0] * spec.vision.positions
+        rows = spec.vision.max_tiles * spec.vision.positions if spec.vision.keep_padding else seen
+        return VisualItem(pixels, grid, rows=rows, tiles=tiles, hidden=rows - seen)
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
         assert spec.image_token is not None
@@ -127,14 +124,13 @@ class Mllama(Family):
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         own = "|".join(str(i) for i in range(spec.decoder.layers) if i not in spec.decoder.replaced)
         cross = "|".join(map(str, spec.decoder.replaced))
-        layers, tower = r"model\.language_model\.layers\.", r"model\.vision_model\.(global_)?transformer\.layers\.\d+\."
+        layers = r"model\.language_model\.layers\."
         return {
             "language.attention": re.compile(rf"{layers}({own})\.self_attn\.[qkvo]_proj"),
             "language.mlp": re.compile(rf"{layers}({own})\.mlp\.(gate|up|down)_proj"),
             "cross.attention": re.compile(rf"{layers}({cross})\.cross_attn\.[qkvo]_proj"),
             "cross.mlp": re.compile(rf"{layers}({cross})\.mlp\.(gate|up|down)_proj"),
-            "vision.attention": re.compile(tower + r"self_attn\.[qkvo]_proj"),
-            "vision.mlp": re.compile(tower + r"mlp\.fc[12]"),
+            **vision_groups(self.encoder, "model.vision_model."),
             "projector.mlp": re.compile(r"model\.multi_modal_projector"),
         }
 

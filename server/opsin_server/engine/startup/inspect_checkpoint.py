@@ -13,8 +13,8 @@ import torch
 from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import (
     Architecture,
     ImageBudget,
@@ -60,10 +60,8 @@ class InspectedCheckpoint:
 
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
     """Raises ConfigError or SpecError, with a sentence for the operator. free: bytes on the device."""
-    registry = Registry(config.plugins)
-    files = read_model_files(Path(config.model), config.family_options())
-    architecture = registry.architecture(files)
-    spec = describe(architecture, files)
+    opened = open_model(Path(config.model), config.plugins, config.family_options())
+    registry, files, architecture, spec = opened.registry, opened.files, opened.architecture, opened.spec
     dtype = choose_dtype(config.dtype, device, files)
     sketch = build_model(spec, registry, device="meta", dtype=dtype, quantize=config.quantize)
     places = {name: target.shape for name, target in targets(sketch).items()}
