@@ -109,7 +109,7 @@ class Decoding:
                     raise Wrong(f"a step gave {len(outputs)} of {self.batch} tokens")
         if len(replayed) != (steps if captured else 0):
             raise Wrong(f"{len(replayed)} of {steps} steps were captured ones")
-        seconds = {k.removeprefix("decode."): v for k, v in self.engine.stats().seconds.items() if k != "decode.steps"}
+        seconds = {k.removeprefix("decode."): v for k, v in self.engine.stats().seconds.items()}
         parts = {k: 1e3 * (v - before.get(f"decode.{k}", 0.0)) / steps for k, v in seconds.items() if "." not in k}
         return took, parts
 
@@ -129,7 +129,7 @@ def decode(run: Given, made: RandomModel, batch: int) -> None:
             decoding.timed(warm, names[name])
             rows = decoding.rows
             took, parts = decoding.timed(steps, names[name])
-            visual = actual * sum(i.rows for i in made.pictures(edge)) if made.spec.memory is not None else 0
+            visual = actual * sum(i.tokens for i in made.pictures(edge)) if made.spec.cross is not None else 0
             floor = made.floor(actual, rows + actual * steps // 2, visual, actual, run.rates())
             values |= _summed(took) | {"floor_ms": floor, "batch": actual, "cached_rows": rows, "parts_ms": parts}
             values["tokens_s"] = 1e3 * actual / values["ms"]
@@ -152,9 +152,9 @@ def prefill(run: Given, made: RandomModel) -> None:
                 if tokens != 1:
                     raise Wrong(f"a prefill gave {tokens} tokens")
             items, rates = made.pictures(edge), run.rates()
-            visual = sum(i.rows for i in items)
+            visual = sum(i.tokens for i in items)
             vision = made.vision_floor(items, rates[1])
-            floor = vision + made.floor(length, length, visual if made.spec.memory is not None else 0, 1, rates)
+            floor = vision + made.floor(length, length, visual if made.spec.cross is not None else 0, 1, rates)
             values |= _summed(took[1:]) | {"floor_ms": floor, "vision_floor_ms": vision, "tokens": length}
             values["tokens_s"] = 1e3 * length / values["ms"]
 

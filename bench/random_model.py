@@ -20,9 +20,8 @@ from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
-from opsin_server.engine.startup.made_up_request import made_up_request
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, free_bytes, resolve
-from opsin_server.engine.startup.warmup import warm
+from opsin_server.engine.startup.warmup import made_up_request, warm
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 Size = Literal["whole", "shallow", "tiny"]

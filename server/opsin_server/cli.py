@@ -144,7 +144,7 @@ def plugins(
     """List model families, vision encoders and fusions, and what failed to load; or check a family."""
     if context.invoked_subcommand is not None:
         return
-    from opsin_server.tables import plugin_table
+    from opsin_server.console import plugin_table
 
     allow = None if names is None else [name.strip() for name in names.split(",")]
     table, healthy = plugin_table(allow)
@@ -170,7 +170,7 @@ def check_plugin(
 @app.command(short_help="Say what this machine has.")
 def doctor() -> None:
     """Say what this machine has: Python, torch, triton, the device, and which kernels run."""
-    from opsin_server.tables import doctor_table
+    from opsin_server.console import doctor_table
 
     table, healthy = doctor_table()
     Console().print(table)

@@ -57,7 +57,7 @@ def test_every_family_keeps_the_contract(name: str) -> None:
 
 class OneRowMore(Llava):
     def preprocess(self, images, spec, budget):
-        return [replace(item, rows=item.rows + 1) for item in super().preprocess(images, spec, budget)]
+        return [replace(item, tokens=item.tokens + 1) for item in super().preprocess(images, spec, budget)]
 
 
 class NewPixelsEachTime(Llava):
@@ -130,7 +130,7 @@ class SpansBackwards(Llava):
 class RangesFall(Mllama):
     def expand(self, ids, items, spec, encode):
         expanded = super().expand(ids, items, spec, encode)
-        memory = None if expanded.memory is None else expanded.memory[::-1].copy()
+        memory = None if expanded.visible is None else expanded.visible[::-1].copy()
         return Expanded(expanded.ids, expanded.spans, memory)
 
 

@@ -60,7 +60,7 @@ def test_keys_and_values_and_visual_tokens_cost_what_is_known(name: str) -> None
     own = kv_bytes_per_token(spec.decoder, 2)
     assert own / 1024 == kib
     (item,) = architecture.preprocess([picture(spec)], spec, ImageBudget())
-    assert item.rows == tokens
+    assert item.tokens == tokens
 
 
 def picture(spec: ModelSpec) -> U8:
@@ -70,10 +70,10 @@ def picture(spec: ModelSpec) -> U8:
 def test_an_image_of_four_tiles_costs_the_11b_model_200_mib() -> None:
     _, architecture, spec = described("Llama-3.2-11B-Vision-Instruct")
     (item,) = architecture.preprocess([picture(spec)], spec, ImageBudget())
-    assert (item.grid, item.rows) == ((4, 40, 40), 6404)
-    assert item.rows * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.2)
+    assert (item.grid, item.tokens) == ((4, 40, 40), 6404)
+    assert item.tokens * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.2)
     ledger: CrossKVCache[None] = CrossKVCache(1000, 16)
-    assert ledger.reserve(b"picture", item.rows, "request") is None
+    assert ledger.reserve(b"picture", item.tokens, "request") is None
     assert ledger.used * 16 * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.6)
 
 
@@ -108,8 +108,8 @@ def test_what_cannot_work_is_refused_with_its_value(name: str, change: dict[str,
 
 def test_an_unknown_option_of_a_family_is_refused_with_those_there_are() -> None:
     for name, options, said in (
-        ("Llama-3.2-11B-Vision-Instruct", {"rows": "all"}, "there are rows_before_image"),
-        ("Llama-3.2-11B-Vision-Instruct", {"rows_before_image": "some"}, "one of none, all"),
+        ("Llama-3.2-11B-Vision-Instruct", {"rows": "all"}, "there are tokens_before_image"),
+        ("Llama-3.2-11B-Vision-Instruct", {"tokens_before_image": "some"}, "one of none, all"),
         ("llava-1.5-7b-hf", {"a": "b"}, "there are none"),
     ):
         files = published.model_files(name, **options)

@@ -90,7 +90,7 @@ def submit(engine: Engine, ours: Ours, name: str, asked: Asked, eos: tuple[int, 
         len(made.positions),
         made.expanded.spans,
         describe(items),
-        visible_images(made.expanded.memory),
+        visible_images(made.expanded.visible),
     )
     engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made

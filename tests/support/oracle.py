@@ -89,10 +89,10 @@ def our_logits(ours: Ours, prompts: Sequence[Prompt]) -> list[Tensor]:
         pixels = torch.from_numpy(np.concatenate([i.pixels for i in items]))
         arrange = [None if i.arrange is None else torch.from_numpy(i.arrange).long() for i in items]
         tokens = ours.model.encode(pixels, items, arrange)
-        if ours.spec.memory is None:
+        if ours.spec.cross is None:
             visual = Visual(torch.cat(tokens), torch.cat(_visual_rows(prompts)))
         else:
-            rows.memory = _memory(prompts, tokens)
+            rows.cross = _memory(prompts, tokens)
     states = ours.model(torch.cat([p.ids for p in prompts]), rows, None, visual)
     return list(ours.model.logits(states).split(lengths))
 
@@ -102,7 +102,7 @@ def _visual_rows(prompts: Sequence[Prompt]) -> list[Tensor]:
     for p in prompts:
         for span in p.expanded.spans:
             rows = torch.arange(start + span.start, start + span.start + span.length)
-            found.append(rows if span.visual_rows is None else rows[torch.tensor(span.visual_rows)])
+            found.append(rows if span.visual_mask is None else rows[torch.tensor(span.visual_mask)])
         start += len(p.ids)
     return found
 
@@ -112,7 +112,7 @@ def _memory(prompts: Sequence[Prompt], tokens: Sequence[Tensor]) -> CrossInputs 
     starts = np.cumsum([0, *(len(t) for t in tokens)])
     runs, rows, before, row, first = [], [], [], 0, 0
     for p in prompts:
-        seen = np.zeros((len(p.ids), 2), np.int32) if p.expanded.memory is None else p.expanded.memory
+        seen = np.zeros((len(p.ids), 2), np.int32) if p.expanded.visible is None else p.expanded.visible
         for lo, hi in seen.tolist():
             if lo != hi:
                 hidden = [0 if lo < 0 else item.hidden for item in p.items]

@@ -30,7 +30,7 @@ class ModelInputs:
     positions: Tensor
     layout: Layout
     adapter_slot: Tensor | None = None
-    memory: CrossInputs | None = None
+    cross: CrossInputs | None = None
     frequencies: Tensor | None = None
 
 
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         """Embeddings [T, H] to the last layer's states [T, H], not yet normalised."""
         turn = self.rotary(rows, x.dtype)
         points = fusion.layers if fusion is not None else frozenset()
-        context = Context(visual, rows.memory, rows.adapter_slot) if points or self.spec.replaced else None
+        context = Context(visual, rows.cross, rows.adapter_slot) if points or self.spec.replaced else None
         for i, layer in enumerate(self._stack):
             if fusion is not None and context is not None and i in points:
                 x = fusion.before_layer(i, x, context)

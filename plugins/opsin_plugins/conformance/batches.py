@@ -110,7 +110,7 @@ def _step(model: Model, pieces: Sequence[Piece], cache: Cache | None) -> list[Te
     positions = np.concatenate([p.prompt.positions[:, p.start : p.stop] for p in pieces], 1)
     layout = Layout(lengths, lengths) if cache is None else cache.layout(pieces)
     rows = ModelInputs(torch.from_numpy(positions).long(), layout)
-    rows.memory = None if model.spec.memory is None else _memory(model, pieces, stored=cache is not None)
+    rows.cross = None if model.spec.cross is None else _memory(model, pieces, stored=cache is not None)
     rows.frequencies = _stretched(pieces, decoder.rope, decoder.head_dim)
     states = model(torch.from_numpy(ids).long(), rows, None if cache is None else cache.pool, _visual(pieces))
     return list(model.logits(states).split(lengths))
@@ -120,7 +120,7 @@ def _visual(pieces: Sequence[Piece]) -> Visual | None:
     tokens, rows, first = [], [], 0
     for piece in pieces:
         for span in piece.prompt.expanded.spans:
-            marks = np.ones(span.length, bool) if span.visual_rows is None else np.asarray(span.visual_rows)
+            marks = np.ones(span.length, bool) if span.visual_mask is None else np.asarray(span.visual_mask)
             places = torch.from_numpy(span.start + np.flatnonzero(marks))
             here = (places >= piece.start) & (places < piece.stop)
             if here.any():
@@ -141,7 +141,7 @@ def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> CrossInputs 
         starts = np.cumsum([first, *(len(t) for t in piece.tokens)])
         first = int(starts[-1])
         states += piece.tokens
-        seen = piece.prompt.expanded.memory
+        seen = piece.prompt.expanded.visible
         ranges = [(0, 0)] * piece.length if seen is None else [(lo, hi) for lo, hi in seen[piece.start : piece.stop]]
         for (lo, hi), group in groupby(ranges):
             count = len(list(group))

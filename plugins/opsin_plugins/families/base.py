@@ -49,7 +49,7 @@ class Family:
         if spec.vision is None or spec.image is None:
             raise SpecError(f"{spec.family} is a language model: it takes no images")
         pixels, grid = self.encoder_of(spec).preprocess(image, spec.image, budget)
-        return VisualItem(pixels, grid, rows=(len(pixels) + spec.vision.keep_class_token) // spec.image.merge**2)
+        return VisualItem(pixels, grid, tokens=(len(pixels) + spec.vision.keep_class_token) // spec.image.merge**2)
 
     def encoder_of(self, spec: ModelSpec) -> VisionEncoder:
         assert spec.encoder is not None

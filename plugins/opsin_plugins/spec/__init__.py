@@ -20,10 +20,10 @@ from opsin_plugins.spec.base_types import (
 from opsin_plugins.spec.encoder_spec import EncoderSpec
 from opsin_plugins.spec.model_files import ModelFiles, TensorInfo
 from opsin_plugins.spec.model_spec import (
+    CrossSpec,
     DecoderSpec,
     ImageSpec,
     LevelsProjectorSpec,
-    MemorySpec,
     ModelSpec,
     ProjectorSpec,
     ResamplerSpec,
@@ -44,6 +44,7 @@ __all__ = [
     "Architecture",
     "Concat",
     "Config",
+    "CrossSpec",
     "DecoderSpec",
     "Encode",
     "EncoderSpec",
@@ -54,7 +55,6 @@ __all__ = [
     "ImageBudget",
     "ImageSpec",
     "LevelsProjectorSpec",
-    "MemorySpec",
     "ModelFiles",
     "ModelSpec",
     "Norm",

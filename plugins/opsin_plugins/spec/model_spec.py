@@ -217,14 +217,14 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
-class MemorySpec:
+class CrossSpec:
     """Cross-attention to visual tokens, in place of the decoder's layers `DecoderSpec.replaced`.
 
     attend_before: whether rows before the first image attend to all of the request's images, as transformers lets them;
-    they see none in the published model's own code. max_rows: visual tokens of the largest image.
+    they see none in the published model's own code. max_tokens: visual tokens of the largest image.
     """
 
-    max_rows: int
+    max_tokens: int
     attend_before: bool = False
 
 
@@ -242,7 +242,7 @@ class ModelSpec:
     image_token: int | None  # the placeholder that a template writes once per image
     eos: tuple[int, ...]
     max_positions: int
-    memory: MemorySpec | None = None  # of the fusion "memory" alone
+    cross: CrossSpec | None = None  # of the fusion "cross_attention" alone
 
     def __post_init__(self) -> None:
         parts = (self.vision, self.projector, self.image, self.fusion, self.encoder, self.image_token)

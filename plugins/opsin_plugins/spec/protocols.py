@@ -69,7 +69,7 @@ class VisionEncoder(Protocol):
 
 class FusionStrategy(Protocol):
     """How visual tokens enter the decoder: the name of a builder, "package.module:function", called with the ModelSpec
-    and with how linears are quantized. One that stores what rows attend to sets `ModelSpec.memory`."""
+    and with how linears are quantized. One that stores what rows attend to sets `ModelSpec.cross`."""
 
     api_version: int
     name: str

@@ -27,15 +27,15 @@ class VisualItem:
     """One preprocessed image.
 
     pixels: U8 [N, C·p·p], one frame's patches in the tower's order; the stem normalises on the device.
-    grid: (frames or tiles, rows, columns) in patches. rows: visual tokens it becomes. digest: set by the host.
+    grid: (frames or tiles, rows, columns) in patches. tokens: how many it becomes in the prompt. digest: set by the host.
     tiles: how the tiles lie, (rows, columns); the grid may have one more (a view of the whole picture).
-    arrange: I32 [rows], which projected feature each visual token is, -1 for the newline; None: as they come.
-    hidden: how many rows, at the end, only those rows of the prompt see that stand before any image.
+    arrange: I32 [tokens], which projected feature each visual token is, -1 for the newline; None: as they come.
+    hidden: trailing visual tokens that only prompt tokens before the first image may attend to.
     """
 
     pixels: U8
     grid: Grid
-    rows: int
+    tokens: int
     digest: bytes = b""
     tiles: tuple[int, int] = (1, 1)
     arrange: I32 | None = None
@@ -46,14 +46,14 @@ class VisualItem:
 class Span:
     """Where an image sits in the expanded prompt.
 
-    All `length` ids from `start` belong to `item`; visual_rows[k] says whether id k is overwritten by a visual token
+    All `length` ids from `start` belong to `item`; visual_mask[k] says whether id k is overwritten by a visual token
     (None: every one). bidirectional: the span attends to itself both ways, so no chunk may split it.
     """
 
     start: int
     length: int
     item: int
-    visual_rows: tuple[bool, ...] | None = None
+    visual_mask: tuple[bool, ...] | None = None
     bidirectional: bool = False
 
 
@@ -61,10 +61,10 @@ class Span:
 class Expanded:
     """ids I32 [T] with every placeholder at its full length; spans in the order of the prompt.
 
-    memory: I32 [T, 2] for cross-attention only: row t attends to the visual items lo to hi - 1 (none where they are
-    equal; lo = -1: before any image, see MemorySpec). hi never falls, and the last row's range is that of the answer.
+    visible: I32 [T, 2] for cross-attention only: row t attends to the visual items lo to hi - 1 (none where they are
+    equal; lo = -1: before any image, see CrossSpec). hi never falls, and the last row's range is that of the answer.
     """
 
     ids: I32
     spans: tuple[Span, ...]
-    memory: I32 | None = None
+    visible: I32 | None = None

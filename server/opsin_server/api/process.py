@@ -15,13 +15,13 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
+from opsin_plugins.loading.files import fingerprint
 from opsin_plugins.loading.open_model import OpenModel, open_model
 from opsin_plugins.spec import SpecError
 from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
 from opsin_server.config import ServerConfig
 from opsin_server.console import Loading, Rows, announce, model_rows
 from opsin_server.errors import ConfigError
-from opsin_server.fingerprint import fingerprint
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.messages import Ready
 from opsin_server.served_name import model_name, readable

@@ -33,7 +33,7 @@ from opsin_server.errors import ConfigError
 FUSIONS = {
     "scatter": "",
     "levels": "it adds visual rows after layers of a decoder that was trained with them",
-    "memory": "it needs cross-attention layers, which the language model does not have",
+    "cross_attention": "it needs cross-attention layers, which the language model does not have",
 }
 PROJECTORS = {
     "mlp2x": "",
@@ -163,7 +163,7 @@ def _picture_tokens(architecture: Architecture, spec: ModelSpec) -> int:
     assert spec.image is not None
     height, width = (max(side, spec.image.patch * spec.image.merge) for side in spec.image.size)
     (item,) = architecture.preprocess([np.zeros((height, width, 3), np.uint8)], spec, ImageBudget())
-    return item.rows
+    return item.tokens
 
 
 def _write_texts(folder: Path, whole: Whole) -> str:

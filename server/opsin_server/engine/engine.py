@@ -24,7 +24,7 @@ class Engine:
     def __init__(self, scheduler: Scheduler, runner: Runner, max_context: int) -> None:
         self.scheduler, self.runner, self.max_context = scheduler, runner, max_context
         self.sequences: dict[str, Sequence] = {}
-        self.steps = 0
+        self.steps = self.decode_steps = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
@@ -53,7 +53,7 @@ class Engine:
             return []
         self.steps += 1
         kind = "decode" if all(c.length == 1 for c in plan.chunks) else "prefill"
-        self._seconds[f"{kind}.steps"] += 1
+        self.decode_steps += kind == "decode"
         clock = self._lap(f"{kind}.schedule", started)
         try:
             drawn = self._compute(plan, kind, clock)
@@ -135,9 +135,9 @@ class Engine:
             raise SpecError("adapters and guided decoding are not served by this version")
         check_items(message, arrays, self.runner.model)
         check_spans(message, total)
-        if self.runner.model.spec.memory is not None:
+        if self.runner.model.spec.cross is not None:
             check_visible_images(message, total, self.scheduler.encoder)
-        elif message.memory:
+        elif message.visible:
             raise SpecError("this model has no memory")
 
     def _lap(self, name: str, since: float) -> float:
@@ -154,6 +154,7 @@ class Engine:
             blocks_cached=blocks.cached,
             blocks_free=blocks.free,
             steps=self.steps,
+            decode_steps=self.decode_steps,
             preemptions=scheduler.preemptions,
             prefix_queries=blocks.queries,
             prefix_hits=blocks.hits,

@@ -40,7 +40,7 @@ class Prompt:
     delta: int
     spans: tuple[Span, ...]
     items: tuple[VisualItem, ...]  # their digests set
-    memory: I32 | None = None  # I32 [T, 2], as of Expanded
+    visible: I32 | None = None  # I32 [T, 2], as of Expanded
 
 
 class PromptEncoder:
@@ -96,7 +96,7 @@ class PromptEncoder:
         except SpecError as error:
             raise BadRequest(str(error), param=parts[0].param if parts else "messages") from error
         self._check_ids(expanded)
-        return Prompt(expanded.ids, positions, delta, expanded.spans, items, expanded.memory)
+        return Prompt(expanded.ids, positions, delta, expanded.spans, items, expanded.visible)
 
     def _item(self, part: ImagePart, image: U8) -> VisualItem:
         try:

@@ -186,7 +186,7 @@ def bad(engine, ours, **changes: object) -> None:
         "axes": len(made.positions),
         "spans": made.expanded.spans,
         "items": describe(items),
-        "memory": visible_images(made.expanded.memory),
+        "visible": visible_images(made.expanded.visible),
     }
     ids = changes.pop("ids", made.expanded.ids)
     fields.update(changes)
@@ -207,12 +207,12 @@ def bad(engine, ours, **changes: object) -> None:
         ({"spans": (Span(2, 1, 0, bidirectional=True),)}, "bidirectional"),
         ({"adapter": "a"}, "adapters"),
         ({"spans": (Span(2, 2, 0, (True,)),)}, "1 marks for an image span of 2"),
-        ({"memory": (VisibleImages(0, 0, 9),)}, "no memory|rows from 0 on see 0 to 9"),
+        ({"visible": (VisibleImages(0, 0, 9),)}, "no memory|rows from 0 on see 0 to 9"),
     ],
 )
 def test_what_must_not_reach_the_model_is_refused(pair, change: dict[str, object], said: str) -> None:
     _, ours = pair
-    if said == "1 placeholders for" and ours.spec.memory is not None:
+    if said == "1 placeholders for" and ours.spec.cross is not None:
         return  # its images stand outside of the prompt
     engine = engines.make_engine(ours)
     with pytest.raises(SpecError, match=said):
@@ -278,7 +278,7 @@ def test_a_known_prompt_whose_pictures_were_evicted_is_answered_again(mllama) ->
     _, ours = mllama
     two = Asked([9, IMAGE, IMAGE, *range(3, 40)], [oracle.picture(n, 40, 60) for n in (1, 2)], count=4)
     others = [Asked([7, IMAGE, IMAGE, 5], [oracle.picture(n, 40, 60) for n in (m, m + 1)], count=2) for m in (3, 5)]
-    need = sum(-(-item.rows // 4) for item in oracle.prompt(ours, two.ids, two.images).items)
+    need = sum(-(-item.tokens // 4) for item in oracle.prompt(ours, two.ids, two.images).items)
     engine = engines.make_engine(ours, cross_kv_blocks=need, max_encode_patches=1)
     (first,) = engines.ask(engine, ours, [two])
     for other in others:

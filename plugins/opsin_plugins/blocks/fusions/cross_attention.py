@@ -1,4 +1,4 @@
-"""memory: some decoder layers are cross-attention to visual tokens instead. Source: arXiv 2407.21783 §7 (Llama 3.2).
+"""cross_attention: some decoder layers are cross-attention to visual tokens instead. Source: arXiv 2407.21783 §7 (Llama 3.2).
 
 Keys and values are made once an image and kept; a row without memory passes these layers unchanged.
 """
@@ -64,7 +64,7 @@ class CrossAttentionFusion(Fusion):
         return [_of(layer).attention.keys_values(tokens) for layer in self.cross.values()]
 
     def replace_layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
-        memory = context.memory
+        memory = context.cross
         if memory is None:
             return x
         cross = _of(self.cross[str(layer)])

@@ -134,7 +134,7 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
     if not spec.split:
         once = resize(image, *_plan(image, longest, tile)[0], spec.resample)
         pixels, grid = tile_patches([resize(once, tile, tile, spec.resample)], spec.patch, spec.merge)
-        return VisualItem(pixels, grid, rows=per_tile)
+        return VisualItem(pixels, grid, tokens=per_tile)
     while longest > tile and not _within(_plan(image, longest, tile)[1], tile, per_tile, budget):
         longest = max(tile, (longest - 1) // tile * tile)
     first, (rows, columns) = _plan(image, longest, tile)
@@ -143,7 +143,7 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
     if rows * columns > 1:
         parts = [*tiles(fitted, tile, tile), resize(fitted, tile, tile, spec.resample)]
     pixels, grid = tile_patches(parts, spec.patch, spec.merge)
-    return VisualItem(pixels, grid, rows=len(parts) * per_tile, tiles=(rows, columns))
+    return VisualItem(pixels, grid, tokens=len(parts) * per_tile, tiles=(rows, columns))
 
 
 def _plan(image: U8, longest: int, tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -180,7 +180,7 @@ def _written(item: VisualItem, token: int, encode: Encode) -> Written:
     ids: list[int] = []
     visual: list[bool] = []
     for name in names:
-        before, count = encode(name), item.rows // len(names)
+        before, count = encode(name), item.tokens // len(names)
         ids += [*before, *[token] * count]
         visual += [False] * len(before) + [True] * count
     end = encode(FAKE)

@@ -87,7 +87,7 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
     else:
         order = np.append(order, np.int32(NEWLINE))
     pixels, grid = tile_patches(parts, spec.patch)
-    return VisualItem(pixels, grid, rows=len(order), tiles=layout, arrange=order)
+    return VisualItem(pixels, grid, tokens=len(order), tiles=layout, arrange=order)
 
 
 def _image(settings: Config, config: Config, patch: int, side: int) -> ImageSpec:

@@ -1,7 +1,7 @@
 """Llama 3.2 Vision: some layers attend to the pictures, which stand outside of the prompt. Source: arXiv 2407.21783 §7.
 
 A row of text sees the pictures of the last group before it. Rows before the first picture see none, as in the published
-code; transformers lets them see all (`--model-option rows_before_image=all` does as well, for comparison).
+code; transformers lets them see all (`--model-option tokens_before_image=all` does as well, for comparison).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from opsin_plugins.spec import (
     I32,
     U8,
     Concat,
+    CrossSpec,
     Encode,
     Expanded,
     ImageBudget,
-    MemorySpec,
     ModelFiles,
     ModelSpec,
     Pattern,
@@ -39,7 +39,7 @@ from opsin_plugins.spec import (
 TEXT = TextDefaults(4096, 40, 32, 8, 14336, 128256, 1e-5, 5e5, 131072)
 CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
 EXTRA_EMBEDDINGS = 8  # ids past the vocabulary, of which <|image|> is the first
-OPTIONS = {"rows_before_image": ("none", "all")}
+OPTIONS = {"tokens_before_image": ("none", "all")}
 
 
 class Mllama(Family):
@@ -49,7 +49,7 @@ class Mllama(Family):
     def spec(self, files: ModelFiles) -> ModelSpec:
         options = chosen(files.options, OPTIONS)
         config, text = files.config, section(files.config, "text_config", {})
-        attend_before = options["rows_before_image"] == "all"
+        attend_before = options["tokens_before_image"] == "all"
         vision = {**section(config, "vision_config", {}), "keep_padding": attend_before}
         tower = self.encoder.spec(vision, files.preprocessor)
         tied = is_tied(files, text)
@@ -64,12 +64,12 @@ class Mllama(Family):
             vision=tower,
             projector=ProjectorSpec(width, 0, decoder.width, "gelu"),
             image=self.encoder.image(tower, vision, files.preprocessor),
-            fusion="memory",
+            fusion="cross_attention",
             encoder=self.encoder.name,
             image_token=integer(config, "image_token_index", 128256, least=0),
             eos=end_ids(files),
             max_positions=max_positions(text, TEXT),
-            memory=MemorySpec(tower.max_tiles * tower.positions, attend_before),
+            cross=CrossSpec(tower.max_tiles * tower.positions, attend_before),
         )
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
@@ -109,17 +109,17 @@ class Mllama(Family):
         pixels, grid, tiles = self.encoder.tiled(image, spec.image, budget)
         seen = grid[0] * spec.vision.positions
         rows = spec.vision.max_tiles * spec.vision.positions if spec.vision.keep_padding else seen
-        return VisualItem(pixels, grid, rows=rows, tiles=tiles, hidden=rows - seen)
+        return VisualItem(pixels, grid, tokens=rows, tiles=tiles, hidden=rows - seen)
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
         assert spec.image_token is not None
-        assert spec.memory is not None
+        assert spec.cross is not None
         token = spec.image_token
         plain = write_images(ids, items, token, lambda item: ([token], (False,)))
         if not items:
             return plain
         places = [span.start for span in plain.spans]
-        return Expanded(plain.ids, plain.spans, _memory(places, len(plain.ids), spec.memory.attend_before))
+        return Expanded(plain.ids, plain.spans, _memory(places, len(plain.ids), spec.cross.attend_before))
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         own = "|".join(str(i) for i in range(spec.decoder.layers) if i not in spec.decoder.replaced)

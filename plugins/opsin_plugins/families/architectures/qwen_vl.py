@@ -116,7 +116,7 @@ class QwenVL(Family):
     def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
         """One size for every picture: a budget changes nothing."""
         assert isinstance(spec.projector, ResamplerSpec)
-        return replace(super().prepare(image, spec, budget), rows=spec.projector.queries)
+        return replace(super().prepare(image, spec, budget), tokens=spec.projector.queries)
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         language = r"transformer\.h\.\d+\."

@@ -96,7 +96,7 @@ def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, .
         axes=len(prompt.positions),
         spans=prompt.spans,
         items=describe(prompt.items),
-        memory=visible_images(prompt.memory),
+        visible=visible_images(prompt.visible),
     )
 
 

@@ -126,8 +126,8 @@ def _visual(chunks: list[Chunk]) -> list[tuple[Tensor, bytes, int]]:
             if first >= last:
                 continue
             places, done = np.arange(first, last), first - span.start
-            if span.visual_rows is not None:
-                marks = np.asarray(span.visual_rows)
+            if span.visual_mask is not None:
+                marks = np.asarray(span.visual_mask)
                 places, done = places[marks[done : last - span.start]], int(marks[:done].sum())
             if len(places):
                 where = torch.from_numpy(places + (row - chunk.start))
@@ -159,7 +159,7 @@ def cross_inputs(
                 rows += range(row, row + count)
                 before += [reach.lo < 0] * count
             row += count
-        if not chunk.sequence.memory:
+        if not chunk.sequence.visible:
             row += chunk.length
     if not runs:
         return None
@@ -170,7 +170,7 @@ def cross_inputs(
 def _slots(sequence: Sequence, lo: int, hi: int, store: VisualStore[Any]) -> Tensor:
     """Where the rows of some images lie; those that are hidden only for rows before all images."""
     items = sequence.items[max(lo, 0) : hi]
-    parts = [store[item.digest][: item.rows - (item.hidden if lo >= 0 else 0)] for item in items]
+    parts = [store[item.digest][: item.tokens - (item.hidden if lo >= 0 else 0)] for item in items]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -105,7 +105,7 @@ class DecodeGraphs:
             def step() -> object:
                 if with_cross_attention:
                     assert self._memory is not None
-                    rows.memory = self._memory.views(size)
+                    rows.cross = self._memory.views(size)
                 return out.copy_(self.model.logits(self.model(ids, rows, self.pool)))
 
             self._made[key] = self._record(step)

@@ -84,7 +84,7 @@ class Runner:
         if self.graphs is not None and self.graphs.can_replay(batch, cross):
             return self.graphs.run(batch, cross)
         batch = batch.to(self.device)
-        batch.rows.memory = cross
+        batch.rows.cross = cross
         if decoder.rope.ntk_from:
             batch.rows.frequencies = stretched(batch.chunks, decoder.rope, decoder.head_dim, self.device)
         states = self.model(batch.ids, batch.rows, self.pool, visual_tokens(batch, self.store))

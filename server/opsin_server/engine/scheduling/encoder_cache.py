@@ -93,9 +93,9 @@ class VisualStore(Generic[Features]):
 class EncoderCache(VisualStore[Features]):
     """The visual tokens themselves. budget: bytes."""
 
-    def __init__(self, budget: int, bytes_per_row: int) -> None:
+    def __init__(self, budget: int, bytes_per_token: int) -> None:
         super().__init__(budget)
-        self.bytes_per_row = bytes_per_row
+        self.bytes_per_token = bytes_per_token
 
     def size(self, rows: int) -> int:
-        return rows * self.bytes_per_row
+        return rows * self.bytes_per_token

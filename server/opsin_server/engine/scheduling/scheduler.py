@@ -154,7 +154,7 @@ class Scheduler:
             entry = sequence.items[need.item]
             if entry.digest not in self.encoder and self._too_much(plan, sequence, need):
                 return max(0, need.start - row)
-            reserved = self.encoder.reserve(entry.digest, entry.rows, sequence.request_id)
+            reserved = self.encoder.reserve(entry.digest, entry.tokens, sequence.request_id)
             if reserved is False:
                 return max(0, need.start - row)
             if reserved is None:

@@ -43,7 +43,7 @@ class Sequence:
     eos: frozenset[int]
     cache_root: bytes  # what every block digest starts from: tenant, adapter, and what all rows depend on
     encoder_inputs: Seq[EncoderInput] = ()
-    memory: Seq[VisibleImages] = ()
+    visible: Seq[VisibleImages] = ()
     arrange: Seq[I32 | None] = ()  # one an item
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter_slot: int = 0
@@ -61,7 +61,7 @@ class Sequence:
         root = hashlib.sha256(len(message.salt).to_bytes(4, "little") + message.salt)
         root.update((message.adapter or "").encode())
         root.update(stretch.to_bytes(8, "little"))
-        if any(reach.lo < 0 for reach in message.memory):  # rows before the images depend on all of them
+        if any(reach.lo < 0 for reach in message.visible):  # rows before the images depend on all of them
             root.update(b"".join(item.digest for item in message.items))
         arranged = iter(arrays.arrange)
         return cls(
@@ -78,7 +78,7 @@ class Sequence:
             eos=frozenset(message.eos),
             cache_root=root.digest(),
             encoder_inputs=_encoder_inputs(message),
-            memory=message.memory,
+            visible=message.visible,
             arrange=[next(arranged) if item.arranged else None for item in message.items],
             stretch=stretch,
         )
@@ -117,21 +117,21 @@ class Sequence:
 
     def reach(self, start: int, end: int) -> Iterator[tuple[int, VisibleImages]]:
         """Which items rows start to end - 1 attend to: runs of rows, in order, each with how many it has."""
-        for i, reach in enumerate(self.memory):
-            stop = self.memory[i + 1].start if i + 1 < len(self.memory) else end
+        for i, reach in enumerate(self.visible):
+            stop = self.visible[i + 1].start if i + 1 < len(self.visible) else end
             count = min(stop, end) - max(reach.start, start)
             if count > 0:
                 yield count, reach
 
 
 def _encoder_inputs(message: Submit) -> tuple[EncoderInput, ...]:
-    if not message.memory:
+    if not message.visible:
         return tuple(EncoderInput(span.item, span.start, span.start + span.length) for span in message.spans)
     found = []
     for item in range(len(message.items)):
-        seen = [i for i, reach in enumerate(message.memory) if max(reach.lo, 0) <= item < reach.hi]
+        seen = [i for i, reach in enumerate(message.visible) if max(reach.lo, 0) <= item < reach.hi]
         if seen:
             after = seen[-1] + 1
-            stop = message.memory[after].start if after < len(message.memory) else None
-            found.append(EncoderInput(item, message.memory[seen[0]].start, stop))
+            stop = message.visible[after].start if after < len(message.visible) else None
+            found.append(EncoderInput(item, message.visible[seen[0]].start, stop))
     return tuple(found)

@@ -30,7 +30,7 @@ def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Reso
     decoder, device, dtype = spec.decoder, resolved.device, resolved.dtype
     store: VisualStore[torch.Tensor]
     cross_kv_pool: KVPool = ()
-    if spec.memory is not None:
+    if spec.cross is not None:
         store = CrossKVCache(resolved.cross_kv_blocks, size)
         cross_kv_pool = make_pool(decoder, len(decoder.replaced), resolved.cross_kv_blocks, size, device, dtype)
     else:

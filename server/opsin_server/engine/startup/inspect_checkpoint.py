@@ -84,10 +84,10 @@ def estimate(
         refusal = str(error) + _remedy(inspected, config, free)
     context = spec.max_positions if resolved is None else resolved.max_context
     largest = _largest_image(inspected, image_limit(config.max_image_tokens, context))
-    in_prompt = 0 if largest is None or spec.memory is not None else largest.rows
+    in_prompt = 0 if largest is None or spec.cross is not None else largest.tokens
     kv = kv_bytes_per_token(spec.decoder, item)
     per_image = (
-        largest.rows * cross_kv_bytes_per_token(spec.decoder, item) if largest and spec.memory else in_prompt * kv
+        largest.tokens * cross_kv_bytes_per_token(spec.decoder, item) if largest and spec.cross else in_prompt * kv
     )
     said = Estimate(
         family=spec.family,
@@ -96,7 +96,7 @@ def estimate(
         dtype=stored_types(inspected.dtype, config.quantize),
         weights=inspected.weight_bytes,
         kv_per_1000=1000 * kv,
-        image_tokens=0 if largest is None else largest.rows,
+        image_tokens=0 if largest is None else largest.tokens,
         image_bytes=per_image,
         encoder_peak=0 if largest is None or spec.vision is None else encoder_peak(spec.vision, largest, item),
         free=free,
@@ -144,9 +144,9 @@ def _images_that_fit(spec: ModelSpec, resolved: ResolvedConfig | None, largest: 
     """Of the largest, in one prompt."""
     if resolved is None or largest is None:
         return 0
-    if spec.memory is not None:
-        return resolved.cross_kv_blocks // -(-largest.rows // resolved.memory.block_size)
-    return (resolved.max_context - 2) // largest.rows
+    if spec.cross is not None:
+        return resolved.cross_kv_blocks // -(-largest.tokens // resolved.memory.block_size)
+    return (resolved.max_context - 2) // largest.tokens
 
 
 def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, free: int) -> str:

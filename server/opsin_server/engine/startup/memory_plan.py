@@ -142,7 +142,7 @@ def resolve(
         bytes_per_visual_token=visual_token_bytes(spec, item),
         memory=MemoryUse(weights, blocks * per_block, blocks, config.block_size, images, free),
         cross_kv_blocks=0
-        if spec.memory is None
+        if spec.cross is None
         else images // (cross_kv_bytes_per_token(decoder, item) * config.block_size),
     )
 
@@ -150,10 +150,10 @@ def resolve(
 def _image_memory(config: EngineConfig, spec: ModelSpec, item: int, free: int) -> int:
     """Bytes for visual tokens: cached ones, or for models with a memory their keys and values, which must hold the
     largest image."""
-    if spec.memory is None:
+    if spec.cross is None:
         return ENCODER_BYTES if config.encoder_memory is None else config.encoder_memory
     block = cross_kv_bytes_per_token(spec.decoder, item) * config.block_size
-    image = -(-spec.memory.max_rows // config.block_size) * block
+    image = -(-spec.cross.max_tokens // config.block_size) * block
     if config.encoder_memory is None:
         return max(image, min(MEMORY_IMAGES * image, int(free * MEMORY_SHARE)) // block * block)
     if config.encoder_memory < image:
