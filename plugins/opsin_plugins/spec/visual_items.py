@@ -27,7 +27,8 @@ class VisualItem:
     """One preprocessed image.
 
     pixels: U8 [N, C·p·p], one frame's patches in the tower's order; the stem normalises on the device.
-    grid: (frames or tiles, rows, columns) in patches. tokens: how many it becomes in the prompt. digest: set by the host.
+    grid: (frames or tiles, rows, columns) in patches. tokens: how many visual tokens it becomes. digest: set by the
+    host.
     tiles: how the tiles lie, (rows, columns); the grid may have one more (a view of the whole picture).
     arrange: I32 [tokens], which projected feature each visual token is, -1 for the newline; None: as they come.
     hidden: trailing visual tokens that only prompt tokens before the first image may attend to.

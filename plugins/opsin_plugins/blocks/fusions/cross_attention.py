@@ -1,6 +1,6 @@
-"""cross_attention: some decoder layers are cross-attention to visual tokens instead. Source: arXiv 2407.21783 §7 (Llama 3.2).
+"""cross_attention: some decoder layers attend to visual tokens instead of the prompt. Source: arXiv 2407.21783 §7.
 
-Keys and values are made once an image and kept; a row without memory passes these layers unchanged.
+Keys and values are made once an image and kept; a token that sees no image passes these layers unchanged.
 """
 
 from __future__ import annotations
