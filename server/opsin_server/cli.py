@@ -180,7 +180,7 @@ def doctor() -> None:
 @app.command()
 def compose(
     out: Annotated[Path, typer.Argument(show_default=False, help="The directory to write: a new or an empty one.")],
-    vision: Annotated[Path, typer.Option(help="A CLIP's or SigLIP's checkpoint directory.")],
+    vision: Annotated[Path, typer.Option(help="A vision encoder's checkpoint directory, as CLIP's or SigLIP's.")],
     language: Annotated[Path, typer.Option(help="A Llama's, Mistral's or Qwen's checkpoint directory.")],
     fusion: Annotated[str, typer.Option(help="How pictures enter the language model.")] = "scatter",
     projector: Annotated[str, typer.Option(help="What stands between the two, drawn anew.")] = "mlp2x",

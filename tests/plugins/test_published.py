@@ -89,6 +89,13 @@ def test_a_family_that_is_not_there_is_refused_by_name(name: str) -> None:
     [
         ("llava-1.5-7b-hf", {"vision_feature_layer": 99}, "feature layer 99"),
         ("llava-1.5-7b-hf", {"vision_feature_select_strategy": "some"}, "'some'"),
+        (
+            "llava-1.5-7b-hf",
+            {"vision_config": {"image_size": 335, "patch_size": 14}},
+            "335 is no grid of patches of 14",
+        ),
+        ("llava-1.5-7b-hf", {"vision_config": {"model_type": "qwen2_vl"}}, "is not supported: no LLaVA directory has"),
+        ("llava-v1.6-mistral-7b-hf", {"vision_config": {"model_type": "swin"}}, "no vision encoder plugin claims"),
         ("llava-v1.6-mistral-7b-hf", {"image_grid_pinpoints": [[336, 500]]}, r"\[336, 500\] is no canvas"),
         ("Qwen-VL-Chat", {"rotary_pct": 0.5}, "rotary_pct 0.5"),
         ("Qwen2-VL-2B-Instruct", {"num_key_value_heads": 5}, "key-value heads 5"),

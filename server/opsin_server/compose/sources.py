@@ -99,10 +99,11 @@ def _check_positions(half: VisionHalf) -> None:
         return
     if shape[0] != tower.positions:
         side = math.isqrt(tower.positions - tower.class_token)
+        size = half.config.get("image_size", side * tower.patch)
         token = " and the class token" if tower.class_token else ""
         raise SpecError(
-            f"--vision {half.files.directory}: {table} has {shape[0]} rows, but image_size and patch_size ask for "
-            f"{tower.positions} ({side} x {side}{token})"
+            f"--vision {half.files.directory}: {table} has {shape[0]} rows, but image_size {size} in patches of "
+            f"{tower.patch} needs {tower.positions} ({side} x {side}{token})"
         )
 
 
