@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.families import llava_like as llava_style
 from opsin_plugins.families.base import Family, chosen
-from opsin_plugins.families.llava_like import CLIP, SIGLIP, VICUNA, instruct_template
+from opsin_plugins.families.llava_like import CLIP, SIGLIP
 from opsin_plugins.spec import (
     U8,
     ImageBudget,
@@ -46,5 +46,4 @@ class Llava(Family):
         return llava_style.lora_groups(spec)
 
     def chat_template(self, files: ModelFiles) -> str | None:
-        is_mistral = llava_style.config_of_text(files.config) == "mistral"
-        return instruct_template("<image>\n") if is_mistral else VICUNA
+        return llava_style.chat_template(files.config)
