@@ -3,7 +3,7 @@
     python bench/ceilings.py              on a CUDA device
     python bench/ceilings.py --tiny       anywhere
 
-Rows: a large copy; a large product; the host's time for a launch; a small kernel's time within a recording; and the
+Rows: a large copy; a large product; the host's time for a launch; a small kernel's time within a capture; and the
 linears of one decoder layer of each model, as the library multiplies them, for several numbers of rows: no decode step
 can be faster than they are together.
 """
@@ -76,7 +76,7 @@ def launch(run: Given) -> dict[str, Any]:
 
 
 def node(run: Given) -> dict[str, Any]:
-    replay, count = run.device.recorded(small(run)), 3 if run.device.tiny else LAUNCHES
+    replay, count = run.device.captured(small(run)), 3 if run.device.tiny else LAUNCHES
     took = []
     for _ in range(5):
         run.device.wait()

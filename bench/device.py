@@ -69,14 +69,14 @@ class Device:
         self,
         run: Callable[[int], object],
         sets: int,
-        recorded: bool = True,
+        captured: bool = True,
         samples: int = SAMPLES,
         sample_ms: float = SAMPLE_MS,
     ) -> tuple[float, float]:
         """Median and half the middle range of one call, ms. run gets the number of the input set.
 
-        On a GPU a sample is several calls recorded as one CUDA graph, so that the host's part in a launch, longer than
-        a small kernel, does not count. recorded False: for what asks the host; several calls are queued instead.
+        On a GPU a sample is several calls captured as one CUDA graph, so that the host's part in a launch, longer than
+        a small kernel, does not count. captured False: for what asks the host; several calls are queued instead.
         """
         if not self.cuda:
             return _spread([_clocked(run, i % sets) for i in range(3 if self.tiny else 40)])
@@ -89,18 +89,18 @@ class Device:
             for i in range(calls):
                 run(i % sets)
 
-        repeat = self.recorded(several) if recorded else several
+        repeat = self.captured(several) if captured else several
         repeat()
         return _spread([self._elapsed(repeat) / calls for _ in range(samples)])
 
-    def recorded(self, run: Callable[[], object]) -> Callable[[], object]:
+    def captured(self, run: Callable[[], object]) -> Callable[[], object]:
         """Records a CUDA graph; returns what replays it. Elsewhere: what runs it again."""
         if not self.cuda:
             return run
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            run()  # libraries set up their workspace for this stream outside of the recording
+            run()  # libraries set up their workspace for this stream outside of the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):

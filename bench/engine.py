@@ -6,7 +6,7 @@
     python bench/engine.py --tiny               small models, also on a CPU, to show that the script works
 
 Published configurations with random weights go through the server's own engine: scheduler, batch, model, sampler. A
-step ends when its tokens are on the host. Each batch is filled once; then steps are timed as they are recorded, and
+step ends when its tokens are on the host. Each batch is filled once; then steps are timed as they are captured, and
 launched anew (eager). The floor of a step is what the device's measured copy and product rates allow for the bytes and
 operations that it cannot do without.
 """
@@ -57,7 +57,7 @@ class Decoding:
         # Those whose prompts are taken in first answer meanwhile; none may be done before the last step is timed.
         filling = 2 * -(-batch * length // made.batch_tokens) + batch
         count = filling + 2 * steps + 2
-        self.engine = made.engine(batch, length + count + 1, recorded=made.device.type == "cuda")
+        self.engine = made.engine(batch, length + count + 1, captured=made.device.type == "cuda")
         for _ in range(batch):
             self.engine.submit(*made.request(text, edges, count, GREEDY))
         for _ in range(filling):
@@ -67,9 +67,9 @@ class Decoding:
         if len(self.engine.sequences) != batch or not all(s.generated for s in self.engine.sequences.values()):
             raise Wrong(f"{len(self.engine.sequences)} of {batch} sequences decode after {filling} steps")
         runner = self.engine.runner
-        if made.device.type != "cuda":  # "recorded" is then: on fixed buffers, as a recording runs them
+        if made.device.type != "cuda":  # "captured" is then: on fixed buffers, as a capture runs them
             runner.graphs = DecodeGraphs(
-                made.model, runner.pool, batch, length + count, lambda run: run, runner.memory_rows
+                made.model, runner.pool, batch, length + count, lambda run: run, runner.cross_kv
             )
         self._graphs = runner.graphs
 
@@ -79,12 +79,12 @@ class Decoding:
         return sum(len(s.tokens) for s in self.engine.sequences.values())
 
     @contextmanager
-    def launching(self, recorded: bool) -> Iterator[list[int]]:
-        """Within it steps are recorded ones or not; the list gets an entry a recorded step."""
+    def launching(self, captured: bool) -> Iterator[list[int]]:
+        """Within it steps are captured ones or not; the list gets an entry a captured step."""
         runner, replayed = self.engine.runner, list[int]()
-        if recorded and self._graphs is None:
-            raise Wrong("decode steps could not be recorded (the traceback is above)")
-        if not recorded:
+        if captured and self._graphs is None:
+            raise Wrong("decode steps could not be captured (the traceback is above)")
+        if not captured:
             runner.graphs = None
             yield replayed
         else:
@@ -97,19 +97,19 @@ class Decoding:
                 del self._graphs.run
         runner.graphs = self._graphs
 
-    def timed(self, steps: int, recorded: bool) -> tuple[list[float], dict[str, float]]:
+    def timed(self, steps: int, captured: bool) -> tuple[list[float], dict[str, float]]:
         """Milliseconds of each step, and of its parts on the host in the mean."""
         took, before = [], self.engine.stats().seconds
-        with self.launching(recorded) as replayed:
+        with self.launching(captured) as replayed:
             for _ in range(steps):
                 began = time.perf_counter()
                 outputs = stepped(self.engine)
                 took.append(1e3 * (time.perf_counter() - began))
                 if len(outputs) != self.batch or any(len(o.ids) != 1 for o in outputs):
                     raise Wrong(f"a step gave {len(outputs)} of {self.batch} tokens")
-        if len(replayed) != (steps if recorded else 0):
-            raise Wrong(f"{len(replayed)} of {steps} steps were recorded ones")
-        seconds = {k.removeprefix("decode."): v for k, v in self.engine.stats().seconds.items() if k != "decode.steps"}
+        if len(replayed) != (steps if captured else 0):
+            raise Wrong(f"{len(replayed)} of {steps} steps were captured ones")
+        seconds = {k.removeprefix("decode."): v for k, v in self.engine.stats().seconds.items()}
         parts = {k: 1e3 * (v - before.get(f"decode.{k}", 0.0)) / steps for k, v in seconds.items() if "." not in k}
         return took, parts
 
@@ -121,7 +121,7 @@ def decode(run: Given, made: RandomModel, batch: int) -> None:
     text, edge, actual = plan.text, plan.edge, batch
     if tiny:
         text, edge, actual = 20, 64 if plan.edge else 0, 1 + plan.batches.index(batch)
-    names = {decode_row(made.name, batch, recorded): recorded for recorded in (True, False)}
+    names = {decode_row(made.name, batch, captured): captured for captured in (True, False)}
     decoding: Decoding | None = None
     for name in run.rows.todo(names):
         with run.rows.row(name, seconds=45) as values:
@@ -129,7 +129,7 @@ def decode(run: Given, made: RandomModel, batch: int) -> None:
             decoding.timed(warm, names[name])
             rows = decoding.rows
             took, parts = decoding.timed(steps, names[name])
-            visual = actual * sum(i.rows for i in made.pictures(edge)) if made.spec.memory is not None else 0
+            visual = actual * sum(i.tokens for i in made.pictures(edge)) if made.spec.cross is not None else 0
             floor = made.floor(actual, rows + actual * steps // 2, visual, actual, run.rates())
             values |= _summed(took) | {"floor_ms": floor, "batch": actual, "cached_rows": rows, "parts_ms": parts}
             values["tokens_s"] = 1e3 * actual / values["ms"]
@@ -140,7 +140,7 @@ def prefill(run: Given, made: RandomModel) -> None:
     edge, rounds = (64, 3) if tiny else (EDGE, ROUNDS)
     for name in run.rows.todo([prefill_row(made.name)]):
         with run.rows.row(name, seconds=45) as values:
-            engine, took, length = made.engine(1, 512 if tiny else 8192, recorded=False), [], 0
+            engine, took, length = made.engine(1, 512 if tiny else 8192, captured=False), [], 0
             for _ in range(rounds):
                 message, arrays = made.request(TEXT, (edge,), 1, GREEDY)
                 length = len(arrays.ids)
@@ -152,9 +152,9 @@ def prefill(run: Given, made: RandomModel) -> None:
                 if tokens != 1:
                     raise Wrong(f"a prefill gave {tokens} tokens")
             items, rates = made.pictures(edge), run.rates()
-            visual = sum(i.rows for i in items)
+            visual = sum(i.tokens for i in items)
             vision = made.vision_floor(items, rates[1])
-            floor = vision + made.floor(length, length, visual if made.spec.memory is not None else 0, 1, rates)
+            floor = vision + made.floor(length, length, visual if made.spec.cross is not None else 0, 1, rates)
             values |= _summed(took[1:]) | {"floor_ms": floor, "vision_floor_ms": vision, "tokens": length}
             values["tokens_s"] = 1e3 * length / values["ms"]
 

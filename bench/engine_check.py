@@ -1,4 +1,4 @@
-"""Small models on the device, in float32, launched anew and recorded, give the definitions' own tokens and
+"""Small models on the device, in float32, launched anew and captured, give the definitions' own tokens and
 log-probabilities.
 
     python bench/engine_check.py            on a CUDA device
@@ -63,7 +63,7 @@ def largest(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> f
     return max((abs(a[1] - b[1]) if a[0] == b[0] else math.inf for a, b in pairs), default=0.0)
 
 
-def compared(name: str, device: Device, recorded: bool) -> dict[str, float]:
+def compared(name: str, device: Device, captured: bool) -> dict[str, float]:
     """Raises Wrong where answers differ."""
     plain = RandomModel(name, torch.device("cpu"), torch.float32, "tiny")
     requests = [
@@ -71,15 +71,15 @@ def compared(name: str, device: Device, recorded: bool) -> dict[str, float]:
         for i, (text, edge) in enumerate(MIX)
     ]
     with definitions():
-        wanted = answers(plain.engine(8, 1200, recorded=False), requests)
+        wanted = answers(plain.engine(8, 1200, captured=False), requests)
     placed = RandomModel(name, device.device, torch.float32, "tiny")
     placed.model.load_state_dict(plain.model.state_dict())
-    engine = placed.engine(8, 1200, recorded)
-    if recorded and engine.runner.graphs is None:
+    engine = placed.engine(8, 1200, captured)
+    if captured and engine.runner.graphs is None:
         if device.cuda:
-            raise Wrong("decode steps could not be recorded (the traceback is above)")
-        runner = engine.runner  # fixed buffers, as a recording has them
-        runner.graphs = DecodeGraphs(placed.model, runner.pool, 8, 1200, lambda run: run, runner.memory_rows)
+            raise Wrong("decode steps could not be captured (the traceback is above)")
+        runner = engine.runner  # fixed buffers, as a capture has them
+        runner.graphs = DecodeGraphs(placed.model, runner.pool, 8, 1200, lambda run: run, runner.cross_kv)
     found = answers(engine, requests)
     errors = {key: largest(found[key], wanted[key]) for key in wanted}
     differing = {key: error for key, error in errors.items() if not error <= TOLERANCE}
@@ -92,11 +92,11 @@ def compared(name: str, device: Device, recorded: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run = given(parser, "engine-check", 2)
-    rows = {check_row(name, recorded): (name, recorded) for name in CHECKED for recorded in (False, True)}
+    rows = {check_row(name, captured): (name, captured) for name in CHECKED for captured in (False, True)}
     for row in run.rows.todo(rows):
         with run.rows.row(row) as values:
-            name, recorded = rows[row]
-            values |= compared(name, run.device, recorded)
+            name, captured = rows[row]
+            values |= compared(name, run.device, captured)
 
 
 if __name__ == "__main__":

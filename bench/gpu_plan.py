@@ -35,8 +35,8 @@ CHECKED = (QWEN_2B, LLAMA)  # small forms are compared with the definitions
 LINEAR_ROWS = (1, 8, 32, 128, 2048)
 
 
-def decode_row(model: str, batch: int, recorded: bool) -> str:
-    return f"{model} decode, batch {batch}, {'recorded' if recorded else 'eager'}"
+def decode_row(model: str, batch: int, captured: bool) -> str:
+    return f"{model} decode, batch {batch}, {'captured' if captured else 'eager'}"
 
 
 def prefill_row(model: str) -> str:
@@ -51,21 +51,21 @@ def shallow_row(model: str) -> str:
     return f"{model} kernels compiled"
 
 
-def check_row(model: str, recorded: bool) -> str:
-    return f"small {model}, {'recorded' if recorded else 'eager'} steps"
+def check_row(model: str, captured: bool) -> str:
+    return f"small {model}, {'captured' if captured else 'eager'} steps"
 
 
 def linear_row(model: str, rows: int) -> str:
     return f"{model} linears of a layer, {rows} rows"
 
 
-COPY, PRODUCT, LAUNCH, NODE = "copy", "product", "launch of a kernel", "kernel of a recording"
+COPY, PRODUCT, LAUNCH, NODE = "copy", "product", "launch of a kernel", "kernel of a capture"
 TESTS, SERVED, TILES = "all kernel tests", "a request to the server", "tiles of attention"
 
 
 def model_rows(model: str) -> tuple[str, ...]:
     """In the order in which they are measured."""
-    steps = [decode_row(model, batch, recorded) for batch in DECODE[model].batches for recorded in (True, False)]
+    steps = [decode_row(model, batch, captured) for batch in DECODE[model].batches for captured in (True, False)]
     return (made_row(model), prefill_row(model), *steps)
 
 
@@ -96,7 +96,7 @@ PYTEST = Command(
     ("pytest", "-q", "-p", "xdist.plugin", "-p", "pytest_timeout", "-p", "pytest_rows", "--timeout", "60", "-n",
      "{workers}", *(f"tests/kernels/interpreted/test_{name}.py" for name in NATIVE)), (TESTS,), module=True,
 )  # fmt: skip
-CHECK = Command(("engine_check.py",), tuple(check_row(m, recorded) for m in CHECKED for recorded in (False, True)))
+CHECK = Command(("engine_check.py",), tuple(check_row(m, captured) for m in CHECKED for captured in (False, True)))
 SHALLOW = tuple(Command(("engine.py", model, "--shallow"), (shallow_row(model),)) for model in DECODE)
 ASK = Command(("ask.py",), (SERVED,))
 CEILINGS = Command(

@@ -6,7 +6,7 @@
 
 Every operation is compared with its definition. Then: its time, the bytes and operations it cannot do without, what
 fraction of the device's measured ceiling that is, and how long the best of what else is installed takes (torch,
-liger-kernel). Calls are recorded as CUDA graphs, and inputs rotate through more memory than the last cache holds.
+liger-kernel). Calls are captured as CUDA graphs, and inputs rotate through more memory than the last cache holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from device import Device
-from kernel_jobs import Job, Run, jobs
+from kernel_jobs import Call, Job, jobs
 from rows import first_line
 from stage import given
 from torch import Tensor
@@ -46,12 +46,12 @@ def measured(device: Device, job: Job, rates: tuple[float, float]) -> dict[str, 
     sets = [job.make()]
     while not device.tiny and sum(_bytes(s) for s in sets) < L2 and len(sets) < SETS:
         sets.append(job.make())
-    took, spread = device.time(lambda i: job.run(*sets[i]), len(sets), job.recorded)
+    took, spread = device.time(lambda i: job.run(*sets[i]), len(sets), job.captured)
     others: dict[str, float] = {}
     for name, other in job.others.items():
-        recorded = job.recorded and name not in job.unrecorded
+        captured = job.captured and name not in job.uncaptured
         try:
-            others[name] = device.time(lambda i, run=other: run(*sets[i]), len(sets), recorded, samples=7)[0]
+            others[name] = device.time(lambda i, run=other: run(*sets[i]), len(sets), captured, samples=7)[0]
         except Exception as error:  # what others refuse is no failure of ours
             print(f"{job.name}, {name}: {first_line(error)}", file=sys.stderr)
             if device.broken():
@@ -62,7 +62,7 @@ def measured(device: Device, job: Job, rates: tuple[float, float]) -> dict[str, 
     }  # fmt: skip
 
 
-def _results(run: Run, inputs: list, written: tuple[int, ...]) -> Tensor:
+def _results(run: Call, inputs: list, written: tuple[int, ...]) -> Tensor:
     found = [run(*inputs), *(inputs[i] for i in written)]
     return torch.cat([x.detach().float().flatten() for x in found])
 

@@ -18,7 +18,7 @@ PATH = os.environ.get("OPSIN_BENCH_ROWS", "")
 BROKEN = 70  # exit status of a worker whose device answers no more
 
 
-class Recorder:
+class GraphCapture:
     """In the process that hears of every test."""
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class Recorder:
 
 def pytest_configure(config: pytest.Config) -> None:
     if PATH and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Recorder(Path(PATH)))
+        config.pluginmanager.register(GraphCapture(Path(PATH)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

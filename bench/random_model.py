@@ -20,9 +20,8 @@ from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
-from opsin_server.engine.startup.memory_plan import Resolved, free_bytes, resolve
-from opsin_server.engine.startup.trial import trial
-from opsin_server.engine.startup.warmup import warm
+from opsin_server.engine.startup.memory_plan import ResolvedConfig, free_bytes, resolve
+from opsin_server.engine.startup.warmup import made_up_request, warm
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 Size = Literal["whole", "shallow", "tiny"]
@@ -74,20 +73,20 @@ class RandomModel:
             for parameter in self.model.parameters():
                 nn.init.normal_(parameter, std=0.2 if size == "tiny" else 0.02)  # (narrow layers must matter, too)
 
-    def engine(self, sequences: int, context: int, recorded: bool) -> Engine:
-        config, resolved = self._resolved(sequences, context, recorded)
+    def engine(self, sequences: int, context: int, captured: bool) -> Engine:
+        config, resolved = self._resolved(sequences, context, captured)
         return assemble(self.model, self.spec, config, resolved)
 
     def warm(self) -> None:
         """Compiles every kernel that serving launches, as a server does before its first request."""
         if implementation(self.device.type) != "torch":
-            config, resolved = self._resolved(1, 512, recorded=False)
+            config, resolved = self._resolved(1, 512, captured=False)
             warm(self.model, self.architecture, self.spec, config, resolved)
 
-    def _resolved(self, sequences: int, context: int, recorded: bool) -> tuple[EngineConfig, Resolved]:
+    def _resolved(self, sequences: int, context: int, captured: bool) -> tuple[EngineConfig, ResolvedConfig]:
         config = EngineConfig(
             model="", device=self.device.type, max_sequences=sequences, max_context=context,
-            max_batch_tokens=self.batch_tokens, prefix_cache=False, graphs=recorded,
+            max_batch_tokens=self.batch_tokens, prefix_cache=False, graphs=captured,
         )  # fmt: skip
         gc.collect()  # an engine before this one holds its pool in a circle
         if self.device.type == "cuda":
@@ -98,7 +97,7 @@ class RandomModel:
     def request(self, text: int, edges: Sequence[int], count: int, sampling: Sampling) -> tuple[Submit, Arrays]:
         """A prompt of random tokens behind random pictures, which is answered with `count` tokens."""
         self.count += 1
-        return trial(self.architecture, self.spec, str(self.count), text, edges, count, sampling)
+        return made_up_request(self.architecture, self.spec, str(self.count), text, edges, count, sampling)
 
     def pictures(self, edge: int) -> list[VisualItem]:
         """What one picture of edge x edge becomes; none for 0."""

@@ -22,7 +22,7 @@ from opsin_kernels.transfer import on_device
 
 
 @dataclass(frozen=True)
-class Run:
+class CrossRun:
     """`queries` rows that follow each other and see the memory rows at `slots` I64 [L]."""
 
     queries: int
@@ -30,10 +30,10 @@ class Run:
 
 
 @dataclass
-class Runs:
+class CrossRuns:
     """The runs of one packed batch, in order."""
 
-    runs: Sequence[Run]
+    runs: Sequence[CrossRun]
 
     @cached_property
     def bounds(self) -> Bounds:
@@ -48,15 +48,15 @@ class Runs:
         return Bounds(starts, sizes, table, max(counts), max(lengths))
 
 
-def memory_attention(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
+def cross_attention(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
     """q [R, H, D]; memory [P, 2K, D]; the runs' queries sum to R. Returns [R, H·D]. Differentiable."""
     if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or memory.requires_grad)):
         return _kernel(q, memory, runs)
-    return memory_attention_ref(q, memory, runs)
+    return cross_attention_ref(q, memory, runs)
 
 
-def memory_attention_ref(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
-    """The definition of `memory_attention`."""
+def cross_attention_ref(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
+    """The definition of `cross_attention`."""
     parts = []
     for rows, run in zip(q.split([run.queries for run in runs.runs]), runs.runs, strict=True):
         k, v = memory.index_select(0, run.slots).transpose(0, 1).chunk(2)  # [K, L, D]
@@ -68,7 +68,7 @@ def memory_attention_ref(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
     return torch.cat(parts)
 
 
-def _kernel(q: Tensor, memory: Tensor, runs: Runs) -> Tensor:
+def _kernel(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
     """Each run is a sequence whose pages have one row: its slots."""
     from opsin_kernels.gpu import attention as gpu
 

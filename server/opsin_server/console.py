@@ -1,18 +1,25 @@
-"""What `opsin serve` prints: a progress bar while it loads, and on ready where it is, what it holds, how to ask it."""
+"""What commands print: how far a start is, what is served, what a checkpoint takes, what is installed."""
 
 from __future__ import annotations
 
+import json
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelFiles, ModelSpec
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
-from opsin_server.ipc.messages import Outlook, Ready
+from opsin_server.ipc.messages import Estimate, Ready
 from opsin_server.ipc.messages import Progress as Loaded
 
 SHOW_AFTER = 1.0  # seconds of loading before a bar is worth a line
@@ -26,10 +33,10 @@ class Loading:
         self._bar: Progress | None = None
         self._told = False
 
-    def __call__(self, progress: Outlook | Loaded) -> None:
-        if isinstance(progress, Outlook):
+    def __call__(self, progress: Estimate | Loaded) -> None:
+        if isinstance(progress, Estimate):
             if not self._told:  # (an engine that starts again says it again)
-                show(self.console, outlook_rows(progress))
+                show(self.console, estimate_rows(progress))
             self._told = True
             return
         if self._bar is None and time.monotonic() - self.started > SHOW_AFTER and progress.done < progress.total:
@@ -109,7 +116,7 @@ def show(console: Console, rows: Sequence[tuple[str, str]]) -> None:
         console.print(f"{title:<15}{value}", soft_wrap=True, highlight=False, markup=False)
 
 
-def outlook_rows(said: Outlook) -> list[tuple[str, str]]:
+def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
     """What `opsin check` prints, and `opsin serve` before it loads."""
     rows = [
         ("family", f"{said.family}: {said.parameters:,} parameters, {said.tensors:,} tensors, each with its place"),
@@ -129,7 +136,7 @@ def outlook_rows(said: Outlook) -> list[tuple[str, str]]:
     return [*rows, ("verdict", _verdict(said))]
 
 
-def _verdict(said: Outlook) -> str:
+def _verdict(said: Estimate) -> str:
     if said.refusal:
         return f"does not fit: {said.refusal}"
     images = f", {said.images:,} of the largest images at once" if said.image_tokens else ""
@@ -154,3 +161,67 @@ def _size(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count} bytes"
+
+
+# In a process of its own: this one stays free of torch, and a broken installation becomes a row.
+PROBE = """
+import json, sys
+found = {}
+def row(name, look):
+    try:
+        found[name] = look()
+    except Exception as error:
+        found[name] = "failed: " + type(error).__name__ + ": " + str(error)
+def torch_version():
+    import torch
+    return torch.__version__ + ", " + str(torch.get_num_threads()) + " thread(s) by default"
+def triton_version():
+    import triton
+    return triton.__version__
+def device():
+    import torch
+    if not torch.cuda.is_available():
+        return "cpu (torch sees no CUDA device)"
+    free, total = torch.cuda.mem_get_info()
+    return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+def kernels():
+    import torch
+    from opsin_kernels.dispatch import implementation
+    return implementation("cuda" if torch.cuda.is_available() else "cpu")
+def memory():
+    import torch
+    from opsin_server.engine.startup.memory_plan import free_bytes
+    return f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB free for this process"
+for name, look in (("torch", torch_version), ("triton", triton_version), ("device", device), ("kernels", kernels),
+                   ("memory", memory)):
+    row(name, look)
+print(json.dumps(found))
+"""
+OPTIONAL = {"triton"}  # not there outside of Linux, and not needed by the torch definitions
+
+
+def plugin_table(allow: Iterable[str] | None) -> tuple[Table, bool]:
+    """The table, and whether all plugins load."""
+    table = Table(title="plugins")
+    for column in ("kind", "name", "distribution", "version", "status"):
+        table.add_column(column)
+    rows = Registry(allow).status()
+    for row in rows:
+        status = Text("ok", "green") if row.error is None else Text(row.error, "red")  # (its words are a stranger's)
+        table.add_row(row.kind, row.name, row.distribution, row.version, status)
+    return table, all(row.error is None for row in rows)
+
+
+def doctor_table() -> tuple[Table, bool]:
+    """The table, and whether everything that a server needs is there."""
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)  # noqa: S603
+    lines = done.stdout.strip().splitlines()
+    found: dict[str, str] = json.loads(lines[-1]) if lines else {"torch": f"failed: {done.stderr.strip()[-200:]}"}
+    table = Table(title="doctor", show_header=False)
+    table.add_row("Python", f"{platform.python_version()} at {sys.executable}")
+    healthy = True
+    for name, value in found.items():
+        failed = value.startswith("failed")
+        healthy = healthy and not (failed and name not in OPTIONAL)
+        table.add_row(name, Text(value, "red" if failed else ""))
+    return table, healthy

@@ -25,9 +25,9 @@ def rows(stages: tuple[gpu_plan.Stage, ...]) -> list[str]:
 
 @pytest.mark.parametrize("model", WANTED)
 def test_decode_steps_of_every_size_are_planned_recorded_and_eager(model: str) -> None:
-    wanted = [decode_row(model, batch, recorded) for batch in WANTED[model] for recorded in (True, False)]
+    wanted = [decode_row(model, batch, captured) for batch in WANTED[model] for captured in (True, False)]
     assert set(wanted) <= set(rows(FIRST))
-    assert [row for row in rows(FIRST) if row in wanted] == wanted, "the smallest batch first, recorded before eager"
+    assert [row for row in rows(FIRST) if row in wanted] == wanted, "the smallest batch first, captured before eager"
 
 
 def test_correctness_comes_first_then_ceilings_then_steps() -> None:
@@ -58,7 +58,7 @@ def test_all_kernels_that_are_tested_interpreted_are_tested_on_the_device() -> N
         "whole_models",
         "graphs",
         "interpreter",
-    }  # engine_check.py compares whole models, recorded ones too
+    }  # engine_check.py compares whole models, captured ones too
     assert set(gpu_plan.NATIVE) == files - about_the_cpu
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsin_kernels.penalties import Places, penalized
+from opsin_kernels.penalties import LogitAdjustments, penalized
 from opsin_kernels.sampling import SamplingRow, log_probabilities, most_likely, sample
 from support.distributions import broken_logits, check_broken, check_edge, edge_logits, edge_rows
 
@@ -78,7 +78,7 @@ def test_penalties_make_no_logit_infinitely_likely(
     most = torch.finfo(dtype).max
     x = torch.tensor([logits]).clamp(-most, most).to(dtype).clamp(-most, most)
     count = x.shape[1] - 1  # the last token keeps its logit
-    places = Places([0] * count, list(range(count)), [factor] * count, [shift] * count)
+    places = LogitAdjustments([0] * count, list(range(count)), [factor] * count, [shift] * count)
     changed = penalized(x, places.to(x.device))
     assert changed.max() < math.inf
     check_edge(changed[0].tolist(), row, int(sample(changed, [row])))
@@ -86,7 +86,7 @@ def test_penalties_make_no_logit_infinitely_likely(
 
 def test_what_is_forbidden_stays_forbidden() -> None:
     x = torch.tensor([[-math.inf, 1.0]])
-    changed = penalized(x, Places([0], [0], [0.01], [-100.0]).to(x.device))
+    changed = penalized(x, LogitAdjustments([0], [0], [0.01], [-100.0]).to(x.device))
     assert changed.tolist() == [[-math.inf, 1.0]]
 
 

@@ -106,4 +106,4 @@ def test_each_row_of_a_pixtral_picture_ends_with_its_token(family: str, tmp_path
     row = "[IMG]" * columns
     assert tokenizer.encode("a" + "[IMG_BREAK]".join([row] * rows) + "[IMG_END]b") == expanded.ids.tolist()
     (span,) = expanded.spans
-    assert [expanded.ids[span.start + i] == 150 for i in range(span.length)] == list(span.visual_rows)
+    assert [expanded.ids[span.start + i] == 150 for i in range(span.length)] == list(span.visual_mask)

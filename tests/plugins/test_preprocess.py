@@ -160,11 +160,11 @@ def test_a_budget_shrinks_what_can_be_resized(family: str) -> None:
 
     full = prepared(ImageBudget())
     pixels = full.pixels.size // 3
-    for low in (prepared(ImageBudget(max_pixels=pixels // 2)), prepared(ImageBudget(max_tokens=full.rows // 2))):
-        assert (low.rows < full.rows) is spec.image.resizable
+    for low in (prepared(ImageBudget(max_pixels=pixels // 2)), prepared(ImageBudget(max_tokens=full.tokens // 2))):
+        assert (low.tokens < full.tokens) is spec.image.resizable
     smallest = prepared(ImageBudget(1, 1))
-    assert 0 < smallest.rows <= full.rows
-    assert prepared(ImageBudget(10**9, 10**9)).rows == full.rows
+    assert 0 < smallest.tokens <= full.tokens
+    assert prepared(ImageBudget(10**9, 10**9)).tokens == full.tokens
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300_000), st.sampled_from(list(NAMES)))

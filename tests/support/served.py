@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,31 +66,59 @@ class Room:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Process:
-    """A program with a job of its own, as a shell starts it, and its output in files."""
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
-    def __init__(self, *arguments: str, room: Room | None = None, env: dict[str, str] | None = None) -> None:
+
+def dispositions(ignored: Sequence[int] = ()) -> Callable[[], None]:
+    """For a child before it becomes its program: signals as an interactive shell hands them on, less those ignored."""
+
+    def prepare() -> None:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+    return prepare
+
+
+class Process:
+    """A program with a job of its own, as a shell starts it, and its output in files. redirections: a shell's, of the
+    standard streams; ignored: signals that are when it starts."""
+
+    def __init__(
+        self,
+        *arguments: str | bytes,
+        room: Room | None = None,
+        env: dict[str, str] | None = None,
+        redirections: str = "",
+        stdout: int | None = None,
+        stderr: int | None = None,
+        ignored: Sequence[int] = (),
+    ) -> None:
         self.room = room or Room()
         self._out, self._err = (self.room.folder / name for name in ("stdout", "stderr"))
+        shell = ("/bin/sh", "-c", f'exec "$0" "$@" {redirections}') if redirections else ()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [OPSIN, *arguments],
+                [*shell, OPSIN, *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=out if stdout is None else stdout,
+                stderr=err if stderr is None else stderr,
                 cwd=self.room.work,
                 env=self.room.environment(**(env or {})),
                 start_new_session=True,
+                preexec_fn=dispositions(ignored),
             )
         self.pid = self.process.pid
 
     @property
     def stderr(self) -> str:
-        return self._err.read_text()
+        return self._err.read_text("utf-8", "backslashreplace")
 
     @property
     def stdout(self) -> str:
-        return self._out.read_text()
+        return self._out.read_text("utf-8", "backslashreplace")
 
     def family(self) -> list[int]:
         """Itself and all that descends from it, whatever sessions they made and whoever has inherited them: known by
@@ -137,11 +166,28 @@ class Process:
 class Served(Process):
     """A server on a free port; `url` is what it prints."""
 
-    def __init__(self, *arguments: str, ready: bool = True, env: dict[str, str] | None = None) -> None:
-        super().__init__("serve", *(() if "--port" in arguments else ("--port", "0")), *arguments, env=env)
-        self.url = ""
-        if ready:
+    def __init__(self, *arguments: str | bytes, ready: bool = True, port: int = 0, **options: Any) -> None:
+        """port: one that is known, for a server whose announcement cannot be read."""
+        super().__init__("serve", *(() if "--port" in arguments else ("--port", str(port))), *arguments, **options)
+        self.url = f"http://127.0.0.1:{port}"
+        if ready and not port:
             self.wait_announced()
+        elif ready:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        try:
+            wait_for(self._answers, START_SECONDS, "it was not ready")
+        except AssertionError as error:
+            log = self.stderr
+            self.discard()
+            raise AssertionError(f"{error}\n{log}") from None
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"the server left with {self.process.returncode}"
+        with suppress(httpx.TransportError):
+            return self.is_ready()
+        return False
 
     def wait_announced(self) -> None:
         try:
@@ -164,10 +210,12 @@ class Served(Process):
         return pid
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url + "/v1", **_client_options(options))
+        http = openai.DefaultHttpxClient(trust_env=False)
+        return openai.OpenAI(base_url=self.url + "/v1", http_client=http, **_client_options(options))
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.url + "/v1", **_client_options(options))
+        http = openai.DefaultAsyncHttpxClient(trust_env=False)
+        return openai.AsyncOpenAI(base_url=self.url + "/v1", http_client=http, **_client_options(options))
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         """On a connection of its own."""
@@ -234,10 +282,12 @@ def environment_of(pid: int) -> list[bytes]:
         return []
 
 
-def open_files(pid: int) -> list[str]:
-    """What each file descriptor stands for."""
+def open_files(pid: int, up_to: int | None = None) -> list[str]:
+    """What each file descriptor stands for, of those up to a number."""
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
+        if up_to is not None and int(link.name) > up_to:
+            continue
         try:
             found.append(str(link.readlink()))
         except OSError:  # closed meanwhile

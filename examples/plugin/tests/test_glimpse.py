@@ -31,7 +31,7 @@ def test_every_picture_becomes_sixteen_visual_tokens(subject: Subject) -> None:
     for size in ((40, 30), (200, 7)):
         image = np.zeros((*size, 3), np.uint8)
         (item,) = Glimpse().preprocess([image], subject.spec, ImageBudget())
-        assert (item.grid, item.rows) == ((1, 8, 8), 16)
+        assert (item.grid, item.tokens) == ((1, 8, 8), 16)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from opsin_kernels.cross_attention import Runs
+from opsin_kernels.cross_attention import CrossRuns
 
 
 @dataclass
@@ -19,16 +19,16 @@ class Visual:
 
 
 @dataclass
-class Memory:
+class CrossInputs:
     """What the rows of one packed batch attend to outside of their sequence.
 
     runs: rows that see the same memory, in order. rows I64 [R]: which packed rows those are; None: all. before: bool
-    [R], rows before the first image (see MemorySpec). sees: bool [R], rows that see anything; None: all do. pool: a
+    [R], rows before the first image (see CrossSpec). sees: bool [R], rows that see anything; None: all do. pool: a
     layer's keys and values [P, 2K, D], serving; states [P, H]: the visual tokens themselves, training, from which every
     layer makes its own.
     """
 
-    runs: Runs
+    runs: CrossRuns
     rows: Tensor | None = None
     before: Tensor | None = None
     sees: Tensor | None = None
@@ -41,7 +41,7 @@ class Context:
     """A batch as the layer points see it. adapter_slot I64 [T]."""
 
     visual: Visual | None = None
-    memory: Memory | None = None
+    cross: CrossInputs | None = None
     adapter_slot: Tensor | None = None
 
 
@@ -55,7 +55,7 @@ class Fusion(nn.Module):
     layers: frozenset[int] = frozenset()
 
     def keys_values(self, tokens: Tensor) -> list[Tensor]:
-        """Of a model with a memory (ModelSpec.memory): what each of `DecoderSpec.replaced` keeps of visual tokens [M,
+        """Of a model with a memory (ModelSpec.cross): what each of `DecoderSpec.replaced` keeps of visual tokens [M,
         H], [M, 2K, D], keys first."""
         raise NotImplementedError(f"{type(self).__name__} keeps nothing of visual tokens")
 

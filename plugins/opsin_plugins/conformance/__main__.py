@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import torch
@@ -12,4 +14,9 @@ from opsin_plugins.loading.registry import Registry
 if __name__ == "__main__":
     torch.set_num_threads(1)  # tiny models are slower with more
     registry = Registry()
-    sys.exit(0 if run(sys.argv[1:] or installed(registry), registry) else 1)
+    try:
+        sys.exit(0 if run(sys.argv[1:] or installed(registry), registry) else 1)
+    except OSError as error:  # nobody reads what is printed, or there is no room for it
+        if error.errno != errno.EPIPE:
+            sys.stderr.write(f"opsin: {error.filename or 'standard output'}: {error.strerror}\n")
+        os._exit(1)  # not sys.exit, which would try to print the rest

@@ -32,10 +32,10 @@ class Published:
     linear: bool = False
 
 
-def invert(rules: Sequence[Rule], model: Model) -> dict[str, Published]:
-    """Names as the rules have them, in the dialect that needs no Prefix. Raises Failed for a parameter that no rule
-    gives."""
-    shapes = {name: target.shape for name, target in targets(model).items()}
+def invert(rules: Sequence[Rule], model: Model, within: str = "") -> dict[str, Published]:
+    """Names as the rules have them, in the dialect that needs no Prefix. within: what the names of the parameters
+    begin with. Raises Failed for a parameter that no rule gives."""
+    shapes = {name: target.shape for name, target in targets(model).items() if name.startswith(within)}
     segments = {
         f"{path}.{kind}": tuple(module.segments)
         for path, module in model.named_modules()

@@ -14,18 +14,22 @@ import numpy as np
 from opsin_plugins.families.config_fields import section, token_ids
 from opsin_plugins.families.language import TEXT, TextDefaults
 from opsin_plugins.families.positions import line, repeat_placeholder
+from opsin_plugins.loading.registry import installed_encoder
 from opsin_plugins.spec import (
     API_VERSION,
     I32,
+    U8,
     Config,
     Encode,
     Expanded,
+    ImageBudget,
     ModelFiles,
     ModelSpec,
     Pattern,
     Rename,
     Rule,
     SpecError,
+    VisionEncoder,
     VisualItem,
 )
 
@@ -35,6 +39,21 @@ class Family:
 
     api_version = API_VERSION
     name: ClassVar[str]
+    encoder: ClassVar[VisionEncoder | None] = None  # where it is always one; None: `ModelSpec.encoder` names it
+
+    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+        return [self.prepare(image, spec, budget) for image in images]
+
+    def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
+        """One picture, U8 [H, W, 3]. As the encoder makes it, `merge`² patches (and a class token) a visual token."""
+        if spec.vision is None or spec.image is None:
+            raise SpecError(f"{spec.family} is a language model: it takes no images")
+        pixels, grid = self.encoder_of(spec).preprocess(image, spec.image, budget)
+        return VisualItem(pixels, grid, tokens=(len(pixels) + spec.vision.keep_class_token) // spec.image.merge**2)
+
+    def encoder_of(self, spec: ModelSpec) -> VisionEncoder:
+        assert spec.encoder is not None
+        return self.encoder if self.encoder is not None else installed_encoder(spec.encoder)
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
         if spec.image_token is None:
@@ -87,6 +106,18 @@ def llama_groups(layers: str) -> dict[str, Pattern]:
     return {
         "language.attention": re.compile(layers + r"self_attn\.[qkvo]_proj"),
         "language.mlp": re.compile(layers + r"mlp\.(gate|up|down)_proj"),
+    }
+
+
+def vision_groups(encoder: VisionEncoder, prefix: str, layers: int | None = None) -> dict[str, Pattern]:
+    """LoRA groups of a tower whose canonical names stand under `prefix`. layers: how many there are that run, since one
+    past the feature that is taken gets no gradient; None: all that are published."""
+    number = r"\d+" if layers is None else "|".join(map(str, range(layers)))
+    linears = {"vision.attention": encoder.claims.attention, "vision.mlp": encoder.claims.mlp}
+    return {
+        group: re.compile(re.escape(prefix) + pattern.replace("{i}", f"({number})"))
+        for group, pattern in linears.items()
+        if pattern
     }
 
 

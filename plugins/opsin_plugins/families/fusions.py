@@ -19,9 +19,9 @@ class Levels:
     builder = "opsin_plugins.blocks.fusions.levels:build"
 
 
-class Memory:
+class CrossAttention:
     """Some decoder layers attend to the visual tokens, which stand outside of the prompt."""
 
     api_version = API_VERSION
-    name = "memory"
+    name = "cross_attention"
     builder = "opsin_plugins.blocks.fusions.cross_attention:build"

@@ -53,6 +53,11 @@ class ImageProcessor:
     defaults: Mapping[str, object]
     fixed: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def complete(self) -> Config:
+        """Its name and its defaults."""
+        return {"image_processor_type": self.names[0], **self.defaults}
+
     def resolve(self, settings: Config | None) -> Config:
         """The settings with every default filled in. Raises SpecError when there are none, when another class made
         them, or when they ask for what is not implemented."""

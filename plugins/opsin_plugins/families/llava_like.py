@@ -1,16 +1,14 @@
-"""What LLaVA-style models share: a CLIP, SigLIP or Pixtral tower, a two-layer projector, a language model behind it."""
+"""What LLaVA-style models share: an encoder's tower, a two-layer projector, a language model behind it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from opsin_plugins.families.base import end_ids, llama_groups, renames, text_section
+from opsin_plugins.families.base import end_ids, llama_groups, renames, text_section, vision_groups
 from opsin_plugins.families.config_fields import MOST_LAYERS, activation, flag, integer, section
-from opsin_plugins.families.encoders.clip import Clip
-from opsin_plugins.families.encoders.pixtral import Pixtral
-from opsin_plugins.families.encoders.siglip import Siglip
 from opsin_plugins.families.language import decoder_rules, decoder_spec, is_tied, max_positions
+from opsin_plugins.loading.registry import installed
 from opsin_plugins.spec import (
     Config,
     ImageSpec,
@@ -26,15 +24,10 @@ from opsin_plugins.spec import (
 )
 
 TOWER, LANGUAGE, PROJECTOR = "model.vision_tower.", "model.language_model.", "model.multi_modal_projector."
-CLIP, SIGLIP, PIXTRAL = Clip(), Siglip(), Pixtral()
-ENCODERS: Mapping[str, VisionEncoder] = {
-    "clip_vision_model": CLIP,
-    "siglip_vision_model": SIGLIP,
-    "pixtral": PIXTRAL,
-}
 # What transformers takes where vision_config is missing: CLIP L/14 at 336 pixels.
+DEFAULT_TYPE = "clip_vision_model"
 VISION_DEFAULTS: Config = {
-    "model_type": "clip_vision_model",
+    "model_type": DEFAULT_TYPE,
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -42,41 +35,59 @@ VISION_DEFAULTS: Config = {
     "patch_size": 14,
     "image_size": 336,
 }
-PREFIXES: Sequence[Rule] = (
-    # The published 4.x form, and the two that 5.x saves (with and without `vision_model.`).
-    Prefix("vision_tower.vision_model.", TOWER),
-    Prefix("model.vision_tower.vision_model.", TOWER),
-    Prefix("vision_tower.", TOWER),
-    Prefix("multi_modal_projector.", PROJECTOR),
-    Prefix("language_model.lm_head.", "lm_head."),
-    Prefix("language_model.model.", LANGUAGE),
-)
 
 
-def vision_parts(files: ModelFiles, allowed: Sequence[str]) -> tuple[VisionEncoder, TowerSpec, ImageSpec]:
-    """The encoder that vision_config names, the tower up to the layer whose features are taken, and how pictures become
-    patches. Raises SpecError for an encoder that is not in `allowed` or a selection of features that it does not
-    have."""
-    encoder, vision = vision_config(files.config, allowed)
+def claiming_encoder(files: ModelFiles) -> VisionEncoder:
+    """The encoder that claims vision_config's model_type, of those that the operator allows. Raises SpecError when
+    there is none, or when it is one that no LLaVA has."""
+    kind = str(_vision_section(files.config).get("model_type", DEFAULT_TYPE))
+    encoder = installed(files.plugins).encoder_for(kind)
+    if why := encoder.claims.not_composed:
+        raise SpecError(f"vision_config.model_type {kind!r} is not supported: {why}")
+    return encoder
+
+
+def vision_parts(files: ModelFiles, encoder: VisionEncoder) -> tuple[VisionEncoder, TowerSpec, ImageSpec]:
+    """The encoder again, the tower up to the layer whose features are taken, and how pictures become patches. Raises
+    SpecError for a configuration of another encoder, or a selection of features that it does not have."""
+    vision = vision_config(files.config, encoder)
     tower = encoder.spec(vision, files.preprocessor)
+    check_selection(files.config, tower)
     return encoder, tower, encoder.image(tower, vision, files.preprocessor)
 
 
-def vision_config(config: Config, allowed: Sequence[str]) -> tuple[VisionEncoder, Config]:
-    """The encoder that vision_config names, and what it is told, the selection of features included."""
-    vision = dict(section(config, "vision_config", VISION_DEFAULTS))
-    kind = vision.get("model_type", "clip_vision_model")
-    if kind not in allowed:
-        raise SpecError(f"vision_config.model_type {kind!r} is not supported ({', '.join(allowed)})")
+def vision_config(config: Config, encoder: VisionEncoder) -> Config:
+    """What the encoder is told: vision_config and the selection of features."""
+    vision = dict(_vision_section(config))
+    kind = vision.get("model_type", DEFAULT_TYPE)
+    if kind not in encoder.claims.model_types:
+        known = ", ".join(encoder.claims.model_types)
+        raise SpecError(f"vision_config.model_type {kind!r} is not supported ({known})")
+    layer = integer(config, "vision_feature_layer", -2, least=-MOST_LAYERS)
+    if layer != -1 and not encoder.claims.selects_layer:
+        raise SpecError(f"vision_feature_layer {layer}: {kind} gives the features of its last layer alone (-1)")
+    vision["feature_layer"] = layer
+    vision["keep_class_token"] = _strategy(config) == "full"
+    vision["spatial_merge_size"] = integer(config, "spatial_merge_size", 1)
+    return vision
+
+
+def check_selection(config: Config, tower: TowerSpec) -> None:
+    """Raises SpecError when a class token is to be dropped, and the tower has none."""
+    if _strategy(config) == "default" and not tower.class_token:
+        kind = _vision_section(config).get("model_type")
+        raise SpecError(f"vision_feature_select_strategy 'default' drops a class token, and {kind} has none")
+
+
+def _strategy(config: Config) -> str:
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise SpecError(f"vision_feature_select_strategy {strategy!r} is neither 'default' nor 'full'")
-    if strategy == "default" and kind != "clip_vision_model":
-        raise SpecError(f"vision_feature_select_strategy 'default' drops a class token, and {kind} has none")
-    vision["feature_layer"] = integer(config, "vision_feature_layer", -2, least=-MOST_LAYERS)
-    vision["keep_class_token"] = strategy == "full"
-    vision["spatial_merge_size"] = integer(config, "spatial_merge_size", 1)
-    return ENCODERS[str(kind)], vision
+    return str(strategy)
+
+
+def _vision_section(config: Config) -> Config:
+    return section(config, "vision_config", VISION_DEFAULTS)
 
 
 def model_spec(
@@ -115,7 +126,7 @@ def weights(spec: ModelSpec, encoder: VisionEncoder) -> list[Rule]:
     assert spec.projector is not None
     linears = {f"{PROJECTOR}linear_1": "projector.mlp.up", f"{PROJECTOR}linear_2": "projector.mlp.down"}
     return [
-        *PREFIXES,
+        *_dialects(encoder.claims.prefix),
         *decoder_rules(
             spec.decoder,
             layers=f"{LANGUAGE}layers.{{i}}.",
@@ -128,26 +139,25 @@ def weights(spec: ModelSpec, encoder: VisionEncoder) -> list[Rule]:
     ]
 
 
-def lora_groups(spec: ModelSpec) -> Mapping[str, Pattern]:
+def _dialects(prefix: str) -> list[Rule]:
+    """The published 4.x form, and those that 5.x saves. prefix: the encoder's, which it has or has not."""
+    towers = {f"vision_tower.{prefix}": TOWER, f"{TOWER}{prefix}": TOWER} if prefix else {}
+    names = {
+        **towers,
+        "vision_tower.": TOWER,
+        "multi_modal_projector.": PROJECTOR,
+        "language_model.lm_head.": "lm_head.",
+        "language_model.model.": LANGUAGE,
+    }
+    return [Prefix(old, new) for old, new in names.items()]
+
+
+def lora_groups(spec: ModelSpec, encoder: VisionEncoder) -> Mapping[str, Pattern]:
     assert spec.vision is not None
-    # Layers past the feature that is taken get no gradient: no LoRA there.
-    layers = "|".join(str(i) for i in range(spec.vision.layers))
-    if spec.encoder == PIXTRAL.name:
-        tower = rf"model\.vision_tower\.transformer\.layers\.({layers})\."
-        vision = {
-            "vision.attention": re.compile(tower + r"attention\.[qkvo]_proj"),
-            "vision.mlp": re.compile(tower + r"feed_forward\.(gate|up|down)_proj"),
-        }
-    else:
-        tower = rf"model\.vision_tower\.encoder\.layers\.({layers})\."
-        vision = {
-            "vision.attention": re.compile(tower + r"self_attn\.([qkv]_proj|out_proj)"),
-            "vision.mlp": re.compile(tower + r"mlp\.fc[12]"),
-        }
     projector = r"model\.multi_modal_projector\.(linear_[12]|patch_merger\.merging_layer)"
     return {
         **llama_groups(r"model\.language_model\.layers\.\d+\."),
-        **vision,
+        **vision_groups(encoder, TOWER, spec.vision.layers),
         "projector.mlp": re.compile(projector),
     }
 

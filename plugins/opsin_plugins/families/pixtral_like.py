@@ -9,20 +9,13 @@ from collections.abc import Sequence
 from opsin_plugins.families.base import Family
 from opsin_plugins.families.encoders.pixtral import Pixtral
 from opsin_plugins.families.positions import rows_with_breaks, write_images
-from opsin_plugins.spec import U8, Encode, Expanded, ImageBudget, ModelFiles, ModelSpec, SpecError, VisualItem
+from opsin_plugins.spec import Encode, Expanded, ModelFiles, ModelSpec, SpecError, VisualItem
 
-ENCODER = Pixtral()
 ROW_END, IMAGE_END = "[IMG_BREAK]", "[IMG_END]"
 
 
 class PixtralStyle(Family):
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
-        assert spec.image is not None
-        items = []
-        for image in images:
-            pixels, grid = ENCODER.preprocess(image, spec.image, budget)
-            items.append(VisualItem(pixels, grid, rows=len(pixels) // spec.image.merge**2))
-        return items
+    encoder = Pixtral()
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
         assert spec.image is not None

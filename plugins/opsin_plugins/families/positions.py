@@ -11,7 +11,7 @@ from opsin_plugins.spec import I32, Expanded, Span, SpecError, VisualItem
 
 def repeat_placeholder(ids: Sequence[int], items: Sequence[VisualItem], placeholder: int) -> Expanded:
     """Every placeholder id becomes as many as its image has visual tokens. Raises SpecError on unequal counts."""
-    return write_images(ids, items, placeholder, lambda item: ([placeholder] * item.rows, None))
+    return write_images(ids, items, placeholder, lambda item: ([placeholder] * item.tokens, None))
 
 
 Written = tuple[Sequence[int], tuple[bool, ...] | None]  # ids, and which of them are visual rows (None: all)

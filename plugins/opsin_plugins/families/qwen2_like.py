@@ -7,17 +7,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups, renames
+from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups, renames, vision_groups
 from opsin_plugins.families.config_fields import integer, section
 from opsin_plugins.families.encoders.qwen2_vl import Qwen2VLEncoder
 from opsin_plugins.families.language import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.families.positions import mrope
 from opsin_plugins.spec import (
     I32,
-    U8,
     Config,
     Expanded,
-    ImageBudget,
     ModelFiles,
     ModelSpec,
     Pattern,
@@ -35,7 +33,6 @@ TEXT = TextDefaults(8192, 80, 64, 8, 29568, 152064, 1e-5, 1e6, 32768, qkv_bias=T
 class Qwen2Style(Family):
     name: ClassVar[str]
     encoder: ClassVar[Qwen2VLEncoder]
-    tower_mlp: ClassVar[str]  # a pattern for the linears of the tower's MLP
     merger_mlp: ClassVar[str] = r"model\.visual\.merger\.mlp\.[02]"
     merger_norm: ClassVar[tuple[str, ...]]  # tensors of the norm before the merger
     width_key: ClassVar[str]  # where the vision configuration says what the merger gives
@@ -95,24 +92,14 @@ class Qwen2Style(Family):
         linears = {"model.visual.merger.mlp.0": "projector.mlp.up", "model.visual.merger.mlp.2": "projector.mlp.down"}
         return [*renames({"model.visual.merger.ln_q": "projector.norm"}, self.merger_norm), *renames(linears)]
 
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
-        assert spec.image is not None
-        items = []
-        for image in images:
-            pixels, grid = self.encoder.preprocess(image, spec.image, budget)
-            items.append(VisualItem(pixels, grid, rows=len(pixels) // spec.image.merge**2))
-        return items
-
     def positions(self, expanded: Expanded, items: Sequence[VisualItem], spec: ModelSpec) -> tuple[I32, int]:
         assert spec.image is not None
         return mrope(expanded, items, spec.image.merge)
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        tower = r"model\.visual\.blocks\.\d+\."
         return {
             **llama_groups(r"model\.language_model\.layers\.\d+\."),
-            "vision.attention": re.compile(tower + r"attn\.(qkv|proj)"),
-            "vision.mlp": re.compile(tower + self.tower_mlp),
+            **vision_groups(self.encoder, "model.visual."),
             "projector.mlp": re.compile(self.merger_mlp),
         }
 

@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from opsin_server.api.admission import Admission
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.engine_status import Engine
 from opsin_server.api.middleware import error_responses
 from opsin_server.api.middleware.auth import AuthMiddleware
@@ -23,9 +22,9 @@ from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
 from opsin_server.api.middleware.paths import PathMiddleware
 from opsin_server.api.middleware.request_log import RequestLogMiddleware
 from opsin_server.api.routes import chat, health, models
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
-from opsin_server.media.limits import MediaLimits
 from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
 
@@ -52,7 +51,7 @@ def create_app(
         eos=tuple(eos),
         sampling=sampling,
         created=int(time.time()),
-        media=media_limits(config),
+        media=config.media,
         admission=Admission(config.max_queue),
         metrics=Metrics(),
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
@@ -84,14 +83,3 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.services.threads.shutdown(wait=False, cancel_futures=True)
-
-
-def media_limits(config: ServerConfig) -> MediaLimits:
-    return MediaLimits(
-        max_image_bytes=config.max_image_bytes,
-        max_image_pixels=config.max_image_pixels,
-        max_images=config.max_images,
-        max_request_pixels=config.max_request_pixels,
-        fetch_timeout=config.media_timeout,
-        allow=config.media_allow,
-    )

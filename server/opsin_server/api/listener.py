@@ -4,12 +4,10 @@ while the listener stays open, and only then does uvicorn shut down (alone it wo
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import h11
@@ -19,58 +17,17 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from opsin_server.api.admission import Admission
+from opsin_server.api.listen_addresses import url_of
 from opsin_server.api.middleware import error_responses
 from opsin_server.config import ServerConfig
-from opsin_server.errors import BadRequest, ConfigError, Unavailable
+from opsin_server.errors import BadRequest, Unavailable
+from opsin_server.signals import heeded
 
 LAST_WORDS_SECONDS = 2.0  # for streams that the drain timeout has ended
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection, so that none is closed under their hands
-DEAD_PEER_SECONDS = 60  # a client that reads nothing, or has vanished, is disconnected after this
 HEAD_SECONDS = 30.0  # once or twice this, and a connection must have sent its request's head
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: a terminal was closed
 
 log = logging.getLogger("opsin.serving")
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError in one sentence; call it before anything that takes long."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--host {host}: {error.strerror}") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _notice_dead_peers(listener, DEAD_PEER_SECONDS)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} is in use; give --port") from None
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def _notice_dead_peers(listener: socket.socket, seconds: int) -> None:
-    """Connections inherit this. A stream to such a peer would hold its place for ever."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", max(1, seconds // 2)),
-        ("TCP_KEEPINTVL", max(1, seconds // 6)),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", seconds * 1000),
-    ):
-        if hasattr(socket, name):  # Linux has all four
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def url_of(listener: socket.socket) -> str:
-    """What to type on this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -80,7 +37,7 @@ class Server(uvicorn.Server):
         self,
         app: FastAPI,
         config: ServerConfig,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         on_started: Callable[[str], None] = lambda url: None,
     ) -> None:
         super().__init__(
@@ -100,16 +57,16 @@ class Server(uvicorn.Server):
         )
         self._admission: Admission = app.state.services.admission
         self._drain_timeout = config.drain_timeout
-        self._listener, self._on_started = listener, on_started
+        self._listeners, self._on_started = list(listeners), on_started
         self._drain: asyncio.Task[None] | None = None
 
     async def serve_until_stopped(self) -> None:
         with _signals(self), _without_unfinished_answers():
-            await self.serve(sockets=[self._listener])
+            await self.serve(sockets=self._listeners)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_started(url_of(self._listener))
+        self._on_started(url_of(self._listeners[0]))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -190,13 +147,13 @@ def _signals(server: Server) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
+    loop, signals = asyncio.get_running_loop(), heeded()
+    for number in signals:
         loop.add_signal_handler(number, server.stop)
     try:
         yield
     finally:
-        for number in SIGNALS:  # not removed: another signal would kill what is ending already
+        for number in signals:  # not removed: another signal would kill what is ending already
             loop.add_signal_handler(number, log.debug, "ending already")
 
 

@@ -12,11 +12,11 @@ from fastapi import Depends, Request
 
 from opsin_plugins.spec import U8
 from opsin_server.api.admission import Admission
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.engine_status import Engine, facts
 from opsin_server.api.middleware.request_log import RequestLog
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import ServerConfig
-from opsin_server.media.limits import MediaLimits
+from opsin_server.media_limits import MediaLimits
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
 from opsin_server.text.encode_prompt import Prompt, PromptEncoder

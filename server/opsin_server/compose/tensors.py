@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opsin_plugins.loading.weight_files import INDEX
-from opsin_plugins.spec import SpecError, TensorInfo
+from opsin_plugins.spec import ProjectorSpec, SpecError, TensorInfo
 from opsin_server.compose.sources import Half
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -44,14 +44,30 @@ class Part:
         return self.count * DTYPES[self.dtype].itemsize
 
 
-def plan(encoder: Half, language: Half, projector: Mapping[str, tuple[int, ...]], rows: int, dtype: str) -> list[Part]:
-    """rows: of the embedding, at least. dtype "auto": the language model's tensors stay as they are, and the others
-    take the type of its embedding. Raises SpecError for tensors that are no floats."""
+def common_dtype(language: Half, dtype: str) -> str:
+    """What tower and projector are stored as. dtype "auto": as the language model's embedding. Raises SpecError."""
     embedding = language.names.get(EMBEDDING)
     if embedding is None:
         raise SpecError(f"--language {language.files.directory} has no model.embed_tokens.weight")
-    wanted = NAMES.get(dtype)
-    common = wanted or language.files.tensors[embedding].dtype
+    return NAMES.get(dtype) or language.files.tensors[embedding].dtype
+
+
+def projector_parts(spec: ProjectorSpec, dtype: str) -> list[Part]:
+    """LLaVA's two linear layers, in the order in which one seed draws them."""
+    hidden, joined = spec.hidden, spec.in_width * spec.merge**2
+    shapes: dict[str, tuple[int, ...]] = {
+        "linear_1.weight": (hidden, joined),
+        "linear_2.weight": (spec.out_width, hidden),
+        "linear_1.bias": (hidden,),
+        "linear_2.bias": (spec.out_width,),
+    }
+    return [Part(f"multi_modal_projector.{name}", shape, dtype) for name, shape in shapes.items()]
+
+
+def copied_parts(encoder: Half, language: Half, rows: int, dtype: str) -> list[Part]:
+    """rows: of the embedding, at least. dtype "auto": the language model's tensors stay as they are. Raises SpecError
+    for tensors that are no floats."""
+    wanted, common = NAMES.get(dtype), common_dtype(language, dtype)
     parts = []
     for half, kept in ((encoder, common), (language, wanted)):
         for name, key in half.names.items():
@@ -61,9 +77,9 @@ def plan(encoder: Half, language: Half, projector: Mapping[str, tuple[int, ...]]
             grown = name in (EMBEDDING, HEAD) and bool(info.shape)
             shape = (max(info.shape[0], rows), *info.shape[1:]) if grown else info.shape
             parts.append(Part(name, shape, kept or info.dtype, info, key))
-    # In the order of their files, so that pages are read once and forward; the projector in its own, from one seed.
+    # In the order of their files, so that pages are read once and forward.
     parts.sort(key=lambda part: (part.name.startswith("language"), str(part.source and part.source.file), part.key))
-    return [*(Part(f"multi_modal_projector.{name}", shape, common) for name, shape in projector.items()), *parts]
+    return parts
 
 
 def shards(parts: Sequence[Part]) -> list[list[Part]]:

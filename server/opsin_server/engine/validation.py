@@ -27,10 +27,10 @@ def check_items(message: Submit, arrays: Arrays, model: Model) -> None:
             newline = model.spec.projector is not None and model.spec.projector.newline
             if len(order) and (order.min() < -int(newline) or order.max() >= count):
                 raise SpecError(f"an image is arranged from {count} tokens, but names {order.min()} to {order.max()}")
-        elif item.rows != count:
-            raise SpecError(f"pixels {item.shape} and {item.rows} visual tokens do not fit grid {item.grid}")
-        if not 0 <= item.hidden < item.rows:
-            raise SpecError(f"{item.hidden} of {item.rows} visual tokens are hidden")
+        elif item.tokens != count:
+            raise SpecError(f"pixels {item.shape} and {item.tokens} visual tokens do not fit grid {item.grid}")
+        if not 0 <= item.hidden < item.tokens:
+            raise SpecError(f"{item.hidden} of {item.tokens} visual tokens are hidden")
 
 
 def _check_tiles(item: Item, vision: TiledTowerSpec) -> None:
@@ -48,25 +48,25 @@ def check_spans(message: Submit, total: int) -> None:
             raise SpecError(f"image span {span.start} + {span.length} does not fit a prompt of {total}")
         if span.bidirectional:
             raise SpecError("bidirectional image spans are not served by this version")
-        if span.visual_rows is not None and len(span.visual_rows) != span.length:
-            raise SpecError(f"{len(span.visual_rows)} marks for an image span of {span.length}")
-        placeholders = span.length if span.visual_rows is None else sum(span.visual_rows)
-        if placeholders != message.items[span.item].rows and not message.memory:
-            raise SpecError(f"{placeholders} placeholders for {message.items[span.item].rows} visual tokens")
+        if span.visual_mask is not None and len(span.visual_mask) != span.length:
+            raise SpecError(f"{len(span.visual_mask)} marks for an image span of {span.length}")
+        placeholders = span.length if span.visual_mask is None else sum(span.visual_mask)
+        if placeholders != message.items[span.item].tokens and not message.visible:
+            raise SpecError(f"{placeholders} placeholders for {message.items[span.item].tokens} visual tokens")
         at = span.start + span.length
 
 
-def check_memory(message: Submit, total: int, store: VisualStore[Any]) -> None:
+def check_visible_images(message: Submit, total: int, store: VisualStore[Any]) -> None:
     """Also that all images that a row sees at once fit into the store."""
     count, before = len(message.items), -1
-    if count and not message.memory:
+    if count and not message.visible:
         raise SpecError(f"{count} images, and no row attends to them")
-    for reach in message.memory:
+    for reach in message.visible:
         lo = max(reach.lo, 0)
         if not before < reach.start < total or not reach.lo >= -1 or not lo <= reach.hi <= count:
             raise SpecError(f"rows from {reach.start} on see {lo} to {reach.hi} of {count} images in {total} rows")
         before = reach.start
-        group = {item.digest: item.rows for item in message.items[lo : reach.hi]}
+        group = {item.digest: item.tokens for item in message.items[lo : reach.hi]}
         if (size := sum(store.size(rows) for rows in group.values())) > store.budget:
             raise SpecError(
                 f"{len(group)} images that are seen together need {size} memory blocks; there are {store.budget} "

@@ -18,19 +18,16 @@ import threading  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import msgspec  # noqa: E402
-
 # isort: off
 import opsin_kernels.dispatch  # noqa: E402, F401  (before torch, which may import Triton)
 import torch  # noqa: E402
 # isort: on
 
 from opsin_plugins.spec import SpecError  # noqa: E402
-from opsin_server.config import EngineConfig  # noqa: E402
 from opsin_server.engine.engine import Engine  # noqa: E402
 from opsin_server.engine.startup.load import load_engine  # noqa: E402
 from opsin_server.errors import ConfigError  # noqa: E402
-from opsin_server.ipc.engine_socket import Door  # noqa: E402
+from opsin_server.ipc.engine_socket import EngineSocket  # noqa: E402
 from opsin_server.ipc.messages import (  # noqa: E402
     Arrays,
     Cancel,
@@ -41,7 +38,9 @@ from opsin_server.ipc.messages import (  # noqa: E402
     Stop,
     Submit,
     ToEngine,
+    read_config_line,
 )
+from opsin_server.served_name import readable  # noqa: E402
 
 HEARTBEAT = 1.0  # seconds between signs of life when idle
 PROGRESS = 0.1  # seconds between reports while loading
@@ -50,14 +49,14 @@ PROGRESS = 0.1  # seconds between reports while loading
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     address = sys.argv[1]
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    config = read_config_line(sys.stdin.buffer.readline())
     threading.Thread(target=_leave_with_parent, args=(address,), daemon=True).start()
     torch.set_num_threads(config.threads)
-    door = Door(address)
+    door = EngineSocket(address)
     try:
         engine, ready = load_engine(config, _Reporter(door), door.send)
     except (ConfigError, SpecError, ValueError, OSError) as error:
-        door.send(Failed(str(error)))
+        door.send(Failed(readable(str(error))))
         door.close()
         sys.exit(1)
     door.send(ready)
@@ -68,7 +67,7 @@ def main() -> None:
 class _Reporter:
     """Progress of loading, a few times a second."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: EngineSocket) -> None:
         self.door, self.next = door, 0.0
 
     def __call__(self, done: int, total: int) -> None:
@@ -77,7 +76,7 @@ class _Reporter:
             self.door.send(Progress(done, total))
 
 
-def serve(engine: Engine, door: Door) -> None:
+def serve(engine: Engine, door: EngineSocket) -> None:
     """Steps while there is work, listens between steps, shows that it lives when there is none."""
     while True:
         refused: list[Output] = []

@@ -4,19 +4,17 @@ each request a stream of its outputs. A request never waits in silence: when the
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import logging
 import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Literal
 
-import msgspec
 import zmq
 import zmq.asyncio
 
@@ -25,8 +23,8 @@ from opsin_server.errors import ConfigError, EngineFailed, Unavailable
 from opsin_server.ipc.messages import (
     Arrays,
     Cancel,
+    Estimate,
     Failed,
-    Outlook,
     Output,
     Outputs,
     Progress,
@@ -35,9 +33,11 @@ from opsin_server.ipc.messages import (
     Stop,
     Submit,
     ToEngine,
+    config_line,
     pack,
     unpack_from_engine,
 )
+from opsin_server.ipc.private_folder import bind_privately
 
 log = logging.getLogger("opsin.ipc")
 
@@ -45,6 +45,7 @@ State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 MAX_RESTARTS = 5  # deaths in a row, without one finished request or STEADY_SECONDS of being ready between them
 STEADY_SECONDS = 300.0
 STOP_SECONDS = 5.0
+LAST_WORDS_SECONDS = 0.5
 
 
 class Stream:
@@ -109,7 +110,7 @@ def merge(outputs: list[Output]) -> Output:
 
 class EngineClient:
     def __init__(
-        self, config: EngineConfig, on_progress: Callable[[Outlook | Progress], None] = lambda progress: None
+        self, config: EngineConfig, on_progress: Callable[[Estimate | Progress], None] = lambda progress: None
     ) -> None:
         self.config, self._on_progress = config, on_progress
         self.state: State = "starting"
@@ -178,8 +179,10 @@ class EngineClient:
         while True:
             try:
                 reason = await self._run_once()
-            except (OSError, zmq.ZMQError) as error:
-                reason = f"the engine process cannot be started: {error}"
+            except Exception as error:  # nothing may end this task: the server would wait for the engine for ever
+                reason = f"the engine process cannot be run: {error}"
+                if not isinstance(error, OSError | ConfigError):
+                    log.exception("the engine's supervisor failed")
                 self._spawned.set()
             for stream in self._streams.values():
                 stream.fail("the engine stopped while it worked on this request")
@@ -203,40 +206,36 @@ class EngineClient:
 
     async def _run_once(self) -> str:
         """One life of the engine process. Returns why it ended."""
-        folder = Path(tempfile.mkdtemp(prefix="opsin-"))  # mode 0700: nobody else reaches the socket
-        address = f"ipc://{folder}/engine"
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(address)
-        said: list[str] = []
+        folder = None
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "opsin_server.engine.worker",
-                address,
-                stdin=asyncio.subprocess.PIPE,
-                env=engine_environment(self.config),
-            )
+            folder, address = bind_privately(self._socket)
+            self._process = process = await _spawn(address, self.config)
             self._spawned.set()
-            assert self._process.stdin is not None
-            self._process.stdin.write(msgspec.json.encode(self.config) + b"\n")
+            said: list[str] = []
+            ended = asyncio.create_task(process.wait())
             listener = asyncio.create_task(self._listen(said))
+            printer = asyncio.create_task(_print_on(process))
             try:
-                code = await self._process.wait()
-                await asyncio.sleep(0.05)  # its last words may still be on the way
+                await asyncio.wait({ended, listener}, return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done():
+                    raise RuntimeError("the engine's messages cannot be read") from listener.exception()
+                await asyncio.wait({printer}, timeout=LAST_WORDS_SECONDS)  # (a child of its may hold the stream open)
+                await asyncio.sleep(0.05)  # its last message may still be on the way
             finally:
-                listener.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await listener
-            return said[0] if said else f"the engine process ended with {_ending(code)}"
+                for task in (ended, listener, printer):
+                    task.cancel()
+                await asyncio.wait({ended, listener, printer})
+            return said[0] if said else f"the engine process ended with {_ending(ended.result())}"
         finally:
             if self._process is not None and self._process.returncode is None:
                 self._process.kill()
                 await self._process.wait()
             self._socket.close()
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def _listen(self, said: list[str]) -> None:
         assert self._socket is not None
@@ -247,13 +246,19 @@ class EngineClient:
                 self.stats = message.stats
                 for output in message.outputs:
                     self._deliver(output)
-            elif isinstance(message, Outlook | Progress):
-                self._on_progress(message)
+            elif isinstance(message, Estimate | Progress):
+                self._tell(message)
             elif isinstance(message, Failed):
                 said.append(message.message)
             else:
                 self.ready, self._ready_since = message, time.monotonic()
                 self._set("ready")
+
+    def _tell(self, progress: Estimate | Progress) -> None:
+        try:
+            self._on_progress(progress)
+        except Exception:  # a progress bar is worth no engine
+            log.debug("progress could not be shown", exc_info=True)
 
     def _deliver(self, output: Output) -> None:
         stream = self._streams.get(output.request_id)
@@ -278,6 +283,35 @@ class EngineClient:
     def _set(self, state: State) -> None:
         self.state = state
         self._changed.set()
+
+
+async def _spawn(address: str, config: EngineConfig) -> asyncio.subprocess.Process:
+    """The engine's process, its configuration written and its standard input open. What it prints comes through a pipe
+    to this process, so that a terminal, a log or a reader that fails is this process's care alone."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "opsin_server.engine.worker",
+        address,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=engine_environment(config),
+        start_new_session=True,  # what happens to the terminal is this process's to hear, from its first moment on
+    )
+    assert process.stdin is not None
+    process.stdin.write(config_line(config))
+    return process
+
+
+async def _print_on(process: asyncio.subprocess.Process) -> None:
+    """What the process prints, to standard error."""
+    assert process.stdout is not None
+    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+    while data := await process.stdout.read(2**16):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(decode(data))
+            sys.stderr.flush()
 
 
 def _ending(code: int) -> str:

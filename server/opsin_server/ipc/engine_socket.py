@@ -9,7 +9,7 @@ import zmq
 from opsin_server.ipc.messages import Arrays, FromEngine, ToEngine, pack, unpack_to_engine
 
 
-class Door:
+class EngineSocket:
     def __init__(self, address: str) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from opsin_server.media.limits import parse_allow
+from opsin_server.media_limits import parse_allow
 
 # `is_global` alone is not enough: it says yes to multicast, to the 6to4 relay and, depending on the Python patch
 # release, to more. What is listed here is refused whatever the standard library of the day says.

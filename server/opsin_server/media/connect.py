@@ -12,8 +12,8 @@ from typing import Any
 import httpcore2
 
 from opsin_server.media.allowed_addresses import dialable
-from opsin_server.media.limits import MediaLimits
 from opsin_server.media.url import refused
+from opsin_server.media_limits import MediaLimits
 
 # Addresses tried of one host, so that a dead first answer leaves time for the next within the same deadline.
 MAX_TRIES = 4

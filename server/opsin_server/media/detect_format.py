@@ -3,7 +3,7 @@
 import struct
 
 from opsin_server.media import gif, jpeg, png, webp
-from opsin_server.media.encoded_image import Still, invalid
+from opsin_server.media.encoded_image import EncodedImage, invalid
 
 # Only to refuse by name what people do send. Text formats are looked for in lower case.
 _OTHERS = (
@@ -23,7 +23,7 @@ _OTHERS = (
 )
 
 
-def read_still(data: bytes) -> Still:
+def read_still(data: bytes) -> EncodedImage:
     """The first frame of an encoded image. Raises BadRequest for what is not PNG, JPEG, WEBP or GIF, or is damaged."""
     try:
         if data.startswith(png.SIGNATURE):

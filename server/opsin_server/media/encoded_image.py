@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.limits import MediaLimits
+from opsin_server.media_limits import MediaLimits
 
 
 @dataclass(frozen=True)
-class Still:
+class EncodedImage:
     """The first frame of an image as a small file of its own: no text, no profile, no Exif, no further frames.
 
     `width` and `height` are in pixels as the header has them, before Exif turns the picture.
@@ -21,7 +21,7 @@ class Still:
     orientation: int = 1  # Exif's, 1 to 8
 
 
-def check_size(still: Still, limits: MediaLimits) -> None:
+def check_size(still: EncodedImage, limits: MediaLimits) -> None:
     pixels = still.width * still.height
     size = f"{still.width} x {still.height}"
     if pixels == 0:

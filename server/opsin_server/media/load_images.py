@@ -14,10 +14,10 @@ from opsin_server.media.connect import Network
 from opsin_server.media.data_url import decode_data_url
 from opsin_server.media.decode import decode
 from opsin_server.media.detect_format import read_still
-from opsin_server.media.encoded_image import Still, check_size
+from opsin_server.media.encoded_image import EncodedImage, check_size
 from opsin_server.media.fetch import fetch
-from opsin_server.media.limits import MediaLimits
 from opsin_server.media.url import Url, parse_url
+from opsin_server.media_limits import MediaLimits
 
 # Of one request's images, so many are fetched and decoded at a time.
 MAX_CONCURRENT = 8
@@ -35,7 +35,7 @@ class Budget:
         self._limit = limits.max_request_pixels
         self._spent = 0
 
-    def charge(self, still: Still) -> None:
+    def charge(self, still: EncodedImage) -> None:
         self._spent += still.width * still.height
         if self._spent > self._limit:
             limit = f"{self._limit:,} (--max-request-pixels)"
@@ -86,7 +86,7 @@ async def load_images(
     return [task.result() for task in tasks]
 
 
-async def _read(plan: str | Url, limits: MediaLimits, network: Network) -> Still:
+async def _read(plan: str | Url, limits: MediaLimits, network: Network) -> EncodedImage:
     if isinstance(plan, Url):
         data = await fetch(plan, limits, network)
         return await _in_thread(lambda: read_still(data))

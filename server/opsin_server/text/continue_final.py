@@ -34,11 +34,11 @@ class Ending:
         self.messages = [*before, replace(last, parts=tuple(parts))]
 
     def cut(self, rendered: str) -> str:
-        """The rendered conversation up to the mark. Raises BadRequest where the template does not show the text."""
-        at = rendered.rfind(self._mark)
-        if at < 0 or self._text not in rendered:
+        """The rendered conversation up to the mark. Raises BadRequest where the text does not stand there once."""
+        at = rendered.find(self._mark)
+        if rendered.count(self._mark) != 1 or self._text not in rendered:
             raise BadRequest(
-                "continue_final_message: this model's chat template changes the text of the last message",
+                "continue_final_message: this model's chat template changes or repeats the text of the last message",
                 param="messages",
             )
         if not rendered.startswith(" ", at + len(self._mark)):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.spec import (
     I32,
     U8,
@@ -41,7 +40,7 @@ class Prompt:
     delta: int
     spans: tuple[Span, ...]
     items: tuple[VisualItem, ...]  # their digests set
-    memory: I32 | None = None  # I32 [T, 2], as of Expanded
+    visible: I32 | None = None  # I32 [T, 2], as of Expanded
 
 
 class PromptEncoder:
@@ -97,7 +96,7 @@ class PromptEncoder:
         except SpecError as error:
             raise BadRequest(str(error), param=parts[0].param if parts else "messages") from error
         self._check_ids(expanded)
-        return Prompt(expanded.ids, positions, delta, expanded.spans, items, expanded.memory)
+        return Prompt(expanded.ids, positions, delta, expanded.spans, items, expanded.visible)
 
     def _item(self, part: ImagePart, image: U8) -> VisualItem:
         try:
@@ -134,10 +133,9 @@ class PromptEncoder:
 
 def read_encoder(config: EngineConfig) -> PromptEncoder:
     """The encoder of a model directory. Raises SpecError when its tokenizer or chat template cannot be used."""
-    files = read_model_files(Path(config.model), dict(config.model_options))
-    architecture = Registry(config.plugins).architecture(files)
+    opened = open_model(Path(config.model), config.plugins, config.family_options())
     try:
-        return PromptEncoder(files, architecture, describe(architecture, files))
+        return PromptEncoder(opened.files, opened.architecture, opened.spec)
     except SpecError:
         raise
     except ValueError as error:

@@ -41,7 +41,8 @@ def read_tokenizer(directory: Path) -> Read:
     else:
         raise SpecError(f"{directory} has no tokenizer.json; make one where you trust the model: {CONVERT}")
     try:
-        backend = Backend.from_file(str(path)) if path.is_file() else Backend.from_str(json.dumps(document))
+        # (not from_file: the library takes no path that is no UTF-8)
+        backend = Backend.from_buffer(path.read_bytes()) if path.is_file() else Backend.from_str(json.dumps(document))
     except Exception as error:  # the library raises a bare Exception
         raise SpecError(f"{path}: {error}") from error
     backend.no_truncation()

@@ -13,7 +13,7 @@ from opsin_server.text.conversation import Message, texts
 from opsin_server.text.merge_turns import fold_system
 from opsin_server.text.sandbox import Program, RefusalError
 from opsin_server.text.template_budget import TemplateStopError
-from opsin_server.text.template_format import Manners, observe
+from opsin_server.text.template_format import TemplateFormat, observe
 from opsin_server.text.trusted import own
 
 FRAME = 100  # what a message or a part weighs beside its text: its names, and their places
@@ -25,7 +25,7 @@ class ChatTemplate:
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
         self._program = Program(source)
         self._variables = {name: own(text) for name, text in names.items()} | {"tools": None, "documents": None}
-        self.manners = observe(self._show)
+        self.template_format = observe(self._show)
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
         """Raises BadRequest with the template's own message when it refuses the conversation.
@@ -36,19 +36,21 @@ class ChatTemplate:
         front of the first user turn.
         """
         try:
-            return self._show(messages, self.manners, generation_prompt)
+            return self._show(messages, self.template_format, generation_prompt)
         except BadRequest as refused:
             if not isinstance(refused.__cause__, RefusalError) or all(m.role != "system" for m in messages):
                 raise
             try:
-                return self._show(fold_system(messages), self.manners, generation_prompt)
+                return self._show(fold_system(messages), self.template_format, generation_prompt)
             except BadRequest:
                 raise refused from refused.__cause__
 
-    def _show(self, messages: Sequence[Message], manners: Manners, generation_prompt: bool = True) -> str:
+    def _show(
+        self, messages: Sequence[Message], template_format: TemplateFormat, generation_prompt: bool = True
+    ) -> str:
         size = sum(map(len, texts(messages))) + sum(FRAME * (1 + len(message.parts)) for message in messages)
         try:
-            given = {"messages": manners.arrange(messages), "add_generation_prompt": generation_prompt}
+            given = {"messages": template_format.arrange(messages), "add_generation_prompt": generation_prompt}
             return self._program.run({**self._variables, **given}, size)
         except OpsinError:
             raise

@@ -16,7 +16,7 @@ Form = Literal["parts", "text"]
 
 
 @dataclass(frozen=True)
-class Manners:
+class TemplateFormat:
     """forms: whether a role's content is a list of parts or a string. single: roles whose second text would be lost."""
 
     forms: Mapping[Role, Form] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def _part(part: Part) -> dict[str, str]:
     return {"type": IMAGE} if isinstance(part, ImagePart) else {"type": TEXT, "text": part.text}
 
 
-Show = Callable[[Sequence[Message], Manners], str]
+Show = Callable[[Sequence[Message], TemplateFormat], str]
 
 # The shortest conversation in which a role may speak.
 PLACES: Mapping[Role, tuple[Role, ...]] = {
@@ -63,30 +63,34 @@ PLACES: Mapping[Role, tuple[Role, ...]] = {
 ALTERNATION: tuple[tuple[Role, ...], ...] = (("user", "user"), ("user", "assistant", "assistant", "user"))
 
 
-def observe(show: Show) -> Manners:
+def observe(show: Show) -> TemplateFormat:
     """Raises SpecError when the template cannot show what a user says."""
-    manners = Manners()
+    template_format = TemplateFormat()
     for role, place in PLACES.items():
-        form = _form_of(show, manners, role, place)
+        form = _form_of(show, template_format, role, place)
         if form is not None:
-            manners = replace(manners, forms={**manners.forms, role: form})
+            template_format = replace(template_format, forms={**template_format.forms, role: form})
         elif role == "system":
-            manners = replace(manners, folds_system=True)
+            template_format = replace(template_format, folds_system=True)
         elif role == "user":
-            raise SpecError(f"the chat template renders no user message: {_failure(show, manners)}")
-    listed = [role for role, form in manners.forms.items() if form == "parts"]
-    single = frozenset(role for role in listed if not _shows(show, manners, PLACES[role], twice=role))
-    merges = not all(_shows(show, manners, turns) for turns in ALTERNATION)
-    return replace(manners, single=single, merges=merges)
+            raise SpecError(f"the chat template renders no user message: {_failure(show, template_format)}")
+    listed = [role for role, form in template_format.forms.items() if form == "parts"]
+    single = frozenset(role for role in listed if not _shows(show, template_format, PLACES[role], twice=role))
+    merges = not all(_shows(show, template_format, turns) for turns in ALTERNATION)
+    return replace(template_format, single=single, merges=merges)
 
 
-def _form_of(show: Show, manners: Manners, role: Role, place: tuple[Role, ...]) -> Form | None:
+def _form_of(show: Show, template_format: TemplateFormat, role: Role, place: tuple[Role, ...]) -> Form | None:
     forms: tuple[Form, ...] = ("parts", "text")
-    tries = (form for form in forms if _shows(show, replace(manners, forms={**manners.forms, role: form}), place))
+    tries = (
+        form
+        for form in forms
+        if _shows(show, replace(template_format, forms={**template_format.forms, role: form}), place)
+    )
     return next(tries, None)
 
 
-def _shows(show: Show, manners: Manners, roles: Sequence[Role], twice: Role | None = None) -> bool:
+def _shows(show: Show, template_format: TemplateFormat, roles: Sequence[Role], twice: Role | None = None) -> bool:
     """Whether every text arrives in the prompt, as text and not as the print of a list."""
     messages: list[Message] = []
     texts: list[str] = []
@@ -95,15 +99,15 @@ def _shows(show: Show, manners: Manners, roles: Sequence[Role], twice: Role | No
         texts += own
         messages.append(Message(role, tuple(map(TextPart, own))))
     try:
-        shown = show(messages, manners)
+        shown = show(messages, template_format)
     except OpsinError:
         return False
     return all(text in shown for text in texts) and "'text':" not in shown.lower()
 
 
-def _failure(show: Show, manners: Manners) -> str:
+def _failure(show: Show, template_format: TemplateFormat) -> str:
     try:
-        show([Message("user", (TextPart("7301"),))], manners)
+        show([Message("user", (TextPart("7301"),))], template_format)
     except OpsinError as error:
         return error.message
     return "its text does not appear in the prompt"

@@ -16,7 +16,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from opsin_server.text.template_budget import Budget
+from opsin_server.text.template_budget import PLACE, Budget
 from opsin_server.text.template_filters import budget_of
 from opsin_server.text.trusted import joined, own
 
@@ -103,6 +103,13 @@ class Instrument(NodeTransformer):
             node.arg = _filter(node.arg, _TICK)
         return node
 
+    def visit_Call(self, node: nodes.Call | nodes.Filter | nodes.Test) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.dyn_args = node.dyn_args and _filter(node.dyn_args, _SPREAD)
+        return node
+
+    visit_Filter = visit_Test = visit_Call  # noqa: N815
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes), _CONCAT)
@@ -115,7 +122,8 @@ class Instrument(NodeTransformer):
     visit_Tuple = visit_Dict = visit_List  # noqa: N815
 
 
-_TICK, _CHECK, _CONCAT = "opsin: tick", "opsin: check", "opsin: concat"  # filters that no template can name
+# Filters that no template can name.
+_TICK, _CHECK, _CONCAT, _SPREAD = "opsin: tick", "opsin: check", "opsin: concat", "opsin: spread"
 
 
 def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
@@ -138,9 +146,18 @@ def _concat(context: Context, values: list[Any]) -> Any:
     return _within(budget_of(context), list(map(str, values)))
 
 
+@jinja2.pass_context
+def _spread(context: Context, values: Any) -> list[Any]:
+    """The arguments that stand behind a `*`."""
+    budget = budget_of(context)
+    if isinstance(values, str):
+        budget.check(PLACE * len(values))
+    return budget.checked(list(values))
+
+
 def _within(budget: Budget, pieces: list[str]) -> str:
     budget.check(sum(map(len, pieces)))
     return budget.checked(joined(pieces))
 
 
-INSTRUMENTS: dict[str, Callable[..., Any]] = {_TICK: _tick, _CHECK: _check, _CONCAT: _concat}
+INSTRUMENTS: dict[str, Callable[..., Any]] = {_TICK: _tick, _CHECK: _check, _CONCAT: _concat, _SPREAD: _spread}

@@ -16,9 +16,10 @@ import uvloop
 from fake_encoder import END, FakeEncoder
 from fake_engine import FakeEngine
 
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.app import create_app
-from opsin_server.api.listener import Server, bind
+from opsin_server.api.listen_addresses import addresses, bind
+from opsin_server.api.listener import Server
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import EngineConfig, ServerConfig
 
 NAMES = ("opsin-test", "gpt-4o-2024-08-06")
@@ -55,7 +56,7 @@ class RunningServer:
             self.url = url
             self._started.set()
 
-        self.server = Server(self.app, self.config, bind(self.config.host, 0), started)
+        self.server = Server(self.app, self.config, bind(addresses(self.config.host), 0), started)
         await self.server.serve_until_stopped()
 
     @property
@@ -72,11 +73,13 @@ class RunningServer:
 
     def client(self, **options: Any) -> openai.OpenAI:
         options = {"api_key": "none", "max_retries": 0, "timeout": 20.0, **options}
-        return openai.OpenAI(base_url=self.url + "/v1", **options)
+        http = openai.DefaultHttpxClient(base_url=self.url + "/v1", trust_env=False)
+        return openai.OpenAI(base_url=self.url + "/v1", http_client=http, **options)
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
         options = {"api_key": "none", "max_retries": 0, "timeout": 20.0, **options}
-        return openai.AsyncOpenAI(base_url=self.url + "/v1", **options)
+        http = openai.DefaultAsyncHttpxClient(base_url=self.url + "/v1", trust_env=False)
+        return openai.AsyncOpenAI(base_url=self.url + "/v1", http_client=http, **options)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)

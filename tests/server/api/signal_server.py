@@ -5,16 +5,17 @@ from fake_encoder import END, FakeEncoder
 from fake_engine import FakeEngine, Script
 from running_server import NAMES, config
 
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.app import create_app
-from opsin_server.api.listener import Server, bind
+from opsin_server.api.listen_addresses import addresses, bind
+from opsin_server.api.listener import Server
+from opsin_server.api.sampling_defaults import SamplingDefaults
 
 
 async def main() -> None:
     engine = FakeEngine(Script(b"x" * 40, delay=0.01))
     app = create_app(config(), engine, FakeEncoder(), NAMES, "v1-test", (END,), SamplingDefaults())  # type: ignore[arg-type]
-    listener = bind(config().host, config().port)
-    await Server(app, config(), listener, lambda url: print(url, flush=True)).serve_until_stopped()
+    listeners = bind(addresses(config().host), config().port)
+    await Server(app, config(), listeners, lambda url: print(url, flush=True)).serve_until_stopped()
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_a_bug_under_a_stream_ends_it_with_an_error(start: Any, monkeypatch: pyt
 
 
 def test_a_reader_who_stops_reading_is_cut_off(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opsin_server.api.listener.DEAD_PEER_SECONDS", 1)
+    monkeypatch.setattr("opsin_server.api.listen_addresses.DEAD_PEER_SECONDS", 1)
     server = start(FakeEngine(Script(b"x" * 10**6, batch=5_000, delay=0.001), max_context=10**7))
     with server.connect() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -135,10 +135,7 @@ OF_A_MESSAGE = {
     "annotations": [{"type": "url_citation", "url_citation": {"url": "u"}}],
     "cache_control": {"type": "ephemeral"},
     "uuid": "7",
-    "reasoning": "I thought",
-    "reasoning_content": "I thought",
     "reasoning_details": [{"type": "reasoning.text", "text": "I thought"}],
-    "thinking": "I thought",
     "thinking_blocks": [{"type": "thinking", "thinking": "I thought", "signature": "s"}],
     "provider_specific_fields": {"citations": None},
 }
@@ -163,6 +160,15 @@ def test_what_clients_add_to_messages_and_parts_changes_no_prompt() -> None:
         accepted(messages=[{**USER, field: value}])
     for field, value in OF_A_PART.items():
         accepted(messages=[{"role": "user", "content": [{**parts[0], field: value}]}])
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_what_an_assistant_thought_reaches_the_template(field: str) -> None:
+    messages = [{"role": role, "content": "x", field: "I thought"} for role in ("system", "user", "assistant", "user")]
+    assert [m.reasoning for m in to_prompt(accepted(messages=messages), None)] == [None, None, "I thought", None]
+    both = {"role": "assistant", "content": "x", "reasoning_content": "", "reasoning": "I thought", "thinking": None}
+    assert to_prompt(accepted(messages=[USER, both, USER]), None)[1].reasoning == "I thought"
+    assert to_prompt(accepted(messages=[USER, {"role": "assistant", "content": "x", field: {"text": "I"}}, USER]), None)
 
 
 @pytest.mark.parametrize("turn", [{}, {"content": None}, {"content": []}, {"content": ""}])

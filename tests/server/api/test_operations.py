@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,8 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from running_server import post, read_all, wait_for
 
 from opsin_server import __version__
-from opsin_server.api.listener import bind, url_of
-from opsin_server.errors import ConfigError
+from support.served import dispositions
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -257,44 +255,24 @@ def test_a_head_that_does_not_come_is_not_waited_for(start: Any, monkeypatch: py
         assert b" 200 " in idle.recv(65536)
 
 
-# --------------------------------------------------------------------------------------------- the listener
-
-
-def test_a_busy_port_is_one_sentence() -> None:
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        assert url_of(listener) == f"http://127.0.0.1:{port}"
-        with pytest.raises(ConfigError, match=f"^port {port} is in use; give --port$"):
-            bind("127.0.0.1", port)
-
-
-def test_other_reasons_not_to_listen() -> None:
-    with pytest.raises(ConfigError, match=r"192\.0\.2\.1"):
-        bind("192.0.2.1", 0)
-    with pytest.raises(ConfigError, match=r"--host no\.such\.host\.invalid"):
-        bind("no.such.host.invalid", 0)
-
-
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
-def test_addresses_of_all_kinds_have_a_url() -> None:
-    with bind("0.0.0.0", 0) as listener:
-        assert url_of(listener).startswith("http://127.0.0.1:")
-    try:
-        listener = bind("::1", 0)
-    except ConfigError:
-        pytest.skip("no IPv6 loopback")
-    with listener:
-        assert url_of(listener).startswith("http://[::1]:")
+# --------------------------------------------------------------------------------------------- signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_a_process_in_order(number: signal.Signals) -> None:
     """A stream under a real signal is finished, then the process leaves with 0."""
     program = Path(__file__).parent / "signal_server.py"
-    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        preexec_fn=dispositions(),
+    )
     try:
         url = process.stdout.readline().strip()  # type: ignore[union-attr]
-        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        http = openai.DefaultHttpxClient(trust_env=False)
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, http_client=http)
         stream = iter(client.chat.completions.create(**CHAT, stream=True))
         text = next(stream).choices[0].delta.content
         process.send_signal(number)

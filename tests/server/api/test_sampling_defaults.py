@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine, Script
 
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from opsin_server.api.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from opsin_server.errors import ConfigError
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}

@@ -51,7 +51,7 @@ def test_pictures_between_texts(shipped: RunningServer) -> None:
     message, arrays = shipped.engine.streams[-1].submit, shipped.engine.arrays[-1]
     assert len(message.items) == len(message.spans) == len(arrays.pixels) == 2
     assert answer.usage.prompt_tokens == len(arrays.ids) == arrays.positions.shape[1]
-    assert answer.usage.prompt_tokens_details.image_tokens == sum(item.rows for item in message.items)
+    assert answer.usage.prompt_tokens_details.image_tokens == sum(item.tokens for item in message.items)
     assert message.axes == len(arrays.positions) == 3
     assert message.eos
     assert len({item.digest for item in message.items}) == 2

@@ -42,7 +42,11 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def test_choices_that_there_are_not(request_: Request) -> None:
-    refused(request_, r"--fusion memory: it needs cross-attention layers.*; there is scatter", fusion="memory")
+    refused(
+        request_,
+        r"--fusion cross_attention: it needs cross-attention layers.*; there is scatter",
+        fusion="cross_attention",
+    )
     refused(request_, r"--fusion levels: it adds visual rows after layers", fusion="levels")
     refused(request_, r"--fusion gate: there is scatter", fusion="gate")
     refused(request_, r"--projector linear: a LLaVA directory has no form.*there is mlp2x", projector="linear")

@@ -12,7 +12,7 @@ from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget
 from opsin_server.compose.command import Request, compose
-from opsin_server.compose.tokenizer import PICTURES_FIRST
+from opsin_server.compose.placeholder import PICTURES_FIRST
 from opsin_server.text.conversation import ImagePart, Message, TextPart
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import halves, oracle

@@ -24,7 +24,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(tiny.qwen2_vl(), tmp_path_factory.mktemp("model"))
 
 
-def resolve(directory: Path, **options: object) -> memory.Resolved:
+def resolve(directory: Path, **options: object) -> memory.ResolvedConfig:
     ours = oracle.load(directory)
     config = EngineConfig(model=str(directory), **options)
     return memory.resolve(config, ours.spec, CPU, torch.float32, 1000, memory.free_bytes(CPU))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opsin_server.engine.running.sampler import draw, rules_of
+from opsin_server.engine.running.sampler import draw, sampling_inputs
 from opsin_server.ipc.messages import Sampling
 
 GREEDY, WARM = Sampling(temperature=0.0), Sampling(temperature=1.0, seed=5)
@@ -16,7 +16,7 @@ GREEDY, WARM = Sampling(temperature=0.0), Sampling(temperature=1.0, seed=5)
 
 def tokens(logits: torch.Tensor, *settings: Sampling) -> list[int]:
     sequences = [SimpleNamespace(sampling=sampling, generated=3) for sampling in settings]
-    rules = rules_of(sequences, logits.shape[1], logits.device)
+    rules = sampling_inputs(sequences, logits.shape[1], logits.device)
     return [drawn.token for drawn in draw(logits, sequences, rules)]
 
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.limits import MediaLimits
 from opsin_server.media.load_images import load_images
+from opsin_server.media_limits import MediaLimits
 
 MEMORY = 64 * 2**20
 
@@ -319,7 +319,7 @@ CHILD = """
 import asyncio, json, re, sys, time
 from pathlib import Path
 from opsin_server.errors import BadRequest
-from opsin_server.media.limits import MediaLimits
+from opsin_server.media_limits import MediaLimits
 from opsin_server.media.load_images import load_images
 
 def resident(name):

@@ -3,8 +3,10 @@
 import random
 
 import pytest
+from hypothesis import given, settings
 
 from opsin_server.errors import BadRequest
+from support.editing_templates import EDITING, THOUGHTS, WORDS, as_dicts, as_messages, conversations
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 TAIL = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -53,6 +55,35 @@ def test_what_a_template_trims(template, cases, tools):
     assert encoder.encode(messages, [], continue_final=True).ids.tolist() == oracle(rendered)["input_ids"]
 
 
+@pytest.mark.parametrize("name", ["thinks", "cuts", "trims"])
+def test_templates_that_edit(name, cases):
+    """Where transformers does not find the text in what was rendered, the request is refused."""
+    source = EDITING[name][0]
+    case = cases["thinking"].with_template(source)
+    oracle, encoder, outcomes = case.oracle, case.encoder, set()
+
+    @settings(max_examples=120, deadline=None, derandomize=True)
+    @given(conversations(WORDS, THOUGHTS).filter(lambda turns: turns[-1][0] == "assistant"))
+    def check(turns):
+        try:
+            rendered = oracle.apply_chat_template(
+                as_dicts(turns), tokenize=False, continue_final_message=True, chat_template=source
+            )
+        except ValueError:
+            outcomes.add("refused")
+            with pytest.raises(BadRequest, match="changes or repeats the text"):
+                encoder.text_ids(as_messages(turns), continue_final=True)
+            return
+        ids = encoder.text_ids(as_messages(turns), continue_final=True)
+        assert b"".join(map(encoder.tokenizer.token_bytes, ids)).decode() == rendered
+        if not any("think>" in text for _, text in turns):
+            assert ids == oracle(rendered, add_special_tokens=False)["input_ids"]
+            outcomes.add("continued")
+
+    check()
+    assert "continued" in outcomes
+
+
 def test_the_last_text_of_several_is_continued(cases, encoders, tools):
     messages = [tools.say("user", "a"), tools.say("assistant", "one ", "two ")]
     ids = encoders["mini"].text_ids(messages, continue_final=True)
@@ -77,6 +108,7 @@ def test_only_the_assistants_text_can_be_continued(encoders, cases, tools):
         with pytest.raises(BadRequest, match=why) as caught:
             mini.text_ids(messages, continue_final=True)
         assert caught.value.param == "messages"
-    changes = cases["mini"].with_template(HEAD + "{{ m.content | upper }}" + TAIL).encoder
-    with pytest.raises(BadRequest, match="changes the text"):
-        changes.text_ids([tools.say("user", "a"), tools.say("assistant", "b")], continue_final=True)
+    for shown in ("{{ m.content | upper }}", "{{ m.content ~ m.content }}"):
+        encoder = cases["mini"].with_template(HEAD + shown + TAIL).encoder
+        with pytest.raises(BadRequest, match="changes or repeats the text"):
+            encoder.text_ids([tools.say("user", "a"), tools.say("assistant", "bb")], continue_final=True)

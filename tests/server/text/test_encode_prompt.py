@@ -29,9 +29,9 @@ def test_images_stand_where_the_template_puts_them(cases, encoders, tools):
     assert [span.item for span in prompt.spans] == [0, 1, 2]
     assert [item.grid for item in prompt.items] == [(1, 6, 8), (1, 12, 8), (1, 8, 8)]
     for span, item in zip(prompt.spans, prompt.items, strict=True):
-        assert span.length == item.rows == item.grid[1] * item.grid[2] // 4
+        assert span.length == item.tokens == item.grid[1] * item.grid[2] // 4
         assert (prompt.ids[span.start : span.start + span.length] == token).all()
-    assert (prompt.ids == token).sum() == sum(item.rows for item in prompt.items)
+    assert (prompt.ids == token).sum() == sum(item.tokens for item in prompt.items)
     assert prompt.positions[:, -1].max() == len(prompt.ids) - 1 + prompt.delta
 
 

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 
 from opsin_server.errors import BadRequest
-from opsin_server.text.conversation import TextPart
+from opsin_server.text.conversation import Message, TextPart
 from opsin_server.text.merge_turns import fold_system, merge_turns, one_text
 
 
@@ -37,6 +37,15 @@ def test_turns_of_one_role_are_merged(tools):
     messages = [say("user", "A"), say("user", image, "B"), say("user", "C"), say("assistant", "D"), say("user", image)]
     merged = flat(merge_turns(messages))
     assert merged == [("user", "A\n\n", image, "B\n\nC"), ("assistant", "D"), ("user", image)]
+
+
+def test_thoughts_of_merged_turns_are_merged():
+    def thinks(thought):
+        return Message("assistant", (TextPart("a"),), thought)
+
+    user = Message("user", (TextPart("u"),))
+    merged = merge_turns([user, thinks("one"), thinks(None), thinks("two"), user, thinks(None)])
+    assert [message.reasoning for message in merged] == [None, "one\n\ntwo", None, None]
 
 
 def test_texts_in_one_part(tools):

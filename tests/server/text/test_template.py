@@ -25,28 +25,35 @@ def per_message(body: str) -> ChatTemplate:
 @pytest.mark.parametrize("body", [PARTS, BOTH])
 def test_lists_are_preferred(body, tools):
     template = per_message("[{{ m.role }}]" + body)
-    assert set(template.manners.forms.values()) == {"parts"}
+    assert set(template.template_format.forms.values()) == {"parts"}
     assert template.render([tools.say("user", tools.an_image(), "a", "b")]) == "[user]<image>ab"
 
 
 @pytest.mark.parametrize("content", ["{{ m.content }}", "{{ m.content | trim }}", "{{ '> ' + m.content }}"])
 def test_strings_where_lists_would_print_or_fail(content, tools):
     template = per_message(content)
-    assert set(template.manners.forms.values()) == {"text"}
+    assert set(template.template_format.forms.values()) == {"text"}
     assert template.render([tools.say("user", "a", "b")]).endswith("ab")
+
+
+@pytest.mark.parametrize("letters", ["upper", "lower", "title"])
+def test_a_list_is_told_by_its_print_in_any_letters(letters, tools):
+    template = per_message("{{ m.content | " + letters + " }}")
+    assert set(template.template_format.forms.values()) == {"text"}
+    assert template.render([tools.say("user", "a", "b")]) in ("AB", "ab", "Ab")
 
 
 def test_each_role_has_its_own_form(tools):
     template = per_message(
         "{% if m.role == 'assistant' %}{{ m.content + eos_token }}{% else %}" + PARTS + "{% endif %}"
     )
-    assert template.manners.forms == {"user": "parts", "system": "parts", "assistant": "text"}
+    assert template.template_format.forms == {"user": "parts", "system": "parts", "assistant": "text"}
     assert template.render([tools.say("user", "a"), tools.say("assistant", "b", "c")]) == "abc</s>"
 
 
 def test_a_second_text_that_would_be_lost_is_joined(tools):
     template = per_message("{{ m.content[0].text }};")
-    assert template.manners.single == {"user", "system", "assistant"}
+    assert template.template_format.single == {"user", "system", "assistant"}
     assert template.render([tools.say("user", "a", "b"), tools.say("assistant", "c", "d")]) == "ab;cd;"
 
 
@@ -56,8 +63,8 @@ ALTERNATES = """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 
 
 def test_alternation_is_found_and_met(tools):
     template = ChatTemplate(ALTERNATES, NAMES)
-    assert template.manners.merges
-    assert template.manners.folds_system
+    assert template.template_format.merges
+    assert template.template_format.folds_system
     messages = [tools.say(role, role[0]) for role in ("system", "user", "user", "assistant", "assistant", "user")]
     assert template.render(messages) == "[user]s\n\nu\n\nu[assistant]a\n\na[user]u"
 
@@ -71,7 +78,7 @@ def test_a_refusal_is_told_in_the_templates_words(tools):
 
 def test_a_system_message_that_would_vanish_is_folded(tools):
     template = per_message("{% if m.role != 'system' %}{{ m.content }}{% endif %}")
-    assert template.manners.folds_system
+    assert template.template_format.folds_system
     assert template.render([tools.say("system", "s"), tools.say("user", "u")]) == "s\n\nu"
 
 

@@ -95,6 +95,7 @@ TEMPLATES = [
     "{% for x in n %}{{ loop.cycle('a', 'b') }}{{ loop.changed(x) }}{{ loop.previtem }}{{ loop.nextitem }}{% endfor %}",
     "{% macro f(a, b='x') %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(1) ~ f(1, 2, 3, k=4) ~ f(s) }}",
     "{% macro f(a) %}[{{ caller(a) }}]{% endmacro %}{% call(x) f('y') %}<{{ x }}>{% endcall %}",
+    "{% macro f(a, b=1) %}{{ a }}{{ b }}{{ varargs }}{% endmacro %}{{ f(*n) }}{{ f(*'ab') }}",
     "{% set x = namespace(l=[]) %}{% for c in w %}{% set x.l = x.l + [c ~ c] %}{% endfor %}{{ x.l }}",
     "{% set x %}  a{{ s }}{% endset %}{{ x | length }}{{ x }}{% set y | upper %}b{% endset %}{{ y }}",
     "{% filter upper | trim %} a{{ s }}{% endfilter %}{% with a = 1, b = s %}{{ a }}{{ b }}{% endwith %}",

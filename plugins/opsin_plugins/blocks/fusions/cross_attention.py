@@ -1,6 +1,6 @@
-"""memory: some decoder layers are cross-attention to visual tokens instead. Source: arXiv 2407.21783 §7 (Llama 3.2).
+"""cross_attention: some decoder layers attend to visual tokens instead of the prompt. Source: arXiv 2407.21783 §7.
 
-Keys and values are made once an image and kept; a row without memory passes these layers unchanged.
+Keys and values are made once an image and kept; a token that sees no image passes these layers unchanged.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from opsin_kernels.cross_attention import memory_attention
-from opsin_plugins.blocks.fusion import Context, Fusion, Memory
+from opsin_kernels.cross_attention import cross_attention
+from opsin_plugins.blocks.fusion import Context, CrossInputs, Fusion
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.spec import DecoderSpec, ModelSpec
@@ -31,10 +31,10 @@ class CrossAttention(nn.Module):
         k, v = self.kv(tokens).view(len(tokens), 2 * self.kv_heads, self.head_dim).chunk(2, 1)
         return torch.cat([self.k_norm(k), v], 1)
 
-    def forward(self, x: Tensor, memory: Memory, rows: Tensor, slot: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, memory: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
         """rows [P, 2K, D]: the keys and values that the runs' slots point into."""
         q = self.q_norm(self.q(x, slot).view(len(x), self.heads, self.head_dim))
-        return self.out(memory_attention(q, rows, memory.runs), slot)
+        return self.out(cross_attention(q, rows, memory.runs), slot)
 
 
 class CrossLayer(nn.Module):
@@ -45,7 +45,7 @@ class CrossLayer(nn.Module):
         self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
         self.attention_gate, self.mlp_gate = parameter(1), parameter(1)
 
-    def forward(self, x: Tensor, memory: Memory, rows: Tensor, slot: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, memory: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
         x = x + self.attention_gate.tanh() * self.attention(self.attention_norm(x), memory, rows, slot)
         added = self.mlp(self.mlp_norm(x), slot)
         if memory.before is not None:
@@ -53,7 +53,7 @@ class CrossLayer(nn.Module):
         return x + self.mlp_gate.tanh() * added
 
 
-class MemoryFusion(Fusion):
+class CrossAttentionFusion(Fusion):
     def __init__(self, spec: DecoderSpec, quantize: Quantize) -> None:
         super().__init__()
         self.cross = nn.ModuleDict({str(i): CrossLayer(spec, quantize) for i in spec.replaced})
@@ -64,7 +64,7 @@ class MemoryFusion(Fusion):
         return [_of(layer).attention.keys_values(tokens) for layer in self.cross.values()]
 
     def replace_layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
-        memory = context.memory
+        memory = context.cross
         if memory is None:
             return x
         cross = _of(self.cross[str(layer)])
@@ -86,4 +86,4 @@ def _of(layer: nn.Module) -> CrossLayer:
 
 
 def build(spec: ModelSpec, quantize: Quantize) -> Fusion:
-    return MemoryFusion(spec.decoder, quantize)
+    return CrossAttentionFusion(spec.decoder, quantize)

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups, text_section
+from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups, text_section, vision_groups
 from opsin_plugins.families.config_fields import flag, integer, section
 from opsin_plugins.families.encoders.siglip import Siglip
 from opsin_plugins.families.image_processors import IDEFICS3, edge, normalization, resample_of
@@ -31,7 +31,6 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 
-ENCODER = Siglip()
 LANGUAGE = "model.text_model."
 VISION_DEFAULTS = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
 LARGEST = 4096  # no side is ever longer, whatever the configuration says
@@ -40,6 +39,7 @@ FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"
 
 class Idefics3(Family):
     name = "idefics3"
+    encoder = Siglip()
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         chosen(files.options, {})
@@ -47,7 +47,7 @@ class Idefics3(Family):
         text, defaults = text_section(config)
         vision = {**VISION_DEFAULTS, **section(config, "vision_config", {}), "bucketed": True, "post_norm": True}
         settings = IDEFICS3.resolve(files.preprocessor)
-        tower = ENCODER.spec(vision, normalization(settings))
+        tower = self.encoder.spec(vision, normalization(settings))
         merge = integer(config, "scale_factor", 2)
         tied = is_tied(files, text)
         decoder = decoder_spec(text, tied, defaults)
@@ -58,7 +58,7 @@ class Idefics3(Family):
             projector=ProjectorSpec(tower.width, 0, decoder.width, "gelu", merge=merge, bias=False),
             image=_image(settings, tower.patch, merge),
             fusion="scatter",
-            encoder=ENCODER.name,
+            encoder=self.encoder.name,
             image_token=integer(config, "image_token_id", 128257, least=0),
             eos=end_ids(files),
             max_positions=max_positions(text, defaults),
@@ -74,13 +74,13 @@ class Idefics3(Family):
                 norm=f"{LANGUAGE}norm.weight",
                 head="lm_head.weight",
             ),
-            *ENCODER.weights(spec.vision, "model.vision_model."),
+            *self.encoder.weights(spec.vision, "model.vision_model."),
             Rename("model.connector.modality_projection.proj.weight", "projector.mlp.weight"),
         ]
 
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+    def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
         assert spec.image is not None
-        return [prepare(image, spec.image, budget) for image in images]
+        return prepare(image, spec.image, budget)
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
         assert spec.image_token is not None
@@ -88,11 +88,9 @@ class Idefics3(Family):
         return write_images(ids, items, token, lambda item: _written(item, token, encode))
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        tower = r"model\.vision_model\.encoder\.layers\.\d+\."
         return {
             **llama_groups(r"model\.text_model\.layers\.\d+\."),
-            "vision.attention": re.compile(tower + r"self_attn\.([qkv]_proj|out_proj)"),
-            "vision.mlp": re.compile(tower + r"mlp\.fc[12]"),
+            **vision_groups(self.encoder, "model.vision_model."),
             "projector.mlp": re.compile(r"model\.connector\.modality_projection\.proj"),
         }
 
@@ -136,7 +134,7 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
     if not spec.split:
         once = resize(image, *_plan(image, longest, tile)[0], spec.resample)
         pixels, grid = tile_patches([resize(once, tile, tile, spec.resample)], spec.patch, spec.merge)
-        return VisualItem(pixels, grid, rows=per_tile)
+        return VisualItem(pixels, grid, tokens=per_tile)
     while longest > tile and not _within(_plan(image, longest, tile)[1], tile, per_tile, budget):
         longest = max(tile, (longest - 1) // tile * tile)
     first, (rows, columns) = _plan(image, longest, tile)
@@ -145,7 +143,7 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
     if rows * columns > 1:
         parts = [*tiles(fitted, tile, tile), resize(fitted, tile, tile, spec.resample)]
     pixels, grid = tile_patches(parts, spec.patch, spec.merge)
-    return VisualItem(pixels, grid, rows=len(parts) * per_tile, tiles=(rows, columns))
+    return VisualItem(pixels, grid, tokens=len(parts) * per_tile, tiles=(rows, columns))
 
 
 def _plan(image: U8, longest: int, tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -182,7 +180,7 @@ def _written(item: VisualItem, token: int, encode: Encode) -> Written:
     ids: list[int] = []
     visual: list[bool] = []
     for name in names:
-        before, count = encode(name), item.rows // len(names)
+        before, count = encode(name), item.tokens // len(names)
         ids += [*before, *[token] * count]
         visual += [False] * len(before) + [True] * count
     end = encode(FAKE)

@@ -1,4 +1,7 @@
-"""LLaVA-1.5: CLIP (or SigLIP) features, a two-layer projector, scattered into the prompt. Source: arXiv 2310.03744."""
+"""LLaVA-1.5: CLIP features, a two-layer projector, scattered into the prompt. Source: arXiv 2310.03744.
+
+The encoder is whichever claims the vision configuration: CLIP, SigLIP, or one from another package.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.families import llava_like as llava_style
 from opsin_plugins.families.base import Family, chosen
-from opsin_plugins.families.llava_like import CLIP, SIGLIP
-from opsin_plugins.spec import (
-    U8,
-    ImageBudget,
-    ModelFiles,
-    ModelSpec,
-    Pattern,
-    Rule,
-    VisionEncoder,
-    VisualItem,
-)
-
-ENCODERS: Mapping[str | None, VisionEncoder] = {CLIP.name: CLIP, SIGLIP.name: SIGLIP}
+from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rule
 
 
 class Llava(Family):
@@ -26,24 +17,14 @@ class Llava(Family):
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         chosen(files.options, {})
-        parts = llava_style.vision_parts(files, ("clip_vision_model", "siglip_vision_model"))
+        parts = llava_style.vision_parts(files, llava_style.claiming_encoder(files))
         return llava_style.model_spec(self.name, files, parts, {})
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
-        return llava_style.weights(spec, ENCODERS[spec.encoder])
-
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
-        """One size for every picture: a budget changes nothing."""
-        assert spec.image is not None
-        assert spec.vision is not None
-        items = []
-        for image in images:
-            pixels, grid = ENCODERS[spec.encoder].preprocess(image, spec.image, budget)
-            items.append(VisualItem(pixels, grid, rows=len(pixels) + spec.vision.keep_class_token))
-        return items
+        return llava_style.weights(spec, self.encoder_of(spec))
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        return llava_style.lora_groups(spec)
+        return llava_style.lora_groups(spec, self.encoder_of(spec))
 
     def chat_template(self, files: ModelFiles) -> str | None:
         return llava_style.chat_template(files.config)

@@ -17,7 +17,6 @@ from opsin_plugins.families.base import Family, chosen
 from opsin_plugins.families.config_fields import integer
 from opsin_plugins.families.image_processors import LLAVA_NEXT, edge, normalization, resample_of, square
 from opsin_plugins.families.images import pad_to, resize, tile_patches, tiles
-from opsin_plugins.families.llava_like import CLIP, SIGLIP
 from opsin_plugins.spec import (
     I32,
     U8,
@@ -31,11 +30,9 @@ from opsin_plugins.spec import (
     Rename,
     Rule,
     SpecError,
-    VisionEncoder,
     VisualItem,
 )
 
-ENCODERS: Mapping[str | None, VisionEncoder] = {CLIP.name: CLIP, SIGLIP.name: SIGLIP}
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 NEWLINE = -1
 
@@ -45,9 +42,11 @@ class LlavaNext(Family):
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         chosen(files.options, {})
-        encoder, vision = llava_style.vision_config(files.config, ("clip_vision_model", "siglip_vision_model"))
+        encoder = llava_style.claiming_encoder(files)
+        vision = llava_style.vision_config(files.config, encoder)
         settings = LLAVA_NEXT.resolve(files.preprocessor)
         tower = encoder.spec(vision, normalization(settings))
+        llava_style.check_selection(files.config, tower)
         if tower.keep_class_token:
             raise SpecError("vision_feature_select_strategy 'full' keeps a class token, which has no place in a grid")
         image = _image(settings, files.config, tower.patch, integer(vision, "image_size", 224))
@@ -57,15 +56,15 @@ class LlavaNext(Family):
         return [
             Prefix("image_newline", "model.image_newline"),
             Rename("model.image_newline", "projector.newline"),
-            *llava_style.weights(spec, ENCODERS[spec.encoder]),
+            *llava_style.weights(spec, self.encoder_of(spec)),
         ]
 
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+    def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
         assert spec.image is not None
-        return [prepare(image, spec.image, budget) for image in images]
+        return prepare(image, spec.image, budget)
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        return llava_style.lora_groups(spec)
+        return llava_style.lora_groups(spec, self.encoder_of(spec))
 
     def chat_template(self, files: ModelFiles) -> str | None:
         return llava_style.chat_template(files.config)
@@ -86,7 +85,7 @@ def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
     else:
         order = np.append(order, np.int32(NEWLINE))
     pixels, grid = tile_patches(parts, spec.patch)
-    return VisualItem(pixels, grid, rows=len(order), tiles=layout, arrange=order)
+    return VisualItem(pixels, grid, tokens=len(order), tiles=layout, arrange=order)
 
 
 def _image(settings: Config, config: Config, patch: int, side: int) -> ImageSpec:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from opsin_plugins.families.base import chosen, end_ids, renames
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
 from opsin_plugins.families.language import is_tied
-from opsin_plugins.families.pixtral_like import ENCODER, PixtralStyle, instruct_template
+from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
 from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import (
     Concat,
@@ -47,7 +47,7 @@ class MistralParams(PixtralStyle):
         side = integer(vision, "max_image_size", vision.get("image_size", 1024))
         config: Config = {**vision, "hidden_act": "silu", "image_size": side, "spatial_merge_size": merge}
         settings = {"size": {"longest_edge": side}, "patch_size": integer(vision, "patch_size", 16)}
-        tower = ENCODER.spec(config, settings)
+        tower = self.encoder.spec(config, settings)
         return ModelSpec(
             family=self.name,
             decoder=decoder,
@@ -63,9 +63,9 @@ class MistralParams(PixtralStyle):
                 bias=flag(vision, "adapter_bias", True),
                 joined=tower.width if joined else 0,
             ),
-            image=ENCODER.image(tower, config, settings),
+            image=self.encoder.image(tower, config, settings),
             fusion="scatter",
-            encoder=ENCODER.name,
+            encoder=self.encoder.name,
             image_token=integer(vision, "image_token_id", 10, least=0),
             eos=(*end_ids(files), END_OF_SENTENCE),
             max_positions=integer(params, "max_position_embeddings", params.get("max_seq_len", 128000)),

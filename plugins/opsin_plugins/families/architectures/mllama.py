@@ -1,7 +1,7 @@
 """Llama 3.2 Vision: some layers attend to the pictures, which stand outside of the prompt. Source: arXiv 2407.21783 §7.
 
 A row of text sees the pictures of the last group before it. Rows before the first picture see none, as in the published
-code; transformers lets them see all (`--model-option rows_before_image=all` does as well, for comparison).
+code; transformers lets them see all (`--model-option tokens_before_image=all` does as well, for comparison).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from opsin_plugins.families.base import Family, chosen, end_ids, renames
+from opsin_plugins.families.base import Family, chosen, end_ids, renames, vision_groups
 from opsin_plugins.families.config_fields import integer, integers, section
 from opsin_plugins.families.encoders.mllama import MllamaEncoder
 from opsin_plugins.families.language import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
@@ -20,10 +20,10 @@ from opsin_plugins.spec import (
     I32,
     U8,
     Concat,
+    CrossSpec,
     Encode,
     Expanded,
     ImageBudget,
-    MemorySpec,
     ModelFiles,
     ModelSpec,
     Pattern,
@@ -36,22 +36,22 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 
-ENCODER = MllamaEncoder()
 TEXT = TextDefaults(4096, 40, 32, 8, 14336, 128256, 1e-5, 5e5, 131072)
 CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
 EXTRA_EMBEDDINGS = 8  # ids past the vocabulary, of which <|image|> is the first
-OPTIONS = {"rows_before_image": ("none", "all")}
+OPTIONS = {"tokens_before_image": ("none", "all")}
 
 
 class Mllama(Family):
     name = "mllama"
+    encoder = MllamaEncoder()
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         options = chosen(files.options, OPTIONS)
         config, text = files.config, section(files.config, "text_config", {})
-        attend_before = options["rows_before_image"] == "all"
+        attend_before = options["tokens_before_image"] == "all"
         vision = {**section(config, "vision_config", {}), "keep_padding": attend_before}
-        tower = ENCODER.spec(vision, files.preprocessor)
+        tower = self.encoder.spec(vision, files.preprocessor)
         tied = is_tied(files, text)
         replaced = integers(text, "cross_attention_layers", CROSS, null=CROSS)
         decoder = decoder_spec(text, tied, TEXT, replaced=replaced, extra_embeddings=EXTRA_EMBEDDINGS)
@@ -63,13 +63,13 @@ class Mllama(Family):
             decoder=decoder,
             vision=tower,
             projector=ProjectorSpec(width, 0, decoder.width, "gelu"),
-            image=ENCODER.image(tower, vision, files.preprocessor),
-            fusion="memory",
-            encoder=ENCODER.name,
+            image=self.encoder.image(tower, vision, files.preprocessor),
+            fusion="cross_attention",
+            encoder=self.encoder.name,
             image_token=integer(config, "image_token_index", 128256, least=0),
             eos=end_ids(files),
             max_positions=max_positions(text, TEXT),
-            memory=MemorySpec(tower.max_tiles * tower.positions, attend_before),
+            cross=CrossSpec(tower.max_tiles * tower.positions, attend_before),
         )
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
@@ -99,42 +99,38 @@ class Mllama(Family):
             Rename(f"{layers}cross_attn.k_norm.weight", f"{cross}attention.k_norm.weight"),
             Rename(f"{layers}cross_attn_attn_gate", f"{cross}attention_gate"),
             Rename(f"{layers}cross_attn_mlp_gate", f"{cross}mlp_gate"),
-            *ENCODER.weights(spec.vision, "model.vision_model."),
+            *self.encoder.weights(spec.vision, "model.vision_model."),
             *renames({"model.multi_modal_projector": "projector.mlp"}),
         ]
 
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+    def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
         assert spec.image is not None
         assert isinstance(spec.vision, TiledTowerSpec)
-        items = []
-        for image in images:
-            pixels, grid, tiles = ENCODER.tiled(image, spec.image, budget)
-            seen = grid[0] * spec.vision.positions
-            rows = spec.vision.max_tiles * spec.vision.positions if spec.vision.keep_padding else seen
-            items.append(VisualItem(pixels, grid, rows=rows, tiles=tiles, hidden=rows - seen))
-        return items
+        pixels, grid, tiles = self.encoder.tiled(image, spec.image, budget)
+        seen = grid[0] * spec.vision.positions
+        rows = spec.vision.max_tiles * spec.vision.positions if spec.vision.keep_padding else seen
+        return VisualItem(pixels, grid, tokens=rows, tiles=tiles, hidden=rows - seen)
 
     def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
         assert spec.image_token is not None
-        assert spec.memory is not None
+        assert spec.cross is not None
         token = spec.image_token
         plain = write_images(ids, items, token, lambda item: ([token], (False,)))
         if not items:
             return plain
         places = [span.start for span in plain.spans]
-        return Expanded(plain.ids, plain.spans, _memory(places, len(plain.ids), spec.memory.attend_before))
+        return Expanded(plain.ids, plain.spans, _memory(places, len(plain.ids), spec.cross.attend_before))
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         own = "|".join(str(i) for i in range(spec.decoder.layers) if i not in spec.decoder.replaced)
         cross = "|".join(map(str, spec.decoder.replaced))
-        layers, tower = r"model\.language_model\.layers\.", r"model\.vision_model\.(global_)?transformer\.layers\.\d+\."
+        layers = r"model\.language_model\.layers\."
         return {
             "language.attention": re.compile(rf"{layers}({own})\.self_attn\.[qkvo]_proj"),
             "language.mlp": re.compile(rf"{layers}({own})\.mlp\.(gate|up|down)_proj"),
             "cross.attention": re.compile(rf"{layers}({cross})\.cross_attn\.[qkvo]_proj"),
             "cross.mlp": re.compile(rf"{layers}({cross})\.mlp\.(gate|up|down)_proj"),
-            "vision.attention": re.compile(tower + r"self_attn\.[qkvo]_proj"),
-            "vision.mlp": re.compile(tower + r"mlp\.fc[12]"),
+            **vision_groups(self.encoder, "model.vision_model."),
             "projector.mlp": re.compile(r"model\.multi_modal_projector"),
         }
 

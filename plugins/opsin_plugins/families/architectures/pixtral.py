@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.families import llava_like as llava_style
 from opsin_plugins.families.base import chosen
-from opsin_plugins.families.pixtral_like import ENCODER, PixtralStyle
+from opsin_plugins.families.pixtral_like import PixtralStyle
 from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rule
 
 
@@ -15,10 +15,10 @@ class Pixtral(PixtralStyle):
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         chosen(files.options, {})
-        return llava_style.model_spec(self.name, files, llava_style.vision_parts(files, ("pixtral",)), {})
+        return llava_style.model_spec(self.name, files, llava_style.vision_parts(files, self.encoder), {})
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
-        return llava_style.weights(spec, ENCODER)
+        return llava_style.weights(spec, self.encoder)
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        return llava_style.lora_groups(spec)
+        return llava_style.lora_groups(spec, self.encoder)

@@ -10,7 +10,6 @@ from opsin_plugins.spec import ProjectorSpec, TowerSpec
 class Qwen25VL(Qwen2Style):
     name = "qwen2_5_vl"
     encoder = Qwen25VLEncoder()
-    tower_mlp = r"mlp\.(gate|up|down)_proj"
     merger_norm = ("weight",)
     width_key = "out_hidden_size"
 

@@ -10,7 +10,6 @@ from opsin_plugins.spec import ProjectorSpec, TowerSpec
 class Qwen2VL(Qwen2Style):
     name = "qwen2_vl"
     encoder = Qwen2VLEncoder()
-    tower_mlp = r"mlp\.fc[12]"
     merger_norm = ("weight", "bias")
     width_key = "hidden_size"
 

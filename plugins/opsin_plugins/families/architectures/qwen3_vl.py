@@ -14,7 +14,6 @@ MERGER, LEVEL = "model.visual.merger.", "model.visual.deepstack_merger_list.{i}.
 class Qwen3VL(Qwen2Style):
     name = "qwen3_vl"
     encoder = Qwen3VLEncoder()
-    tower_mlp = r"mlp\.linear_fc[12]"
     merger_mlp = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
     width_key = "out_hidden_size"
     text = TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 5e5, 128000, head_norm=True, head_dim=128)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from opsin_plugins.families.base import Family, chosen, end_ids, renames
+from opsin_plugins.families.base import Family, chosen, end_ids, renames, vision_groups
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
 from opsin_plugins.families.encoders.qwen_vl import QwenVLEncoder
 from opsin_plugins.families.language import is_tied
@@ -33,7 +34,6 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 
-ENCODER = QwenVLEncoder()
 QUERIES, HEAD = 256, 128
 END_OF_TEXT, END_OF_TURN = 151643, 151645
 VISUAL, POOL = "transformer.visual.", "transformer.visual.attn_pool."
@@ -41,11 +41,12 @@ VISUAL, POOL = "transformer.visual.", "transformer.visual.attn_pool."
 
 class QwenVL(Family):
     name = "qwen.visual"
+    encoder = QwenVLEncoder()
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         chosen(files.options, {})
         config, visual = files.config, section(files.config, "visual")
-        tower = ENCODER.spec(visual, {})
+        tower = self.encoder.spec(visual, {})
         decoder = _decoder(files)
         width = integer(visual, "output_dim", 4096)
         if width != decoder.width:
@@ -66,9 +67,9 @@ class QwenVL(Family):
                 queries=integer(visual, "n_queries", QUERIES),
                 heads=width // head,
             ),
-            image=ENCODER.image(tower, visual, {}),
+            image=self.encoder.image(tower, visual, {}),
             fusion="scatter",
-            encoder=ENCODER.name,
+            encoder=self.encoder.name,
             image_token=integer(visual, "image_start_id", 151857, least=0) + 2,
             eos=(*end_ids(files), END_OF_TURN, END_OF_TEXT),
             max_positions=longest if decoder.rope.ntk_from else min(longest, trained),
@@ -95,7 +96,7 @@ class QwenVL(Family):
                 ["weight"],
             ),
             Concat((f"{layers}mlp.w2.weight", f"{layers}mlp.w1.weight"), f"{mine}mlp.gate_up.weight"),
-            *ENCODER.weights(spec.vision, VISUAL),
+            *self.encoder.weights(spec.vision, VISUAL),
             Rename(f"{POOL}query", "projector.query"),
             Rename(f"{POOL}pos_embed", "projector.positions"),
             Rename(f"{POOL}kv_proj.weight", "projector.kv_in.weight"),
@@ -112,20 +113,17 @@ class QwenVL(Family):
             Rename(f"{VISUAL}proj", "projector.proj.weight", Reorder((), (1, 0), axis=None)),
         ]
 
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
+    def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
         """One size for every picture: a budget changes nothing."""
-        assert spec.image is not None
         assert isinstance(spec.projector, ResamplerSpec)
-        found = (ENCODER.preprocess(image, spec.image, budget) for image in images)
-        return [VisualItem(pixels, grid, rows=spec.projector.queries) for pixels, grid in found]
+        return replace(super().prepare(image, spec, budget), tokens=spec.projector.queries)
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        language, tower = r"transformer\.h\.\d+\.", r"transformer\.visual\.transformer\.resblocks\.\d+\."
+        language = r"transformer\.h\.\d+\."
         return {
             "language.attention": re.compile(language + r"attn\.c_(attn|proj)"),
             "language.mlp": re.compile(language + r"mlp\.(w1|w2|c_proj)"),
-            "vision.attention": re.compile(tower + r"attn\.(in_proj|out_proj)"),
-            "vision.mlp": re.compile(tower + r"mlp\.c_(fc|proj)"),
+            **vision_groups(self.encoder, VISUAL),
             "projector.attention": re.compile(r"transformer\.visual\.attn_pool\.(kv_proj|attn\.out_proj)"),
         }
 

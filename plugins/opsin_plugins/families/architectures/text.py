@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups
 from opsin_plugins.families.language import TEXT, decoder_rules, decoder_spec, is_tied, max_positions
-from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, Rule, SpecError, VisualItem
+from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rule
 
 
 class TextModel(Family):
@@ -38,11 +38,6 @@ class TextModel(Family):
             norm="model.norm.weight",
             head="lm_head.weight",
         )
-
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
-        if images:
-            raise SpecError(f"{self.name} is a language model: it takes no images")
-        return []
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         return llama_groups(r"model\.layers\.\d+\.")

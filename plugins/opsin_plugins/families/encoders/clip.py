@@ -13,6 +13,7 @@ from opsin_plugins.spec import (
     U8,
     Concat,
     Config,
+    EncoderSpec,
     Grid,
     Ignore,
     ImageBudget,
@@ -23,29 +24,46 @@ from opsin_plugins.spec import (
     TowerSpec,
 )
 
+# What CLIP and SigLIP name alike.
+POSITION_IDS = "embeddings.position_ids"
+LAYER_ATTENTION = r"encoder\.layers\.{i}\.self_attn\.([qkv]_proj|out_proj)"
+LAYER_MLP = r"encoder\.layers\.{i}\.mlp\.fc[12]"
+
 
 class Clip:
     api_version = API_VERSION
     name = "clip"
     processor = CLIP
     builder = "opsin_plugins.blocks.tower:Tower"
+    claims = EncoderSpec(
+        model_types=("clip_vision_model",),
+        checkpoint_types=("clip",),
+        prefix="vision_model.",
+        left_out=("visual_projection.{rest}", POSITION_IDS),
+        image_processor=CLIP.complete,
+        attention=LAYER_ATTENTION,
+        mlp=LAYER_MLP,
+        selects_layer=True,
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         """A family may add feature_layer (-2: the last block is not run) and keep_class_token to `config`."""
         settings = self.processor.resolve(preprocessor)
-        side = integer(config, "image_size", 224) // integer(config, "patch_size", 32)
+        pixels, patch = integer(config, "image_size", 224), integer(config, "patch_size", 32)
+        if pixels % patch:
+            raise SpecError(f"image_size {pixels} is no grid of patches of {patch}")
         return TowerSpec(
             layers=layers_taken(config, layer_count(config, "num_hidden_layers", 12)),
             width=integer(config, "hidden_size", 768),
             heads=integer(config, "num_attention_heads", 12),
             mlp=integer(config, "intermediate_size", 3072),
-            patch=integer(config, "patch_size", 32),
+            patch=patch,
             norm_eps=number(config, "layer_norm_eps", 1e-5),
             activation=activation(config, "hidden_act", "quick_gelu"),
             position="learned",
             mean=three(settings, "image_mean"),
             std=three(settings, "image_std"),
-            positions=side * side + 1,
+            positions=(pixels // patch) ** 2 + 1,
             class_token=True,
             keep_class_token=config.get("keep_class_token") is True,
             pre_norm=True,
@@ -92,7 +110,7 @@ def clip_rules(prefix: str) -> list[Rule]:
     return [
         Rename(f"{prefix}embeddings.patch_embedding.weight", "vision.patch.weight"),
         Rename(f"{prefix}embeddings.position_embedding.weight", "vision.positions"),
-        Ignore(f"{prefix}embeddings.position_ids", "a buffer that old checkpoints saved"),
+        Ignore(f"{prefix}{POSITION_IDS}", "a buffer that old checkpoints saved"),
         *(
             Concat(tuple(f"{source}self_attn.{n}_proj.{kind}" for n in "qkv"), f"{mine}attention.qkv.{kind}")
             for kind in ("weight", "bias")

@@ -14,6 +14,7 @@ from opsin_plugins.spec import (
     U8,
     Concat,
     Config,
+    EncoderSpec,
     Grid,
     ImageBudget,
     ImageSpec,
@@ -32,6 +33,12 @@ class MllamaEncoder:
     name = "mllama"
     processor = MLLAMA
     builder = "opsin_plugins.blocks.tiled_tower:TiledTower"
+    claims = EncoderSpec(
+        model_types=("mllama_vision_model",),
+        attention=r"(global_)?transformer\.layers\.{i}\.self_attn\.[qkvo]_proj",
+        mlp=r"(global_)?transformer\.layers\.{i}\.mlp\.fc[12]",
+        not_composed="no LLaVA directory has a form for tiles that are seen together",
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TiledTowerSpec:
         """A family may add keep_padding to `config`."""

@@ -15,6 +15,7 @@ from opsin_plugins.spec import (
     U8,
     Concat,
     Config,
+    EncoderSpec,
     Grid,
     Ignore,
     ImageBudget,
@@ -31,6 +32,13 @@ class Pixtral:
     name = "pixtral"
     processor = PIXTRAL
     builder = "opsin_plugins.blocks.tower:Tower"
+    claims = EncoderSpec(
+        model_types=("pixtral",),
+        attention=r"transformer\.layers\.{i}\.attention\.[qkvo]_proj",
+        mlp=r"transformer\.layers\.{i}\.feed_forward\.(gate|up|down)_proj",
+        selects_layer=True,
+        not_composed="its rows end with tokens of their own, which a language model would have to learn first",
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         """A family may add feature_layer to `config`."""

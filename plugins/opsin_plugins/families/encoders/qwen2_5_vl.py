@@ -7,12 +7,18 @@ from dataclasses import replace
 
 from opsin_plugins.families.base import renames
 from opsin_plugins.families.config_fields import activation, integer, integers
-from opsin_plugins.families.encoders.qwen2_vl import Qwen2VLEncoder
-from opsin_plugins.spec import Concat, Config, Rename, Rule, SpecError, TowerSpec
+from opsin_plugins.families.encoders.qwen2_vl import JOINS, LAYER_ATTENTION, Qwen2VLEncoder
+from opsin_plugins.spec import Concat, Config, EncoderSpec, Rename, Rule, SpecError, TowerSpec
 
 
 class Qwen25VLEncoder(Qwen2VLEncoder):
     name = "qwen2_5_vl"
+    claims = EncoderSpec(
+        model_types=("qwen2_5_vl", "qwen2_5_vl_vision"),
+        attention=LAYER_ATTENTION,
+        mlp=r"blocks\.{i}\.mlp\.(gate|up|down)_proj",
+        not_composed=JOINS,
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         width, merge = integer(config, "hidden_size", 3584), integer(config, "spatial_merge_size", 2)

@@ -8,7 +8,22 @@ from opsin_plugins.families.base import renames
 from opsin_plugins.families.config_fields import activation, integer, layer_count, number, three
 from opsin_plugins.families.image_processors import QWEN2_VL, edge, resample_of
 from opsin_plugins.families.images import patches, pixel_limit, resize, smart_size
-from opsin_plugins.spec import API_VERSION, U8, Config, Grid, ImageBudget, ImageSpec, Rename, Rule, SpecError, TowerSpec
+from opsin_plugins.spec import (
+    API_VERSION,
+    U8,
+    Config,
+    EncoderSpec,
+    Grid,
+    ImageBudget,
+    ImageSpec,
+    Rename,
+    Rule,
+    SpecError,
+    TowerSpec,
+)
+
+LAYER_ATTENTION = r"blocks\.{i}\.attn\.(qkv|proj)"
+JOINS = "no LLaVA directory has a form for a tower that joins neighbours"
 
 
 class Qwen2VLEncoder:
@@ -17,6 +32,12 @@ class Qwen2VLEncoder:
     processor = QWEN2_VL
     builder = "opsin_plugins.blocks.tower:Tower"
     mlp = ("mlp.fc1", "mlp.fc2")  # what the MLP's two linears are called
+    claims = EncoderSpec(
+        model_types=("qwen2_vl", "qwen2_vl_vision"),
+        attention=LAYER_ATTENTION,
+        mlp=r"blocks\.{i}\.mlp\.fc[12]",
+        not_composed=JOINS,
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         settings, width = self.processor.resolve(preprocessor), integer(config, "embed_dim", 1280)

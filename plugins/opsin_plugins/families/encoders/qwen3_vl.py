@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from opsin_plugins.families.config_fields import activation, integer, integers, layer_count
-from opsin_plugins.families.encoders.qwen2_vl import Qwen2VLEncoder
-from opsin_plugins.spec import Config, Rename, Rule, SpecError, TowerSpec
+from opsin_plugins.families.encoders.qwen2_vl import JOINS, LAYER_ATTENTION, Qwen2VLEncoder
+from opsin_plugins.spec import Config, EncoderSpec, Rename, Rule, SpecError, TowerSpec
 
 
 class Qwen3VLEncoder(Qwen2VLEncoder):
     name = "qwen3_vl"
     mlp = ("mlp.linear_fc1", "mlp.linear_fc2")
+    claims = EncoderSpec(
+        model_types=("qwen3_vl", "qwen3_vl_vision"),
+        attention=LAYER_ATTENTION,
+        mlp=r"blocks\.{i}\.mlp\.linear_fc[12]",
+        not_composed=JOINS,
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         width, depth = integer(config, "hidden_size", 1152), layer_count(config, "depth", 27)

@@ -8,7 +8,19 @@ from opsin_plugins.families.base import renames
 from opsin_plugins.families.config_fields import integer, layer_count, number
 from opsin_plugins.families.image_processors import CLIP_MEAN, CLIP_STD
 from opsin_plugins.families.images import patches, resize
-from opsin_plugins.spec import API_VERSION, U8, Config, Grid, ImageBudget, ImageSpec, Rename, Reorder, Rule, TowerSpec
+from opsin_plugins.spec import (
+    API_VERSION,
+    U8,
+    Config,
+    EncoderSpec,
+    Grid,
+    ImageBudget,
+    ImageSpec,
+    Rename,
+    Reorder,
+    Rule,
+    TowerSpec,
+)
 
 TABLE = 256  # rows of the position table: bigG's own 16 x 16
 BICUBIC = 3
@@ -18,6 +30,11 @@ class QwenVLEncoder:
     api_version = API_VERSION
     name = "qwen_vl"
     builder = "opsin_plugins.blocks.tower:Tower"
+    claims = EncoderSpec(
+        attention=r"transformer\.resblocks\.{i}\.attn\.(in_proj|out_proj)",
+        mlp=r"transformer\.resblocks\.{i}\.mlp\.c_(fc|proj)",
+        not_composed="no configuration names it by a model_type",
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         """How pictures are prepared stands in the repository's code, not in a file: `preprocessor` is not read."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from opsin_plugins.families.base import renames
 from opsin_plugins.families.config_fields import activation, integer, layer_count, number, three
-from opsin_plugins.families.encoders.clip import clip_rules, layers_taken
+from opsin_plugins.families.encoders.clip import LAYER_ATTENTION, LAYER_MLP, POSITION_IDS, clip_rules, layers_taken
 from opsin_plugins.families.image_processors import SIGLIP, resample_of, square
 from opsin_plugins.families.images import patches, resize
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
     Config,
+    EncoderSpec,
     Grid,
     Ignore,
     ImageBudget,
@@ -29,6 +30,17 @@ class Siglip:
     name = "siglip"
     processor = SIGLIP
     builder = "opsin_plugins.blocks.tower:Tower"
+    claims = EncoderSpec(
+        model_types=("siglip_vision_model",),
+        checkpoint_types=("siglip",),
+        prefix="vision_model.",
+        left_out=("head.{rest}", POSITION_IDS),
+        without_left_out={"vision_use_head": False},
+        image_processor=SIGLIP.complete,
+        attention=LAYER_ATTENTION,
+        mlp=LAYER_MLP,
+        selects_layer=True,
+    )
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         """A family may add feature_layer, post_norm and bucketed (positions by fraction: Idefics3) to `config`."""

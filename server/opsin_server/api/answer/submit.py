@@ -9,16 +9,16 @@ from contextlib import AsyncExitStack
 from opsin_plugins.spec import ImageBudget
 from opsin_server.api.answer.generation import Generation, Identity
 from opsin_server.api.answer.output_text import OutputText
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, ContentPart
 from opsin_server.api.services import Services
 from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
-from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, reaches
+from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, visible_images
 from opsin_server.media.load_images import load_images
-from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts
+from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts, texts
 from opsin_server.text.detokenizer import Detokenizer
 from opsin_server.text.encode_prompt import Prompt
 from opsin_server.text.stops import StopFinder
@@ -55,7 +55,7 @@ async def submit(body: ChatRequest, log: RequestLog, services: Services, held: A
 def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
     """Refuses what cannot fit by far, before it is fetched or tokenized (seconds a megabyte). What is nearer to the
     limit is tokenized, and refused with exact numbers. Raises BadRequest."""
-    size = sum(len(part.text) for message in messages for part in message.parts if isinstance(part, TextPart))
+    size = sum(map(len, texts(messages)))
     if size > FAR_TOO_LONG * context * longest_token:
         raise BadRequest(
             f"The model's context holds {context} tokens, at most {context * longest_token:,} characters; the messages "
@@ -96,7 +96,7 @@ def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, .
         axes=len(prompt.positions),
         spans=prompt.spans,
         items=describe(prompt.items),
-        memory=reaches(prompt.memory),
+        visible=visible_images(prompt.visible),
     )
 
 
@@ -158,7 +158,7 @@ def to_prompt(request: ChatRequest, max_image_tokens: int | None) -> list[Messag
     options = request.mm_processor_kwargs
     default = ImageBudget(None if options is None else options.max_pixels, max_image_tokens)
     return [
-        Message(_role(message), _parts(message.content, f"messages[{index}].content", default))
+        Message(_role(message), _parts(message.content, f"messages[{index}].content", default), message.thoughts)
         for index, message in enumerate(request.messages)
     ]
 

@@ -100,11 +100,20 @@ Content = Annotated[
 ]
 
 
+# Some servers give it as an object of their own, which no template reads.
+Thoughts = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else None)]
+
+
 class ChatMessage(Strict):
     """A message as clients send it. An answer, ours or another server's, is accepted as it came."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], _known(_ROLES, "roles")]
     content: Annotated[Content, Field(description="an assistant's may be null, empty or left out")] = None
+
+    # What an assistant thought before it said this, by the names that servers give it. The first that is there counts.
+    reasoning_content: Annotated[Thoughts, Field(description="an assistant's; some chat templates show it")] = None
+    reasoning: Annotated[Thoughts, Field(description="the same")] = None
+    thinking: Annotated[Thoughts, Field(description="the same")] = None
 
     # These cannot change an answer: no chat template sees them.
     name: Ignored = None
@@ -117,10 +126,7 @@ class ChatMessage(Strict):
     annotations: Ignored = None
     cache_control: Ignored = None
     uuid: Ignored = None
-    reasoning: Ignored = None
-    reasoning_content: Ignored = None
     reasoning_details: Ignored = None
-    thinking: Ignored = None
     thinking_blocks: Ignored = None
     provider_specific_fields: Ignored = None
 
@@ -149,6 +155,12 @@ class ChatMessage(Strict):
                 where = f"content[{index}].type"
                 raise wrong(f'"{part.type}" is accepted in user messages only, not from "{self.role}"', where)
         return self
+
+    @property
+    def thoughts(self) -> str | None:
+        """None where there are none, and for other roles' messages."""
+        said = self.reasoning_content or self.reasoning or self.thinking
+        return said or None if self.role == "assistant" else None
 
 
 MAX_STOPS = 16  # OpenAI takes 4

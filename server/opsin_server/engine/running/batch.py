@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin_kernels.cross_attention import Run, Runs
+from opsin_kernels.cross_attention import CrossRun, CrossRuns
 from opsin_kernels.layout import Layout
-from opsin_plugins.blocks.decoder import Rows
-from opsin_plugins.blocks.fusion import Memory, Visual
+from opsin_plugins.blocks.decoder import ModelInputs
+from opsin_plugins.blocks.fusion import CrossInputs, Visual
 from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import RopeSpec
 from opsin_server.engine.scheduling.encoder_cache import VisualStore
@@ -29,7 +29,7 @@ class Batch:
     """
 
     numbers: Tensor
-    rows: Rows
+    rows: ModelInputs
     sample_rows: Tensor | None  # None: every row does, in order (a pure decode step)
     sampled: list[Chunk]
     visual: list[tuple[Tensor, bytes, int]]
@@ -49,7 +49,7 @@ class Batch:
         return replace(
             self,
             numbers=numbers,
-            rows=Rows(rows.positions.to(device), moved, None if rows.adapter_slot is None else numbers[2]),
+            rows=ModelInputs(rows.positions.to(device), moved, None if rows.adapter_slot is None else numbers[2]),
             sample_rows=None if self.sample_rows is None else self.sample_rows.to(device),
             visual=[(where.to(device), digest, first) for where, digest, first in self.visual],
         )
@@ -73,7 +73,7 @@ def build(plan: Plan, block_size: int) -> Batch:
         last = np.cumsum([c.length for c in chunks]) - 1
         picked = [int(row) for row, c in zip(last, chunks, strict=True) if c.samples]
         sample_rows = torch.tensor(picked, dtype=torch.int64)
-    rows = Rows(positions, layout, numbers[2] if any(c.sequence.adapter_slot for c in chunks) else None)
+    rows = ModelInputs(positions, layout, numbers[2] if any(c.sequence.adapter_slot for c in chunks) else None)
     return Batch(numbers, rows, sample_rows, sampled, _visual(chunks), chunks)
 
 
@@ -126,8 +126,8 @@ def _visual(chunks: list[Chunk]) -> list[tuple[Tensor, bytes, int]]:
             if first >= last:
                 continue
             places, done = np.arange(first, last), first - span.start
-            if span.visual_rows is not None:
-                marks = np.asarray(span.visual_rows)
+            if span.visual_mask is not None:
+                marks = np.asarray(span.visual_mask)
                 places, done = places[marks[done : last - span.start]], int(marks[:done].sum())
             if len(places):
                 where = torch.from_numpy(places + (row - chunk.start))
@@ -144,31 +144,33 @@ def visual_tokens(batch: Batch, store: VisualStore[Any]) -> Visual | None:
     return Visual(torch.cat(tokens), torch.cat([rows for rows, _, _ in batch.visual]))
 
 
-def memory(chunks: list[Chunk], store: VisualStore[Any], pool: list[Tensor], device: torch.device) -> Memory | None:
+def cross_inputs(
+    chunks: list[Chunk], store: VisualStore[Any], pool: list[Tensor], device: torch.device
+) -> CrossInputs | None:
     """What the batch's rows attend to outside of their sequences; None when no row attends to anything."""
-    runs: list[Run] = []
+    runs: list[CrossRun] = []
     rows: list[int] = []
     before: list[bool] = []
     row = 0
     for chunk in chunks:
         for count, reach in chunk.sequence.reach(chunk.start, chunk.start + chunk.length):
             if reach.lo != reach.hi:
-                runs.append(Run(count, _slots(chunk.sequence, reach.lo, reach.hi, store)))
+                runs.append(CrossRun(count, _slots(chunk.sequence, reach.lo, reach.hi, store)))
                 rows += range(row, row + count)
                 before += [reach.lo < 0] * count
             row += count
-        if not chunk.sequence.memory:
+        if not chunk.sequence.visible:
             row += chunk.length
     if not runs:
         return None
     where = None if len(rows) == row else torch.tensor(rows, device=device)
-    return Memory(Runs(runs), where, torch.tensor(before, device=device) if any(before) else None, pool=pool)
+    return CrossInputs(CrossRuns(runs), where, torch.tensor(before, device=device) if any(before) else None, pool=pool)
 
 
 def _slots(sequence: Sequence, lo: int, hi: int, store: VisualStore[Any]) -> Tensor:
     """Where the rows of some images lie; those that are hidden only for rows before all images."""
     items = sequence.items[max(lo, 0) : hi]
-    parts = [store[item.digest][: item.rows - (item.hidden if lo >= 0 else 0)] for item in items]
+    parts = [store[item.digest][: item.tokens - (item.hidden if lo >= 0 else 0)] for item in items]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

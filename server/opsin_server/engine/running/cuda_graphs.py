@@ -14,18 +14,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from opsin_kernels.cross_attention import Runs
+from opsin_kernels.cross_attention import CrossRuns
 from opsin_kernels.layout import Bounds, Layout
-from opsin_plugins.blocks.decoder import KVPool, Rows
-from opsin_plugins.blocks.fusion import Memory
+from opsin_plugins.blocks.decoder import KVPool, ModelInputs
+from opsin_plugins.blocks.fusion import CrossInputs
 from opsin_plugins.blocks.model import Model
 from opsin_server.engine.running.batch import Batch
 
-Record = Callable[[Callable[[], object]], Callable[[], object]]
+Capture = Callable[[Callable[[], object]], Callable[[], object]]
 """Takes a step on tensors that stay where they are; returns what repeats it."""
 
 
-class Recorder:
+class GraphCapture:
     """Records CUDA graphs that share one memory pool: only one of them runs at a time."""
 
     def __init__(self) -> None:
@@ -55,17 +55,17 @@ class DecodeGraphs:
         pool: KVPool,
         max_sequences: int,
         max_context: int,
-        record: Record,
-        memory_rows: Sequence[Tensor] = (),
+        record: Capture,
+        cross_kv: Sequence[Tensor] = (),
     ) -> None:
         self.model, self.pool, self._record = model, pool, record
         self.sizes, self.contexts = batch_sizes(max_sequences), context_sizes(max_context)
         block = pool[0].shape[1]
         self._buffers = Buffers(model, self.sizes[-1], -(-self.contexts[-1] // block), pool[0].device, pool[0].dtype)
-        self._memory = MemoryBuffers(self.sizes[-1], memory_rows) if memory_rows else None
+        self._memory = CrossBuffers(self.sizes[-1], cross_kv) if cross_kv else None
         self._made: dict[tuple[int, int, bool], Callable[[], object]] = {}
 
-    def takes(self, batch: Batch, memory: Memory | None) -> bool:
+    def can_replay(self, batch: Batch, memory: CrossInputs | None) -> bool:
         """Whether a batch is such a step. Not with images, nor with rotary frequencies or adapters of its own: what
         those need differs from step to step in shape."""
         rows, layout = batch.rows, batch.rows.layout
@@ -78,7 +78,7 @@ class DecodeGraphs:
             and max(layout.kv_lengths) <= self.contexts[-1]
         )
 
-    def run(self, batch: Batch, memory: Memory | None) -> Tensor:
+    def run(self, batch: Batch, memory: CrossInputs | None) -> Tensor:
         """Logits [B, vocab], valid until the next step."""
         count = len(batch.ids)
         size = self.sizes[bisect_left(self.sizes, count)]
@@ -86,7 +86,7 @@ class DecodeGraphs:
         self._buffers.fill(batch, size)
         if memory is not None and self._memory is not None:
             self._memory.fill(memory, size)
-        self._recorded(size, context, memory is not None)()
+        self._captured(size, context, memory is not None)()
         return self._buffers.logits[:count]
 
     def prepare(self) -> None:
@@ -94,18 +94,18 @@ class DecodeGraphs:
         self._buffers.empty()
         for size in reversed(self.sizes):
             for context in reversed(self.contexts):
-                for remembers in (False, True) if self._memory is not None else (False,):
-                    self._recorded(size, context, remembers)
+                for with_cross_attention in (False, True) if self._memory is not None else (False,):
+                    self._captured(size, context, with_cross_attention)
 
-    def _recorded(self, size: int, context: int, remembers: bool) -> Callable[[], object]:
-        key = (size, self._parts(size, context), remembers)
+    def _captured(self, size: int, context: int, with_cross_attention: bool) -> Callable[[], object]:
+        key = (size, self._parts(size, context), with_cross_attention)
         if key not in self._made:
             (ids, rows), out = self._buffers.views(size, context), self._buffers.logits[:size]
 
             def step() -> object:
-                if remembers:
+                if with_cross_attention:
                     assert self._memory is not None
-                    rows.memory = self._memory.views(size)
+                    rows.cross = self._memory.views(size)
                 return out.copy_(self.model.logits(self.model(ids, rows, self.pool)))
 
             self._made[key] = self._record(step)
@@ -171,14 +171,14 @@ class Buffers:
             self.table[:count, : table.shape[1]].copy_(table)
             self._last_table = table
 
-    def views(self, size: int, context: int) -> tuple[Tensor, Rows]:
+    def views(self, size: int, context: int) -> tuple[Tensor, ModelInputs]:
         layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size])
         bounds = Bounds(self.starts[: size + 1], self.lengths[:size], self.table[:size], 1, context)
         layout.launches = [(slice(0, size), bounds)]
-        return self.ids[:size], Rows(self.positions[:, :size], layout)
+        return self.ids[:size], ModelInputs(self.positions[:, :size], layout)
 
 
-class MemoryBuffers:
+class CrossBuffers:
     """Where each row's visual memory lies, at addresses that never change. pool: [P, 2K, D] of each layer."""
 
     def __init__(self, size: int, pool: Sequence[Tensor]) -> None:
@@ -188,7 +188,7 @@ class MemoryBuffers:
         self.table = torch.zeros((size, longest), dtype=torch.int32, device=device)
         self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
 
-    def fill(self, memory: Memory, size: int) -> None:
+    def fill(self, memory: CrossInputs, size: int) -> None:
         """Rows that see nothing have length 0."""
         bounds = memory.runs.bounds
         assert bounds.table is not None
@@ -197,12 +197,12 @@ class MemoryBuffers:
         self.lengths[rows] = bounds.lengths
         self.table[:, : bounds.longest][rows] = bounds.table
 
-    def views(self, size: int) -> Memory:
+    def views(self, size: int) -> CrossInputs:
         """Called within the recorded step: which rows see anything is found anew each time."""
         lengths = self.lengths[:size]
-        runs = Runs(())
+        runs = CrossRuns(())
         runs.bounds = Bounds(self.starts[: size + 1], lengths, self.table[:size], 1, self.table.shape[1])
-        return Memory(runs, sees=lengths > 0, pool=self.pool)
+        return CrossInputs(runs, sees=lengths > 0, pool=self.pool)
 
 
 def batch_sizes(largest: int) -> list[int]:

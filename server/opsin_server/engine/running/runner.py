@@ -11,9 +11,9 @@ from torch import Tensor
 from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import DecoderSpec
-from opsin_server.engine.running.batch import Batch, memory, stretched, visual_tokens
+from opsin_server.engine.running.batch import Batch, cross_inputs, stretched, visual_tokens
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
-from opsin_server.engine.scheduling.cross_kv_cache import MemoryBlocks
+from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
 from opsin_server.engine.scheduling.encoder_cache import VisualStore
 from opsin_server.engine.scheduling.sequence import Sequence
 
@@ -48,11 +48,11 @@ class Runner:
         pool: KVPool,
         store: VisualStore[Tensor],
         device: torch.device,
-        memory_pool: KVPool = (),
+        cross_kv_pool: KVPool = (),
         graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model, self.pool, self.store, self.device, self.graphs = model, pool, store, device, graphs
-        self.memory_rows = [layer.view(-1, *layer.shape[2:]) for layer in memory_pool]
+        self.cross_kv = [layer.view(-1, *layer.shape[2:]) for layer in cross_kv_pool]
 
     def encode(self, images: list[tuple[Sequence, int]]) -> None:
         """Visual tokens of all images of a step in one pass; each is kept under its digest."""
@@ -62,29 +62,29 @@ class Runner:
         arrange = [None if o is None else torch.from_numpy(o).to(self.device, torch.int64) for o in orders]
         found = self.model.encode(torch.from_numpy(pixels).to(self.device), entries, arrange)
         for entry, tokens in zip(entries, found, strict=True):
-            if isinstance(self.store, MemoryBlocks):
-                self.store.fill(entry.digest, self._remember(self.store, entry.digest, tokens))
+            if isinstance(self.store, CrossKVCache):
+                self.store.fill(entry.digest, self._store_cross_kv(self.store, entry.digest, tokens))
             else:
                 # A copy: a view would keep the whole step's features alive past the cache's own count.
                 self.store.fill(entry.digest, tokens.clone() if len(entries) > 1 else tokens)
 
-    def _remember(self, store: MemoryBlocks[Tensor], digest: bytes, tokens: Tensor) -> Tensor:
+    def _store_cross_kv(self, store: CrossKVCache[Tensor], digest: bytes, tokens: Tensor) -> Tensor:
         """Writes an image's keys and values for all cross-attention layers; returns where, I64 [rows]."""
         size, blocks = store.block_size, torch.tensor(store.blocks(digest), device=self.device)
         slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: len(tokens)]
         assert self.model.fusion is not None
-        for rows, kv in zip(self.memory_rows, self.model.fusion.keys_values(tokens), strict=True):
+        for rows, kv in zip(self.cross_kv, self.model.fusion.keys_values(tokens), strict=True):
             rows.index_copy_(0, slots, kv.to(rows.dtype))
         return slots
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [M, vocab] of the rows that draw a token, valid until the next step."""
         decoder = self.model.spec.decoder
-        memories = memory(batch.chunks, self.store, self.memory_rows, self.device) if self.memory_rows else None
-        if self.graphs is not None and self.graphs.takes(batch, memories):
-            return self.graphs.run(batch, memories)
+        cross = cross_inputs(batch.chunks, self.store, self.cross_kv, self.device) if self.cross_kv else None
+        if self.graphs is not None and self.graphs.can_replay(batch, cross):
+            return self.graphs.run(batch, cross)
         batch = batch.to(self.device)
-        batch.rows.memory = memories
+        batch.rows.cross = cross
         if decoder.rope.ntk_from:
             batch.rows.frequencies = stretched(batch.chunks, decoder.rope, decoder.head_dim, self.device)
         states = self.model(batch.ids, batch.rows, self.pool, visual_tokens(batch, self.store))
@@ -94,7 +94,7 @@ class Runner:
 
     def encoder_bytes(self) -> int:
         """What the stored images take."""
-        if not self.memory_rows:
+        if not self.cross_kv:
             return self.store.used
-        assert isinstance(self.store, MemoryBlocks)
-        return self.store.used * self.store.block_size * sum(layer[0].nbytes for layer in self.memory_rows)
+        assert isinstance(self.store, CrossKVCache)
+        return self.store.used * self.store.block_size * sum(layer[0].nbytes for layer in self.cross_kv)

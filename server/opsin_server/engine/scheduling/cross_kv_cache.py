@@ -12,10 +12,10 @@ from opsin_server.engine.scheduling.encoder_cache import VisualStore
 Slots = TypeVar("Slots")
 
 
-class MemoryBlocks(VisualStore[Slots]):
+class CrossKVCache(VisualStore[Slots]):
     """budget: blocks. What is filled in for an image are the slots of its rows, as the runner wants them."""
 
-    lasting = True
+    pinned_during_decode = True
 
     def __init__(self, total: int, block_size: int) -> None:
         super().__init__(total)

@@ -14,7 +14,7 @@ Features = TypeVar("Features")
 class VisualStore(Generic[Features]):
     """Which images are there, who needs them, and who has to go. budget: in units of `size`."""
 
-    lasting = False  # whether rows of the answer, too, need the images: pins then last as long as a sequence runs
+    pinned_during_decode = False  # whether the answer's tokens, too, attend to the images
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -93,9 +93,9 @@ class VisualStore(Generic[Features]):
 class EncoderCache(VisualStore[Features]):
     """The visual tokens themselves. budget: bytes."""
 
-    def __init__(self, budget: int, bytes_per_row: int) -> None:
+    def __init__(self, budget: int, bytes_per_token: int) -> None:
         super().__init__(budget)
-        self.bytes_per_row = bytes_per_row
+        self.bytes_per_token = bytes_per_token
 
     def size(self, rows: int) -> int:
-        return rows * self.bytes_per_row
+        return rows * self.bytes_per_token

@@ -15,7 +15,7 @@ from typing import Any
 
 from opsin_server.engine.scheduling.encoder_cache import VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.sequence import Need, Sequence
+from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Scheduler:
 
     def _continue(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
-        while not length and self.encoder.lasting and self._waits_for_room(plan, sequence):
+        while not length and self.encoder.pinned_during_decode and self._waits_for_room(plan, sequence):
             # What it waits for is held by answers that may be long, or that wait for it in turn.
             if self._preempt(self.running[-1]) is sequence:
                 return 0
@@ -103,7 +103,7 @@ class Scheduler:
     def _waits_for_room(self, plan: Plan, sequence: Sequence) -> bool:
         """Whether it is the store that has no room, and not this step that has no time to encode more."""
         row = sequence.computed
-        missing = (n for n in sequence.needs if n.touches(row, row + 1))
+        missing = (n for n in sequence.encoder_inputs if n.touches(row, row + 1))
         return any(
             sequence.items[n.item].digest not in self.encoder and not self._too_much(plan, sequence, n) for n in missing
         )
@@ -148,20 +148,20 @@ class Scheduler:
         """The visual tokens of every image that the chunk needs must be there or computed in this step; the chunk ends
         before the first image for which there is no room."""
         row = sequence.computed
-        for need in sequence.needs:
+        for need in sequence.encoder_inputs:
             if not need.touches(row, row + length):
                 continue
             entry = sequence.items[need.item]
             if entry.digest not in self.encoder and self._too_much(plan, sequence, need):
                 return max(0, need.start - row)
-            reserved = self.encoder.reserve(entry.digest, entry.rows, sequence.request_id)
+            reserved = self.encoder.reserve(entry.digest, entry.tokens, sequence.request_id)
             if reserved is False:
                 return max(0, need.start - row)
             if reserved is None:
                 plan.encode.append((sequence, need.item))
         return length
 
-    def _too_much(self, plan: Plan, sequence: Sequence, need: Need) -> bool:
+    def _too_much(self, plan: Plan, sequence: Sequence, need: EncoderInput) -> bool:
         """Whether an image must wait for another step. Not when all that is encoded in this one are images without
         which this sequence's next row cannot be computed: they would be too much in every step."""
         encoded = sum(s.items[item].shape[0] for s, item in plan.encode)
@@ -174,7 +174,7 @@ class Scheduler:
         """Of a sequence that was preempted after its image was planned: does another chunk of this step need it?"""
         digest = sequence.items[item].digest
         for chunk in plan.chunks:
-            for need in chunk.sequence.needs:
+            for need in chunk.sequence.encoder_inputs:
                 touched = need.touches(chunk.start, chunk.start + chunk.length)
                 if touched and chunk.sequence.items[need.item].digest == digest:
                     return True

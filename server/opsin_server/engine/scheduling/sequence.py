@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opsin_plugins.spec import I32, U8, RopeSpec, Span
-from opsin_server.ipc.messages import Arrays, Item, Reach, Sampling, Submit
+from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit, VisibleImages
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class EncoderInput:
     """Rows start to stop - 1 of a sequence need an item's visual tokens; stop None: all rows of its answer, too."""
 
     item: int
@@ -42,8 +42,8 @@ class Sequence:
     max_tokens: int
     eos: frozenset[int]
     cache_root: bytes  # what every block digest starts from: tenant, adapter, and what all rows depend on
-    needs: Seq[Need] = ()
-    memory: Seq[Reach] = ()
+    encoder_inputs: Seq[EncoderInput] = ()
+    visible: Seq[VisibleImages] = ()
     arrange: Seq[I32 | None] = ()  # one an item
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter_slot: int = 0
@@ -61,7 +61,7 @@ class Sequence:
         root = hashlib.sha256(len(message.salt).to_bytes(4, "little") + message.salt)
         root.update((message.adapter or "").encode())
         root.update(stretch.to_bytes(8, "little"))
-        if any(reach.lo < 0 for reach in message.memory):  # rows before the images depend on all of them
+        if any(reach.lo < 0 for reach in message.visible):  # rows before the images depend on all of them
             root.update(b"".join(item.digest for item in message.items))
         arranged = iter(arrays.arrange)
         return cls(
@@ -77,8 +77,8 @@ class Sequence:
             max_tokens=message.max_tokens,
             eos=frozenset(message.eos),
             cache_root=root.digest(),
-            needs=_needs(message),
-            memory=message.memory,
+            encoder_inputs=_encoder_inputs(message),
+            visible=message.visible,
             arrange=[next(arranged) if item.arranged else None for item in message.items],
             stretch=stretch,
         )
@@ -115,23 +115,23 @@ class Sequence:
             self.digests.append(hasher.digest())
         return self.digests[index]
 
-    def reach(self, start: int, end: int) -> Iterator[tuple[int, Reach]]:
+    def reach(self, start: int, end: int) -> Iterator[tuple[int, VisibleImages]]:
         """Which items rows start to end - 1 attend to: runs of rows, in order, each with how many it has."""
-        for i, reach in enumerate(self.memory):
-            stop = self.memory[i + 1].start if i + 1 < len(self.memory) else end
+        for i, reach in enumerate(self.visible):
+            stop = self.visible[i + 1].start if i + 1 < len(self.visible) else end
             count = min(stop, end) - max(reach.start, start)
             if count > 0:
                 yield count, reach
 
 
-def _needs(message: Submit) -> tuple[Need, ...]:
-    if not message.memory:
-        return tuple(Need(span.item, span.start, span.start + span.length) for span in message.spans)
+def _encoder_inputs(message: Submit) -> tuple[EncoderInput, ...]:
+    if not message.visible:
+        return tuple(EncoderInput(span.item, span.start, span.start + span.length) for span in message.spans)
     found = []
     for item in range(len(message.items)):
-        seen = [i for i, reach in enumerate(message.memory) if max(reach.lo, 0) <= item < reach.hi]
+        seen = [i for i, reach in enumerate(message.visible) if max(reach.lo, 0) <= item < reach.hi]
         if seen:
             after = seen[-1] + 1
-            stop = message.memory[after].start if after < len(message.memory) else None
-            found.append(Need(item, message.memory[seen[0]].start, stop))
+            stop = message.visible[after].start if after < len(message.visible) else None
+            found.append(EncoderInput(item, message.visible[seen[0]].start, stop))
     return tuple(found)

@@ -12,44 +12,44 @@ from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import ModelSpec
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
-from opsin_server.engine.running.cuda_graphs import DecodeGraphs, Recorder
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs, GraphCapture
 from opsin_server.engine.running.runner import Runner, make_pool
-from opsin_server.engine.scheduling.cross_kv_cache import MemoryBlocks
+from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
 from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
-from opsin_server.engine.startup.memory_plan import Resolved
+from opsin_server.engine.startup.memory_plan import ResolvedConfig
 
 log = logging.getLogger("opsin.engine")
 
 
-def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Resolved) -> Engine:
+def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: ResolvedConfig) -> Engine:
     size = config.block_size
     blocks = BlockManager(resolved.memory.kv_blocks, size, config.prefix_cache)
     limits = Limits(config.max_sequences, resolved.max_batch_tokens, resolved.max_encode_patches)
     decoder, device, dtype = spec.decoder, resolved.device, resolved.dtype
     store: VisualStore[torch.Tensor]
-    memory_pool: KVPool = ()
-    if spec.memory is not None:
-        store = MemoryBlocks(resolved.memory_blocks, size)
-        memory_pool = make_pool(decoder, len(decoder.replaced), resolved.memory_blocks, size, device, dtype)
+    cross_kv_pool: KVPool = ()
+    if spec.cross is not None:
+        store = CrossKVCache(resolved.cross_kv_blocks, size)
+        cross_kv_pool = make_pool(decoder, len(decoder.replaced), resolved.cross_kv_blocks, size, device, dtype)
     else:
         store = EncoderCache(resolved.memory.encoder_bytes, resolved.bytes_per_visual_token)
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
     graphs = None
-    if config.graphs and device.type == "cuda" and implementation("cuda") == "triton":
-        graphs = recorded(model, pool, memory_pool, config.max_sequences, resolved.max_context)
-    runner = Runner(model, pool, store, device, memory_pool, graphs)
+    if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
+        graphs = captured(model, pool, cross_kv_pool, config.max_sequences, resolved.max_context)
+    runner = Runner(model, pool, store, device, cross_kv_pool, graphs)
     return Engine(Scheduler(limits, blocks, store), runner, resolved.max_context)
 
 
 @torch.no_grad()
-def recorded(
-    model: Model, pool: KVPool, memory_pool: KVPool, max_sequences: int, max_context: int
+def captured(
+    model: Model, pool: KVPool, cross_kv_pool: KVPool, max_sequences: int, max_context: int
 ) -> DecodeGraphs | None:
     """Recorded decode steps; None, and said so, where the device cannot record them."""
-    memory_rows = [layer.flatten(0, 1) for layer in memory_pool]
-    graphs = DecodeGraphs(model, pool, max_sequences, max_context, Recorder(), memory_rows)
+    cross_kv = [layer.flatten(0, 1) for layer in cross_kv_pool]
+    graphs = DecodeGraphs(model, pool, max_sequences, max_context, GraphCapture(), cross_kv)
     try:
         graphs.prepare()
     except RuntimeError:

@@ -13,8 +13,8 @@ import torch
 from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import (
     Architecture,
     ImageBudget,
@@ -28,24 +28,24 @@ from opsin_plugins.spec import (
 )
 from opsin_server.config import EngineConfig, image_limit
 from opsin_server.engine.startup.memory_plan import (
-    Resolved,
+    ResolvedConfig,
     choose_device,
     choose_dtype,
+    cross_kv_bytes_per_token,
     free_bytes,
     kv_bytes_per_token,
-    memory_bytes_per_token,
     refuse_quantized,
     resolve,
 )
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import Outlook
+from opsin_server.ipc.messages import Estimate
 
 LARGEST_SIDE = 4096  # pixels of the picture that is tried; no family makes more of a larger one than its limit
 RESERVE = 0.5 * 2**30  # what CUDA's context and libraries take of a GPU
 
 
 @dataclass(frozen=True)
-class Examined:
+class InspectedCheckpoint:
     """Every key has its place, and every byte is counted."""
 
     registry: Registry
@@ -58,12 +58,10 @@ class Examined:
     weight_bytes: int
 
 
-def examine(config: EngineConfig, device: torch.device, free: int) -> Examined:
+def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
     """Raises ConfigError or SpecError, with a sentence for the operator. free: bytes on the device."""
-    registry = Registry(config.plugins)
-    files = read_model_files(Path(config.model), dict(config.model_options))
-    architecture = registry.architecture(files)
-    spec = describe(architecture, files)
+    opened = open_model(Path(config.model), config.plugins, config.family_options())
+    registry, files, architecture, spec = opened.registry, opened.files, opened.architecture, opened.spec
     dtype = choose_dtype(config.dtype, device, files)
     sketch = build_model(spec, registry, device="meta", dtype=dtype, quantize=config.quantize)
     places = {name: target.shape for name, target in targets(sketch).items()}
@@ -71,32 +69,34 @@ def examine(config: EngineConfig, device: torch.device, free: int) -> Examined:
     refuse_quantized(files, parameters, device, free)
     rules = architecture.weights(spec)
     assign(files.tensors, rules, places)
-    return Examined(registry, files, architecture, spec, rules, dtype, parameters, tensor_bytes(sketch))
+    return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, parameters, tensor_bytes(sketch))
 
 
-def outlook(
-    examined: Examined, config: EngineConfig, device: torch.device, free: int
-) -> tuple[Outlook, Resolved | None]:
+def estimate(
+    inspected: InspectedCheckpoint, config: EngineConfig, device: torch.device, free: int
+) -> tuple[Estimate, ResolvedConfig | None]:
     """What the model takes and whether it serves; None for the settings when it does not."""
-    spec, item = examined.spec, examined.dtype.itemsize
+    spec, item = inspected.spec, inspected.dtype.itemsize
     refusal, resolved = "", None
     try:
-        resolved = resolve(config, spec, device, examined.dtype, examined.weight_bytes, free)
+        resolved = resolve(config, spec, device, inspected.dtype, inspected.weight_bytes, free)
     except ConfigError as error:
-        refusal = str(error) + _remedy(examined, config, free)
+        refusal = str(error) + _remedy(inspected, config, free)
     context = spec.max_positions if resolved is None else resolved.max_context
-    largest = _largest_image(examined, image_limit(config.max_image_tokens, context))
-    in_prompt = 0 if largest is None or spec.memory is not None else largest.rows
+    largest = _largest_image(inspected, image_limit(config.max_image_tokens, context))
+    in_prompt = 0 if largest is None or spec.cross is not None else largest.tokens
     kv = kv_bytes_per_token(spec.decoder, item)
-    per_image = largest.rows * memory_bytes_per_token(spec.decoder, item) if largest and spec.memory else in_prompt * kv
-    said = Outlook(
+    per_image = (
+        largest.tokens * cross_kv_bytes_per_token(spec.decoder, item) if largest and spec.cross else in_prompt * kv
+    )
+    said = Estimate(
         family=spec.family,
-        parameters=examined.parameters,
-        tensors=len(examined.files.tensors),
-        dtype=stored_types(examined.dtype, config.quantize),
-        weights=examined.weight_bytes,
+        parameters=inspected.parameters,
+        tensors=len(inspected.files.tensors),
+        dtype=stored_types(inspected.dtype, config.quantize),
+        weights=inspected.weight_bytes,
         kv_per_1000=1000 * kv,
-        image_tokens=0 if largest is None else largest.rows,
+        image_tokens=0 if largest is None else largest.tokens,
         image_bytes=per_image,
         encoder_peak=0 if largest is None or spec.vision is None else encoder_peak(spec.vision, largest, item),
         free=free,
@@ -108,14 +108,14 @@ def outlook(
     return said, resolved
 
 
-def _largest_image(examined: Examined, limit: int) -> VisualItem | None:
+def _largest_image(inspected: InspectedCheckpoint, limit: int) -> VisualItem | None:
     """A square picture as large as the family's rule reads, under the limit of visual tokens."""
-    image = examined.spec.image
+    image = inspected.spec.image
     if image is None:
         return None
     side = min(LARGEST_SIDE, _side(image))
     budget = ImageBudget(max_tokens=limit)
-    (item,) = examined.architecture.preprocess([np.zeros((side, side, 3), np.uint8)], examined.spec, budget)
+    (item,) = inspected.architecture.preprocess([np.zeros((side, side, 3), np.uint8)], inspected.spec, budget)
     return item
 
 
@@ -140,33 +140,33 @@ def encoder_peak(vision: TowerSpec, item: VisualItem, itemsize: int) -> int:
     return count * layer * itemsize + pixels
 
 
-def _images_that_fit(spec: ModelSpec, resolved: Resolved | None, largest: VisualItem | None) -> int:
+def _images_that_fit(spec: ModelSpec, resolved: ResolvedConfig | None, largest: VisualItem | None) -> int:
     """Of the largest, in one prompt."""
     if resolved is None or largest is None:
         return 0
-    if spec.memory is not None:
-        return resolved.memory_blocks // -(-largest.rows // resolved.memory.block_size)
-    return (resolved.max_context - 2) // largest.rows
+    if spec.cross is not None:
+        return resolved.cross_kv_blocks // -(-largest.tokens // resolved.memory.block_size)
+    return (resolved.max_context - 2) // largest.tokens
 
 
-def _remedy(examined: Examined, config: EngineConfig, free: int) -> str:
+def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, free: int) -> str:
     """Which flag would help weights that do not fit."""
-    if examined.weight_bytes <= free or config.quantize == "int8":
+    if inspected.weight_bytes <= free or config.quantize == "int8":
         return ""
-    sketch = build_model(examined.spec, examined.registry, device="meta", dtype=examined.dtype, quantize="int8")
+    sketch = build_model(inspected.spec, inspected.registry, device="meta", dtype=inspected.dtype, quantize="int8")
     size = tensor_bytes(sketch)
     verdict = "which fits" if size < free else f"still {size - free:,} too many"
     return f". With --quantize int8 they need {size:,}: {verdict}"
 
 
-def check_directory(config: EngineConfig, gpu: int | None) -> Outlook:
+def check_directory(config: EngineConfig, gpu: int | None) -> Estimate:
     """For `opsin check`. gpu: bytes of a GPU that need not be here; None: this machine's device."""
     if gpu is None:
         device = choose_device(config.device)
         free = free_bytes(device)
     else:
         device, free = torch.device("cuda"), max(0, int(gpu - RESERVE))
-    return outlook(examine(config, device, free), config, device, free)[0]
+    return estimate(examine(config, device, free), config, device, free)[0]
 
 
 def tensor_bytes(model: Model) -> int:

@@ -24,7 +24,7 @@ ENCODE_PATCHES = {"cpu": 4096, "cuda": 65536}
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedConfig:
     """The engine's settings with nothing left open."""
 
     device: torch.device
@@ -34,7 +34,7 @@ class Resolved:
     max_encode_patches: int
     bytes_per_visual_token: int
     memory: MemoryUse
-    memory_blocks: int = 0  # of the second layer group, for visual tokens outside of the prompt
+    cross_kv_blocks: int = 0  # of the second layer group, for visual tokens outside of the prompt
 
 
 def choose_device(name: str) -> torch.device:
@@ -107,7 +107,7 @@ def resolve(
     dtype: torch.dtype,
     weights: int,
     free: int,
-) -> Resolved:
+) -> ResolvedConfig:
     """weights: bytes that the model's tensors take on the device, of which `free` are free. Raises ConfigError when it
     does not fit."""
     if weights > free:
@@ -133,7 +133,7 @@ def resolve(
             f"there are {kv_bytes:,} (--kv-memory)"
         )
     tokens = config.max_batch_tokens or BATCH_TOKENS[device.type]
-    return Resolved(
+    return ResolvedConfig(
         device=device,
         dtype=dtype,
         max_context=min(context, blocks * config.block_size),
@@ -141,19 +141,19 @@ def resolve(
         max_encode_patches=ENCODE_PATCHES[device.type],
         bytes_per_visual_token=visual_token_bytes(spec, item),
         memory=MemoryUse(weights, blocks * per_block, blocks, config.block_size, images, free),
-        memory_blocks=0
-        if spec.memory is None
-        else images // (memory_bytes_per_token(decoder, item) * config.block_size),
+        cross_kv_blocks=0
+        if spec.cross is None
+        else images // (cross_kv_bytes_per_token(decoder, item) * config.block_size),
     )
 
 
 def _image_memory(config: EngineConfig, spec: ModelSpec, item: int, free: int) -> int:
     """Bytes for visual tokens: cached ones, or for models with a memory their keys and values, which must hold the
     largest image."""
-    if spec.memory is None:
+    if spec.cross is None:
         return ENCODER_BYTES if config.encoder_memory is None else config.encoder_memory
-    block = memory_bytes_per_token(spec.decoder, item) * config.block_size
-    image = -(-spec.memory.max_rows // config.block_size) * block
+    block = cross_kv_bytes_per_token(spec.decoder, item) * config.block_size
+    image = -(-spec.cross.max_tokens // config.block_size) * block
     if config.encoder_memory is None:
         return max(image, min(MEMORY_IMAGES * image, int(free * MEMORY_SHARE)) // block * block)
     if config.encoder_memory < image:
@@ -172,6 +172,6 @@ def kv_bytes_per_token(spec: DecoderSpec, item: int) -> int:
     return 2 * spec.own_layers * spec.kv_heads * spec.head_dim * item
 
 
-def memory_bytes_per_token(spec: DecoderSpec, item: int) -> int:
+def cross_kv_bytes_per_token(spec: DecoderSpec, item: int) -> int:
     """Of a visual token outside of the prompt: the layers that attend to it."""
     return 2 * len(spec.replaced) * spec.kv_heads * spec.head_dim * item

@@ -1,8 +1,4 @@
-"""The plugin contract, api version 1: everything a third party imports, and nothing else.
-
-A model family is an `Architecture`: a torch-free declaration. From a checkpoint's configuration it makes a frozen
-`ModelSpec`; the host builds the one decoder and the one tower from it (`opsin_plugins.blocks`), serves and trains
-them. What the two wings of the server exchange about a prompt (`VisualItem`, `Expanded`, positions) is numpy.
+"""What a model is: the frozen description that the host builds decoder, tower and projector from.
 
 Shapes: T tokens, N patches, H model width, A position axes (1, or 3 for M-RoPE).
 """
@@ -10,31 +6,10 @@ Shapes: T tokens, N patches, H model width, A position axes (1, or 3 for M-RoPE)
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-API_VERSION = 1
-
-U8 = NDArray[np.uint8]
-I32 = NDArray[np.int32]
-Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
-Norm = Literal["layer", "rms"]
-Grid = tuple[int, int, int]  # frames (or tiles), rows, columns in patches
-Config = Mapping[str, object]  # a published configuration, or a part of one
-Encode = Callable[[str], Sequence[int]]  # text to ids; the strings of special tokens become these tokens
-
-
-class SpecError(ValueError):
-    """A configuration or an input that this family cannot take; the message names the value."""
-
-
-# --------------------------------------------------------------------------------------- what a model is
+from opsin_plugins.spec.base_types import Activation, Norm, SpecError
 
 
 @dataclass(frozen=True)
@@ -242,14 +217,14 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
-class MemorySpec:
+class CrossSpec:
     """Cross-attention to visual tokens, in place of the decoder's layers `DecoderSpec.replaced`.
 
     attend_before: whether rows before the first image attend to all of the request's images, as transformers lets them;
-    they see none in the published model's own code. max_rows: visual tokens of the largest image.
+    they see none in the published model's own code. max_tokens: visual tokens of the largest image.
     """
 
-    max_rows: int
+    max_tokens: int
     attend_before: bool = False
 
 
@@ -267,7 +242,7 @@ class ModelSpec:
     image_token: int | None  # the placeholder that a template writes once per image
     eos: tuple[int, ...]
     max_positions: int
-    memory: MemorySpec | None = None  # of the fusion "memory" alone
+    cross: CrossSpec | None = None  # of the fusion "cross_attention" alone
 
     def __post_init__(self) -> None:
         parts = (self.vision, self.projector, self.image, self.fusion, self.encoder, self.image_token)
@@ -275,213 +250,3 @@ class ModelSpec:
             raise SpecError(f"{self.family}: a model has all vision parts or none, got {parts}")
         if self.image_token is not None and self.image_token >= self.decoder.embeddings:
             raise SpecError(f"image token {self.image_token} is outside of the {self.decoder.embeddings} embeddings")
-
-
-# ---------------------------------------------------------------------------------- what a checkpoint is
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a checkpoint, from its header."""
-
-    file: Path
-    dtype: str  # as safetensors writes it: F32, BF16, F16, I8, ...
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A checkpoint directory, read without touching weights or running anything in it."""
-
-    directory: Path
-    config: Mapping[str, object]
-    preprocessor: Mapping[str, object] | None = None  # the image processor's settings; None: they are nowhere
-    generation: Mapping[str, object] = field(default_factory=dict)
-    tokenizer_config: Mapping[str, object] = field(default_factory=dict)
-    chat_template: str | None = None
-    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()  # weight files beside those that are read
-    options: Mapping[str, str] = field(default_factory=dict)  # what the operator asked of the family (--model-option)
-
-
-# Weight rules. A name is a pattern: `{i}` stands for a layer number and `{rest}` for any tail; the same on both sides.
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """A published dialect: a key that starts with `old` is read as if it started with `new`. The first match counts."""
-
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Reorder:
-    """A published tensor whose rows or columns stand in another order: dimension `axis` is read as `shape`, its parts
-    are put into `order`, and it is flat again. axis None: the tensor's own dimensions are put into `order`."""
-
-    shape: tuple[int, ...]
-    order: tuple[int, ...]
-    axis: int | None = 0
-
-
-@dataclass(frozen=True)
-class Rename:
-    source: str
-    target: str
-    reorder: Reorder | None = None
-
-
-@dataclass(frozen=True)
-class Concat:
-    """Several tensors stacked by rows into one (q, k, v into one fused linear). reorder: one a source, or none at
-    all."""
-
-    sources: tuple[str, ...]
-    target: str
-    reorder: tuple[Reorder | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class Split:
-    """One tensor cut by rows into several (the opposite of Concat): each target takes as many rows as it has."""
-
-    source: str
-    targets: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Ignore:
-    """A key that the model has no use for, and why (a tied head saved twice, a buffer, a layer past the feature)."""
-
-    source: str
-    why: str
-
-
-Rule = Prefix | Rename | Concat | Split | Ignore
-Pattern = re.Pattern[str]
-
-
-# -------------------------------------------------------------------------------------- what a prompt is
-
-
-@dataclass(frozen=True)
-class ImageBudget:
-    """What a request and the server's operator allow one image, for families that can resize.
-
-    max_pixels, max_tokens: at most so many after resizing, as far as the family's smallest form allows; None: no limit
-    but the model's own.
-    """
-
-    max_pixels: int | None = None
-    max_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class VisualItem:
-    """One preprocessed image.
-
-    pixels: U8 [N, C·p·p], one frame's patches in the tower's order; the stem normalises on the device.
-    grid: (frames or tiles, rows, columns) in patches. rows: visual tokens it becomes. digest: set by the host.
-    tiles: how the tiles lie, (rows, columns); the grid may have one more (a view of the whole picture).
-    arrange: I32 [rows], which projected feature each visual token is, -1 for the newline; None: as they come.
-    hidden: how many rows, at the end, only those rows of the prompt see that stand before any image.
-    """
-
-    pixels: U8
-    grid: Grid
-    rows: int
-    digest: bytes = b""
-    tiles: tuple[int, int] = (1, 1)
-    arrange: I32 | None = None
-    hidden: int = 0
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where an image sits in the expanded prompt.
-
-    All `length` ids from `start` belong to `item`; visual_rows[k] says whether id k is overwritten by a visual token
-    (None: every one). bidirectional: the span attends to itself both ways, so no chunk may split it.
-    """
-
-    start: int
-    length: int
-    item: int
-    visual_rows: tuple[bool, ...] | None = None
-    bidirectional: bool = False
-
-
-@dataclass(frozen=True)
-class Expanded:
-    """ids I32 [T] with every placeholder at its full length; spans in the order of the prompt.
-
-    memory: I32 [T, 2] for cross-attention only: row t attends to the visual items lo to hi - 1 (none where they are
-    equal; lo = -1: before any image, see MemorySpec). hi never falls, and the last row's range is that of the answer.
-    """
-
-    ids: I32
-    spans: tuple[Span, ...]
-    memory: I32 | None = None
-
-
-class Architecture(Protocol):
-    """A model family. Its entry point is named after what it claims (see `registry`); instances hold no state.
-
-    It may have one method more, which no server calls: `example(self) -> ModelFiles | None`, a tiny configuration
-    (config, preprocessor, options; no tensors) that `opsin plugins check` fills with random weights. None, or no such
-    method: the plugin brings no example, and little of it can be checked.
-    """
-
-    api_version: int
-    name: str
-
-    def spec(self, files: ModelFiles) -> ModelSpec:
-        """The frozen description of the model. Raises SpecError naming what cannot be served."""
-
-    def weights(self, spec: ModelSpec) -> Sequence[Rule]:
-        """Total: every key of every published dialect maps, or loading fails."""
-
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
-        """images: U8 [H, W, 3], RGB. One item each. Raises SpecError for a picture the model cannot take."""
-
-    def expand(self, ids: Sequence[int], items: Sequence[VisualItem], spec: ModelSpec, encode: Encode) -> Expanded:
-        """Writes each placeholder at its full length. Raises SpecError when their numbers differ. encode: the model's
-        tokenizer, for families that write more than placeholders."""
-
-    def positions(self, expanded: Expanded, items: Sequence[VisualItem], spec: ModelSpec) -> tuple[I32, int]:
-        """Positions I32 [A, T], and the delta: token number t past the prompt has position t + delta on every axis."""
-
-    def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        """`part.component` (vision, projector, language, cross × attention, mlp) to a pattern over published names."""
-
-    def chat_template(self, files: ModelFiles) -> str | None:
-        """A template for directories without one; None: there is none, and the directory must bring its own."""
-
-
-class VisionEncoder(Protocol):
-    """The torch-free half of a vision encoder, and the name of the builder that only the engine imports."""
-
-    api_version: int
-    name: str
-    builder: str  # "package.module:function", called with the TowerSpec, ImageSpec.merge and how linears are quantized
-
-    def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
-        """preprocessor: the image processor's settings; None: the checkpoint has none."""
-
-    def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec: ...
-
-    def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
-        """U8 [H, W, 3] to (patches U8 [N, C·p·p], grid)."""
-
-    def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
-        """Rules from canonical names under `prefix` to the tower's own names under `vision.`."""
-
-
-class FusionStrategy(Protocol):
-    """How visual tokens enter the decoder: the name of a builder, "package.module:function", called with the ModelSpec
-    and with how linears are quantized. One that stores what rows attend to sets `ModelSpec.memory`."""
-
-    api_version: int
-    name: str
-    builder: str

@@ -1,8 +1,15 @@
 """What a request's images may cost."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from re import compile as regex
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from opsin_server.option import Option
 
 # Pillow warns above this many pixels; staying below leaves its process-wide switch alone and its warning unreachable.
 PILLOW_PIXELS = 89_478_485
@@ -10,16 +17,22 @@ PILLOW_PIXELS = 89_478_485
 _HOST = regex(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
-@dataclass(frozen=True)
-class MediaLimits:
+class MediaLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of one server. Raises ValueError, naming the flag, for a value that cannot be meant."""
 
-    max_image_bytes: int = 20 * 2**20  # --max-image-bytes
-    max_image_pixels: int = 40_000_000  # --max-image-pixels
-    max_images: int = 32  # --max-images, per request
-    max_request_pixels: int = 160_000_000  # --max-request-pixels, summed over a request's images
-    fetch_timeout: float = 10.0  # --media-timeout, seconds for a whole fetch
-    allow: tuple[str, ...] = ()  # --media-allow HOST|CIDR: private addresses that may be fetched
+    max_image_bytes: Annotated[Annotated[int, Meta(ge=1)], Option("One image file.", metavar="SIZE")] = 20 * 2**20
+    max_image_pixels: Annotated[Annotated[int, Meta(ge=1)], Option("Pixels of one image.")] = 40_000_000
+    max_images: Annotated[Annotated[int, Meta(ge=0)], Option("Images of a request.")] = 32
+    max_request_pixels: Annotated[Annotated[int, Meta(ge=1)], Option("Pixels of all images of a request.")] = (
+        160_000_000
+    )
+    fetch_timeout: Annotated[
+        Annotated[float, Meta(ge=0.1)], Option("Seconds to fetch one image.", name="media-timeout")
+    ] = 10.0
+    allow: Annotated[
+        tuple[str, ...],
+        Option("A private address that images may come from.", name="media-allow", metavar="HOST|CIDR"),
+    ] = ()
 
     def __post_init__(self) -> None:
         for flag, value in (
