@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import report
 
-from opsin_plugins.files import MISTRAL_PARAMS, read_json
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import MISTRAL_PARAMS, read_json
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,12 +50,12 @@ def files_of(name: str) -> ModelFiles:
 def bytes_per_token(spec: ModelSpec) -> int:
     """Keys and values of one visual token, in the layers that read it."""
     decoder = spec.decoder
-    layers = decoder.own_layers if spec.memory is None else len(decoder.replaced)
+    layers = decoder.own_layers if spec.cross is None else len(decoder.replaced)
     return 2 * layers * decoder.kv_heads * decoder.head_dim * ITEM
 
 
 def cell(item: VisualItem, spec: ModelSpec) -> str:
-    return f"{item.rows:,} / {item.rows * bytes_per_token(spec) / 2**20:,.0f}"
+    return f"{item.tokens:,} / {item.tokens * bytes_per_token(spec) / 2**20:,.0f}"
 
 
 def table() -> str:

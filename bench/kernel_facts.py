@@ -13,9 +13,9 @@ from pathlib import Path
 import report
 import triton
 
-from opsin_kernels.gpu import catalogue
-from opsin_kernels.gpu.absent import SHARED
-from opsin_kernels.gpu.compiled import CHIPS, Facts, Launch, facts
+from opsin_kernels.tools import launches as catalogue
+from opsin_kernels.tools.compile_facts import CHIPS, Facts, Launch, facts
+from opsin_kernels.tools.stand_in_driver import SHARED
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
 BEGIN, END = "<!-- python bench/kernel_facts.py --write -->", "<!-- end of the table -->"

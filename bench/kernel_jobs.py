@@ -12,29 +12,31 @@ from device import Device
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from opsin_kernels import activations, attention, bitmask, layer_norm, memory_attention, norms, penalties, rotary
+from opsin_kernels import activations, attention, bitmask, layer_norm, penalties, rotary
+from opsin_kernels import cross_attention as cross_attention
+from opsin_kernels import rms_norm as norms
 from opsin_kernels.layout import Bounds, Layout, Segments
 from opsin_kernels.sampling import SamplingRow, sample_ref
 
 PAGE = 16
 DECODERS = {"Qwen2-VL-2B": (12, 2, 128), "Qwen2-VL-7B": (28, 4, 128), "Llama-3.2-11B": (32, 8, 128)}
-Run = Callable[..., Tensor]
+Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Job:
     """One operation at one size. make: fresh inputs; run, define: the kernel and its definition; others: what else does
-    it, by name. recorded: whether a CUDA graph can hold them. written: which inputs are results too."""
+    it, by name. captured: whether a CUDA graph can hold them. written: which inputs are results too."""
 
     name: str
     make: Callable[[], tuple]
-    run: Run
-    define: Run
-    others: Mapping[str, Run]
+    run: Call
+    define: Call
+    others: Mapping[str, Call]
     bytes: float
     flops: float = 0.0
-    recorded: bool = True
-    unrecorded: frozenset[str] = frozenset()  # of the others
+    captured: bool = True
+    uncaptured: frozenset[str] = frozenset()  # of the others
     written: tuple[int, ...] = ()
 
 
@@ -110,16 +112,16 @@ def prefill(device: Device, heads: int, kv_heads: int, size: int, queries: int, 
 def crossing(device: Device, heads: int, kv_heads: int, size: int, batch: int, visual: int) -> Job:
     def make() -> tuple:
         slots = torch.randperm(batch * visual, device=device.device).view(batch, visual)
-        runs = memory_attention.Runs([memory_attention.Run(1, line) for line in slots])
+        runs = cross_attention.CrossRuns([cross_attention.CrossRun(1, line) for line in slots])
         _ = runs.bounds
         return device.random(batch, heads, size), device.random(batch * visual, 2 * kv_heads, size), runs
 
-    def dense(q: Tensor, memory: Tensor, runs: memory_attention.Runs) -> Tensor:
+    def dense(q: Tensor, memory: Tensor, runs: cross_attention.CrossRuns) -> Tensor:
         k, v = memory.view(batch, visual, 2 * kv_heads, size).transpose(1, 2).chunk(2, 1)
         return F.scaled_dot_product_attention(q.view(batch, kv_heads, -1, size), k, v).reshape(batch, -1)
 
     moved = batch * visual * 2 * kv_heads * size * device.dtype.itemsize
-    run, define = memory_attention.memory_attention, memory_attention.memory_attention_ref
+    run, define = cross_attention.cross_attention, cross_attention.cross_attention_ref
     name = f"cross-attention {heads}+{kv_heads} heads batch {batch} of {visual} visual tokens"
     return Job(name, make, run, define, {"torch sdpa": dense}, moved, 4.0 * batch * visual * heads * size)
 
@@ -148,7 +150,7 @@ def packed(device: Device, tower: str, heads: int, size: int, lengths: list[int]
 
     from opsin_kernels.gpu import attention as gpu
 
-    others: dict[str, Run] = {"torch sdpa": library} if whole else {}
+    others: dict[str, Call] = {"torch sdpa": library} if whole else {}
     if size & (size - 1):
         others["padded heads"] = padded
     if device.cuda and _there("torch.nn.attention.varlen"):
@@ -169,7 +171,7 @@ def norm(device: Device, rows: int, width: int) -> Job:
     def library(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, 1e-6)
 
-    others: dict[str, Run] = {"torch": library}
+    others: dict[str, Call] = {"torch": library}
     if device.cuda and _there("liger_kernel"):
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
@@ -207,7 +209,7 @@ def tower_norm(device: Device, rows: int, width: int) -> Job:
 
 def gate(device: Device, rows: int, width: int) -> Job:
     run, define = (partial(f, activation="silu") for f in (activations.gated, activations.gated_ref))
-    others: dict[str, Run] = {"torch": define}
+    others: dict[str, Call] = {"torch": define}
     if device.cuda and _there("liger_kernel"):
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
@@ -237,25 +239,25 @@ def norm_trained(device: Device, rows: int, width: int) -> Job:
         x, weight = device.random(rows, width).requires_grad_(), device.random(width).requires_grad_()
         return x, weight, device.random(rows, width)
 
-    def both(norm: Run) -> Run:
+    def both(norm: Call) -> Call:
         return lambda x, weight, grad: torch.autograd.grad(norm(x, weight, floor), (x, weight), grad)[0]
 
     library = both(lambda x, weight, floor: F.rms_norm(x, weight.shape, weight, 1e-6))
     run, define = both(norms.rms_norm), both(norms.rms_norm_ref)
     name, moved = f"rms_norm and gradients {rows} x {width}", 5 * rows * width * device.dtype.itemsize
-    return Job(name, make, run, define, {"torch": library}, moved, recorded=False)
+    return Job(name, make, run, define, {"torch": library}, moved, captured=False)
 
 
 def gate_trained(device: Device, rows: int, width: int) -> Job:
     def make() -> tuple:
         return device.random(rows, 2 * width).requires_grad_(), device.random(rows, width)
 
-    def both(gate: Run) -> Run:
+    def both(gate: Call) -> Call:
         return lambda x, grad: torch.autograd.grad(gate(x, "silu"), x, grad)[0]
 
     run, define = both(activations.gated), both(activations.gated_ref)
     name, moved = f"silu gated and gradient {rows} x {width}", 8 * rows * width * device.dtype.itemsize
-    return Job(name, make, run, define, {"torch": define}, moved, recorded=False)
+    return Job(name, make, run, define, {"torch": define}, moved, captured=False)
 
 
 def drawing(device: Device, rows: int, vocabulary: int) -> Job:
@@ -273,7 +275,7 @@ def drawing(device: Device, rows: int, vocabulary: int) -> Job:
 
     moved, name = rows * vocabulary * device.dtype.itemsize, f"draw {rows} of {vocabulary:,}"
     run, others = (lambda logits: gpu.draw(logits, settings)), {"torch, sorted": define}
-    return Job(name, make, run, define, others, moved, unrecorded=frozenset(others))
+    return Job(name, make, run, define, others, moved, uncaptured=frozenset(others))
 
 
 def penalizing(device: Device, rows: int, vocabulary: int, seen: int) -> Job:
@@ -287,7 +289,7 @@ def penalizing(device: Device, rows: int, vocabulary: int, seen: int) -> Job:
     ).to(device.device)
     what = torch.tensor([[1.3], [0.5]]).repeat(1, rows * seen).to(device.device)
 
-    def apply(penalize: Callable[[Tensor, Tensor, Tensor], object]) -> Run:
+    def apply(penalize: Callable[[Tensor, Tensor, Tensor], object]) -> Call:
         def run(logits: Tensor) -> Tensor:
             penalize(logits, where, what)
             return logits
@@ -306,7 +308,7 @@ def forbidding(device: Device, rows: int, vocabulary: int) -> Job:
         mask = torch.randint(-(2**31), 2**31 - 1, (rows, words), dtype=torch.int32, device=device.device)
         return device.random(rows, vocabulary).clamp(min=-9), mask
 
-    def apply(forbid: Callable[[Tensor, Tensor], object]) -> Run:
+    def apply(forbid: Callable[[Tensor, Tensor], object]) -> Call:
         def run(logits: Tensor, mask: Tensor) -> Tensor:
             forbid(logits, mask)
             return logits.clamp(min=-10)  # infinite differences say nothing
@@ -319,30 +321,42 @@ def forbidding(device: Device, rows: int, vocabulary: int) -> Job:
 
 
 def jobs(device: Device) -> Iterator[Job]:
+    """Those that tell most first, since there may be no time for all."""
     if device.tiny:
         yield from _tiny(device)
         return
     for model, sizes in DECODERS.items():
-        for batch, context in ((1, 1024), (1, 8192), (8, 2048), (32, 2048), (129, 1024), (256, 1024)):
-            yield decode(device, model, *sizes, batch, context)
+        yield decode(device, model, *sizes, 32, 2048)
+    yield packed(device, "Qwen2-VL tower", 16, 80, [5476])
+    yield prefill(device, *DECODERS["Qwen2-VL-7B"], 2048, 2048)
+    yield crossing(device, *DECODERS["Llama-3.2-11B"], 8, 6404)
+    for rows in (32, 2048):
+        yield norm_of_sum(device, rows, 3584)
+        yield gate(device, rows, 18944)
+        yield turn(device, rows, 28, 4, 128)
+    yield drawing(device, 32, 151_936)
+    yield tower_norm(device, 5476, 1280)
     yield decode_8_bit(device, *DECODERS["Qwen2-VL-7B"], 32, 2048)
-    for queries, context in ((2048, 2048), (512, 8192)):
-        yield prefill(device, *DECODERS["Qwen2-VL-7B"], queries, context)
-    for batch in (1, 8):
-        yield crossing(device, *DECODERS["Llama-3.2-11B"], batch, 6404)
-    for length in (1024, 5476):
-        yield packed(device, "Qwen2-VL tower", 16, 80, [length])
+    yield from _rest(device)
+
+
+def _rest(device: Device) -> Iterator[Job]:
+    for model, sizes in DECODERS.items():
+        for batch, context in ((1, 1024), (1, 8192), (8, 2048), (129, 1024), (256, 1024)):
+            yield decode(device, model, *sizes, batch, context)
+    yield prefill(device, *DECODERS["Qwen2-VL-7B"], 512, 8192)
+    yield crossing(device, *DECODERS["Llama-3.2-11B"], 1, 6404)
+    yield packed(device, "Qwen2-VL tower", 16, 80, [1024])
     yield packed(device, "Qwen2.5-VL tower", 16, 80, [64] * 84)
     yield packed(device, "CLIP-L tower", 16, 64, [577])
     for rows in (1, 32, 2048):
         yield norm(device, rows, 3584)
-        yield norm_of_sum(device, rows, 3584)
-        yield gate(device, rows, 18944)
-        yield turn(device, rows, 28, 4, 128)
-    yield tower_norm(device, 5476, 1280)
+    yield norm_of_sum(device, 1, 3584)
+    yield gate(device, 1, 18944)
+    yield turn(device, 1, 28, 4, 128)
     yield norm_trained(device, 2048, 3584)
     yield gate_trained(device, 2048, 18944)
-    for rows in (1, 32, 256):
+    for rows in (1, 256):
         yield drawing(device, rows, 151_936)
     yield penalizing(device, 32, 151_936, 1000)
     yield forbidding(device, 32, 151_936)

@@ -33,8 +33,8 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from opsin_plugins.read_json import read_json
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.read_json import read_json
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import U8, ImageBudget, ModelFiles
 
 CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "configs"

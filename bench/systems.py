@@ -151,4 +151,9 @@ def status(url: str) -> int:
 def engine_seconds(metrics: str) -> dict[str, float]:
     """Part of a step -> cumulative seconds (or steps), from Opsin's /metrics."""
     rows = re.findall(r'^opsin_step_seconds_total\{part="([^"]+)"\} (\S+)$', metrics, re.MULTILINE)
-    return {part: float(value) for part, value in rows if not math.isnan(float(value))}
+    found = {part: float(value) for part, value in rows if not math.isnan(float(value))}
+    counts = dict(re.findall(r"^opsin_(steps|decode_steps)_total (\S+)$", metrics, re.MULTILINE))
+    if counts:  # beside the seconds, so that both are differences of one look at the metrics
+        found["decode.steps"] = float(counts["decode_steps"])
+        found["prefill.steps"] = float(counts["steps"]) - found["decode.steps"]
+    return found

@@ -36,8 +36,9 @@ def image_part(path: Path) -> dict[str, Any]:
 
 class Terminal:
     def __init__(self, url: str, api_key: str, model: str | None, temperature: float, max_tokens: int | None) -> None:
+        url = url.strip()  # a variable that was read from a file ends with a line end
         self.url, self.model = url if "://" in url else f"http://{url}", model
-        self.api_key = api_key
+        self.api_key = api_key.strip() or "none"
         self.options: dict[str, Any] = {"temperature": temperature}
         if max_tokens is not None:
             self.options["max_tokens"] = max_tokens
@@ -46,6 +47,8 @@ class Terminal:
 
     def run(self, question: str, images: Sequence[Path]) -> None:
         """One question, or a conversation when there is none. Leaves with one sentence when the server fails it."""
+        if not all("!" <= character <= "~" for character in self.api_key):
+            self._leave("the API key (--api-key, OPENAI_API_KEY) holds a blank or a character outside of ASCII")
         try:
             self.client = openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=0)
             self.model = self.model or self._first_model()

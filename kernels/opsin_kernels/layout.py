@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from opsin_kernels.moving import on_device
+from opsin_kernels.transfer import on_device
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
-from opsin_kernels.moving import on_device
+from opsin_kernels.transfer import on_device
 
 
 @dataclass
-class Places:
+class LogitAdjustments:
     """Places of logits, each at most once, and what happens there."""
 
     rows: list[int] = field(default_factory=list)
@@ -25,23 +25,23 @@ class Places:
     factors: list[float] = field(default_factory=list)
     shifts: list[float] = field(default_factory=list)
 
-    def to(self, device: torch.device) -> Placed | None:
+    def to(self, device: torch.device) -> DeviceAdjustments | None:
         """None: there are none."""
         if not self.rows:
             return None
         where = on_device([self.rows, self.tokens], torch.int64, device)
-        return Placed(where, on_device([self.factors, self.shifts], torch.float32, device))
+        return DeviceAdjustments(where, on_device([self.factors, self.shifts], torch.float32, device))
 
 
 @dataclass(frozen=True)
-class Placed:
+class DeviceAdjustments:
     """Places on a device. where I64 [2, N]: rows and tokens; what F32 [2, N]: factors and shifts."""
 
     where: Tensor
     what: Tensor
 
 
-def penalized(logits: Tensor, placed: Placed | None) -> Tensor:
+def penalized(logits: Tensor, placed: DeviceAdjustments | None) -> Tensor:
     """logits [R, V] -> [R, V]; the input where nothing is changed, else a copy."""
     if placed is None:
         return logits
@@ -56,8 +56,10 @@ def penalized(logits: Tensor, placed: Placed | None) -> Tensor:
 
 
 def penalize_ref_(logits: Tensor, where: Tensor, what: Tensor) -> None:
-    """The definition, in place. where I64 [2, N], what F32 [2, N]: as in `Placed`."""
+    """The definition, in place. where I64 [2, N], what F32 [2, N]: as in `DeviceAdjustments`. What is too large for the
+    type becomes its largest number, not infinity, beside which nothing else could be drawn."""
     rows, tokens = where
     factors, shifts = what
     x = logits[rows, tokens].float()
-    logits[rows, tokens] = (torch.where(x > 0, x / factors, x * factors) - shifts).to(logits.dtype)
+    x = torch.where(x > 0, x / factors, x * factors) - shifts
+    logits[rows, tokens] = x.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)

@@ -1,60 +1,131 @@
-"""Configuration: read once from the command line, resolved once, then frozen. Both processes read the same object."""
+"""Configuration: frozen structs that both processes read. Their annotated fields are the command line's options and the
+keys of a configuration file as well (`options.py` makes both of them), so that an option is written once."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 import msgspec
+import msgspec.structs
+from msgspec import Meta
 
+from opsin_server.api_keys import check_keys
 from opsin_server.errors import ConfigError
+from opsin_server.media_limits import MediaLimits
+from opsin_server.option import Option
 
+# As browsers send it: no path, no upper case, no default port. "null" is what a page in a file has.
+ORIGIN = re.compile(r"\*|null|(?!http://[^:]+:80$|https://[^:]+:443$)[a-z][a-z0-9+.-]*://[^/\s?#@,*A-Z]+")
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+
+Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=1)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the engine process is told. None means "auto", settled in `engine.memory.resolve`."""
+    """What the engine process is told. None means "auto", settled in `startup.memory_plan.resolve`."""
 
     model: str
-    device: str = "auto"  # auto | cpu | cuda
-    dtype: DType = "auto"
-    quantize: Literal["none", "int8"] = "none"
-    threads: int = 1
-    max_context: int | None = None
-    max_sequences: int = 64
-    max_batch_tokens: int | None = None
-    kv_memory: int | None = None  # bytes
-    block_size: int = 16
-    encoder_memory: int | None = None  # bytes of visual tokens: cached, or what a memory keeps of them
-    prefix_cache: bool = True
-    graphs: bool = True  # decode steps recorded, on CUDA
-    plugins: tuple[str, ...] | None = None
-    model_options: tuple[tuple[str, str], ...] = ()  # of the family
-    max_image_tokens: int | None = None  # of one image, for families that can resize
+    device: Annotated[Literal["auto", "cpu", "cuda"], Option("Where the model runs.")] = "auto"
+    dtype: Annotated[DType, Option("auto: float32 on a CPU, else 16 bit.")] = "auto"
+    quantize: Annotated[Literal["none", "int8"], Option("Store linears as 8-bit rows (smaller, not faster).")] = "none"
+    threads: Annotated[Count, Option("Threads of the engine on a CPU.")] = 1
+    max_context: Annotated[
+        Annotated[int, Meta(ge=2)] | None, Option("Tokens of prompt and answer. Default: the model's.")
+    ] = None
+    max_sequences: Annotated[Count, Option("Requests computed at the same time.")] = 64
+    max_batch_tokens: Annotated[
+        Count | None, Option("Tokens computed in one step. Default: 256 on a CPU, else 2048.")
+    ] = None
+    kv_memory: Annotated[
+        Bytes | None, Option("Keys and values. Default: what is needed, within a share of memory.", metavar="SIZE")
+    ] = None
+    encoder_memory: Annotated[
+        Bytes | None,
+        Option(
+            "Visual tokens kept for pictures that come again. Default: 256MiB; for models that attend to pictures "
+            "outside of the prompt up to 16 of the largest.",
+            metavar="SIZE",
+        ),
+    ] = None
+    max_image_tokens: Annotated[
+        Count | None,
+        Option("Visual tokens of one image, where the family can resize. Default: 8192, at most half of the context."),
+    ] = None
+    prefix_cache: Annotated[bool, Option("Keep the keys and values of prompts for prompts alike.")] = True
+    eager: Annotated[bool, Option("On CUDA: launch decode steps anew, capture none as graphs.")] = False
+    plugins: Annotated[
+        tuple[str, ...] | None, Option("Comma-separated names: the only plugins that may be used.", commas=True)
+    ] = None
+    model_options: Annotated[
+        tuple[str, ...], Option("An option of the model's family.", name="model-option", metavar="NAME=VALUE")
+    ] = ()
+    block_size: int = 16  # tokens of a KV block; no option
+
+    def family_options(self) -> dict[str, str]:
+        """`model_options` by name. Raises ConfigError for what is no pair, or gives a name two values."""
+        found: dict[str, str] = {}
+        for text in self.model_options:
+            name, equals, value = text.partition("=")
+            if not name or not equals:
+                raise ConfigError(f"--model-option {text!r}: write NAME=VALUE")
+            if found.setdefault(name, value) != value:
+                raise ConfigError(f"--model-option {name} is both {found[name]!r} and {value!r}")
+        return found
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the API process is told."""
 
     engine: EngineConfig
-    host: str = "127.0.0.1"
-    port: int = 8000
-    served_names: tuple[str, ...] = ()
-    api_keys: tuple[str, ...] = ()
-    allow_remote_without_key: bool = False
-    drain_timeout: float = 30.0
-    max_body_bytes: int = 64 * 2**20
-    max_queue: int = 256
-    max_image_bytes: int = 20 * 2**20
-    max_image_pixels: int = 40_000_000
-    max_images: int = 32
-    max_request_pixels: int = 160_000_000
-    media_timeout: float = 10.0
-    media_allow: tuple[str, ...] = ()
+    media: MediaLimits = MediaLimits()
+    host: Annotated[str, Option("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Option("Port to listen on; 0 takes a free one.")] = 8000
+    served_names: Annotated[
+        tuple[str, ...],
+        Option("What clients call the model. Default: the folder's name.", name="served-model-name"),
+    ] = ()
+    generation_config: Annotated[
+        Literal["auto", "none"], Option("auto: generation_config.json says how to sample where a request does not.")
+    ] = "auto"
+    api_keys: Annotated[
+        tuple[str, ...],
+        Option(
+            "A key that clients must send. Default: OPSIN_API_KEY, and OPSIN_API_KEYS with commas between.",
+            name="api-key",
+        ),
+    ] = ()
+    allow_remote_without_key: Annotated[bool, Option("Listen beyond this machine although no key is set.")] = False
+    allow_origins: Annotated[
+        tuple[str, ...], Option("Pages that may ask from a browser; * for all.", name="allow-origin", metavar="ORIGIN")
+    ] = ()
+    root_path: Annotated[
+        str, Option("What a proxy puts in front of every route, and may leave there.", metavar="/PATH")
+    ] = ""
+    max_queue: Annotated[Count, Option("Requests in flight before new ones get 503.")] = 256
+    max_body_bytes: Annotated[Bytes, Option("A request's body.", metavar="SIZE")] = 64 * 2**20
+    drain_timeout: Annotated[Annotated[float, Meta(ge=0)], Option("Seconds that running answers get on SIGTERM.")] = (
+        30.0
+    )
+
+    def without_last_slashes(self) -> ServerConfig:
+        """Origins and the root path, as people copy them from a browser's address bar."""
+        origins = tuple(origin.rstrip("/") for origin in self.allow_origins)
+        return msgspec.structs.replace(self, allow_origins=origins, root_path=self.root_path.rstrip("/"))
 
     def check(self) -> None:
-        """Raises ConfigError for what must not start. (Who can reach the host: `listeners.check_guarded`.)"""
-        if not all(key.strip() for key in self.api_keys):
-            raise ConfigError("--api-key is empty (or OPSIN_API_KEY is): a key that anybody could send guards nothing")
+        """Raises ConfigError for what must not start. (Who can reach the host: `listen_addresses.check_guarded`.)"""
+        check_keys(self.api_keys)
+        for origin in self.allow_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--allow-origin {origin!r} is no origin: write it as a browser does, https://app.example.com or "
+                    "http://localhost:3000, or * for every one"
+                )
+        if not ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(f"--root-path {self.root_path!r} is no path: write /llm")
         if not all(name.strip() for name in self.served_names):
             raise ConfigError("--served-model-name is empty: no request could name the model")
         if not 0 <= self.port <= 65535:

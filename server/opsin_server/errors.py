@@ -1,4 +1,4 @@
-"""What a caller can cause or must hear of. One handler (api/failures.py) turns these into OpenAI-shaped bodies."""
+"""What a caller can cause or must hear of; `api.middleware.error_responses` turns these into OpenAI-shaped bodies."""
 
 from __future__ import annotations
 

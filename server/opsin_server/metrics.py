@@ -29,6 +29,9 @@ class EngineStats(Protocol):
     def blocks_free(self) -> int: ...
     @property
     def steps(self) -> int: ...
+
+    @property
+    def decode_steps(self) -> int: ...
     @property
     def preemptions(self) -> int: ...
     @property
@@ -114,6 +117,7 @@ class _EngineCollector(Collector):
         yield _gauge("opsin_encoder_cache_bytes", "Visual tokens in the encoder cache.", stats.encoder_bytes)
         yield _count("opsin_engine_restarts", "Times the engine was started again.", self._restarts())
         yield _count("opsin_steps", "Steps of the engine.", stats.steps)
+        yield _count("opsin_decode_steps", "Steps in which every request computes one token.", stats.decode_steps)
         yield _count("opsin_preemptions", "Requests put back to be computed again.", stats.preemptions)
         yield _count("opsin_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries)
         yield _count("opsin_prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits)

@@ -84,6 +84,19 @@ def test_two_pictures_and_a_server_from_the_environment(opsin, served):
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Second")
 
 
+def test_variables_that_come_from_files_end_with_a_line_end(opsin, served):
+    given = {"OPENAI_BASE_URL": f"{served.url}/v1\n", "OPENAI_API_KEY": "any-key\r\n"}
+    done = opsin("chat", "--image", CIRCLE, "What is in the picture?", **given)
+    assert (done.returncode, done.stdout) == (0, "A red circle.\n"), done
+
+
+@pytest.mark.parametrize("key", ["correct horse", "horse\nHost: x", "h\u00f6rse", "\ufeffhorse"])
+def test_a_key_that_cannot_be_sent(refused, key):
+    sentence = refused("--api-key", key, "Hello")
+    assert "OPENAI_API_KEY" in sentence
+    assert "rse" not in sentence
+
+
 def test_a_conversation_goes_on_until_its_input_ends(chat):
     """The picture is sent with the first question and stays in the conversation."""
     done = chat("--image", CAT, typed="What is this?\nIs this a dog?\n")

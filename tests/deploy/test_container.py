@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from opsin_server.api.auth import OPEN_PATHS
+from opsin_server.api.middleware.paths import PROBES
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import ConfigError
 
@@ -53,7 +53,7 @@ def test_the_health_check_needs_no_key_and_no_curl() -> None:
     compile(command[2], "HEALTHCHECK", "exec")
     (port, path) = re.findall(r"http://127\.0\.0\.1:(\d+)(/[a-z/]+)", command[2])[0]
     assert port == only("EXPOSE")
-    assert path in OPEN_PATHS
+    assert path in PROBES
 
 
 def test_without_a_key_it_refuses() -> None:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from opsin_server.api.auth import OPEN_PATHS
-from opsin_server.api.health import router
+from opsin_server.api.middleware.paths import PROBES
+from opsin_server.api.routes.health import router
 from opsin_server.cli import app
 from opsin_server.config import EngineConfig, ServerConfig
 
@@ -105,7 +105,7 @@ def test_probes_ask_routes_that_exist_and_need_no_key(manifests: list[Manifest])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": ServerConfig(EngineConfig("x")).port}
     for probe in probes.values():
-        assert probe["path"] in routes & OPEN_PATHS
+        assert probe["path"] in routes & PROBES
         assert probe["port"] in ports
 
 

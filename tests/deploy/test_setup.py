@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SHELL_SCRIPTS = ("deploy/setup.sh", "bench/gpu.sh", "bench/wheels.sh", ".ci/run")
 TOOLS = ("sh", "dirname", "sed", "grep", "awk", "tail", "cat", "touch", "mkdir", "cp", "make", "echo")
 DEAD = "http://127.0.0.1:9/whl/cpu"  # nobody listens there
 
@@ -282,7 +283,7 @@ def test_make_says_what_it_can_do(house: House) -> None:
 
 
 def test_shellcheck() -> None:
-    tool, scripts = Path(sys.executable).with_name("shellcheck"), ("deploy/setup.sh", "bench/gpu.sh", ".ci/run")
+    tool, scripts = Path(sys.executable).with_name("shellcheck"), SHELL_SCRIPTS
     done = subprocess.run([tool, *scripts], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -290,7 +290,7 @@ def fields() -> list[Case]:
         "max_tokens": (0, -1, 2**31, 1.5, "4"),
         "max_completion_tokens": (0, -1),
         "seed": (2**63, -(2**63) - 1, 1.5),
-        "stop": ("", ["a", ""], ["a"] * 17, 5, [5], "x" * 2000),
+        "stop": (["a"] * 17, 5, [5], "x" * 2000),
         "top_logprobs": (21, -1, 5),  # (the last: without logprobs)
         "logprobs": ("yes", 1),
         "stream": ("yes", 1),
@@ -298,7 +298,9 @@ def fields() -> list[Case]:
         "presence_penalty": (-2.5, []),
         "repetition_penalty": (0, -1, 101),
         "logit_bias": ({"x": 1}, {"1": 101}, {"-1": 1}, {"999999": 1}, {"5": None}, [1]),
-        "stream_options": ({"include_usage": True}, {"other": 1}),
+        "stream_options": ({"include_usage": 1}, {"other": 1}),
+        "continue_final_message": (True, "yes"),
+        "add_generation_prompt": (False, 1),
         "messages": ([], "Hello", None, [5], {"role": "user"}),
         "model": ("", None, 5),
     }

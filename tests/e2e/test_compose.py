@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import Expanded
-from opsin_server.api.conversation import to_prompt
-from opsin_server.api.wire import ChatRequest
-from opsin_server.prompt.encode import PromptEncoder
+from opsin_server.api.answer.submit import to_prompt
+from opsin_server.api.schemas.chat_request import ChatRequest
+from opsin_server.text.encode_prompt import PromptEncoder
 from support import halves, oracle
 from support.served import OPSIN, Served
 from support.talk import user

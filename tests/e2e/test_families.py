@@ -10,11 +10,11 @@ import openai
 import pytest
 from PIL import Image
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import U8, Expanded
-from opsin_server.api.conversation import to_prompt
-from opsin_server.api.wire import ChatRequest
-from opsin_server.prompt.encode import PromptEncoder
+from opsin_server.api.answer.submit import to_prompt
+from opsin_server.api.schemas.chat_request import ChatRequest
+from opsin_server.text.encode_prompt import PromptEncoder
 from support import oracle, tiny, words
 from support.served import Served
 from support.talk import assistant, user
@@ -102,8 +102,8 @@ def ask(family: Family, messages: list[dict]):
 
 
 def encoded(family: Family, messages: list[dict], images: list[U8]) -> oracle.Prompt:
-    """What the prompt code makes of the request (tests/server/prompt holds it against transformers')."""
+    """What the prompt code makes of the request (tests/server/text holds it against transformers')."""
     request = ChatRequest.model_validate({"model": "tiny", "messages": messages})
     prompt = family.encoder.encode(to_prompt(request, None), images)
-    made = Expanded(prompt.ids, prompt.spans, prompt.memory)
+    made = Expanded(prompt.ids, prompt.spans, prompt.visible)
     return oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, [i.shape[:2] for i in images])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import triton
 
-from opsin_kernels.gpu import catalogue
-from opsin_kernels.gpu.absent import SHARED
-from opsin_kernels.gpu.compiled import CHIPS, TENSOR_CORES, Launch, facts
+from opsin_kernels.tools import launches as catalogue
+from opsin_kernels.tools.compile_facts import CHIPS, TENSOR_CORES, Launch, facts
+from opsin_kernels.tools.stand_in_driver import SHARED
 
 BENCH = Path(__file__).parents[2] / "bench"
 REPRESENTATIVE = {launch.name: launch for launch in catalogue.representative()}

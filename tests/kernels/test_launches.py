@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_kernels import activations, norms, rotary
+from opsin_kernels import activations, rotary
+from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import attention
 from opsin_server.config import EngineConfig
-from opsin_server.engine.graphs import DecodeGraphs
-from opsin_server.engine.memory import Resolved, visual_token_bytes
-from opsin_server.engine.warm import warm
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs
+from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
+from opsin_server.engine.startup.warmup import warmup
 from opsin_server.ipc.messages import MemoryUse, Sampling
 from support import absent_gpu, engines, oracle, tiny
 from support.engines import Asked
@@ -35,8 +36,8 @@ def made(family: str, directory: Path) -> oracle.Ours:
 def start(ours: oracle.Ours) -> None:
     memory = MemoryUse(0, 0, 256, 16, 2**20, 0)
     per_token = visual_token_bytes(ours.spec, 2)
-    resolved = Resolved(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, per_token, memory, 256)
-    warm(ours.model, ours.architecture, ours.spec, EngineConfig(model=""), resolved)
+    resolved = ResolvedConfig(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, per_token, memory, 256)
+    warmup(ours.model, ours.architecture, ours.spec, EngineConfig(model=""), resolved)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -55,7 +56,7 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
             )
             runner = engine.runner
             if recorded:
-                runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 1300, lambda run: run, runner.memory_rows)
+                runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 1300, lambda run: run, runner.cross_kv)
                 runner.graphs.prepare()
             mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
             assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsin_kernels.sampling import SamplingRow, log_probabilities, sample
-from opsin_server.engine.sampler import uniform
+from opsin_server.engine.running.sampler import uniform
 from support.distributions import allowed, rows
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2VLProcessor
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import SpecError
 from support import tiny, words
 

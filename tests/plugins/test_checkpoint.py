@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import SpecError
 from support import oracle, tiny
 
@@ -126,10 +126,10 @@ import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from support import oracle
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import load_weights
+from opsin_plugins.blocks.checkpoint import load_weights
 import threading, time
 def anonymous():
     for line in open("/proc/self/status"):
@@ -171,7 +171,7 @@ def test_loading_takes_little_private_memory_beside_the_weights(tmp_path: Path) 
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
     )
     assert float(done.stdout) < 1.3
 

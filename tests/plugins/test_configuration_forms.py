@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from opsin_plugins.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelFiles, ModelSpec, SpecError
 from support import published
 
@@ -73,7 +74,7 @@ def spec_of(files: ModelFiles, config: dict[str, Any]) -> ModelSpec | None:
     """Without the ids that end an answer: a class's default for them is no knowledge of this model's."""
     changed_files = replace(files, config=config)
     try:
-        found = describe(Registry().architecture(changed_files), changed_files)
+        found = open_files(changed_files, Registry()).spec
     except SpecError:
         return None
     return replace(found, eos=(), decoder=replace(found.decoder, tied=False))  # (the tensors decide over tied)
@@ -141,4 +142,4 @@ def test_ends_are_added_up(generation: dict, top: dict, text: dict, ends: tuple[
     config: dict[str, Any] = {**json.loads(json.dumps(files.config)), **top}
     config["text_config"] |= text
     made = replace(files, config=config, generation=generation)
-    assert describe(Registry().architecture(made), made).eos == ends
+    assert open_files(made, Registry()).spec.eos == ends

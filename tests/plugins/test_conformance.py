@@ -8,18 +8,21 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 
-from opsin_plugins.architectures.llava import Llava
-from opsin_plugins.architectures.mllama import Mllama
-from opsin_plugins.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.blocks.fusions.scatter import ScatterFusion
 from opsin_plugins.blocks.tower import Tower
 from opsin_plugins.conformance.kit import CHECKS, Result, check_architecture, named, run
-from opsin_plugins.fusions.scatter import ScatterFusion
-from opsin_plugins.positions import line
-from opsin_plugins.registry import GROUPS, Registry
+from opsin_plugins.families.architectures.llava import Llava
+from opsin_plugins.families.architectures.mllama import Mllama
+from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.families.encoders.clip import Clip
+from opsin_plugins.families.positions import line
+from opsin_plugins.loading.registry import GROUPS, Registry
 from opsin_plugins.spec import Architecture, Concat, Expanded, Ignore, ImageBudget, Rename
 
 BUILT_IN = sorted(
-    p.name for p in entry_points(group=GROUPS["architecture"]) if p.value.startswith("opsin_plugins.architectures.")
+    p.name
+    for p in entry_points(group=GROUPS["architecture"])
+    if p.value.startswith("opsin_plugins.families.architectures.")
 )
 QUICK = tuple(check for check in CHECKS if check.name not in ("imports", "transformers"))  # these take seconds
 
@@ -55,7 +58,7 @@ def test_every_family_keeps_the_contract(name: str) -> None:
 
 class OneRowMore(Llava):
     def preprocess(self, images, spec, budget):
-        return [replace(item, rows=item.rows + 1) for item in super().preprocess(images, spec, budget)]
+        return [replace(item, tokens=item.tokens + 1) for item in super().preprocess(images, spec, budget)]
 
 
 class NewPixelsEachTime(Llava):
@@ -128,7 +131,7 @@ class SpansBackwards(Llava):
 class RangesFall(Mllama):
     def expand(self, ids, items, spec, encode):
         expanded = super().expand(ids, items, spec, encode)
-        memory = None if expanded.memory is None else expanded.memory[::-1].copy()
+        memory = None if expanded.visible is None else expanded.visible[::-1].copy()
         return Expanded(expanded.ids, expanded.spans, memory)
 
 
@@ -171,6 +174,32 @@ def test_a_fault_of_the_declaration_is_named(
     assert found[check].startswith("FAILED"), found
     assert said in found[check]
     assert [name for name, verdict in found.items() if verdict.startswith("FAILED")] == [check]
+
+
+ENCODER_FAULTS = [
+    ({"model_types": ()}, "it claims no model_type, and does not say why"),
+    ({"model_types": ("siglip_vision_model",)}, "model_type 'siglip_vision_model' is claimed by 2 vision encoders"),
+    ({"prefix": "vision_model"}, "prefix 'vision_model' does not end with a dot"),
+    ({"left_out": ("encoder.layers.0.{rest}",)}, "leaves out encoder.layers.0."),
+    ({"attention": r"encoder\.blocks\.{i}\.attn"}, "attention: 'encoder\\\\.blocks"),
+    ({"mlp": r"encoder\.layers\.{i}\.(mlp\.fc1|layer_norm2)"}, "mlp: encoder.layers.0.layer_norm2 is no linear"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), ENCODER_FAULTS, ids=[next(iter(fault[0])) for fault in ENCODER_FAULTS])
+def test_a_fault_of_what_an_encoder_claims_is_named(
+    change: Mapping[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tuple(check for check in CHECKS if check.name in ("example", "spec", "claims"))
+    monkeypatch.setattr("opsin_plugins.conformance.kit.CHECKS", kept)
+    registry = Registry()
+    assert verdicts(check_architecture("llava", Llava(), registry))["claims"] == "ok: clip_vision_model"
+    spec = Llava().spec(Llava().example())
+    monkeypatch.setattr(Llava, "spec", lambda self, files: spec)
+    monkeypatch.setattr(Clip, "claims", replace(Clip.claims, **change))
+    found = verdicts(check_architecture("llava", Llava(), registry))
+    assert found["claims"].startswith("FAILED"), found
+    assert said in found["claims"]
 
 
 def registry_with(name: str, architecture: type) -> Registry:

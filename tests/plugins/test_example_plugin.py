@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,15 @@ from PIL import Image
 from opsin_plugins.conformance.kit import named
 from opsin_plugins.conformance.published import write
 from opsin_plugins.conformance.subject import Subject
-from opsin_plugins.registry import Registry
-from support import oracle, words
+from opsin_plugins.loading.registry import Registry
+from support import halves, oracle, words
 from support.served import OPSIN, Served
 from support.talk import user
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 PICTURE_TOKENS = 16
 STRANGERS = {  # distribution -> the architecture that it claims, and its module
-    "clashing": ("llava", "class Plugin:\n    api_version = 1\n    name = 'llava'\n"),
+    "clashing": ("llava", "class Plugin:\n    api_version = 2\n    name = 'llava'\n"),
     "outdated": ("ancient", "class Plugin:\n    api_version = 0\n    name = 'ancient'\n"),
     "raising": ("bad", "raise RuntimeError('no such library')\n"),
 }
@@ -68,7 +69,7 @@ def model(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(site: Path, model: Path) -> Iterator[Served]:
-    served = Served(str(model), "--served-model-name", "tiny", "--max-context", "400", env={"PYTHONPATH": str(site)})
+    served = Served(str(model), "--served-model-name", "tiny", "--max-context", "400", env=importing(site))
     try:
         yield served
         served.close()
@@ -76,8 +77,13 @@ def server(site: Path, model: Path) -> Iterator[Served]:
         served.discard()
 
 
+def importing(site: Path) -> dict[str, str]:
+    """The environment in which what lies there is installed as well."""
+    return {"PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def opsin(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **importing(site), "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run([OPSIN, *arguments], capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -109,7 +115,7 @@ def test_broken_plugins_are_named_and_stop_nothing(site: Path, server: Served) -
     assert rows["gated_scatter", "opsin-glimpse"] == rows["qwen2_vl", "opsin"] == "ok"
     both = "architecture 'llava' is claimed by 2 distributions: clashing, opsin; uninstall one"
     assert rows["llava", "opsin"] == rows["llava", "clashing"] == both
-    assert rows["ancient", "outdated"] == "architecture 'ancient' is written for api version 0; this is 1"
+    assert rows["ancient", "outdated"] == "architecture 'ancient' is written for api version 0; this is 2"
     assert rows["bad", "raising"] == "architecture 'bad' failed to load: RuntimeError: no such library"
     assert server.is_ready()
     assert ask(server, "still there")[0] > 0
@@ -137,12 +143,83 @@ def test_a_name_or_all(site: Path) -> None:
         assert "name one architecture, or say --all" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example without plugins that claim what others do."""
+    site = tmp_path_factory.mktemp("alone")
+    install_example(site, tmp_path_factory.mktemp("build-alone"))
+    return site
+
+
+@pytest.fixture(scope="module")
+def composed(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA of the example's encoder, about which neither the command nor the family knows anything."""
+    folder = tmp_path_factory.mktemp("composed")
+    (folder / "mixer").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(alone))
+        registry = Registry()
+        subject = Subject("glimpse", named("glimpse", registry), registry, folder)
+        own = "model.vision."
+        weights = {name.removeprefix(own): w for name, w in subject.weights.items() if name.startswith(own)}
+        config = {**subject.example.config["vision_config"], "model_type": "mixer_vision_model"}
+        write(folder / "mixer", replace(subject.example, config=config), weights)
+    language = halves.language("llama", folder / "language").directory
+    done = opsin(alone, "compose", "--vision", f"{folder / 'mixer'}", "--language", f"{language}", f"{folder / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "(mixer, features of layer 2)" in done.stdout
+    assert f"{PICTURE_TOKENS} visual tokens" in done.stdout
+    return folder / "out"
+
+
+def test_its_encoder_composes_and_the_whole_answers(alone: Path, composed: Path) -> None:
+    allowed = ("--plugins", "llava,mixer,scatter")
+    served = Served(
+        str(composed), "--served-model-name", "tiny", "--max-context", "400", *allowed, env=importing(alone)
+    )
+    try:
+        plain, _ = ask(served, "look")
+        answers = [ask(served, Image.fromarray(oracle.picture(seed, 40, 30)), "look") for seed in range(2)]
+        served.close()
+    finally:
+        served.discard()
+    assert [tokens - plain for tokens, _ in answers] == [PICTURE_TOKENS + 1] * 2  # (a newline ends a picture)
+    assert answers[0][1] != answers[1][1]
+
+
+def test_an_encoder_that_is_not_allowed_is_neither_used_nor_imported(composed: Path, tmp_path: Path) -> None:
+    """Nor where it is not installed: both name the model_type."""
+    site = tmp_path / "site"
+    site.mkdir()
+    install_example(site, tmp_path / "build")
+    encoder = site / "opsin_glimpse" / "encoder.py"
+    encoder.write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n" + encoder.read_text())
+    done = opsin(site, "check", str(composed), "--plugins", "llava,scatter,clip")
+    assert done.returncode == 1
+    said = "no vision encoder plugin claims model_type 'mixer_vision_model'; claimed are clip_vision_model"
+    assert f"{said} (--plugins allows clip, llava, scatter)" in done.stderr
+    assert not (tmp_path / "imported").exists()
+    done = opsin(tmp_path, "check", str(composed))
+    assert said in done.stderr
+    done = opsin(site, "check", str(composed))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "imported").exists()
+
+
+def test_it_gives_its_last_layer_alone(alone: Path, composed: Path, tmp_path: Path) -> None:
+    halves_ = ("--vision", str(composed.parent / "mixer"), "--language", str(composed.parent / "language"))
+    done = opsin(alone, "compose", *halves_, "--vision-feature-layer", "-2", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "vision_feature_layer -2: mixer_vision_model gives the features of its last layer alone (-1)" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_its_own_tests_pass(site: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", str(EXAMPLE / "tests")],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, **importing(site), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         timeout=120,
     )
     assert done.returncode == 0, done.stdout[-2000:]

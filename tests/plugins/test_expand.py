@@ -20,9 +20,9 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from opsin_plugins.architectures.mllama import _memory
+from opsin_plugins.families.architectures.mllama import _memory
 from opsin_plugins.spec import ImageBudget
-from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.text.tokenizer import Tokenizer
 from support import oracle, tiny, words
 
 PICTURES = [oracle.picture(0, 40, 30), oracle.picture(1, 25, 60), oracle.picture(2, 12, 70)]
@@ -106,4 +106,4 @@ def test_each_row_of_a_pixtral_picture_ends_with_its_token(family: str, tmp_path
     row = "[IMG]" * columns
     assert tokenizer.encode("a" + "[IMG_BREAK]".join([row] * rows) + "[IMG_END]b") == expanded.ids.tolist()
     (span,) = expanded.spans
-    assert [expanded.ids[span.start + i] == 150 for i in range(span.length)] == list(span.visual_rows)
+    assert [expanded.ids[span.start + i] == 150 for i in range(span.length)] == list(span.visual_mask)

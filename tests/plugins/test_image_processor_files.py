@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.spec import ImageBudget, ModelSpec, SpecError
 from support import oracle, tiny
 from support.inputs import whole
@@ -70,11 +69,9 @@ def place(folder: Path, **files: Mapping[str, Any]) -> None:
 
 def ours(folder: Path) -> tuple[torch.Tensor, ModelSpec]:
     """F32 [t, 3, H, W] as it was before it was normalised, 0 to 1."""
-    files = read_model_files(folder)
-    architecture = Registry().architecture(files)
-    spec = describe(architecture, files)
-    (item,) = architecture.preprocess([PICTURE], spec, ImageBudget())
-    return whole(item, spec), spec
+    opened = open_model(folder)
+    (item,) = opened.architecture.preprocess([PICTURE], opened.spec, ImageBudget())
+    return whole(item, opened.spec), opened.spec
 
 
 def theirs(folder: Path, spec: ModelSpec) -> torch.Tensor:

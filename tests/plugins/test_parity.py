@@ -148,7 +148,7 @@ def loss(logits: torch.Tensor) -> torch.Tensor:
 
 def matched_gradients(theirs: PreTrainedModel, ours: oracle.Ours):
     """Our parameters' gradients beside those of the tensors that the weight rules put into them."""
-    from opsin_plugins.checkpoint import assign, targets
+    from opsin_plugins.blocks.checkpoint import assign, targets
     from opsin_plugins.spec import TensorInfo
 
     named = {k: v for k, v in theirs.named_parameters() if k != "lm_head.weight" or not ours.spec.decoder.tied}

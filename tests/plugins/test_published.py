@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import assign, targets
-from opsin_plugins.registry import PluginError, Registry
+from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
-from opsin_server.engine.memory import kv_bytes_per_token, memory_bytes_per_token
-from opsin_server.engine.memory_blocks import MemoryBlocks
+from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
+from opsin_server.engine.startup.memory_plan import cross_kv_bytes_per_token, kv_bytes_per_token
 from support import oracle, published
 
 # family, parameters (on disk; a tied head is not), KiB of keys and values a token, visual tokens of 1024 x 1024
@@ -60,7 +60,7 @@ def test_keys_and_values_and_visual_tokens_cost_what_is_known(name: str) -> None
     own = kv_bytes_per_token(spec.decoder, 2)
     assert own / 1024 == kib
     (item,) = architecture.preprocess([picture(spec)], spec, ImageBudget())
-    assert item.rows == tokens
+    assert item.tokens == tokens
 
 
 def picture(spec: ModelSpec) -> U8:
@@ -70,11 +70,11 @@ def picture(spec: ModelSpec) -> U8:
 def test_an_image_of_four_tiles_costs_the_11b_model_200_mib() -> None:
     _, architecture, spec = described("Llama-3.2-11B-Vision-Instruct")
     (item,) = architecture.preprocess([picture(spec)], spec, ImageBudget())
-    assert (item.grid, item.rows) == ((4, 40, 40), 6404)
-    assert item.rows * memory_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.2)
-    ledger: MemoryBlocks[None] = MemoryBlocks(1000, 16)
-    assert ledger.reserve(b"picture", item.rows, "request") is None
-    assert ledger.used * 16 * memory_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.6)
+    assert (item.grid, item.tokens) == ((4, 40, 40), 6404)
+    assert item.tokens * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.2)
+    ledger: CrossKVCache[None] = CrossKVCache(1000, 16)
+    assert ledger.reserve(b"picture", item.tokens, "request") is None
+    assert ledger.used * 16 * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.6)
 
 
 @pytest.mark.parametrize("name", ["gemma-3-4b-it", "InternVL3-1B-hf"])
@@ -89,6 +89,13 @@ def test_a_family_that_is_not_there_is_refused_by_name(name: str) -> None:
     [
         ("llava-1.5-7b-hf", {"vision_feature_layer": 99}, "feature layer 99"),
         ("llava-1.5-7b-hf", {"vision_feature_select_strategy": "some"}, "'some'"),
+        (
+            "llava-1.5-7b-hf",
+            {"vision_config": {"image_size": 335, "patch_size": 14}},
+            "335 is no grid of patches of 14",
+        ),
+        ("llava-1.5-7b-hf", {"vision_config": {"model_type": "qwen2_vl"}}, "is not supported: no LLaVA directory has"),
+        ("llava-v1.6-mistral-7b-hf", {"vision_config": {"model_type": "swin"}}, "no vision encoder plugin claims"),
         ("llava-v1.6-mistral-7b-hf", {"image_grid_pinpoints": [[336, 500]]}, r"\[336, 500\] is no canvas"),
         ("Qwen-VL-Chat", {"rotary_pct": 0.5}, "rotary_pct 0.5"),
         ("Qwen2-VL-2B-Instruct", {"num_key_value_heads": 5}, "key-value heads 5"),
@@ -108,8 +115,8 @@ def test_what_cannot_work_is_refused_with_its_value(name: str, change: dict[str,
 
 def test_an_unknown_option_of_a_family_is_refused_with_those_there_are() -> None:
     for name, options, said in (
-        ("Llama-3.2-11B-Vision-Instruct", {"rows": "all"}, "there are rows_before_image"),
-        ("Llama-3.2-11B-Vision-Instruct", {"rows_before_image": "some"}, "one of none, all"),
+        ("Llama-3.2-11B-Vision-Instruct", {"rows": "all"}, "there are tokens_before_image"),
+        ("Llama-3.2-11B-Vision-Instruct", {"tokens_before_image": "some"}, "one of none, all"),
         ("llava-1.5-7b-hf", {"a": "b"}, "there are none"),
     ):
         files = published.model_files(name, **options)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from opsin_plugins.architectures.text import TextModel
-from opsin_plugins.registry import GROUPS, PluginError, Registry, describe
-from opsin_plugins.spec import API_VERSION, ModelFiles, ModelSpec
+from opsin_plugins.families.architectures.text import TextModel
+from opsin_plugins.families.encoders.clip import Clip
+from opsin_plugins.loading.open_model import open_files
+from opsin_plugins.loading.registry import GROUPS, PluginError, Registry
+from opsin_plugins.spec import API_VERSION, EncoderSpec, ModelFiles, ModelSpec
 
 
 class Good(TextModel):
@@ -27,6 +29,25 @@ class Empty:
 class Failing(Good):
     def spec(self, files: ModelFiles) -> ModelSpec:
         raise ValueError("oops")
+
+
+class Reads(Clip):
+    name = "reads"
+    claims = EncoderSpec(model_types=("seen", "mine"), checkpoint_types=("both",))
+
+
+class AlsoReads(Reads):
+    name = "also"
+    claims = EncoderSpec(model_types=("seen",), checkpoint_types=("both",))
+
+
+class Seen(Reads):
+    name = "seen"
+
+
+class ClaimsAWord(Clip):
+    name = "word"
+    claims = "clip_vision_model"
 
 
 class FromTheFuture:
@@ -44,7 +65,7 @@ def leaving() -> object:
 @pytest.fixture(autouse=True)
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("strangers_module")
-    for member in (Good, Empty, FromTheFuture, broken, leaving):
+    for member in (Good, Empty, Failing, Reads, AlsoReads, Seen, ClaimsAWord, FromTheFuture, broken, leaving):
         setattr(module, member.__name__, member)
     monkeypatch.setitem(sys.modules, "strangers_module", module)
 
@@ -52,6 +73,12 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 def registry(*points: tuple[str, str], allow: list[str] | None = None) -> Registry:
     group = GROUPS["architecture"]
     entries = [EntryPoint(name, value, group) for name, value in points]
+    return Registry(allow, lambda asked: entries if asked == group else [])
+
+
+def encoders(*points: tuple[str, str], allow: list[str] | None = None) -> Registry:
+    group = GROUPS["vision encoder"]
+    entries = [EntryPoint(name, f"strangers_module:{value}", group) for name, value in points]
     return Registry(allow, lambda asked: entries if asked == group else [])
 
 
@@ -119,6 +146,44 @@ def test_an_allow_list_with_a_stranger_is_an_error() -> None:
         registry(("good", "strangers_module:Good"), allow=["good", "absent"])
 
 
+def test_an_encoder_is_found_by_what_it_claims() -> None:
+    found = encoders(("reads", "Reads"), ("broken", "broken"))
+    assert isinstance(found.encoder_for("mine"), Reads)
+    assert isinstance(found.find_encoder("both", part=True), Reads)
+    assert found.find_encoder("both") is None
+    assert found.find_encoder("mine", part=True) is None
+
+
+def test_what_no_encoder_claims_is_named_with_those_that_failed() -> None:
+    found = encoders(("reads", "Reads"), ("bad", "broken"), allow=["reads", "bad"])
+    with pytest.raises(PluginError) as refused:
+        found.encoder_for("unseen")
+    assert str(refused.value) == (
+        "no vision encoder plugin claims model_type 'unseen'; claimed are mine, seen (--plugins allows bad, reads); "
+        "vision encoder 'bad' failed to load: RuntimeError: no such library [/for] this"
+    )
+
+
+def test_two_encoders_that_claim_one_are_an_error_for_it_alone() -> None:
+    found = encoders(("reads", "Reads"), ("also", "AlsoReads"))
+    with pytest.raises(PluginError, match="model_type 'seen' is claimed by 2 vision encoders: also, reads"):
+        found.encoder_for("seen")
+    with pytest.raises(PluginError, match="model_type 'both' is claimed by 2"):
+        found.find_encoder("both", part=True)
+    assert found.encoder_for("mine").name == "reads"
+    assert encoders(("reads", "Reads"), ("also", "AlsoReads"), allow=["also"]).encoder_for("seen").name == "also"
+
+
+def test_an_encoder_of_the_very_name_comes_first() -> None:
+    assert isinstance(encoders(("also", "AlsoReads"), ("seen", "Seen")).encoder_for("seen"), Seen)
+
+
+def test_claims_that_are_none_and_another_name_are_errors() -> None:
+    errors = {row.name: row.error for row in encoders(("word", "ClaimsAWord"), ("other", "Reads")).status()}
+    assert errors["word"] == "vision encoder 'word': claims is a str, not an EncoderSpec"
+    assert errors["other"] == "vision encoder 'other' calls itself 'reads'"
+
+
 def test_every_built_in_loads() -> None:
     rows = Registry().status()
     assert {(r.kind, r.name) for r in rows} >= {
@@ -132,7 +197,7 @@ def test_every_built_in_loads() -> None:
 
 def test_a_plugin_that_raises_anything_is_named_with_the_directory() -> None:
     with pytest.raises(PluginError, match=r"architecture 'good' cannot describe \.: ValueError: oops"):
-        describe(Failing(), files())
+        open_files(files(model_type="good"), registry(("good", "strangers_module:Failing")))
 
 
 def test_its_words_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:

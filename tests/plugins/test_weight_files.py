@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
+from opsin_plugins.loading.weight_files import INDEX
 from opsin_plugins.spec import SpecError
-from opsin_plugins.weight_files import INDEX
 from support import oracle, tiny
 
 Ids = list[int]
@@ -106,7 +106,7 @@ def test_the_index_decides_where_a_tensor_stands_twice(directory: Path) -> None:
 def test_true_ambiguity_is_refused(directory: Path) -> None:
     """transformers reads the single file, vLLM the shards."""
     beside(directory, "model.safetensors")
-    with pytest.raises(SpecError, match="model.safetensors beside the 2 shards .* remove those"):
+    with pytest.raises(SpecError, match=r"model.safetensors beside the 2 shards .* remove those"):
         read_model_files(directory)
 
 
@@ -130,7 +130,7 @@ def test_an_index_that_names_what_is_not_there(directory: Path) -> None:
     index = json.loads((directory / INDEX).read_text())
     index["weight_map"]["model.more.weight"] = "model-00001-of-00002.safetensors"
     (directory / INDEX).write_text(json.dumps(index))
-    with pytest.raises(SpecError, match="model.more.weight is in model-00001"):
+    with pytest.raises(SpecError, match=r"model\.more\.weight is in model-00001"):
         read_model_files(directory)
 
 
@@ -145,7 +145,7 @@ def test_other_things_that_people_give_are_named(directory: Path, tmp_path: Path
         read_model_files(directory)
     entry = tmp_path / "models--Qwen--Qwen2-VL"
     shutil.copytree(directory, entry / "snapshots" / "0123")
-    with pytest.raises(SpecError, match="an entry of the Hub's cache: give its snapshot, .*snapshots/0123"):
+    with pytest.raises(SpecError, match=r"an entry of the Hub's cache: give its snapshot, .*snapshots/0123"):
         read_model_files(entry)
 
 

@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from opsin_server import listeners
+from opsin_server.api import listen_addresses as listeners
+from opsin_server.api.listen_addresses import addresses, bind, check_guarded, url_of
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import ConfigError
-from opsin_server.listeners import addresses, bind, check_guarded, url_of
 
 
 def has_ipv6() -> bool:

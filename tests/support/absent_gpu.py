@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from opsin_kernels import dispatch
-from opsin_kernels.gpu.absent import Absent, absent
+from opsin_kernels.tools.stand_in_driver import Absent, absent
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import torch
 
 from opsin_plugins.spec import U8, ImageBudget
 from opsin_server.config import EngineConfig
-from opsin_server.engine.assemble import assemble
 from opsin_server.engine.engine import Engine
-from opsin_server.engine.examine import tensor_bytes
-from opsin_server.engine.memory import Resolved, visual_token_bytes
+from opsin_server.engine.startup.assemble import assemble
+from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
+from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
 from opsin_server.ipc.messages import (
     Logprobs,
     MemoryUse,
@@ -21,9 +21,9 @@ from opsin_server.ipc.messages import (
     Submit,
     arrays_of,
     describe,
-    reaches,
+    visible_images,
 )
-from opsin_server.prompt.digest import image_digest
+from opsin_server.text.image_digest import image_digest
 from support.oracle import Ours, Prompt, prompt
 
 GREEDY = Sampling(temperature=0.0)
@@ -39,7 +39,7 @@ def make_engine(
     max_sequences: int = 16,
     encoder_memory: int = 2**20,
     prefix_cache: bool = True,
-    memory_blocks: int = 256,
+    cross_kv_blocks: int = 256,
     dtype: torch.dtype = torch.float32,
     max_encode_patches: int = 4096,
 ) -> Engine:
@@ -54,7 +54,9 @@ def make_engine(
     cpu = torch.device("cpu")
     context = min(max_context, blocks * block_size)
     per_token = visual_token_bytes(ours.spec, dtype.itemsize)
-    resolved = Resolved(cpu, dtype, context, max_batch_tokens, max_encode_patches, per_token, memory, memory_blocks)
+    resolved = ResolvedConfig(
+        cpu, dtype, context, max_batch_tokens, max_encode_patches, per_token, memory, cross_kv_blocks
+    )
     return assemble(ours.model, ours.spec, config, resolved)
 
 
@@ -88,7 +90,7 @@ def submit(engine: Engine, ours: Ours, name: str, asked: Asked, eos: tuple[int, 
         len(made.positions),
         made.expanded.spans,
         describe(items),
-        reaches(made.expanded.memory),
+        visible_images(made.expanded.visible),
     )
     engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made

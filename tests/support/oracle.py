@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opsin_kernels.cross_attention import CrossRun, CrossRuns
 from opsin_kernels.layout import Layout
-from opsin_kernels.memory_attention import Run, Runs
-from opsin_plugins.blocks.decoder import Rows
+from opsin_plugins.blocks.checkpoint import load_weights
+from opsin_plugins.blocks.decoder import ModelInputs
+from opsin_plugins.blocks.fusion import CrossInputs, Visual
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.checkpoint import load_weights
-from opsin_plugins.files import read_model_files
-from opsin_plugins.fusions.base import Memory, Visual
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import U8, Architecture, Expanded, ImageBudget, ModelSpec, VisualItem
 from support import tiny
@@ -80,7 +80,7 @@ def our_logits(ours: Ours, prompts: Sequence[Prompt]) -> list[Tensor]:
     """All prompts packed into one batch without a cache, as training runs them: logits [T, vocab] of each."""
     lengths = [len(p.ids) for p in prompts]
     positions = torch.from_numpy(np.concatenate([p.positions for p in prompts], 1)).long()
-    rows = Rows(positions, Layout(lengths, lengths))
+    rows = ModelInputs(positions, Layout(lengths, lengths))
     rope, visual, items = ours.spec.decoder.rope, None, [item for p in prompts for item in p.items]
     if any(rope.stretch(n) != 1 for n in lengths):
         parts = [np.tile(frequencies(rope, ours.spec.decoder.head_dim, rope.stretch(n)), (n, 1)) for n in lengths]
@@ -89,10 +89,10 @@ def our_logits(ours: Ours, prompts: Sequence[Prompt]) -> list[Tensor]:
         pixels = torch.from_numpy(np.concatenate([i.pixels for i in items]))
         arrange = [None if i.arrange is None else torch.from_numpy(i.arrange).long() for i in items]
         tokens = ours.model.encode(pixels, items, arrange)
-        if ours.spec.memory is None:
+        if ours.spec.cross is None:
             visual = Visual(torch.cat(tokens), torch.cat(_visual_rows(prompts)))
         else:
-            rows.memory = _memory(prompts, tokens)
+            rows.cross = _memory(prompts, tokens)
     states = ours.model(torch.cat([p.ids for p in prompts]), rows, None, visual)
     return list(ours.model.logits(states).split(lengths))
 
@@ -102,31 +102,31 @@ def _visual_rows(prompts: Sequence[Prompt]) -> list[Tensor]:
     for p in prompts:
         for span in p.expanded.spans:
             rows = torch.arange(start + span.start, start + span.start + span.length)
-            found.append(rows if span.visual_rows is None else rows[torch.tensor(span.visual_rows)])
+            found.append(rows if span.visual_mask is None else rows[torch.tensor(span.visual_mask)])
         start += len(p.ids)
     return found
 
 
-def _memory(prompts: Sequence[Prompt], tokens: Sequence[Tensor]) -> Memory | None:
+def _memory(prompts: Sequence[Prompt], tokens: Sequence[Tensor]) -> CrossInputs | None:
     """Row by row, without the engine's runs."""
     starts = np.cumsum([0, *(len(t) for t in tokens)])
     runs, rows, before, row, first = [], [], [], 0, 0
     for p in prompts:
-        seen = np.zeros((len(p.ids), 2), np.int32) if p.expanded.memory is None else p.expanded.memory
+        seen = np.zeros((len(p.ids), 2), np.int32) if p.expanded.visible is None else p.expanded.visible
         for lo, hi in seen.tolist():
             if lo != hi:
                 hidden = [0 if lo < 0 else item.hidden for item in p.items]
                 slots = [
                     torch.arange(starts[first + i], starts[first + i + 1] - hidden[i]) for i in range(max(lo, 0), hi)
                 ]
-                runs.append(Run(1, torch.cat(slots)))
+                runs.append(CrossRun(1, torch.cat(slots)))
                 rows.append(row)
                 before.append(lo < 0)
             row += 1
         first += len(p.items)
     if not runs:
         return None
-    return Memory(Runs(runs), torch.tensor(rows), torch.tensor(before), states=torch.cat(list(tokens)))
+    return CrossInputs(CrossRuns(runs), torch.tensor(rows), torch.tensor(before), states=torch.cat(list(tokens)))
 
 
 def their_logits(model: PreTrainedModel, ours: Ours, asked: Prompt) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from opsin_plugins.read_json import read_json
+from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import ModelFiles, TensorInfo
 
 CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"

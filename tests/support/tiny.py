@@ -310,7 +310,7 @@ FAMILIES: Mapping[str, Published] = {
             ],
             "current": [],
         },
-        {"rows_before_image": "all"},
+        {"tokens_before_image": "all"},
     ),
     "qwen": Published(qwen_vl_reference.make, {}, {"published": []}),
     "llama": Published(lambda **text: text_model("llama", **text), {}, {"published": []}),

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from opsin_plugins.configs import integer, three
-from opsin_plugins.families import renames
-from opsin_plugins.image_processors import HALF, ImageProcessor
-from opsin_plugins.images import patches, resize
-from opsin_plugins.spec import API_VERSION, U8, Config, Grid, ImageBudget, ImageSpec, Rule, TowerSpec
+from opsin_plugins.families.base import renames
+from opsin_plugins.families.config_fields import integer, three
+from opsin_plugins.families.image_processors import HALF, ImageProcessor
+from opsin_plugins.families.images import patches, resize
+from opsin_plugins.spec import API_VERSION, U8, Config, EncoderSpec, Grid, ImageBudget, ImageSpec, Rule, TowerSpec
 
 PROCESSOR = ImageProcessor(("GlimpseImageProcessor",), {"image_mean": HALF, "image_std": HALF})
 
@@ -15,6 +15,7 @@ class Mixer:
     api_version = API_VERSION
     name = "mixer"
     builder = "opsin_glimpse.mixer:MixerTower"
+    claims = EncoderSpec(model_types=("mixer_vision_model",), mlp=r"layers\.{i}\.channel_mlp\.(up|down)")
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         patch, settings = integer(config, "patch_size"), PROCESSOR.resolve(preprocessor)

@@ -4,24 +4,24 @@ import re
 from collections.abc import Mapping, Sequence
 
 from opsin_glimpse.encoder import Mixer
-from opsin_plugins.configs import integer, section
-from opsin_plugins.decoders import decoder_rules, decoder_spec, is_tied, max_positions
-from opsin_plugins.families import Family, end_ids, llama_groups, renames, text_section
-from opsin_plugins.spec import U8, ImageBudget, ModelFiles, ModelSpec, Pattern, ProjectorSpec, Rename, Rule, VisualItem
+from opsin_plugins.families.base import Family, end_ids, llama_groups, renames, text_section, vision_groups
+from opsin_plugins.families.config_fields import integer, section
+from opsin_plugins.families.language import decoder_rules, decoder_spec, is_tied, max_positions
+from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, ProjectorSpec, Rename, Rule
 
-ENCODER = Mixer()
 LANGUAGE, VISION, PROJECTOR = "model.language_model.", "model.vision.", "model.projector."
 
 
 class Glimpse(Family):
     name = "glimpse"
+    encoder = Mixer()
 
     def spec(self, files: ModelFiles) -> ModelSpec:
         vision = section(files.config, "vision_config")
         text, defaults = text_section(files.config)
         decoder = decoder_spec(text, is_tied(files, text), defaults)
-        tower = ENCODER.spec(vision, files.preprocessor)
-        image = ENCODER.image(tower, vision, files.preprocessor)
+        tower = self.encoder.spec(vision, files.preprocessor)
+        image = self.encoder.image(tower, vision, files.preprocessor)
         return ModelSpec(
             family=self.name,
             decoder=decoder,
@@ -29,7 +29,7 @@ class Glimpse(Family):
             projector=ProjectorSpec(tower.width, decoder.width, decoder.width, "gelu", merge=image.merge),
             image=image,
             fusion="gated_scatter",
-            encoder=ENCODER.name,
+            encoder=self.encoder.name,
             image_token=integer(files.config, "image_token_id"),
             eos=end_ids(files),
             max_positions=max_positions(text, defaults),
@@ -45,20 +45,15 @@ class Glimpse(Family):
                 norm=f"{LANGUAGE}norm.weight",
                 head="lm_head.weight",
             ),
-            *ENCODER.weights(spec.vision, VISION),
+            *self.encoder.weights(spec.vision, VISION),
             *renames({f"{PROJECTOR}up": "projector.mlp.up", f"{PROJECTOR}down": "projector.mlp.down"}),
             Rename("model.gate", "fusion.gate"),
         ]
 
-    def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
-        assert spec.image is not None
-        found = [ENCODER.preprocess(image, spec.image, budget) for image in images]
-        return [VisualItem(pixels, grid, rows=len(pixels) // spec.image.merge**2) for pixels, grid in found]
-
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         return {
             **llama_groups(r"model\.language_model\.layers\.\d+\."),
-            "vision.mlp": re.compile(r"model\.vision\.layers\.\d+\.channel_mlp\.(up|down)"),
+            **vision_groups(self.encoder, VISION),
             "projector.mlp": re.compile(r"model\.projector\.(up|down)"),
         }
 

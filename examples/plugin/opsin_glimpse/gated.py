@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from opsin_plugins.blocks.fusion import Fusion, Visual
 from opsin_plugins.blocks.layers import parameter
 from opsin_plugins.blocks.linear import Quantize
-from opsin_plugins.fusions.base import Fusion, Visual
 from opsin_plugins.spec import ModelSpec
 
 

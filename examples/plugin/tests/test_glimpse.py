@@ -12,7 +12,7 @@ from opsin_glimpse.family import Glimpse
 from opsin_plugins.conformance.batches import whole
 from opsin_plugins.conformance.kit import check_architecture, named
 from opsin_plugins.conformance.subject import Subject
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget
 
 
@@ -31,7 +31,7 @@ def test_every_picture_becomes_sixteen_visual_tokens(subject: Subject) -> None:
     for size in ((40, 30), (200, 7)):
         image = np.zeros((*size, 3), np.uint8)
         (item,) = Glimpse().preprocess([image], subject.spec, ImageBudget())
-        assert (item.grid, item.rows) == ((1, 8, 8), 16)
+        assert (item.grid, item.tokens) == ((1, 8, 8), 16)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -318,7 +319,7 @@ def attention(
     if q.stride(1) != size or k.stride(1) != size or k.stride(0) != v.stride(0) or splits > MAX_SPLITS:
         raise ValueError(f"heads must be dense, rows of k and v equally far apart, parts at most {MAX_SPLITS}")
     call = Call(q, k, v, bounds, out, page, causal, window, float(softcap), ranges, scale or size**-0.5, scales)
-    if _every_form:
+    if _every_form.get():
         for other, one in shapes_of(heads, k.shape[1], size, page, 8 * k.element_size(), _name(q.device)):
             for parts in (1, 2):
                 _launch(call, other, parts, one)
@@ -369,19 +370,18 @@ def _launch(call: Call, shape: Shape, splits: int, single: bool) -> None:
         )
 
 
-_every_form = False
+_every_form: ContextVar[bool] = ContextVar("every_form", default=False)
 
 
 @contextmanager
 def every_form() -> Iterator[None]:
     """Within it every call also runs as all other kernels that a call with the same tensors may need for more queries
     or keys: what a server does before its first request, so that none waits for a compiler."""
-    global _every_form
-    _every_form = True
+    token = _every_form.set(True)
     try:
         yield
     finally:
-        _every_form = False
+        _every_form.reset(token)
 
 
 def halves(size: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +18,7 @@ def penalize_places(
     stride,
     count,  # N
     STEP: tl.constexpr,
+    MOST: tl.constexpr,  # the largest number of the logits' type
 ):
     at = tl.program_id(0) * STEP + tl.arange(0, STEP)
     inside = at < count
@@ -27,10 +29,14 @@ def penalize_places(
     place = logits_ptr + row * stride + token
     x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     x = tl.where(x > 0, x / factor, x * factor) - shift
+    x = tl.where(x > MOST, MOST, x)  # (a NaN stays one)
     tl.store(place, x.to(logits_ptr.dtype.element_ty), mask=inside)
 
 
 def penalize_(logits: Tensor, where: Tensor, what: Tensor) -> None:
     """logits [R, V] with dense rows, in place."""
     count = where.shape[1]
-    penalize_places[(triton.cdiv(count, BLOCK),)](logits, where, what, logits.stride(0), count, STEP=BLOCK, num_warps=4)
+    most = torch.finfo(logits.dtype).max
+    penalize_places[(triton.cdiv(count, BLOCK),)](
+        logits, where, what, logits.stride(0), count, STEP=BLOCK, MOST=most, num_warps=4
+    )

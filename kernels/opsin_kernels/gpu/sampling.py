@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from opsin_kernels.sampling import COLDEST
+
 STEP = 4096
 SHORT = 8192  # tokens that are copied out at most
 FAINT = 2.0**-17  # weights below are not
@@ -20,10 +22,23 @@ ONE = 0x3F800000  # the bits of 1.0
 
 
 @triton.jit
+def logits_at(row_ptr, at, size):
+    """Logits F32 [STEP]; -inf outside the vocabulary and for a NaN, which is never drawn."""
+    x = tl.load(row_ptr + at, mask=at < size, other=float("-inf")).to(tl.float32)
+    return tl.where(x == x, x, float("-inf"))
+
+
+@triton.jit
+def weighed(x, largest, temperature):
+    """Weights F32 [STEP] of logits; largest: finite. What is less weighs less than 1, whatever rounding would say, so
+    that no filter puts it before the largest."""
+    return tl.where(x == largest, 1.0, tl.minimum(tl.exp((x - largest) / temperature), 1 - 2.0**-24))
+
+
+@triton.jit
 def weights_at(row_ptr, at, size, largest, temperature):
     """Weights F32 [STEP]; 0 outside the vocabulary."""
-    x = tl.load(row_ptr + at, mask=at < size, other=float("-inf")).to(tl.float32)
-    return tl.exp((x - largest) / temperature)
+    return weighed(logits_at(row_ptr, at, size), largest, temperature)
 
 
 @triton.jit
@@ -137,8 +152,8 @@ def copy_out(
     rest = tl.zeros((), tl.float32)
     for start in range(0, size, STEP):
         at = start + tl.arange(0, STEP)
-        x = tl.load(row_ptr + at, mask=at < size, other=float("-inf")).to(tl.float32)
-        weight = tl.exp((x - largest) / temperature)
+        x = logits_at(row_ptr, at, size)
+        weight = weighed(x, largest, temperature)
         strong = weight >= FAINT
         place = count + tl.cumsum(strong.to(tl.int32), 0) - 1
         fits = strong & (place < SHORT)
@@ -164,6 +179,7 @@ def draw_rows(
     TOP: tl.constexpr,  # bits that no weight reaches
     SHORT: tl.constexpr,
     FAINT: tl.constexpr,
+    COLDEST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
@@ -177,13 +193,13 @@ def draw_rows(
     chosen = tl.zeros((), tl.int32)
     for start in range(0, size, STEP):
         at = start + tl.arange(0, STEP)
-        x = tl.load(row_ptr + at, mask=at < size, other=float("-inf")).to(tl.float32)
+        x = logits_at(row_ptr, at, size)
         here = tl.max(x, 0)
         if here > largest:
             largest = here
             chosen = tl.min(tl.where(x == here, at, size), 0)
 
-    if temperature > 0:
+    if (temperature >= COLDEST) & (tl.abs(largest) < float("inf")):
         filtered = ((top_k > 0) & (top_k < size)) | (top_p < 1) | (floor >= FAINT)
         count = tl.zeros((), tl.int32)
         rest = tl.zeros((), tl.float32)
@@ -198,11 +214,11 @@ def draw_rows(
                 ends = (mass >= top_p * (mass + rest) * 1.00001) | (floor >= FAINT)
             filtered = ends & (count <= SHORT) & (count > 0)
         if filtered:
-            nothing = tl.zeros((), tl.int32)
+            nothing = tl.full((), -1, tl.int32)
             place = drawn(
                 short, count, largest, temperature, top_k, top_p, floor, uniform, rest, nothing, STEP, TOP
             )  # fmt: skip
-            chosen = tl.load(places + place)
+            chosen = tl.load(places + place, mask=place >= 0, other=chosen)
         else:
             chosen = drawn(row_ptr, size, largest, temperature, top_k, top_p, floor, uniform, 0.0, chosen, STEP, TOP)
     tl.store(out_ptr + row, chosen.to(tl.int64))
@@ -217,6 +233,6 @@ def draw(logits: Tensor, settings: Tensor, step: int = STEP, short: int = SHORT)
         places = torch.empty(len(rows), short, device=logits.device, dtype=torch.int32)
         draw_rows[(len(rows),)](
             rows, settings, values, places, out, rows.stride(0), rows.shape[1], STEP=step, TOP=ONE + 1, SHORT=short,
-            FAINT=FAINT, num_warps=8,
+            FAINT=FAINT, COLDEST=COLDEST, num_warps=8,
         )  # fmt: skip
     return out

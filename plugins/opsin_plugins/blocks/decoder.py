@@ -15,22 +15,22 @@ from opsin_kernels.attention import packed_attention, paged_attention
 from opsin_kernels.layout import Layout
 from opsin_kernels.linear import linear
 from opsin_kernels.rotary import angles_to_tables, rotate_, rotate_and_store
+from opsin_plugins.blocks.fusion import Context, CrossInputs, Fusion, Visual
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
-from opsin_plugins.fusions.base import Context, Fusion, Memory, Visual
 from opsin_plugins.rope import axes, frequencies
 from opsin_plugins.spec import DecoderSpec, RopeSpec
 
 
 @dataclass
-class Rows:
+class ModelInputs:
     """One packed batch. positions I64 [A, T]; adapter_slot I64 [T], 0 = the base model (None: all rows are);
     frequencies F32 [T, D/2] where they differ from row to row (dynamic NTK)."""
 
     positions: Tensor
     layout: Layout
     adapter_slot: Tensor | None = None
-    memory: Memory | None = None
+    cross: CrossInputs | None = None
     frequencies: Tensor | None = None
 
 
@@ -38,7 +38,7 @@ KVPool = Sequence[Tensor]  # a layer's keys and values, [blocks, block, 2K, D], 
 
 
 @dataclass(frozen=True)
-class Turn:
+class RotaryTables:
     """What positions do to queries and keys: tables of `rotate`, and a factor for queries [T, 1, 1]."""
 
     cos: Tensor
@@ -58,7 +58,7 @@ class Rotary(nn.Module):
         self.register_buffer("axes", torch.tensor(axes(spec, head_dim)), persistent=False)
         self.one_axis, self.log_scale_from = not spec.sections, log_scale_from
 
-    def forward(self, rows: Rows, dtype: torch.dtype) -> Turn:
+    def forward(self, rows: ModelInputs, dtype: torch.dtype) -> RotaryTables:
         positions = rows.positions
         chosen = positions[0][:, None] if self.one_axis else positions.index_select(0, self.axes).T
         own = self.frequencies if rows.frequencies is None else rows.frequencies
@@ -66,7 +66,7 @@ class Rotary(nn.Module):
         if self.log_scale_from:
             ratio = (positions[0] + 1).float().log() / math.log(self.log_scale_from)
             scale = ratio.clamp(min=1.0).to(dtype)[:, None, None]
-        return Turn(*angles_to_tables(chosen.float() * own, dtype), scale)
+        return RotaryTables(*angles_to_tables(chosen.float() * own, dtype), scale)
 
 
 class Attention(nn.Module):
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         self.out = Linear(sizes[0], [spec.width], spec.out_bias, quantize)
         self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, spec.norm_eps) if spec.head_norm else None for _ in range(2))
 
-    def forward(self, x: Tensor, rows: Rows, turn: Turn, pool: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rows: ModelInputs, turn: RotaryTables, pool: Tensor | None) -> Tensor:
         qkv = self.qkv(x, rows.adapter_slot).view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
@@ -102,7 +102,7 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(spec, quantize)
         self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
 
-    def forward(self, x: Tensor, rows: Rows, turn: Turn, pool: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rows: ModelInputs, turn: RotaryTables, pool: Tensor | None) -> Tensor:
         x, normed = self.mlp_norm.after(x, self.attention(self.attention_norm(x), rows, turn, pool))
         return x + self.mlp(normed, rows.adapter_slot)
 
@@ -131,12 +131,17 @@ class Decoder(nn.Module):
         self.head = None if spec.tied else Linear(spec.width, [spec.vocab], bias=False)
 
     def forward(
-        self, x: Tensor, rows: Rows, pool: KVPool | None, fusion: Fusion | None = None, visual: Visual | None = None
+        self,
+        x: Tensor,
+        rows: ModelInputs,
+        pool: KVPool | None,
+        fusion: Fusion | None = None,
+        visual: Visual | None = None,
     ) -> Tensor:
         """Embeddings [T, H] to the last layer's states [T, H], not yet normalised."""
         turn = self.rotary(rows, x.dtype)
         points = fusion.layers if fusion is not None else frozenset()
-        context = Context(visual, rows.memory, rows.adapter_slot) if points or self.spec.replaced else None
+        context = Context(visual, rows.cross, rows.adapter_slot) if points or self.spec.replaced else None
         for i, layer in enumerate(self._stack):
             if fusion is not None and context is not None and i in points:
                 x = fusion.before_layer(i, x, context)

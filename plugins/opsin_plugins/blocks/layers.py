@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opsin_kernels.activations import Activation, activated, gated
 from opsin_kernels.layer_norm import add_layer_norm, layer_norm
-from opsin_kernels.norms import add_rms_norm, rms_norm
+from opsin_kernels.rms_norm import add_rms_norm, rms_norm
 from opsin_plugins.blocks.linear import Linear, Quantize
 from opsin_plugins.spec import Norm
 

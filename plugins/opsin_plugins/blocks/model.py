@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from opsin_plugins.blocks.decoder import Decoder, KVPool, Rows
+from opsin_plugins.blocks.decoder import Decoder, KVPool, ModelInputs
+from opsin_plugins.blocks.fusion import Fusion, Visual
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.tower import Picture
-from opsin_plugins.fusions.base import Fusion, Visual
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelSpec
 
 
@@ -91,7 +91,9 @@ class Model(nn.Module):
         (count,) = self.projector.counts(self.vision.lengths([picture]))
         return int(count)
 
-    def forward(self, ids: Tensor, rows: Rows, pool: KVPool | None = None, visual: Visual | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, rows: ModelInputs, pool: KVPool | None = None, visual: Visual | None = None
+    ) -> Tensor:
         """ids I64 [T] -> the last layer's states [T, H]; `logits` turns the rows that are wanted into logits."""
         x = self.decoder.embedding(ids)
         if visual is not None:

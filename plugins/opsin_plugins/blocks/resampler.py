@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opsin_plugins.blocks.layers import LayerNorm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
-from opsin_plugins.blocks.places import resized_table
+from opsin_plugins.blocks.patch_layout import resized_table
 from opsin_plugins.spec import ResamplerSpec
 
 

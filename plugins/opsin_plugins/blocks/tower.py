@@ -15,7 +15,7 @@ from opsin_kernels.layout import Segments
 from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, PlainMLP, constants, make_norm, parameter
 from opsin_plugins.blocks.linear import Linear, Quantize
-from opsin_plugins.blocks.places import buckets, merged_places, resized_table, windows
+from opsin_plugins.blocks.patch_layout import buckets, merged_places, resized_table, windows
 from opsin_plugins.spec import Grid, TowerSpec
 
 

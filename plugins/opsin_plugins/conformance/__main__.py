@@ -10,7 +10,7 @@ import sys
 import torch
 
 from opsin_plugins.conformance.kit import installed, run
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.registry import Registry
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opsin_kernels.cross_attention import CrossRun, CrossRuns
 from opsin_kernels.layout import Layout
-from opsin_kernels.memory_attention import Run, Runs
-from opsin_plugins.blocks.decoder import Rows
+from opsin_plugins.blocks.decoder import ModelInputs
+from opsin_plugins.blocks.fusion import CrossInputs, Visual
+from opsin_plugins.blocks.fusions.cross_attention import CrossAttentionFusion
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.fusions.base import Memory, Visual
-from opsin_plugins.fusions.memory import MemoryFusion
 from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import I32, Expanded, RopeSpec, VisualItem
 
@@ -109,8 +109,8 @@ def _step(model: Model, pieces: Sequence[Piece], cache: Cache | None) -> list[Te
     ids = np.concatenate([p.prompt.expanded.ids[p.start : p.stop] for p in pieces])
     positions = np.concatenate([p.prompt.positions[:, p.start : p.stop] for p in pieces], 1)
     layout = Layout(lengths, lengths) if cache is None else cache.layout(pieces)
-    rows = Rows(torch.from_numpy(positions).long(), layout)
-    rows.memory = None if model.spec.memory is None else _memory(model, pieces, stored=cache is not None)
+    rows = ModelInputs(torch.from_numpy(positions).long(), layout)
+    rows.cross = None if model.spec.cross is None else _memory(model, pieces, stored=cache is not None)
     rows.frequencies = _stretched(pieces, decoder.rope, decoder.head_dim)
     states = model(torch.from_numpy(ids).long(), rows, None if cache is None else cache.pool, _visual(pieces))
     return list(model.logits(states).split(lengths))
@@ -120,7 +120,7 @@ def _visual(pieces: Sequence[Piece]) -> Visual | None:
     tokens, rows, first = [], [], 0
     for piece in pieces:
         for span in piece.prompt.expanded.spans:
-            marks = np.ones(span.length, bool) if span.visual_rows is None else np.asarray(span.visual_rows)
+            marks = np.ones(span.length, bool) if span.visual_mask is None else np.asarray(span.visual_mask)
             places = torch.from_numpy(span.start + np.flatnonzero(marks))
             here = (places >= piece.start) & (places < piece.stop)
             if here.any():
@@ -130,9 +130,9 @@ def _visual(pieces: Sequence[Piece]) -> Visual | None:
     return Visual(torch.cat(tokens), torch.cat(rows)) if rows else None
 
 
-def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> Memory | None:
+def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> CrossInputs | None:
     """stored: keys and values are made beforehand, as serving keeps them; else by each layer itself."""
-    runs: list[Run] = []
+    runs: list[CrossRun] = []
     rows: list[int] = []
     before: list[bool] = []
     states: list[Tensor] = []
@@ -141,21 +141,21 @@ def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> Memory | Non
         starts = np.cumsum([first, *(len(t) for t in piece.tokens)])
         first = int(starts[-1])
         states += piece.tokens
-        seen = piece.prompt.expanded.memory
+        seen = piece.prompt.expanded.visible
         ranges = [(0, 0)] * piece.length if seen is None else [(lo, hi) for lo, hi in seen[piece.start : piece.stop]]
         for (lo, hi), group in groupby(ranges):
             count = len(list(group))
             if lo != hi:
                 hidden = [item.hidden if lo >= 0 else 0 for item in piece.prompt.items]
                 slots = [torch.arange(starts[i], starts[i + 1] - hidden[i]) for i in range(max(lo, 0), hi)]
-                runs.append(Run(count, torch.cat(slots)))
+                runs.append(CrossRun(count, torch.cat(slots)))
                 rows += range(row, row + count)
                 before += [bool(lo < 0)] * count
             row += count
     if not runs:
         return None
-    memory = Memory(Runs(runs), torch.tensor(rows), torch.tensor(before) if any(before) else None)
-    if stored and isinstance(model.fusion, MemoryFusion):
+    memory = CrossInputs(CrossRuns(runs), torch.tensor(rows), torch.tensor(before) if any(before) else None)
+    if stored and isinstance(model.fusion, CrossAttentionFusion):
         memory.pool = model.fusion.keys_values(torch.cat(states))
     else:
         memory.states = torch.cat(states)

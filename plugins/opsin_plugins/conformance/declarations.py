@@ -1,17 +1,18 @@
-"""Checks of the declaration: spec, imports, weight rules, LoRA groups."""
+"""Checks of the declaration: spec, imports, weight rules, what the encoder claims, LoRA groups."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from opsin_plugins.checkpoint import assign, targets
+from opsin_plugins.blocks.checkpoint import assign, targets
+from opsin_plugins.conformance.published import Published, invert
 from opsin_plugins.conformance.subject import Subject
-from opsin_plugins.conformance.verdicts import Failed, same
+from opsin_plugins.conformance.verdicts import Failed, Skipped, same
 from opsin_plugins.spec import ModelFiles, Prefix
 
 HEAVY = ("torch", "transformers")
@@ -92,10 +93,48 @@ def _in_dialect(key: str, prefix: Prefix) -> str:
     return prefix.old + key.removeprefix(prefix.new) if key.startswith(prefix.new) else key
 
 
+def claims(subject: Subject) -> str:
+    """What the encoder claims leads back to it, and its patterns name linears of its tower and nothing else."""
+    if subject.spec.vision is None or subject.spec.encoder is None:
+        raise Skipped("a language model")
+    encoder = subject.registry.encoder(subject.spec.encoder)
+    said = encoder.claims
+    if not said.model_types and not said.not_composed:
+        raise Failed("it claims no model_type, and does not say why nothing is composed with it (not_composed)")
+    for kind in said.model_types:
+        same(f"the encoder that claims {kind!r}", subject.registry.encoder_for(kind).name, encoder.name)
+    if said.prefix and not said.prefix.endswith("."):
+        raise Failed(f"prefix {said.prefix!r} does not end with a dot")
+    tower = invert(encoder.weights(subject.spec.vision, ""), subject.sketch, "vision.")
+    for name in said.left_out:
+        pattern = re.compile(re.escape(name).replace(r"\{rest\}", ".+"))
+        if taken := next(filter(pattern.fullmatch, tower), None):
+            raise Failed(f"left_out: {name!r} leaves out {taken}, which the tower needs")
+    for field, linears in (("attention", said.attention), ("mlp", said.mlp)):
+        _names_linears(field, linears, tower)
+    return ", ".join(said.model_types) or said.not_composed
+
+
+def _names_linears(field: str, pattern: str, tower: Mapping[str, Published]) -> None:
+    linears = re.compile(pattern.replace("{i}", r"\d+"))
+    names = {bare(name): tensor for name, tensor in tower.items()}
+    members = [name for name in names if linears.fullmatch(name)]
+    if pattern and not members:
+        raise Failed(f"{field}: {pattern!r} matches no name of the tower")
+    for name in members:
+        if not tower.get(f"{name}.weight", names[name]).linear:
+            raise Failed(f"{field}: {name} is no linear")
+
+
+def bare(name: str) -> str:
+    """A linear's name, of its weight or its bias."""
+    return re.sub(r"[._](weight|bias)$", "", name)
+
+
 def lora_groups(subject: Subject) -> str:
     """Each names linears of the checkpoint, and no two the same."""
     groups = subject.architecture.lora_groups(subject.spec)
-    names = {re.sub(r"[._](weight|bias)$", "", key): tensor for key, tensor in subject.published.items()}
+    names = {bare(key): tensor for key, tensor in subject.published.items()}
     owner: dict[str, str] = {}
     for group, pattern in groups.items():
         if not GROUP.fullmatch(group):

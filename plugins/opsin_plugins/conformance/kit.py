@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from opsin_plugins.conformance import declarations, models, parity, prompts
+from opsin_plugins.conformance import declarations, parity, prompts, tiny_model
 from opsin_plugins.conformance.subject import NO_EXAMPLE, Subject
 from opsin_plugins.conformance.verdicts import Failed, Skipped
-from opsin_plugins.registry import PluginError, Registry
+from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import Architecture, ModelFiles, SpecError
 
 
@@ -29,15 +29,16 @@ CHECKS: Sequence[Check] = (
     Check("spec", declarations.spec, ("example",)),
     Check("imports", declarations.imports, ("spec",)),
     Check("weights", declarations.weights, ("spec",)),
+    Check("claims", declarations.claims, ("spec",)),
     Check("lora groups", declarations.lora_groups, ("weights",)),
     Check("preprocess", prompts.pictures, ("spec",)),
     Check("expand", prompts.expand, ("preprocess",)),
     Check("positions", prompts.positions, ("expand",)),
-    Check("pictures alone", models.pictures_alone, ("weights", "expand")),
-    Check("packed batch", models.packed, ("weights", "expand", "positions")),
-    Check("chunks", models.chunks, ("weights", "expand", "positions")),
-    Check("gradients", models.gradients, ("weights", "expand", "positions")),
-    Check("int8", models.int8, ("weights", "expand", "positions")),
+    Check("pictures alone", tiny_model.pictures_alone, ("weights", "expand")),
+    Check("packed batch", tiny_model.packed, ("weights", "expand", "positions")),
+    Check("chunks", tiny_model.chunks, ("weights", "expand", "positions")),
+    Check("gradients", tiny_model.gradients, ("weights", "expand", "positions")),
+    Check("int8", tiny_model.int8, ("weights", "expand", "positions")),
     Check("transformers", parity.transformers, ("weights", "expand", "positions")),
 )
 

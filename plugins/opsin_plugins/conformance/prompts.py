@@ -33,12 +33,12 @@ def pictures(subject: Subject) -> str:
         _agrees(subject, what, item)
         _equal(f"{what}, the second time", _one(subject, image, FREE), item)
         _equal(f"{what}, with an ample budget", _one(subject, image, AMPLE), item)
-        for limit in (1, max(1, item.rows // 2)):
+        for limit in (1, max(1, item.tokens // 2)):
             small = _one(subject, image, ImageBudget(max_tokens=limit))
             _agrees(subject, f"{what}, at most {limit} tokens", small)
-            if small.rows > item.rows:
+            if small.tokens > item.tokens:
                 raise Failed(
-                    f"{what}: {small.rows} visual tokens with at most {limit}, but {item.rows} without a limit"
+                    f"{what}: {small.tokens} visual tokens with at most {limit}, but {item.tokens} without a limit"
                 )
     return _narrow(subject)
 
@@ -76,19 +76,19 @@ def _agrees(subject: Subject, what: str, item: VisualItem) -> None:
     same(f"{what}: pixels of grid {item.grid}", item.pixels.shape, (int(np.prod(item.grid)), vision.patch_dim))
     made = subject.sketch.tokens_of(item)
     if item.arrange is None:
-        same(f"{what}: rows, where tower and projector make {made} visual tokens", item.rows, made)
+        same(f"{what}: rows, where tower and projector make {made} visual tokens", item.tokens, made)
     else:
-        same(f"{what}: arranged rows", len(item.arrange), item.rows)
+        same(f"{what}: arranged rows", len(item.arrange), item.tokens)
         least, most = int(item.arrange.min()), int(item.arrange.max())
         if least < -int(projector.newline) or most >= made:
             raise Failed(f"{what}: arranged from {made} visual tokens, but names {least} to {most}")
-    if not 0 <= item.hidden < item.rows:
-        raise Failed(f"{what}: {item.hidden} of {item.rows} visual tokens are hidden")
+    if not 0 <= item.hidden < item.tokens:
+        raise Failed(f"{what}: {item.hidden} of {item.tokens} visual tokens are hidden")
 
 
 def _equal(what: str, got: VisualItem, expected: VisualItem) -> None:
     same(f"{what}, grid", got.grid, expected.grid)
-    same(f"{what}, rows", got.rows, expected.rows)
+    same(f"{what}, rows", got.tokens, expected.tokens)
     if not np.array_equal(got.pixels, expected.pixels):
         raise Failed(f"{what}: other pixels")
     orders = [None if item.arrange is None else item.arrange.tolist() for item in (got, expected)]
@@ -104,7 +104,7 @@ def expand(subject: Subject) -> str:
             inside[span.start : span.start + span.length] = True
         kept = [i for i in subject.ids(turn) if i != subject.spec.image_token]
         same("the text around the pictures", prompt.expanded.ids[~inside].tolist(), kept)
-        if subject.spec.memory is not None:
+        if subject.spec.cross is not None:
             _ranges(prompt)
     if subject.spec.vision is not None:
         _counts(subject)
@@ -116,22 +116,22 @@ def _spans(subject: Subject, prompt: Prompt) -> None:
     same("type of the ids", str(expanded.ids.dtype), "int32")
     if not 0 <= expanded.ids.min() <= expanded.ids.max() < subject.spec.decoder.embeddings:
         raise Failed(f"ids up to {expanded.ids.max()}, but there are {subject.spec.decoder.embeddings} embeddings")
-    if subject.spec.memory is None:
+    if subject.spec.cross is None:
         same("pictures of the spans", sorted({s.item for s in expanded.spans}), list(range(len(prompt.items))))
     rows = [0] * len(prompt.items)
     for span in expanded.spans:
         if span.start < at or span.start + span.length > len(prompt):
             raise Failed(f"span {span.start} + {span.length} in a prompt of {len(prompt)}, after one that ends at {at}")
         at = span.start + span.length
-        if span.visual_rows is not None:
-            same("marks of a span", len(span.visual_rows), span.length)
-        rows[span.item] += span.length if span.visual_rows is None else sum(span.visual_rows)
-    if subject.spec.memory is None:
-        same("placeholders of each picture", rows, [item.rows for item in prompt.items])
+        if span.visual_mask is not None:
+            same("marks of a span", len(span.visual_mask), span.length)
+        rows[span.item] += span.length if span.visual_mask is None else sum(span.visual_mask)
+    if subject.spec.cross is None:
+        same("placeholders of each picture", rows, [item.tokens for item in prompt.items])
 
 
 def _ranges(prompt: Prompt) -> None:
-    seen = prompt.expanded.memory
+    seen = prompt.expanded.visible
     if seen is None:
         same("pictures of a prompt without ranges", len(prompt.items), 0)
         return

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.checkpoint import targets
 from opsin_plugins.conformance.verdicts import Failed
-from opsin_plugins.files import MISTRAL_PARAMS
+from opsin_plugins.loading.files import MISTRAL_PARAMS
 from opsin_plugins.spec import Concat, ModelFiles, Rename, Reorder, Rule, Split
 
 Shape = tuple[int, ...]
@@ -32,10 +32,10 @@ class Published:
     linear: bool = False
 
 
-def invert(rules: Sequence[Rule], model: Model) -> dict[str, Published]:
-    """Names as the rules have them, in the dialect that needs no Prefix. Raises Failed for a parameter that no rule
-    gives."""
-    shapes = {name: target.shape for name, target in targets(model).items()}
+def invert(rules: Sequence[Rule], model: Model, within: str = "") -> dict[str, Published]:
+    """Names as the rules have them, in the dialect that needs no Prefix. within: what the names of the parameters
+    begin with. Raises Failed for a parameter that no rule gives."""
+    shapes = {name: target.shape for name, target in targets(model).items() if name.startswith(within)}
     segments = {
         f"{path}.{kind}": tuple(module.segments)
         for path, module in model.named_modules()

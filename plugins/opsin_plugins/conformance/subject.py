@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.checkpoint import load_weights
 from opsin_plugins.conformance.batches import Prompt
 from opsin_plugins.conformance.published import Published, invert, random_weights, write
 from opsin_plugins.conformance.verdicts import Skipped
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import U8, Architecture, ImageBudget, ModelFiles, ModelSpec, Rule
 
 IMAGE = -1  # stands for the placeholder in TURNS; the other numbers choose a text id

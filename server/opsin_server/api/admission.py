@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from opsin_server.api.lifetime import Lifetime
+from opsin_server.api.cancellation import CancelScope
 from opsin_server.errors import Unavailable
 
 
@@ -21,7 +21,7 @@ class Admission:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._in_flight: set[Lifetime] = set()
+        self._in_flight: set[CancelScope] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -36,16 +36,16 @@ class Admission:
         if len(self._in_flight) >= self._limit:
             raise Saturated(f"{len(self._in_flight)} requests are in flight; the limit is {self._limit} (--max-queue)")
 
-    def admit(self) -> Lifetime:
+    def admit(self) -> CancelScope:
         """The caller gives it back with `release`."""
         self.check()
-        lifetime = Lifetime()
-        self._in_flight.add(lifetime)
+        scope = CancelScope()
+        self._in_flight.add(scope)
         self._idle.clear()
-        return lifetime
+        return scope
 
-    def release(self, lifetime: Lifetime) -> None:
-        self._in_flight.discard(lifetime)
+    def release(self, scope: CancelScope) -> None:
+        self._in_flight.discard(scope)
         if not self._in_flight:
             self._idle.set()
 
@@ -54,5 +54,5 @@ class Admission:
         await self._idle.wait()
 
     def end_all(self, reason: Exception) -> None:
-        for lifetime in list(self._in_flight):
-            lifetime.end(reason)
+        for scope in list(self._in_flight):
+            scope.end(reason)

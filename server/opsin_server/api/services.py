@@ -12,13 +12,14 @@ from fastapi import Depends, Request
 
 from opsin_plugins.spec import U8
 from opsin_server.api.admission import Admission
-from opsin_server.api.engine import Engine, facts
-from opsin_server.api.exchange import Exchange
+from opsin_server.api.engine_status import Engine, facts
+from opsin_server.api.middleware.request_log import RequestLog
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import ServerConfig
-from opsin_server.media.limits import MediaLimits
+from opsin_server.media_limits import MediaLimits
 from opsin_server.metrics import Metrics
-from opsin_server.prompt.encode import Prompt, PromptEncoder
-from opsin_server.prompt.messages import Message
+from opsin_server.text.conversation import Message
+from opsin_server.text.encode_prompt import Prompt, PromptEncoder
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,17 @@ class Services:
     names: tuple[str, ...]  # what the model is called, the canonical name first
     version: str
     eos: tuple[int, ...]  # ids that end an answer
+    sampling: SamplingDefaults
     created: int  # Unix seconds
     media: MediaLimits
     admission: Admission
     metrics: Metrics
     threads: ThreadPoolExecutor
 
-    async def encode(self, messages: Sequence[Message], images: Sequence[U8]) -> Prompt:
+    async def encode(self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool) -> Prompt:
         """In a thread: tokenizing and resizing take milliseconds, and release the interpreter's lock."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, self.encoder.encode, messages, images)
+        loop, encode = asyncio.get_running_loop(), self.encoder.encode
+        return await loop.run_in_executor(self.threads, encode, messages, images, continue_final)
 
     def check_open(self) -> None:
         """Raises Unavailable while no new work is taken."""
@@ -49,9 +52,9 @@ async def services_of(request: Request) -> Services:
     return request.app.state.services
 
 
-async def exchange_of(request: Request) -> Exchange:
-    return request.scope["opsin.exchange"]
+async def request_log_of(request: Request) -> RequestLog:
+    return request.scope["opsin.request"]
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]
-ExchangeDep = Annotated[Exchange, Depends(exchange_of)]
+RequestLogDep = Annotated[RequestLog, Depends(request_log_of)]

@@ -8,29 +8,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
-from opsin_plugins.checkpoint import assign, targets
-from opsin_plugins.configs import integer
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
-from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError, TensorInfo
-from opsin_server.compose.folder import check_out, check_room, whole_or_nothing
-from opsin_server.compose.halves import Half, read_encoder, read_language
-from opsin_server.compose.parts import DTYPES, EMBEDDING, Part, plan, write_shards
-from opsin_server.compose.words import PLACEHOLDER, Words, picture_template, with_placeholder
+from opsin_plugins.families.config_fields import integer
+from opsin_plugins.loading.open_model import open_files, open_model
+from opsin_plugins.loading.registry import Registry
+from opsin_plugins.spec import Architecture, ImageBudget, ModelFiles, ModelSpec, SpecError, TensorInfo
+from opsin_server.compose.atomic_directory import check_out, check_room, whole_or_nothing
+from opsin_server.compose.placeholder import PLACEHOLDER, Words, picture_template, with_placeholder
+from opsin_server.compose.sources import Half, VisionHalf, read_encoder, read_language
+from opsin_server.compose.tensors import (
+    DTYPES,
+    EMBEDDING,
+    Part,
+    common_dtype,
+    copied_parts,
+    projector_parts,
+    write_shards,
+)
 from opsin_server.errors import ConfigError
 
 FUSIONS = {
     "scatter": "",
     "levels": "it adds visual rows after layers of a decoder that was trained with them",
-    "memory": "it needs cross-attention layers, which the language model does not have",
+    "cross_attention": "it needs cross-attention layers, which the language model does not have",
 }
 PROJECTORS = {
     "mlp2x": "",
     "linear": "a LLaVA directory has no form for a projector of one layer",
 }
-# LLaVA-1.5 takes CLIP's last layer but one. OneVision takes SigLIP's last but one too: it cuts the 27th off and then
-# takes the last of 26. The last layer is shaped by what comes behind it in the encoder's own training.
+# Where the encoder has a choice. LLaVA-1.5 takes CLIP's last layer but one. OneVision takes SigLIP's last but one too:
+# it cuts the 27th off and then takes the last of 26. The last layer is shaped by what comes behind it in the encoder's
+# own training.
 FEATURE_LAYER = -2
 
 
@@ -59,6 +70,7 @@ class Whole:
     parts: Sequence[Part]
     words: Words
     config: Mapping[str, object]
+    picture_tokens: int  # visual tokens of a picture
 
 
 def compose(request: Request) -> str:
@@ -67,14 +79,14 @@ def compose(request: Request) -> str:
     _choose("projector", request.projector, PROJECTORS)
     out = request.out.resolve()
     check_out(out)
-    encoder, language = read_encoder(request.vision), read_language(request.language)
-    whole = _assembled(request, encoder, language)
+    registry = Registry()
+    encoder, language = read_encoder(request.vision, registry), read_language(request.language)
+    whole = _assembled(request, registry, encoder, language)
     check_room(out, sum(part.nbytes for part in whole.parts))
     with whole_or_nothing(out) as folder:
         template = _write_texts(folder, whole)
         write_shards(folder, whole.parts, request.seed)
-        read = read_model_files(folder)
-        if whole.architecture.spec(read) != whole.spec:
+        if open_model(folder).spec != whole.spec:
             raise SpecError("the directory as written describes another model than the one that was composed")
     return _report(request, language, whole, template)
 
@@ -87,43 +99,47 @@ def _choose(flag: str, name: str, known: Mapping[str, str]) -> None:
         raise ConfigError(f"--{flag} {name}: {known[name]}; there is {taken}")
 
 
-def _assembled(request: Request, encoder: Half, language: Half) -> Whole:
+def _assembled(request: Request, registry: Registry, encoder: VisionHalf, language: Half) -> Whole:
     """Raises SpecError unless the family that will serve the directory takes every tensor of it, and misses none."""
     words = with_placeholder(language.files)
     tensors = language.files.tensors
     embedding = tensors.get(language.names.get(EMBEDDING, ""))
     if embedding is None or len(embedding.shape) != 2:
         raise SpecError(f"--language {language.files.directory} has no model.embed_tokens.weight")
-    rows, width = embedding.shape
+    rows = embedding.shape[0]
     stated = integer(language.config, "vocab_size", rows)
     if stated != rows:
         raise SpecError(f"--language {language.files.directory}: vocab_size {stated}, but {rows} rows of embedding")
     rows = max(rows, words.placeholder + 1)
-    vision = integer(encoder.config, "hidden_size", 768)
-    shapes: dict[str, tuple[int, ...]] = {"linear_1.weight": (width, vision), "linear_2.weight": (width, width)}
-    shapes |= {"linear_1.bias": (width,), "linear_2.bias": (width,)}
-    parts = plan(encoder, language, shapes, rows, request.dtype)
+    parts = copied_parts(encoder, language, rows, request.dtype)
     config = _config(request, encoder, language, words, rows)
     files = ModelFiles(
         directory=request.out,
         config=config,
-        preprocessor=encoder.files.preprocessor,
+        preprocessor=_preprocessor(encoder),
         generation=language.files.generation,
         tokenizer_config=words.config,
         chat_template=language.files.chat_template,
-        tensors={part.name: TensorInfo(request.out, part.dtype, part.shape) for part in parts},
+        tensors=_infos(request.out, parts),
     )
-    registry = Registry()
-    architecture = registry.architecture(files)
-    spec = architecture.spec(files)
+    opened = open_files(files, registry)
+    architecture, spec = opened.architecture, opened.spec
+    assert spec.projector is not None
+    parts = [*projector_parts(spec.projector, common_dtype(language, request.dtype)), *parts]
+    files = replace(files, tensors=_infos(request.out, parts))
     sketch = build_model(spec, registry, device="meta")
     assign(files.tensors, architecture.weights(spec), {name: place.shape for name, place in targets(sketch).items()})
-    config = {**config, "image_seq_length": _visual_tokens(spec)}
-    return Whole(replace(files, config=config), architecture, spec, parts, words, config)
+    picture_tokens = _picture_tokens(architecture, spec)
+    config = {**config, "image_seq_length": picture_tokens}
+    return Whole(replace(files, config=config), architecture, spec, parts, words, config, picture_tokens)
 
 
-def _config(request: Request, encoder: Half, language: Half, words: Words, rows: int) -> dict[str, object]:
-    clip = encoder.config["model_type"] == "clip_vision_model"
+def _infos(out: Path, parts: Sequence[Part]) -> dict[str, TensorInfo]:
+    return {part.name: TensorInfo(out, part.dtype, part.shape) for part in parts}
+
+
+def _config(request: Request, encoder: VisionHalf, language: Half, words: Words, rows: int) -> dict[str, object]:
+    layer = FEATURE_LAYER if encoder.encoder.claims.selects_layer else -1
     embedding = language.files.tensors[language.names[EMBEDDING]].dtype
     dtype = request.dtype if request.dtype != "auto" else str(DTYPES.get(embedding)).removeprefix("torch.")
     return {
@@ -131,9 +147,9 @@ def _config(request: Request, encoder: Half, language: Half, words: Words, rows:
         "model_type": "llava",
         "torch_dtype": dtype,
         "image_token_index": words.placeholder,
-        "vision_feature_layer": FEATURE_LAYER if request.layer is None else request.layer,
-        # (a class token is no part of the picture's grid; SigLIP has none to leave out)
-        "vision_feature_select_strategy": request.select or ("default" if clip else "full"),
+        "vision_feature_layer": layer if request.layer is None else request.layer,
+        # (a class token is no part of the picture's grid; most towers have none to leave out)
+        "vision_feature_select_strategy": request.select or ("default" if encoder.tower.class_token else "full"),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "tie_word_embeddings": language.config["tie_word_embeddings"],
@@ -142,19 +158,23 @@ def _config(request: Request, encoder: Half, language: Half, words: Words, rows:
     }
 
 
-def _visual_tokens(spec: ModelSpec) -> int:
-    assert spec.vision is not None
-    return spec.vision.positions - spec.vision.class_token + spec.vision.keep_class_token
+def _picture_tokens(architecture: Architecture, spec: ModelSpec) -> int:
+    """Visual tokens of a picture of the size that the encoder resizes to."""
+    assert spec.image is not None
+    height, width = (max(side, spec.image.patch * spec.image.merge) for side in spec.image.size)
+    (item,) = architecture.preprocess([np.zeros((height, width, 3), np.uint8)], spec, ImageBudget())
+    return item.tokens
 
 
 def _write_texts(folder: Path, whole: Whole) -> str:
     """All but the weights. What the chat template is, in words."""
-    documents = {
+    documents: dict[str, Mapping[str, object]] = {
         "config.json": whole.config,
-        "preprocessor_config.json": _preprocessor(whole.spec),
         "processor_config.json": _processor(whole),
         "tokenizer_config.json": whole.words.config,
     }
+    if whole.files.preprocessor is not None:
+        documents["preprocessor_config.json"] = whole.files.preprocessor
     if whole.files.generation:
         documents["generation_config.json"] = whole.files.generation
     for name, document in documents.items():
@@ -165,27 +185,10 @@ def _write_texts(folder: Path, whole: Whole) -> str:
     return what
 
 
-def _preprocessor(spec: ModelSpec) -> dict[str, object]:
-    """The encoder's own, with nothing left to a default."""
-    assert spec.vision is not None
-    assert spec.image is not None
-    height, width = spec.image.size
-    box = {"height": height, "width": width}
-    size = {"shortest_edge": spec.image.shortest_edge} if spec.image.resize == "crop" else box
-    clip = spec.encoder == "clip"
-    return {
-        "image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": size,
-        **({"do_center_crop": True, "crop_size": box} if clip else {}),
-        "resample": spec.image.resample,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(spec.vision.mean),
-        "image_std": list(spec.vision.std),
-    }
+def _preprocessor(encoder: VisionHalf) -> Mapping[str, object] | None:
+    """The encoder's own, with nothing left to a default: a LLaVA's are others. None where the encoder needs none."""
+    own = encoder.files.preprocessor
+    return None if own is None else {**encoder.encoder.claims.image_processor, **own}
 
 
 def _processor(whole: Whole) -> dict[str, object]:
@@ -212,7 +215,7 @@ def _report(request: Request, language: Half, whole: Whole, template: str) -> st
         ("vision tower", f"{count('vision_tower.')} ({spec.encoder}, features of layer {spec.vision.layers})"),
         ("projector", f"{count('multi_modal_projector.')}, drawn with seed {request.seed}: it has to be trained"),
         ("language", f"{count('language_model.')} ({language.config['model_type']})"),
-        ("a picture", f"{_visual_tokens(spec)} visual tokens"),
+        ("a picture", f"{whole.picture_tokens} visual tokens"),
         (PLACEHOLDER, f"token {words.placeholder}, {'added' if words.added else 'known before'}{grown}"),
         ("chat template", template),
     ]

@@ -9,12 +9,12 @@ from collections import defaultdict
 import torch
 
 from opsin_plugins.spec import SpecError
-from opsin_server.engine.batch import build
-from opsin_server.engine.checks import check_items, check_memory, check_spans
-from opsin_server.engine.runner import Runner
-from opsin_server.engine.sampler import Drawn, draw, rules_of
-from opsin_server.engine.scheduler import Plan, Scheduler
-from opsin_server.engine.sequence import Sequence
+from opsin_server.engine.running.batch import build
+from opsin_server.engine.running.runner import Runner
+from opsin_server.engine.running.sampler import SampledToken, draw, sampling_inputs
+from opsin_server.engine.scheduling.scheduler import Plan, Scheduler
+from opsin_server.engine.scheduling.sequence import Sequence
+from opsin_server.engine.validation import check_items, check_spans, check_visible_images
 from opsin_server.ipc.messages import Arrays, Logprobs, Output, Stats, Submit
 
 log = logging.getLogger("opsin.engine")
@@ -24,7 +24,7 @@ class Engine:
     def __init__(self, scheduler: Scheduler, runner: Runner, max_context: int) -> None:
         self.scheduler, self.runner, self.max_context = scheduler, runner, max_context
         self.sequences: dict[str, Sequence] = {}
-        self.steps = 0
+        self.steps = self.decode_steps = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
@@ -53,7 +53,7 @@ class Engine:
             return []
         self.steps += 1
         kind = "decode" if all(c.length == 1 for c in plan.chunks) else "prefill"
-        self._seconds[f"{kind}.steps"] += 1
+        self.decode_steps += kind == "decode"
         clock = self._lap(f"{kind}.schedule", started)
         try:
             drawn = self._compute(plan, kind, clock)
@@ -65,7 +65,7 @@ class Engine:
         self._lap(f"{kind}.advance", done)
         return outputs
 
-    def _compute(self, plan: Plan, kind: str, clock: float) -> list[Drawn]:
+    def _compute(self, plan: Plan, kind: str, clock: float) -> list[SampledToken]:
         runner = self.runner
         batch = build(plan, self.scheduler.blocks.block_size)
         clock = self._lap(f"{kind}.batch", clock)
@@ -73,7 +73,7 @@ class Engine:
             runner.encode(plan.encode)
             clock = self._lap(f"{kind}.encode", clock)
         drawing = [c.sequence for c in batch.sampled]
-        rules = rules_of(
+        rules = sampling_inputs(
             drawing, runner.model.spec.decoder.vocab, runner.device
         )  # (before the model: it may run behind)
         logits = runner.run(batch)
@@ -82,20 +82,20 @@ class Engine:
         self._lap(f"{kind}.sample", clock)
         return drawn
 
-    def _advance(self, plan: Plan, drawn: list[Drawn]) -> list[Output]:
+    def _advance(self, plan: Plan, drawn: list[SampledToken]) -> list[Output]:
         outputs, tokens = [], iter(drawn)
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.length
             self.scheduler.blocks.publish(sequence, chunk.start)
-            for need in sequence.needs:
+            for need in sequence.encoder_inputs:
                 if need.stop is not None and need.stop <= sequence.computed:
                     self.scheduler.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
             if chunk.samples:
                 outputs.append(self._append(sequence, next(tokens)))
         return outputs
 
-    def _append(self, sequence: Sequence, drawn: Drawn) -> Output:
+    def _append(self, sequence: Sequence, drawn: SampledToken) -> Output:
         sequence.tokens.append(drawn.token)
         first = sequence.generated == 1
         finish = None
@@ -135,9 +135,9 @@ class Engine:
             raise SpecError("adapters and guided decoding are not served by this version")
         check_items(message, arrays, self.runner.model)
         check_spans(message, total)
-        if self.runner.model.spec.memory is not None:
-            check_memory(message, total, self.scheduler.encoder)
-        elif message.memory:
+        if self.runner.model.spec.cross is not None:
+            check_visible_images(message, total, self.scheduler.encoder)
+        elif message.visible:
             raise SpecError("this model has no memory")
 
     def _lap(self, name: str, since: float) -> float:
@@ -154,6 +154,7 @@ class Engine:
             blocks_cached=blocks.cached,
             blocks_free=blocks.free,
             steps=self.steps,
+            decode_steps=self.decode_steps,
             preemptions=scheduler.preemptions,
             prefix_queries=blocks.queries,
             prefix_hits=blocks.hits,

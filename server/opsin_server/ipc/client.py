@@ -20,12 +20,11 @@ import zmq.asyncio
 
 from opsin_server.config import EngineConfig
 from opsin_server.errors import ConfigError, EngineFailed, Unavailable
-from opsin_server.ipc.folder import bind_privately
 from opsin_server.ipc.messages import (
     Arrays,
     Cancel,
+    Estimate,
     Failed,
-    Outlook,
     Output,
     Outputs,
     Progress,
@@ -38,6 +37,7 @@ from opsin_server.ipc.messages import (
     pack,
     unpack_from_engine,
 )
+from opsin_server.ipc.private_folder import bind_privately
 
 log = logging.getLogger("opsin.ipc")
 
@@ -110,7 +110,7 @@ def merge(outputs: list[Output]) -> Output:
 
 class EngineClient:
     def __init__(
-        self, config: EngineConfig, on_progress: Callable[[Outlook | Progress], None] = lambda progress: None
+        self, config: EngineConfig, on_progress: Callable[[Estimate | Progress], None] = lambda progress: None
     ) -> None:
         self.config, self._on_progress = config, on_progress
         self.state: State = "starting"
@@ -246,7 +246,7 @@ class EngineClient:
                 self.stats = message.stats
                 for output in message.outputs:
                     self._deliver(output)
-            elif isinstance(message, Outlook | Progress):
+            elif isinstance(message, Estimate | Progress):
                 self._tell(message)
             elif isinstance(message, Failed):
                 said.append(message.message)
@@ -254,7 +254,7 @@ class EngineClient:
                 self.ready, self._ready_since = message, time.monotonic()
                 self._set("ready")
 
-    def _tell(self, progress: Outlook | Progress) -> None:
+    def _tell(self, progress: Estimate | Progress) -> None:
         try:
             self._on_progress(progress)
         except Exception:  # a progress bar is worth no engine
@@ -291,7 +291,7 @@ async def _spawn(address: str, config: EngineConfig) -> asyncio.subprocess.Proce
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "opsin_server.worker",
+        "opsin_server.engine.worker",
         address,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

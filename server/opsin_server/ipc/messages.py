@@ -2,7 +2,7 @@
 configuration goes before, as a line on its standard input.)
 
 A Submit travels with raw frames behind it, in this order: ids I32 [T], positions I32 [A, T], then the pixels of each
-item U8 [N, C·p·p], then I32 [rows] of each item that is arranged. All other messages are one frame.
+item U8 [N, C·p·p], then I32 [tokens] of each item that is arranged. All other messages are one frame.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Item(msgspec.Struct, frozen=True):
 
     digest: bytes
     grid: tuple[int, int, int]
-    rows: int
+    tokens: int
     shape: tuple[int, int]  # [N, C·p·p]
     tiles: tuple[int, int] = (1, 1)
     hidden: int = 0
     arranged: bool = False
 
 
-class Reach(msgspec.Struct, frozen=True, array_like=True):
-    """From prompt row `start` on, rows attend to the items lo to hi - 1 (see `Expanded.memory`)."""
+class VisibleImages(msgspec.Struct, frozen=True, array_like=True):
+    """From prompt token `start` on, tokens attend to the items lo to hi - 1 (see `Expanded.visible`)."""
 
     start: int
     lo: int
@@ -70,7 +70,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     axes: int
     spans: tuple[Span, ...] = ()
     items: tuple[Item, ...] = ()
-    memory: tuple[Reach, ...] = ()
+    visible: tuple[VisibleImages, ...] = ()
     salt: bytes = b""  # a tenant's part of every cache key
     adapter: str | None = None  # None: the base model
     guided: bytes | None = None  # reserved for guided decoding
@@ -96,7 +96,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: int
 
 
-class Outlook(msgspec.Struct, frozen=True, tag=True):
+class Estimate(msgspec.Struct, frozen=True, tag=True):
     """What a model takes and whether it serves, known before its weights are read. Bytes, except for counts.
 
     kv_per_1000: keys and values of 1,000 tokens. image_tokens, image_bytes: visual tokens of the largest image, and
@@ -175,6 +175,7 @@ class Stats(msgspec.Struct, frozen=True):
     blocks_cached: int = 0
     blocks_free: int = 0
     steps: int = 0
+    decode_steps: int = 0  # of them those in which every sequence computes one token
     preemptions: int = 0
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found
@@ -189,7 +190,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: Stats
 
 
-FromEngine: TypeAlias = Outlook | Progress | Ready | Failed | Outputs
+FromEngine: TypeAlias = Estimate | Progress | Ready | Failed | Outputs
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
@@ -207,7 +208,9 @@ class Arrays(msgspec.Struct, frozen=True):
 
 def describe(items: Sequence[VisualItem]) -> tuple[Item, ...]:
     return tuple(
-        Item(i.digest, i.grid, i.rows, (i.pixels.shape[0], i.pixels.shape[1]), i.tiles, i.hidden, i.arrange is not None)
+        Item(
+            i.digest, i.grid, i.tokens, (i.pixels.shape[0], i.pixels.shape[1]), i.tiles, i.hidden, i.arrange is not None
+        )
         for i in items
     )
 
@@ -217,12 +220,12 @@ def arrays_of(ids: I32, positions: I32, items: Sequence[VisualItem]) -> Arrays:
     return Arrays(ids, positions, tuple(i.pixels for i in items), arrange)
 
 
-def reaches(memory: I32 | None) -> tuple[Reach, ...]:
-    """`Expanded.memory` I32 [T, 2] in runs of equal rows."""
-    if memory is None:
+def visible_images(visible: I32 | None) -> tuple[VisibleImages, ...]:
+    """`Expanded.visible` I32 [T, 2] in runs of equal rows."""
+    if visible is None:
         return ()
-    starts = np.flatnonzero(np.any(memory[1:] != memory[:-1], 1)) + 1
-    return tuple(Reach(int(at), *memory[at].tolist()) for at in (0, *starts))
+    starts = np.flatnonzero(np.any(visible[1:] != visible[:-1], 1)) + 1
+    return tuple(VisibleImages(int(at), *visible[at].tolist()) for at in (0, *starts))
 
 
 def pack(message: ToEngine | FromEngine, arrays: Arrays | None = None) -> list[bytes | memoryview]:
@@ -249,7 +252,8 @@ def unpack_to_engine(frames: list[bytes]) -> tuple[ToEngine, Arrays | None]:
         for frame, item in zip(frames[3:behind], message.items, strict=True)
     )
     arrange = tuple(
-        np.frombuffer(frame, np.int32).reshape(item.rows) for frame, item in zip(frames[behind:], arranged, strict=True)
+        np.frombuffer(frame, np.int32).reshape(item.tokens)
+        for frame, item in zip(frames[behind:], arranged, strict=True)
     )
     return message, Arrays(ids, positions, pixels, arrange)
 

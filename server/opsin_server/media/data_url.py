@@ -5,8 +5,8 @@ from string import hexdigits
 
 import numpy as np
 
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.still import invalid, too_many_bytes
+from opsin_server.media.encoded_image import invalid, too_many_bytes
+from opsin_server.media_limits import MediaLimits
 
 MAX_HEADER = 256
 _SPACE = b" \t\r\n\f\v"

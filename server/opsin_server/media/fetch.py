@@ -6,10 +6,10 @@ from contextlib import aclosing
 import httpcore2
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.dial import CheckedBackend, Network
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.still import too_many_bytes
+from opsin_server.media.connect import CheckedBackend, Network
+from opsin_server.media.encoded_image import too_many_bytes
 from opsin_server.media.url import Url, join_url
+from opsin_server.media_limits import MediaLimits
 
 MAX_REDIRECTS = 5
 # A body of one-byte chunks costs 10 us each in the HTTP parser, 64 KB of them 0.3 s in which the event loop does

@@ -2,7 +2,7 @@
 
 import struct
 
-from opsin_server.media.still import Still, invalid
+from opsin_server.media.encoded_image import EncodedImage, invalid
 
 # Before the first frame stand a loop count, perhaps a comment. Blocks are at most 255 bytes, so 16 MB an extension.
 MAX_EXTENSIONS = 32
@@ -13,7 +13,7 @@ _EXTENSION, _IMAGE = 0x21, 0x2C
 _GRAPHIC_CONTROL = 0xF9
 
 
-def read_gif(data: bytes) -> Still:
+def read_gif(data: bytes) -> EncodedImage:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     screen = at = 13 + _palette_bytes(flags)
     control = b""
@@ -33,7 +33,7 @@ def read_gif(data: bytes) -> Still:
     if frame_width == 0 or frame_height == 0:
         size = 0, 0
     # The frames after the first need not be found and cut off: the decoder stops where its picture is full.
-    return Still("GIF", *size, b"".join((data[:screen], control, memoryview(data)[at:])))
+    return EncodedImage("GIF", *size, b"".join((data[:screen], control, memoryview(data)[at:])))
 
 
 def _palette_bytes(flags: int) -> int:

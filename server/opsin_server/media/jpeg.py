@@ -3,8 +3,8 @@
 import re
 import struct
 
+from opsin_server.media.encoded_image import EncodedImage, invalid
 from opsin_server.media.orientation import read_orientation
-from opsin_server.media.still import Still, invalid
 
 # A progressive scan of a few bytes still costs a pass over the whole picture: 35 ms at 40 million pixels. Encoders
 # write about ten.
@@ -21,7 +21,7 @@ _COMMENT = 0xFE
 _APP0, _APP1, _APP14, _APP15 = 0xE0, 0xE1, 0xEE, 0xEF
 
 
-def read_jpeg(data: bytes) -> Still:
+def read_jpeg(data: bytes) -> EncodedImage:
     view = memoryview(data)
     parts: list[bytes | memoryview] = [b"\xff\xd8"]
     exif = b""
@@ -60,7 +60,7 @@ def read_jpeg(data: bytes) -> Still:
         raise invalid(f"JPEG has more than {MAX_SEGMENTS:,} segments")
     if size is None or not scans:
         raise invalid("JPEG holds no picture")
-    return Still("JPEG", *size, b"".join([*parts, b"\xff\xd9"]), read_orientation(exif))
+    return EncodedImage("JPEG", *size, b"".join([*parts, b"\xff\xd9"]), read_orientation(exif))
 
 
 def _is_needed(kind: int, body: bytes) -> bool:

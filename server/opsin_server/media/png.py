@@ -3,8 +3,8 @@
 import struct
 from zlib import crc32
 
+from opsin_server.media.encoded_image import EncodedImage, invalid
 from opsin_server.media.orientation import read_orientation
-from opsin_server.media.still import Still, invalid
 
 # Encoders write 8 KB or more to an IDAT chunk, so 20 MB make 2,500; a million empty ones only burn time.
 MAX_CHUNKS = 50_000
@@ -13,7 +13,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
 
 
-def read_png(data: bytes) -> Still:
+def read_png(data: bytes) -> EncodedImage:
     view = memoryview(data)
     first: dict[bytes, bytes] = {}
     pixels: list[memoryview] = []
@@ -43,7 +43,7 @@ def read_png(data: bytes) -> Still:
     if b"tRNS" in first:
         parts += _chunk(b"tRNS", _transparency(first[b"tRNS"], depth, color))
     parts += [*_chunk(b"IDAT", *pixels), *_chunk(b"IEND")]
-    return Still("PNG", width, height, b"".join(parts), read_orientation(first.get(b"eXIf", b"")))
+    return EncodedImage("PNG", width, height, b"".join(parts), read_orientation(first.get(b"eXIf", b"")))
 
 
 def _chunk(kind: bytes, *parts: bytes | memoryview) -> list[bytes | memoryview]:

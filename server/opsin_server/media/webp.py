@@ -2,8 +2,8 @@
 
 import struct
 
+from opsin_server.media.encoded_image import EncodedImage, invalid
 from opsin_server.media.orientation import read_orientation
-from opsin_server.media.still import Still, invalid
 
 # Counts an animation's frames too: a minute at 60 a second is 3,600.
 MAX_CHUNKS = 50_000
@@ -15,7 +15,7 @@ def is_webp(data: bytes) -> bool:
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
-def read_webp(data: bytes) -> Still:
+def read_webp(data: bytes) -> EncodedImage:
     stop = 8 + int.from_bytes(data[4:8], "little")
     if stop > len(data):
         raise invalid("WEBP is truncated")
@@ -40,7 +40,7 @@ def read_webp(data: bytes) -> Still:
         for part in (kind, struct.pack("<I", len(chunk)), chunk, b"\0" * (len(chunk) % 2))
     )
     whole = b"".join((b"RIFF", struct.pack("<I", 4 + len(body)), b"WEBP", body))
-    return Still("WEBP", *_size(first), whole, read_orientation(exif))
+    return EncodedImage("WEBP", *_size(first), whole, read_orientation(exif))
 
 
 def _size(chunks: dict[bytes, bytes]) -> tuple[int, int]:

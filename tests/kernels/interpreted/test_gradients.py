@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from opsin_kernels import activations, norms, rotary
+from opsin_kernels import activations, rotary
+from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import activations as gpu_activations
-from opsin_kernels.gpu import norms as gpu_norms
+from opsin_kernels.gpu import rms_norm as gpu_norms
 from opsin_kernels.gpu import rotary as gpu_rotary
 
 TYPES = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}

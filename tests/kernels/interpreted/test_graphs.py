@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opsin_server.engine.graphs import DecodeGraphs, batch_sizes, context_sizes
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs, batch_sizes, context_sizes
 from support import engines, oracle, tiny
 from support.engines import Asked
 
@@ -44,7 +44,7 @@ def test_recorded_steps_give_the_same_tokens(family: str, tmp_path) -> None:
     expected = [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), a.count) for a in mix]
     engine = engines.make_engine(ours, max_batch_tokens=40)
     pool = engine.runner.pool
-    graphs = DecodeGraphs(ours.model, pool, 16, 400, record, engine.runner.memory_rows)
+    graphs = DecodeGraphs(ours.model, pool, 16, 400, record, engine.runner.cross_kv)
     graphs.prepare()
     assert all(not layer.any() for layer in pool), "preparing writes nothing"
     engine.runner.graphs = graphs

@@ -23,3 +23,20 @@ def test_places_change_as_defined(count: int, dtype: torch.dtype) -> None:
     assert torch.equal(ours, theirs) if dtype != torch.float32 else torch.allclose(ours, theirs, atol=1e-6)
     assert (ours != logits).sum() <= count
     assert not torch.equal(ours, logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_too_large_stays_a_number(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    logits = torch.tensor([[most, -most, float("-inf"), float("nan"), most / 50]]).to(dtype)
+    where, what = (
+        torch.tensor([[0] * 5, [0, 1, 2, 3, 4]]),
+        torch.tensor([[0.01, 100.0, 0.01, 0.01, 0.01], [-100.0] * 5]),
+    )
+    ours, theirs = logits.clone(), logits.clone()
+    gpu_penalties.penalize_(ours, where, what)
+    penalties.penalize_ref_(theirs, where, what)
+    assert torch.equal(ours.nan_to_num(-1, 1, 2), theirs.nan_to_num(-1, 1, 2))
+    assert ours[0, [0, 4]].tolist() == [most, most]
+    assert ours[0, [1, 2]].tolist() == [float("-inf")] * 2
+    assert ours[0, 3].isnan()

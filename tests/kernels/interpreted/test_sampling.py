@@ -12,7 +12,7 @@ from torch import Tensor
 
 from opsin_kernels.gpu import sampling as gpu_sampling
 from opsin_kernels.sampling import SamplingRow
-from support.distributions import allowed, rows
+from support.distributions import allowed, broken_logits, check_broken, edge_rows, rows
 
 
 def draw(logits: Tensor, row: SamplingRow, step: int = 16, short: int = 24) -> int:
@@ -108,8 +108,35 @@ def test_a_full_short_list_leaves_its_neighbour_alone(count: int) -> None:
     values, places = torch.full((30,), 7.0), torch.full((30,), 7, dtype=torch.int32)
     settings_, out = torch.tensor([[1.0, 5, 0.9, 0, 0.5]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     gpu_sampling.draw_rows[(1,)](
-        logits, settings_, values, places, out, 40, 40, STEP=16, TOP=gpu_sampling.ONE + 1, SHORT=24, FAINT=2.0**-17
-    )
+        logits, settings_, values, places, out, 40, 40, STEP=16, TOP=gpu_sampling.ONE + 1, SHORT=24, FAINT=2.0**-17,
+        COLDEST=1e-30,
+    )  # fmt: skip
     assert (values[24:] == 7).all()
     assert (places[24:] == 7).all()
     assert count - 5 <= int(out) < count
+
+
+@given(broken_logits, edge_rows, st.sampled_from([1, 24]), st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=40, deadline=None)
+def test_at_the_edge_a_token_that_is_left_is_drawn(
+    logits: list[float], row: SamplingRow, short: int, dtype: torch.dtype
+) -> None:
+    given_ = torch.tensor([logits]).to(dtype)
+    check_broken(given_[0].tolist(), row, draw(given_, row, short=short))
+
+
+@pytest.mark.parametrize("short", [1, 24])
+def test_rounding_puts_nothing_before_the_largest(short: int) -> None:
+    """Logits one step apart weigh 1 both in float32, and the lesser one comes first."""
+    logits = torch.tensor([[0.1, 0.1 + 2.0**-27, -9.0]])
+    assert logits[0, 1] > logits[0, 0]
+    plain = SamplingRow(2.0, 0, 1.0, 0.0, 0.0)
+    for row in (replace(plain, top_k=1), replace(plain, top_p=1e-46), replace(plain, min_p=1.0)):
+        assert draw(logits, row, short=short) == 1
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_what_is_no_number_leaves_the_others_their_distribution(top_k: int) -> None:
+    logits = torch.tensor([[0.0, float("nan"), 0.0, 0.0, float("nan")]])
+    drawn = [draw(logits, SamplingRow(1.0, top_k, 1.0, 0.0, uniform)) for uniform in (0.1, 0.5, 0.9)]
+    assert drawn == [0, 2, 3]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opsin_kernels import activations, layer_norm, norms, rotary
+from opsin_kernels import activations, layer_norm, rotary
+from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import activations as gpu_activations
 from opsin_kernels.gpu import layer_norm as gpu_layer_norm
-from opsin_kernels.gpu import norms as gpu_norms
+from opsin_kernels.gpu import rms_norm as gpu_norms
 from opsin_kernels.gpu import rotary as gpu_rotary
 
 TYPES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

@@ -14,10 +14,10 @@ import numpy as np
 
 from opsin_plugins.spec import Span, VisualItem
 from opsin_server.errors import BadRequest
-from opsin_server.prompt.encode import Prompt
-from opsin_server.prompt.messages import ImagePart, Message
-from opsin_server.prompt.pieces import BYTE_OF
-from opsin_server.prompt.tokenizer import Tokenizer
+from opsin_server.text.conversation import ImagePart, Message
+from opsin_server.text.encode_prompt import Prompt
+from opsin_server.text.token_bytes import BYTE_OF
+from opsin_server.text.tokenizer import Tokenizer
 
 END = 256
 IMAGE_TOKENS = 4
@@ -50,12 +50,14 @@ class FakeEncoder:
         self.seconds = seconds
         self.vocabulary = END + 1
         self.calls = 0
+        self.continued = False
 
     def check(self, messages: Sequence[Message]) -> None:
         pass
 
-    def encode(self, messages: Sequence[Message], images: Sequence[Any]) -> Prompt:
+    def encode(self, messages: Sequence[Message], images: Sequence[Any], continue_final: bool = False) -> Prompt:
         self.calls += 1
+        self.continued = continue_final
         time.sleep(self.seconds)
         ids: list[int] = []
         spans: list[Span] = []

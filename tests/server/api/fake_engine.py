@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from opsin_server.api.engine import EngineState
+from opsin_server.api.engine_status import EngineState
 from opsin_server.errors import EngineFailed, Unavailable
 from opsin_server.ipc.messages import Arrays, Logprobs, MemoryUse, Output, Ready, Stats, Submit
 

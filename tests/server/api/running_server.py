@@ -16,10 +16,11 @@ import uvloop
 from fake_encoder import END, FakeEncoder
 from fake_engine import FakeEngine
 
-from opsin_server.app import create_app
+from opsin_server.api.app import create_app
+from opsin_server.api.listen_addresses import addresses, bind
+from opsin_server.api.listener import Server
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import EngineConfig, ServerConfig
-from opsin_server.listeners import addresses, bind
-from opsin_server.serving import Server
 
 NAMES = ("opsin-test", "gpt-4o-2024-08-06")
 
@@ -29,10 +30,14 @@ def config(**changes: Any) -> ServerConfig:
 
 
 class RunningServer:
-    def __init__(self, engine: FakeEngine, encoder: Any = None, eos: Any = (END,), **changes: Any) -> None:
+    def __init__(
+        self, engine: FakeEngine, encoder: Any = None, eos: Any = (END,), sampling: Any = None, **changes: Any
+    ) -> None:
         self.engine = engine
         self.config = config(**changes)
-        self.app = create_app(self.config, engine, encoder or FakeEncoder(), NAMES, "v1-test", eos)
+        self.app = create_app(
+            self.config, engine, encoder or FakeEncoder(), NAMES, "v1-test", eos, sampling or SamplingDefaults()
+        )
         self.loop = uvloop.new_event_loop()
         self.url = ""
         self._started = threading.Event()

@@ -5,14 +5,15 @@ from fake_encoder import END, FakeEncoder
 from fake_engine import FakeEngine, Script
 from running_server import NAMES, config
 
-from opsin_server.app import create_app
-from opsin_server.listeners import addresses, bind
-from opsin_server.serving import Server
+from opsin_server.api.app import create_app
+from opsin_server.api.listen_addresses import addresses, bind
+from opsin_server.api.listener import Server
+from opsin_server.api.sampling_defaults import SamplingDefaults
 
 
 async def main() -> None:
     engine = FakeEngine(Script(b"x" * 40, delay=0.01))
-    app = create_app(config(), engine, FakeEncoder(), NAMES, "v1-test", (END,))  # type: ignore[arg-type]
+    app = create_app(config(), engine, FakeEncoder(), NAMES, "v1-test", (END,), SamplingDefaults())  # type: ignore[arg-type]
     listeners = bind(addresses(config().host), config().port)
     await Server(app, config(), listeners, lambda url: print(url, flush=True)).serve_until_stopped()
 

@@ -59,6 +59,15 @@ def test_without_include_usage_no_chunk_has_one(plain: Any) -> None:
     assert all(c.choices for c in chunks)
 
 
+def test_usage_in_every_chunk_when_it_is_asked_for(start: Any) -> None:
+    client = start(Script(b"hello", cached=1)).client()
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(client.chat.completions.create(**CHAT, stream=True, stream_options=options))
+    assert [c.usage.completion_tokens for c in chunks] == [0, 1, 2, 3, 4, 5, 5, 5]
+    assert {c.usage.prompt_tokens for c in chunks} == {2}
+    assert chunks[-1].choices == []
+
+
 def test_the_route_without_v1(plain: Any) -> None:
     client = plain.client(api_key="x")
     client.base_url = plain.url
@@ -217,8 +226,8 @@ def test_a_stream_says_nothing_of_an_id_twice(plain: Any) -> None:
 
 
 def test_pings_while_the_first_token_is_awaited(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opsin_server.api.stream.STATUS_SECONDS", 0.02)
-    monkeypatch.setattr("opsin_server.api.stream.PING_SECONDS", 0.1)
+    monkeypatch.setattr("opsin_server.api.answer.event_stream.STATUS_SECONDS", 0.02)
+    monkeypatch.setattr("opsin_server.api.answer.event_stream.PING_SECONDS", 0.1)
     server = start(Script(b"hello", first_delay=0.45))
     chunks = list(server.client(timeout=0.3).chat.completions.create(**CHAT, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "hello"

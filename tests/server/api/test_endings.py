@@ -153,7 +153,9 @@ def test_a_stream_that_failed_has_no_clean_end(start: Any) -> None:
 
 def test_a_bug_under_a_stream_ends_it_with_an_error(start: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     server = start(FakeEngine(Script(b"hello", delay=0.01)))
-    monkeypatch.setattr("opsin_server.api.reader.Reader._release", lambda self, piece: 1 // (4 - self.tokens))
+    monkeypatch.setattr(
+        "opsin_server.api.answer.output_text.OutputText._release", lambda self, piece: 1 // (4 - self.tokens)
+    )
     stream = server.client().chat.completions.create(**CHAT, stream=True)
     with pytest.raises(openai.APIError, match="an error of its own"):
         list(stream)
@@ -162,7 +164,7 @@ def test_a_bug_under_a_stream_ends_it_with_an_error(start: Any, monkeypatch: pyt
 
 
 def test_a_reader_who_stops_reading_is_cut_off(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opsin_server.listeners.DEAD_PEER_SECONDS", 1)
+    monkeypatch.setattr("opsin_server.api.listen_addresses.DEAD_PEER_SECONDS", 1)
     server = start(FakeEngine(Script(b"x" * 10**6, batch=5_000, delay=0.001), max_context=10**7))
     with server.connect() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

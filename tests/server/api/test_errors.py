@@ -266,7 +266,7 @@ def test_content_types(plain: Any, content_type: str | None, status: int) -> Non
 
 
 def test_a_body_that_stops_coming_times_out(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opsin_server.api.body.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("opsin_server.api.routes.read_body.IDLE_SECONDS", 0.1)
     server = start()
     with server.connect() as raw:
         raw.sendall(post(OBJECT + b"}")[:-10])

@@ -241,7 +241,7 @@ def test_what_is_not_http_never_gets_a_5xx(plain: Any, data: bytes) -> None:
 
 
 def test_a_head_that_does_not_come_is_not_waited_for(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opsin_server.serving.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("opsin_server.api.listener.HEAD_SECONDS", 0.2)
     server = start(FakeEngine(Script(b"x", first_delay=0.5)))
     with server.connect() as nothing, server.connect() as part, server.connect() as later, server.connect() as idle:
         part.sendall(HEAD)

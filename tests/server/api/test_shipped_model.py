@@ -13,9 +13,9 @@ from fake_engine import FakeEngine, Script
 from running_server import RunningServer
 
 import opsin_server
-from opsin_plugins.architectures.qwen2_vl import Qwen2VL
-from opsin_plugins.files import read_model_files
-from opsin_server.prompt.encode import PromptEncoder
+from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
+from opsin_plugins.loading.files import read_model_files
+from opsin_server.text.encode_prompt import PromptEncoder
 
 MODELS = Path(opsin_server.__file__).parent / "models"
 
@@ -51,7 +51,7 @@ def test_pictures_between_texts(shipped: RunningServer) -> None:
     message, arrays = shipped.engine.streams[-1].submit, shipped.engine.arrays[-1]
     assert len(message.items) == len(message.spans) == len(arrays.pixels) == 2
     assert answer.usage.prompt_tokens == len(arrays.ids) == arrays.positions.shape[1]
-    assert answer.usage.prompt_tokens_details.image_tokens == sum(item.rows for item in message.items)
+    assert answer.usage.prompt_tokens_details.image_tokens == sum(item.tokens for item in message.items)
     assert message.axes == len(arrays.positions) == 3
     assert message.eos
     assert len({item.digest for item in message.items}) == 2

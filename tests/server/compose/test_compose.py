@@ -10,13 +10,13 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.weight_files import INDEX
 from opsin_plugins.spec import ImageBudget
-from opsin_plugins.weight_files import INDEX
-from opsin_server.compose import parts
+from opsin_server.compose import tensors as parts
 from opsin_server.compose.command import Request, compose
-from opsin_server.prompt.encode import PromptEncoder
-from opsin_server.prompt.messages import ImagePart, Message, TextPart
+from opsin_server.text.conversation import ImagePart, Message, TextPart
+from opsin_server.text.encode_prompt import PromptEncoder
 from support import halves, oracle
 from support.halves import HalfModel
 from support.inputs import whole

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opsin_plugins.spec import SpecError
-from opsin_server.compose import command, folder
+from opsin_server.compose import atomic_directory as folder
+from opsin_server.compose import command
 from opsin_server.compose.command import Request, compose
 from opsin_server.errors import ConfigError
 from support import halves, tiny
@@ -41,7 +42,11 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def test_choices_that_there_are_not(request_: Request) -> None:
-    refused(request_, r"--fusion memory: it needs cross-attention layers.*; there is scatter", fusion="memory")
+    refused(
+        request_,
+        r"--fusion cross_attention: it needs cross-attention layers.*; there is scatter",
+        fusion="cross_attention",
+    )
     refused(request_, r"--fusion levels: it adds visual rows after layers", fusion="levels")
     refused(request_, r"--fusion gate: there is scatter", fusion="gate")
     refused(request_, r"--projector linear: a LLaVA directory has no form.*there is mlp2x", projector="linear")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from opsin_plugins.files import read_model_files
-from opsin_plugins.registry import Registry
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget
 from opsin_server.compose.command import Request, compose
-from opsin_server.compose.words import PICTURES_FIRST
-from opsin_server.prompt.encode import PromptEncoder
-from opsin_server.prompt.messages import ImagePart, Message, TextPart
+from opsin_server.compose.placeholder import PICTURES_FIRST
+from opsin_server.text.conversation import ImagePart, Message, TextPart
+from opsin_server.text.encode_prompt import PromptEncoder
 from support import halves, oracle
 from support.halves import HalfModel
 

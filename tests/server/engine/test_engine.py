@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opsin_plugins.spec import Span, SpecError
-from opsin_server.ipc.messages import Reach, Sampling, Submit, arrays_of, describe, reaches
+from opsin_server.ipc.messages import Sampling, Submit, VisibleImages, arrays_of, describe, visible_images
 from support import engines, oracle, tiny
 from support.engines import Asked
 
@@ -186,7 +186,7 @@ def bad(engine, ours, **changes: object) -> None:
         "axes": len(made.positions),
         "spans": made.expanded.spans,
         "items": describe(items),
-        "memory": reaches(made.expanded.memory),
+        "visible": visible_images(made.expanded.visible),
     }
     ids = changes.pop("ids", made.expanded.ids)
     fields.update(changes)
@@ -207,12 +207,12 @@ def bad(engine, ours, **changes: object) -> None:
         ({"spans": (Span(2, 1, 0, bidirectional=True),)}, "bidirectional"),
         ({"adapter": "a"}, "adapters"),
         ({"spans": (Span(2, 2, 0, (True,)),)}, "1 marks for an image span of 2"),
-        ({"memory": (Reach(0, 0, 9),)}, "no memory|rows from 0 on see 0 to 9"),
+        ({"visible": (VisibleImages(0, 0, 9),)}, "no memory|rows from 0 on see 0 to 9"),
     ],
 )
 def test_what_must_not_reach_the_model_is_refused(pair, change: dict[str, object], said: str) -> None:
     _, ours = pair
-    if said == "1 placeholders for" and ours.spec.memory is not None:
+    if said == "1 placeholders for" and ours.spec.cross is not None:
         return  # its images stand outside of the prompt
     engine = engines.make_engine(ours)
     with pytest.raises(SpecError, match=said):
@@ -243,7 +243,7 @@ def test_images_that_must_leave_come_back_and_change_no_token(mllama, blocks: in
     asked = [Asked([5, IMAGE, 7, 8, 9 + i], [oracle.picture(i, 40, 30)], count=9) for i in range(5)]
     asked.append(Asked([IMAGE, IMAGE, 7, 8], [oracle.picture(i, 40, 30) for i in (0, 3)], count=9))
     expected = [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), 9) for a in asked]
-    engine = engines.make_engine(ours, memory_blocks=blocks)
+    engine = engines.make_engine(ours, cross_kv_blocks=blocks)
     for _ in range(2):
         assert tokens(engines.ask(engine, ours, asked)) == expected
     assert engine.stats().encoder_queries > len(asked) + 1, "some were encoded more than once"
@@ -252,7 +252,7 @@ def test_images_that_must_leave_come_back_and_change_no_token(mllama, blocks: in
 
 def test_more_images_at_once_than_the_memory_holds_are_refused(mllama) -> None:
     _, ours = mllama
-    engine = engines.make_engine(ours, memory_blocks=26)
+    engine = engines.make_engine(ours, cross_kv_blocks=26)
     with pytest.raises(SpecError, match="2 images that are seen together need 52 memory blocks; there are 26"):
         engines.ask(engine, ours, [Asked([IMAGE, IMAGE, 7], [oracle.picture(i, 40, 30) for i in range(2)])])
     (answer,) = engines.ask(engine, ours, [Asked([IMAGE, 7, IMAGE, 8], [oracle.picture(i, 40, 30) for i in range(2)])])
@@ -278,8 +278,8 @@ def test_a_known_prompt_whose_pictures_were_evicted_is_answered_again(mllama) ->
     _, ours = mllama
     two = Asked([9, IMAGE, IMAGE, *range(3, 40)], [oracle.picture(n, 40, 60) for n in (1, 2)], count=4)
     others = [Asked([7, IMAGE, IMAGE, 5], [oracle.picture(n, 40, 60) for n in (m, m + 1)], count=2) for m in (3, 5)]
-    need = sum(-(-item.rows // 4) for item in oracle.prompt(ours, two.ids, two.images).items)
-    engine = engines.make_engine(ours, memory_blocks=need, max_encode_patches=1)
+    need = sum(-(-item.tokens // 4) for item in oracle.prompt(ours, two.ids, two.images).items)
+    engine = engines.make_engine(ours, cross_kv_blocks=need, max_encode_patches=1)
     (first,) = engines.ask(engine, ours, [two])
     for other in others:
         engines.ask(engine, ours, [other])

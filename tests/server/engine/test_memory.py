@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_plugins.files import read_model_files
+from opsin_plugins.loading.files import read_model_files
 from opsin_server.config import EngineConfig
-from opsin_server.engine import memory
-from opsin_server.engine.load import load_engine
+from opsin_server.engine.startup import memory_plan as memory
+from opsin_server.engine.startup.load import load_engine
 from opsin_server.errors import ConfigError
 from support import oracle, tiny
 
@@ -24,7 +24,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(tiny.qwen2_vl(), tmp_path_factory.mktemp("model"))
 
 
-def resolve(directory: Path, **options: object) -> memory.Resolved:
+def resolve(directory: Path, **options: object) -> memory.ResolvedConfig:
     ours = oracle.load(directory)
     config = EngineConfig(model=str(directory), **options)
     return memory.resolve(config, ours.spec, CPU, torch.float32, 1000, memory.free_bytes(CPU))

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from opsin_plugins.spec import Span
-from opsin_server.engine.block_manager import BlockManager
-from opsin_server.engine.encoder_cache import EncoderCache, VisualStore
-from opsin_server.engine.memory_blocks import MemoryBlocks
-from opsin_server.engine.scheduler import Limits, Scheduler
-from opsin_server.engine.sequence import Need, Sequence
+from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
+from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
+from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
 from opsin_server.ipc.messages import Item, Sampling
 
 EOS = 0
@@ -30,7 +30,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 24),
         encoder=st.integers(0, 40),
         prefix_cache=st.booleans(),
-        lasting=st.booleans(),
+        pinned_during_decode=st.booleans(),
     )
     def begin(
         self,
@@ -40,13 +40,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget: int,
         encoder: int,
         prefix_cache: bool,
-        lasting: bool,
+        pinned_during_decode: bool,
     ) -> None:
         """lasting: images stand outside of the prompt, and the whole answer needs the last group of them."""
         self.blocks = BlockManager(blocks, block_size, prefix_cache)
         # (a memory must hold two images of the largest size: what the engine refuses never comes here)
         self.encoder: VisualStore[int] = (
-            MemoryBlocks(encoder // 4 + 2 * -(-6 // block_size), block_size) if lasting else EncoderCache(encoder, 2)
+            CrossKVCache(encoder // 4 + 2 * -(-6 // block_size), block_size)
+            if pinned_during_decode
+            else EncoderCache(encoder, 2)
         )
         limits = Limits(max_sequences, budget, max_encode_patches=12)
         self.scheduler = Scheduler(limits, self.blocks, self.encoder)
@@ -64,9 +66,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def submit(self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int) -> None:
         tokens = [(family * 7 + i) % 5 + 1 for i in range(length)]  # few families: prefixes are shared
-        spans, items, lasting = [], [], self.encoder.lasting
+        spans, items, pinned_during_decode = [], [], self.encoder.pinned_during_decode
         for name, rows in images:
-            spans.append(Span(len(tokens), 1 if lasting else rows, len(items)))
+            spans.append(Span(len(tokens), 1 if pinned_during_decode else rows, len(items)))
             items.append(Item(hashlib.sha256(bytes([name, rows])).digest(), (1, 2, 2 * rows), rows, (4 * rows, 3)))
             # (the second image joins the first one's group when nothing stands between them)
             tokens += [9] * spans[-1].length + [1] * (rows % 2)
@@ -86,14 +88,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens=max_tokens,
             eos=frozenset({EOS}),
             cache_root=b"",
-            needs=self._needs(spans, len(tokens)),
+            encoder_inputs=self._encoder_inputs(spans, len(tokens)),
         )
         self.alive[sequence.request_id] = sequence
         self.scheduler.add(sequence)
 
-    def _needs(self, spans: list[Span], length: int) -> list[Need]:
-        if not self.encoder.lasting:
-            return [Need(s.item, s.start, s.start + s.length) for s in spans]
+    def _encoder_inputs(self, spans: list[Span], length: int) -> list[EncoderInput]:
+        if not self.encoder.pinned_during_decode:
+            return [EncoderInput(s.item, s.start, s.start + s.length) for s in spans]
         groups: list[list[Span]] = []
         for span in spans:
             if groups and groups[-1][-1].start + 1 == span.start:
@@ -101,7 +103,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             else:
                 groups.append([span])
         ends = [group[0].start for group in groups[1:]] + [None]
-        return [Need(s.item, s.start, end) for group, end in zip(groups, ends, strict=False) for s in group]
+        return [EncoderInput(s.item, s.start, end) for group, end in zip(groups, ends, strict=False) for s in group]
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
@@ -122,7 +124,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.encoder.fill(sequence.items[item].digest, 1)
         for chunk in plan.chunks:
             self._check_reads(chunk.sequence, chunk.start)
-            for need in chunk.sequence.needs:
+            for need in chunk.sequence.encoder_inputs:
                 if need.touches(chunk.start, chunk.start + chunk.length):
                     assert self.encoder[chunk.sequence.items[need.item].digest] == 1, "visual tokens are there"
             self._write(chunk.sequence, chunk.start, chunk.length)
@@ -150,7 +152,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _advance(self, sequence: Sequence, start: int, length: int, samples: bool, eos: int) -> None:
         sequence.computed += length
         self.blocks.publish(sequence, start)
-        for need in sequence.needs:
+        for need in sequence.encoder_inputs:
             if need.stop is not None and need.stop <= sequence.computed:
                 self.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
         if samples:
@@ -167,7 +169,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = {b for s in self.scheduler.running for b in s.blocks}
         assert self.blocks.used == len(held)
         assert all(not s.blocks for s in self.scheduler.waiting)
-        if isinstance(self.encoder, MemoryBlocks):
+        if isinstance(self.encoder, CrossKVCache):
             assert self.encoder.used + self.encoder.free == self.encoder.budget, "every memory block is counted once"
         else:
             assert self.encoder.used <= self.encoder.budget or len(self.encoder) == 1, "one too large may be in alone"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opsin_server.media.dial import Network
+from opsin_server.media.connect import Network
 
 PUBLIC = "93.184.216.34"
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.load import load_images
+from opsin_server.media.load_images import load_images
+from opsin_server.media_limits import MediaLimits
 
 MEMORY = 64 * 2**20
 
@@ -319,8 +319,8 @@ CHILD = """
 import asyncio, json, re, sys, time
 from pathlib import Path
 from opsin_server.errors import BadRequest
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.load import load_images
+from opsin_server.media_limits import MediaLimits
+from opsin_server.media.load_images import load_images
 
 def resident(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -9,7 +9,7 @@ import pytest
 
 from opsin_server.errors import BadRequest
 from opsin_server.media.data_url import decode_data_url
-from opsin_server.media.limits import MediaLimits
+from opsin_server.media_limits import MediaLimits
 
 DATA = bytes(range(256)) * 3 + b"tail"
 TEXT = base64.b64encode(DATA).decode()

@@ -10,13 +10,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.decode import decode
-from opsin_server.media.flatten import BAND_PIXELS
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.load import load_images
+from opsin_server.media.decode import BAND_PIXELS, decode
+from opsin_server.media.detect_format import read_still
+from opsin_server.media.encoded_image import check_size
+from opsin_server.media.load_images import load_images
 from opsin_server.media.orientation import read_orientation
-from opsin_server.media.read import read_still
-from opsin_server.media.still import check_size
+from opsin_server.media_limits import MediaLimits
 
 
 def load(data: bytes) -> np.ndarray:

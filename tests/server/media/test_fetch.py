@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.dial import Network
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.load import load_images
+from opsin_server.media.connect import Network
+from opsin_server.media.load_images import load_images
+from opsin_server.media_limits import MediaLimits
 
 ALLOW = ("127.0.0.1",)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from opsin_server.errors import BadRequest
 from opsin_server.media.data_url import decode_data_url
 from opsin_server.media.decode import decode
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.read import read_still
-from opsin_server.media.still import check_size
+from opsin_server.media.detect_format import read_still
+from opsin_server.media.encoded_image import check_size
 from opsin_server.media.url import parse_url
+from opsin_server.media_limits import MediaLimits
 
 LIMITS = MediaLimits(max_image_pixels=1_000_000)
 INTERESTING = [b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0"]

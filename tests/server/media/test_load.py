@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from opsin_server.errors import BadRequest
-from opsin_server.media import load
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.load import load_images
+from opsin_server.media import load_images as load
+from opsin_server.media.load_images import load_images
+from opsin_server.media_limits import MediaLimits
 
 ALLOW = ("127.0.0.1",)
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from opsin_server.errors import BadRequest
-from opsin_server.media.limits import MediaLimits
-from opsin_server.media.load import load_images
+from opsin_server.media.load_images import load_images
+from opsin_server.media_limits import MediaLimits
 
 # Every name that the URLs below use; numeric spellings are left to the C library.
 NAMES = {

@@ -1,0 +1,131 @@
+"""A published model with random weights, made on the device, behind the server's own engine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from image_tokens import files_of
+from torch import nn
+
+from opsin_kernels.dispatch import implementation
+from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.loading.registry import Registry
+from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
+from opsin_server.config import EngineConfig
+from opsin_server.engine.engine import Engine
+from opsin_server.engine.startup.assemble import assemble
+from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
+from opsin_server.engine.startup.memory_plan import ResolvedConfig, free_bytes, resolve
+from opsin_server.engine.startup.warmup import made_up_request, warm
+from opsin_server.ipc.messages import Arrays, Sampling, Submit
+
+Size = Literal["whole", "shallow", "tiny"]
+# shallow: the published widths, so that the same kernels are launched, in as few layers as the family can have.
+SHALLOW: Mapping[str, Any] = {
+    "num_hidden_layers": 2, "depth": 1, "cross_attention_layers": [1], "num_global_layers": 1,
+    "intermediate_layers_indices": [0], "vision_output_dim": 2560,
+}  # fmt: skip
+TINY: Mapping[str, Any] = SHALLOW | {
+    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300,
+    "image_token_id": 290, "image_token_index": 290, "vision_start_token_id": 291, "vision_end_token_id": 292,
+    "vision_token_id": 293, "video_token_id": 294, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "embed_dim": 32, "num_heads": 2, "attention_heads": 2, "vision_output_dim": 64,
+}  # fmt: skip
+BATCH_TOKENS = {"whole": 8192, "shallow": 8192, "tiny": 64}
+
+
+def with_sizes(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """A published configuration with other sizes."""
+    found = {k: with_sizes(v, sizes) if isinstance(v, dict) else sizes.get(k, v) for k, v in config.items()}
+    if sizes is TINY and "mrope_section" in found:
+        found["mrope_section"] = [2, 3, 3]
+    if sizes is TINY and "embed_dim" in found:
+        found["hidden_size"] = TINY["hidden_size"]
+    elif sizes is TINY and "supported_aspect_ratios" in found:
+        found |= {"hidden_size": 32, "intermediate_size": 48, "image_size": 56}
+    return found
+
+
+def files(name: str, size: Size) -> ModelFiles:
+    found = files_of(name)
+    if size == "whole":
+        return found
+    config, preprocessor = with_sizes(found.config, TINY if size == "tiny" else SHALLOW), dict(found.preprocessor)
+    if size == "tiny" and "max_image_tiles" in preprocessor:
+        preprocessor["size"] = {"height": 56, "width": 56}
+    return replace(found, config=config, preprocessor=preprocessor)
+
+
+class RandomModel:
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, size: Size) -> None:
+        self.name, self.device, self.dtype, self.size, self.count = name, device, dtype, size, 0
+        self.batch_tokens = BATCH_TOKENS[size]
+        of, registry = files(name, size), Registry()
+        self.architecture = registry.architecture(of)
+        self.spec: ModelSpec = self.architecture.spec(of)
+        self.model: Model = build_model(self.spec, registry, device=device, dtype=dtype)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                nn.init.normal_(parameter, std=0.2 if size == "tiny" else 0.02)  # (narrow layers must matter, too)
+
+    def engine(self, sequences: int, context: int, captured: bool) -> Engine:
+        config, resolved = self._resolved(sequences, context, captured)
+        return assemble(self.model, self.spec, config, resolved)
+
+    def warm(self) -> None:
+        """Compiles every kernel that serving launches, as a server does before its first request."""
+        if implementation(self.device.type) != "torch":
+            config, resolved = self._resolved(1, 512, captured=False)
+            warm(self.model, self.architecture, self.spec, config, resolved)
+
+    def _resolved(self, sequences: int, context: int, captured: bool) -> tuple[EngineConfig, ResolvedConfig]:
+        config = EngineConfig(
+            model="", device=self.device.type, max_sequences=sequences, max_context=context,
+            max_batch_tokens=self.batch_tokens, prefix_cache=False, graphs=captured,
+        )  # fmt: skip
+        gc.collect()  # an engine before this one holds its pool in a circle
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        weights = tensor_bytes(self.model)
+        return config, resolve(config, self.spec, self.device, self.dtype, weights, free_bytes(self.device) + weights)
+
+    def request(self, text: int, edges: Sequence[int], count: int, sampling: Sampling) -> tuple[Submit, Arrays]:
+        """A prompt of random tokens behind random pictures, which is answered with `count` tokens."""
+        self.count += 1
+        return made_up_request(self.architecture, self.spec, str(self.count), text, edges, count, sampling)
+
+    def pictures(self, edge: int) -> list[VisualItem]:
+        """What one picture of edge x edge becomes; none for 0."""
+        if not edge:
+            return []
+        return list(self.architecture.preprocess([np.zeros((edge, edge, 3), np.uint8)], self.spec, ImageBudget()))
+
+    def floor(self, rows: int, own: int, visual: int, sequences: int, rates: tuple[float, float]) -> float:
+        """Milliseconds of a decoder pass over `rows` rows of some sequences: every weight is read once, every key and
+        value once; two operations a weight and row. own, visual: cached rows of all sequences together."""
+        decoder, (bandwidth, rate) = self.spec.decoder, rates
+        linears = sum(p.numel() for p in self.model.decoder.parameters() if p.dim() == 2)
+        if not decoder.tied:
+            linears -= decoder.embeddings * decoder.width
+        linears += 0 if self.model.fusion is None else sum(p.numel() for p in self.model.fusion.parameters())
+        read = own * decoder.own_layers + visual * len(decoder.replaced)
+        moved = linears * self.dtype.itemsize + 2 * decoder.kv_heads * decoder.head_dim * self.dtype.itemsize * read
+        head = decoder.vocab * decoder.width
+        work = 2 * ((linears - head) * rows + head * sequences)
+        queries, before = rows / sequences, own / sequences - rows / sequences
+        pairs = rows * (before + (queries + 1) / 2) * decoder.own_layers  # each row sees those before it, and itself
+        work += 4 * (pairs + visual * queries * len(decoder.replaced)) * decoder.heads * decoder.head_dim
+        return 1e3 * max(moved / bandwidth, work / rate)
+
+    def vision_floor(self, items: Sequence[VisualItem], rate: float) -> float:
+        """Milliseconds of the tower's products and of its attention, each patch of a picture to each."""
+        tower = self.spec.vision
+        assert tower is not None
+        patches = sum(len(item.pixels) for item in items)
+        weights = sum(p.numel() for m in (self.model.vision,) for p in m.parameters() if p.dim() == 2)
+        return 1e3 * (2 * weights * patches + 4 * patches**2 * tower.width * tower.layers) / rate

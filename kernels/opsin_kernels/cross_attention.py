@@ -1,0 +1,76 @@
+"""out_RHD = softmax(q_RHD · k_LKD / √D) · v_LKD over the memory rows of each run. R query rows, L memory rows, K KV
+heads.
+
+Cross-attention to visual tokens. Rows are queries in runs that see the same memory, all of it; memory rows lie in a
+pool [P, 2K, D], keys first, found by slots. Source: cross-attention layers of arXiv 2407.21783, §7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.layout import Bounds
+from opsin_kernels.transfer import on_device
+
+
+@dataclass(frozen=True)
+class CrossRun:
+    """`queries` rows that follow each other and see the memory rows at `slots` I64 [L]."""
+
+    queries: int
+    slots: Tensor
+
+
+@dataclass
+class CrossRuns:
+    """The runs of one packed batch, in order."""
+
+    runs: Sequence[CrossRun]
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """As the kernel takes it, on the slots' device: a page has one row. Built once a step, not once a layer."""
+        counts, lengths = [run.queries for run in self.runs], [len(run.slots) for run in self.runs]
+        device = self.runs[0].slots.device
+        numbers = on_device([*accumulate(counts, initial=0), *lengths], torch.int32, device)
+        table = torch.zeros((len(counts), max(lengths)), dtype=torch.int32, device=device)
+        for line, run in zip(table, self.runs, strict=True):
+            line[: len(run.slots)] = run.slots
+        starts, sizes = numbers[: len(counts) + 1], numbers[len(counts) + 1 :]
+        return Bounds(starts, sizes, table, max(counts), max(lengths))
+
+
+def cross_attention(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
+    """q [R, H, D]; memory [P, 2K, D]; the runs' queries sum to R. Returns [R, H·D]. Differentiable."""
+    if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or memory.requires_grad)):
+        return _kernel(q, memory, runs)
+    return cross_attention_ref(q, memory, runs)
+
+
+def cross_attention_ref(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
+    """The definition of `cross_attention`."""
+    parts = []
+    for rows, run in zip(q.split([run.queries for run in runs.runs]), runs.runs, strict=True):
+        k, v = memory.index_select(0, run.slots).transpose(0, 1).chunk(2)  # [K, L, D]
+        groups = rows.shape[1] // len(k)
+        # The query group is folded into the query length, as in decode: no copy of keys and values.
+        grouped = rows.view(run.queries, len(k), groups, -1).permute(1, 0, 2, 3).flatten(1, 2)
+        out = F.scaled_dot_product_attention(grouped[None], k[None], v[None])[0]
+        parts.append(out.view(len(k), run.queries, groups, -1).permute(1, 0, 2, 3).flatten(1))
+    return torch.cat(parts)
+
+
+def _kernel(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
+    """Each run is a sequence whose pages have one row: its slots."""
+    from opsin_kernels.gpu import attention as gpu
+
+    heads = memory.shape[1] // 2
+    return gpu.attention(q, memory[:, :heads], memory[:, heads:], runs.bounds, 1, causal=False).flatten(1)

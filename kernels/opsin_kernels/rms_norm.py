@@ -1,0 +1,49 @@
+"""out_TN = x_TN / rms(x_T) · w_N. T rows, N values. Source: arXiv 1910.07467 (RMSNorm), as Llama rounds it.
+
+In 16 bit the quotient is rounded before it meets the weight, as Llama's descendants do. With one_plus, as Gemma does,
+the factor is 1 + w and everything is rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opsin_kernels.dispatch import uses_kernels
+
+
+def rms_norm(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -> Tensor:
+    """x [..., N], weight [N], floor: epsilon, F32 [] -> [..., N]; differentiable. Accumulates in float32."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import rms_norm as gpu
+
+        return gpu.rms_norm(x, weight, floor, one_plus)
+    return rms_norm_ref(x, weight, floor, one_plus)
+
+
+def add_rms_norm(
+    x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x and delta [T, N] -> their sum, and its norm; differentiable. One pass over memory instead of two on a GPU."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import rms_norm as gpu
+
+        return gpu.add_rms_norm(x, delta, weight, floor, one_plus)
+    added = x + delta
+    return added, rms_norm_ref(added, weight, floor, one_plus)
+
+
+def rms_norm_ref(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -> Tensor:
+    """The definition of `rms_norm`."""
+    if x.dtype == torch.float32:
+        return x * _scale(x, floor) * (1.0 + weight if one_plus else weight)
+    wide = x.float()
+    if one_plus:
+        return (wide * _scale(wide, floor) * (1.0 + weight.float())).to(x.dtype)
+    return (wide * _scale(wide, floor)).to(x.dtype) * weight
+
+
+def _scale(x: Tensor, floor: Tensor) -> Tensor:
+    """1 / rms [..., 1]. Through the vector norm: 11 µs for a row of 192, against 16 for F.rms_norm."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.addcmul(floor, norm, norm, value=1 / x.shape[-1]).rsqrt()

@@ -1,0 +1,167 @@
+"""Every launch that models of the supported families make, at their sizes: what docs/kernels.md lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from opsin_kernels.activations import ACTIVATIONS, Activation
+from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, penalties, rotary, sampling
+from opsin_kernels.gpu import rms_norm as norms
+from opsin_kernels.layout import Bounds
+from opsin_kernels.tools.compile_facts import Launch
+
+# heads, key heads, head size, and whose decoder that is
+DECODERS = {
+    "Qwen2-VL-2B": (12, 2, 128),
+    "Qwen2-VL-7B": (28, 4, 128),
+    "Llama-3.2-11B": (32, 8, 128),
+    "SmolVLM-256M": (9, 3, 64),
+}
+TOWERS = {"Qwen2-VL tower": (16, 16, 80), "CLIP-L tower": (16, 16, 64), "SigLIP tower": (16, 16, 72)}
+PAGE, VOCABULARY, ROWS = 16, 151_936, 32
+FIRST = ("attention decode Qwen2-VL-7B", "attention decode split Qwen2-VL-7B", "attention prefill Qwen2-VL-7B",
+         "attention packed Qwen2-VL tower")  # fmt: skip
+
+
+def launches() -> Iterator[Launch]:
+    yield from _attention()
+    yield from _norms()
+    for activation in ACTIVATIONS:
+        yield Launch(f"{activation} 4304", "activate", partial(_activate, activation, 4304, False))
+        yield Launch(f"{activation} backward 4304", "activate_backward", partial(_activate, activation, 4304, False))
+    for width in (8960, 18944, 14336):
+        yield Launch(f"silu gated {width}", "activate", partial(_activate, "silu", width, True))
+        yield Launch(f"silu gated backward {width}", "activate_backward", partial(_activate, "silu", width, True))
+    yield Launch("draw a token", "draw_rows", _draw)
+    yield Launch("penalties", "penalize_places", _penalize)
+    yield Launch("bitmask", "forbid_tokens", _forbid)
+    for name, sizes in DECODERS.items():
+        yield Launch(f"rotate and store {name}", "turn_and_store", partial(_store, *sizes))
+    for name, sizes in TOWERS.items():
+        yield Launch(f"rotate {name}", "turn_and_store", partial(_rotate, *sizes))
+
+
+def representative() -> list[Launch]:
+    return [launch for launch in launches() if launch.name in FIRST]
+
+
+def _attention() -> Iterator[Launch]:
+    def launch(name: str, *sizes: int, **options: object) -> Launch:
+        return Launch(f"attention {name}", "attend", partial(attend, *sizes, **options), matrix=True)  # type: ignore[arg-type]
+
+    for name, sizes in DECODERS.items():
+        yield launch(f"decode {name}", *sizes, page=PAGE, queries=1)
+        yield launch(f"decode split {name}", *sizes, page=PAGE, queries=1, splits=8)
+        yield launch(f"prefill {name}", *sizes, page=PAGE, queries=1024)
+        yield launch(f"prefill split {name}", *sizes, page=PAGE, queries=1024, splits=8)
+    big = DECODERS["Llama-3.2-11B"]
+    yield launch("memory Llama-3.2-11B", *big, page=1, queries=1, splits=8, causal=False)
+    yield launch("memory prefill Llama-3.2-11B", *big, page=1, queries=1024, causal=False)
+    yield launch("decode of int8 Qwen2-VL-7B", *DECODERS["Qwen2-VL-7B"], page=PAGE, queries=1, splits=8, eight_bit=True)
+    yield launch("prefill, window and softcap, 128", *big, page=PAGE, queries=1024, window=4096, softcap=50.0)
+    yield launch("prefill, spans, 256", 8, 4, 256, page=PAGE, queries=1024, ranged=True)
+    for name, sizes in TOWERS.items():
+        yield launch(f"packed {name}", *sizes, page=0, queries=4096, causal=False)
+    yield launch("cores Llama-3.2 tower", 16, 16, 80, page=0, queries=4096, causal=False, ranged=True)
+    merged = partial(attend, *big, page=PAGE, queries=1, splits=8)
+    yield Launch("merge of parts 128", "merge", merged)
+
+
+def attend(
+    heads: int,
+    kv_heads: int,
+    size: int,
+    *,
+    page: int,
+    queries: int,
+    splits: int = 1,
+    causal: bool = True,
+    eight_bit: bool = False,
+    ranged: bool = False,
+    window: int = 0,
+    softcap: float = 0.0,
+    shape: attention.Shape | None = None,
+) -> None:
+    """One sequence; keys in pages of `page` rows, or 0: packed with the queries."""
+    q = empty(queries, heads + 2 * kv_heads, size)
+    kv = q[:, heads:] if page == 0 else empty(4096, 2 * kv_heads, size, dtype=torch.int8 if eight_bit else q.dtype)
+    table = integers(1, 256) if page else None
+    bounds = Bounds(integers(2), integers(1), table, queries, 4096)
+    scales = empty(4096, 2 * kv_heads, dtype=torch.float32) if eight_bit else None
+    attention.attention(
+        q[:, :heads], kv[:, :kv_heads], kv[:, kv_heads:], bounds, page, causal=causal, window=window, softcap=softcap,
+        ranges=integers(queries, 2) if ranged else None, splits=splits, shape=shape,
+        scales=None if scales is None else (scales[:, :kv_heads], scales[:, kv_heads:]),
+    )  # fmt: skip
+
+
+def _norms() -> Iterator[Launch]:
+    for width in (128, 3584):  # of a head, of a row
+        yield Launch(f"rms_norm {width}", "rms_norm_rows", partial(_rms_norm, width))
+    yield Launch("rms_norm, 1 + weight, 2304", "rms_norm_rows", partial(_rms_norm, 2304, True))
+    for width in (1536, 3584, 4096):
+        yield Launch(f"add and rms_norm {width}", "rms_norm_rows", partial(_add_rms_norm, width))
+        yield Launch(f"add and rms_norm backward {width}", "rms_norm_rows_backward", partial(_add_rms_norm, width))
+    yield Launch("layer_norm 1280", "layer_norm_rows", partial(_layer_norm, 1280, False))
+    for width in (1024, 1152, 1280):
+        yield Launch(f"add and layer_norm {width}", "layer_norm_rows", partial(_layer_norm, width, True))
+
+
+def _rms_norm(width: int, one_plus: bool = False) -> None:
+    norms.rms_norm(empty(ROWS, width), empty(width), empty(dtype=torch.float32), one_plus)
+
+
+def _add_rms_norm(width: int) -> None:
+    x, delta, weight = (t.requires_grad_() for t in (empty(ROWS, width), empty(ROWS, width), empty(width)))
+    outputs = norms.add_rms_norm(x, delta, weight, empty(dtype=torch.float32))
+    torch.autograd.backward(outputs, [empty(ROWS, width)] * 2)
+
+
+def _layer_norm(width: int, added: bool) -> None:
+    x, weight, bias = empty(ROWS, width), empty(width), empty(width)
+    if added:
+        layer_norm.add_layer_norm(x, empty(ROWS, width), weight, bias, 1e-6)
+    else:
+        layer_norm.layer_norm(x, weight, bias, 1e-6)
+
+
+def _activate(activation: Activation, width: int, gates: bool) -> None:
+    x = empty(ROWS, 2 * width if gates else width).requires_grad_()
+    run = activations.gated if gates else activations.activated
+    run(x, activation).backward(empty(ROWS, width))
+
+
+def _store(heads: int, kv_heads: int, size: int) -> None:
+    qkv, pool = empty(ROWS, heads + 2 * kv_heads, size), empty(64, PAGE, 2 * kv_heads, size)
+    slots = empty(ROWS, dtype=torch.int64)
+    rotary.rotate_and_store(qkv, heads, empty(ROWS, size), empty(ROWS, size), pool, slots)
+
+
+def _rotate(heads: int, kv_heads: int, size: int) -> None:
+    qkv = empty(ROWS, heads + 2 * kv_heads, size)
+    rotary.rotate_(qkv[:, : heads + kv_heads], empty(ROWS, 1, size), empty(ROWS, 1, size))
+
+
+def _draw() -> None:
+    sampling.draw(empty(ROWS, VOCABULARY), empty(ROWS, 5, dtype=torch.float64))
+
+
+def _penalize() -> None:
+    where, what = empty(2, 100, dtype=torch.int64), empty(2, 100, dtype=torch.float32)
+    penalties.penalize_(empty(ROWS, VOCABULARY), where, what)
+
+
+def _forbid() -> None:
+    bitmask.forbid_(empty(ROWS, VOCABULARY), integers(ROWS, VOCABULARY // 32))
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def integers(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int32)

@@ -1,0 +1,89 @@
+"""cross_attention: some decoder layers attend to visual tokens instead of the prompt. Source: arXiv 2407.21783 §7.
+
+Keys and values are made once an image and kept; a token that sees no image passes these layers unchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from opsin_kernels.cross_attention import cross_attention
+from opsin_plugins.blocks.fusion import Context, CrossInputs, Fusion
+from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, parameter
+from opsin_plugins.blocks.linear import Linear, Quantize
+from opsin_plugins.spec import DecoderSpec, ModelSpec
+
+
+class CrossAttention(nn.Module):
+    """No rotary embedding; queries and keys are normalised per head."""
+
+    def __init__(self, spec: DecoderSpec, quantize: Quantize) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
+        self.q = Linear(spec.width, [spec.heads * spec.head_dim], bias=False, quantize=quantize)
+        self.kv = Linear(spec.width, [spec.kv_heads * spec.head_dim] * 2, bias=False, quantize=quantize)
+        self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, spec.norm_eps) for _ in range(2))
+        self.out = Linear(spec.heads * spec.head_dim, [spec.width], bias=False, quantize=quantize)
+
+    def keys_values(self, tokens: Tensor) -> Tensor:
+        """Visual tokens [M, H] -> [M, 2K, D], keys first."""
+        k, v = self.kv(tokens).view(len(tokens), 2 * self.kv_heads, self.head_dim).chunk(2, 1)
+        return torch.cat([self.k_norm(k), v], 1)
+
+    def forward(self, x: Tensor, memory: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
+        """rows [P, 2K, D]: the keys and values that the runs' slots point into."""
+        q = self.q_norm(self.q(x, slot).view(len(x), self.heads, self.head_dim))
+        return self.out(cross_attention(q, rows, memory.runs), slot)
+
+
+class CrossLayer(nn.Module):
+    def __init__(self, spec: DecoderSpec, quantize: Quantize) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = (RMSNorm(spec.width, spec.norm_eps) for _ in range(2))
+        self.attention = CrossAttention(spec, quantize)
+        self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
+        self.attention_gate, self.mlp_gate = parameter(1), parameter(1)
+
+    def forward(self, x: Tensor, memory: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
+        x = x + self.attention_gate.tanh() * self.attention(self.attention_norm(x), memory, rows, slot)
+        added = self.mlp(self.mlp_norm(x), slot)
+        if memory.before is not None:
+            added = added.masked_fill(memory.before[:, None], 0.0)
+        return x + self.mlp_gate.tanh() * added
+
+
+class CrossAttentionFusion(Fusion):
+    def __init__(self, spec: DecoderSpec, quantize: Quantize) -> None:
+        super().__init__()
+        self.cross = nn.ModuleDict({str(i): CrossLayer(spec, quantize) for i in spec.replaced})
+        self._number = {layer: n for n, layer in enumerate(spec.replaced)}
+
+    def keys_values(self, tokens: Tensor) -> list[Tensor]:
+        """What each cross layer keeps of visual tokens [M, H]: [M, 2K, D], in the order of `DecoderSpec.replaced`."""
+        return [_of(layer).attention.keys_values(tokens) for layer in self.cross.values()]
+
+    def replace_layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
+        memory = context.cross
+        if memory is None:
+            return x
+        cross = _of(self.cross[str(layer)])
+        if memory.pool is not None:
+            rows = memory.pool[self._number[layer]]
+        else:
+            assert memory.states is not None
+            rows = cross.attention.keys_values(memory.states)
+        if memory.rows is None:
+            after = cross(x, memory, rows, context.adapter_slot)
+            return after if memory.sees is None else torch.where(memory.sees[:, None], after, x)
+        slot = None if context.adapter_slot is None else context.adapter_slot.index_select(0, memory.rows)
+        return x.index_copy(0, memory.rows, cross(x.index_select(0, memory.rows), memory, rows, slot))
+
+
+def _of(layer: nn.Module) -> CrossLayer:
+    assert isinstance(layer, CrossLayer)
+    return layer
+
+
+def build(spec: ModelSpec, quantize: Quantize) -> Fusion:
+    return CrossAttentionFusion(spec.decoder, quantize)

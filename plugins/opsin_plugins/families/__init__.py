@@ -1,0 +1,1 @@
+"""Model families as declarations, and what they share. No torch."""

@@ -1,0 +1,152 @@
+"""Pixtral and Mistral Small 3.1 in Mistral's own format: params.json, other names, rotary pairs side by side.
+Source: the published mistral-inference code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from opsin_plugins.families.base import chosen, end_ids, renames
+from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
+from opsin_plugins.families.language import is_tied
+from opsin_plugins.families.pixtral_like import PixtralStyle
+from opsin_plugins.spec import (
+    Concat,
+    Config,
+    DecoderSpec,
+    Ignore,
+    ModelFiles,
+    ModelSpec,
+    Pattern,
+    ProjectorSpec,
+    Rename,
+    Reorder,
+    RopeSpec,
+    Rule,
+    SpecError,
+)
+
+END_OF_SENTENCE = 2
+PROJECTOR_EPS = 1e-5
+
+
+class MistralParams(PixtralStyle):
+    name = "mistral_params"
+
+    def spec(self, files: ModelFiles) -> ModelSpec:
+        chosen(files.options, {})
+        params = files.config
+        vision = section(params, "vision_encoder")
+        decoder = _decoder(files)
+        merge = integer(vision, "spatial_merge_size", 1)
+        joined = vision.get("mm_projector_id") == "patch_merge"
+        if (merge > 1) is not joined or vision.get("mm_projector_id") not in (None, "", "patch_merge"):
+            raise SpecError(f"mm_projector_id {vision.get('mm_projector_id')!r} with spatial_merge_size {merge}")
+        side = integer(vision, "max_image_size", vision.get("image_size", 1024))
+        config: Config = {**vision, "hidden_act": "silu", "image_size": side, "spatial_merge_size": merge}
+        settings = {"size": {"longest_edge": side}, "patch_size": integer(vision, "patch_size", 16)}
+        tower = self.encoder.spec(config, settings)
+        return ModelSpec(
+            family=self.name,
+            decoder=decoder,
+            vision=tower,
+            projector=ProjectorSpec(
+                in_width=tower.width,
+                hidden=decoder.width,
+                out_width=decoder.width,
+                activation="gelu",
+                merge=merge,
+                norm="rms",
+                norm_eps=PROJECTOR_EPS if flag(vision, "add_pre_mm_projector_layer_norm") else None,
+                bias=flag(vision, "adapter_bias", True),
+                joined=tower.width if joined else 0,
+            ),
+            image=self.encoder.image(tower, config, settings),
+            fusion="scatter",
+            encoder=self.encoder.name,
+            image_token=integer(vision, "image_token_id", 10, least=0),
+            eos=(*end_ids(files), END_OF_SENTENCE),
+            max_positions=integer(params, "max_position_embeddings", params.get("max_seq_len", 128000)),
+        )
+
+    def weights(self, spec: ModelSpec) -> Sequence[Rule]:
+        assert spec.vision is not None
+        assert spec.projector is not None
+        decoder, width, merge = spec.decoder, spec.projector.in_width, spec.projector.merge
+        head = spec.vision.width // spec.vision.heads
+        kinds = ("weight", "bias") if spec.projector.bias else ("weight",)
+        return [
+            *_layers("layers.{i}.", "decoder.layers.{i}.", (decoder.heads, decoder.kv_heads), decoder.head_dim),
+            *_layers("vision_encoder.transformer.layers.{i}.", "vision.layers.{i}.", (spec.vision.heads,) * 2, head),
+            Rename("tok_embeddings.weight", "decoder.embedding.weight"),
+            Rename("norm.weight", "decoder.norm.weight"),
+            Ignore("output.weight", "the head is the embedding")
+            if decoder.tied
+            else Rename("output.weight", "decoder.head.weight"),
+            Rename("vision_encoder.patch_conv.weight", "vision.patch.weight"),
+            Rename("vision_encoder.ln_pre.weight", "vision.pre_norm.weight"),
+            Rename("pre_mm_projector_norm.weight", "projector.norm.weight"),
+            Rename(
+                "patch_merger.merging_layer.weight",
+                "projector.join.weight",
+                Reorder((width, merge * merge), (1, 0), axis=1),
+            ),
+            *renames(
+                {
+                    "vision_language_adapter.w_in": "projector.mlp.up",
+                    "vision_language_adapter.w_out": "projector.mlp.down",
+                },
+                kinds,
+            ),
+        ]
+
+    def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
+        language, tower = r"layers\.\d+\.", r"vision_encoder\.transformer\.layers\.\d+\."
+        return {
+            "language.attention": re.compile(language + r"attention\.w[qkvo]"),
+            "language.mlp": re.compile(language + r"feed_forward\.w[123]"),
+            "vision.attention": re.compile(tower + r"attention\.w[qkvo]"),
+            "vision.mlp": re.compile(tower + r"feed_forward\.w[123]"),
+            "projector.mlp": re.compile(r"vision_language_adapter\.w_(in|out)|patch_merger\.merging_layer"),
+        }
+
+
+def _decoder(files: ModelFiles) -> DecoderSpec:
+    params = files.config
+    tied = {"tie_word_embeddings": flag(params, "tied_embeddings")}
+    width, heads = integer(params, "dim"), integer(params, "n_heads")
+    if params.get("sliding_window") is not None:
+        raise SpecError(f"sliding_window {params['sliding_window']!r} is not supported yet")
+    if params.get("moe") is not None:
+        raise SpecError("moe: mixtures of experts are not supported")
+    return DecoderSpec(
+        vocab=integer(params, "vocab_size"),
+        width=width,
+        layers=layer_count(params, "n_layers"),
+        heads=heads,
+        kv_heads=integer(params, "n_kv_heads", heads),
+        head_dim=integer(params, "head_dim", width // heads),
+        mlp=integer(params, "hidden_dim"),
+        norm_eps=number(params, "norm_eps", 1e-5),
+        rope=RopeSpec(number(params, "rope_theta", 1e4)),
+        tied=is_tied(files, tied, "tok_embeddings.weight", "output.weight"),
+    )
+
+
+def _layers(source: str, mine: str, heads: tuple[int, int], head_dim: int) -> list[Rule]:
+    """Decoder and tower have one form. Queries and keys turn in pairs that stand side by side; ours stand half a head
+    apart."""
+    halves = tuple(Reorder((count, head_dim // 2, 2), (0, 2, 1)) for count in heads)
+    return [
+        Concat(tuple(f"{source}attention.w{n}.weight" for n in "qkv"), f"{mine}attention.qkv.weight", (*halves, None)),
+        Concat(tuple(f"{source}feed_forward.{n}.weight" for n in ("w1", "w3")), f"{mine}mlp.gate_up.weight"),
+        *renames(
+            {
+                f"{source}attention.wo": f"{mine}attention.out",
+                f"{source}feed_forward.w2": f"{mine}mlp.down",
+                f"{source}attention_norm": f"{mine}attention_norm",
+                f"{source}ffn_norm": f"{mine}mlp_norm",
+            },
+            ["weight"],
+        ),
+    ]

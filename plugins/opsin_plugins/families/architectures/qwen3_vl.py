@@ -1,0 +1,31 @@
+"""Qwen3-VL: features of earlier tower layers are added after the first decoder layers. Source: arXiv 2511.21631."""
+
+from __future__ import annotations
+
+from opsin_plugins.families.base import renames
+from opsin_plugins.families.encoders.qwen3_vl import Qwen3VLEncoder
+from opsin_plugins.families.language import TextDefaults
+from opsin_plugins.families.qwen2_like import Qwen2Style
+from opsin_plugins.spec import LevelsProjectorSpec, ProjectorSpec, Rule, TowerSpec
+
+MERGER, LEVEL = "model.visual.merger.", "model.visual.deepstack_merger_list.{i}."
+
+
+class Qwen3VL(Qwen2Style):
+    name = "qwen3_vl"
+    encoder = Qwen3VLEncoder()
+    merger_mlp = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
+    width_key = "out_hidden_size"
+    text = TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 5e5, 128000, head_norm=True, head_dim=128)
+    fusion = "levels"
+
+    def projector(self, tower: TowerSpec, merge: int, width: int) -> ProjectorSpec:
+        joined = tower.width * merge**2
+        return LevelsProjectorSpec(tower.width, joined, width, "gelu", merge, norm_eps=1e-6, levels=len(tower.taps))
+
+    def merger_rules(self) -> list[Rule]:
+        parts = {"norm": "norm", "linear_fc1": "mlp.up", "linear_fc2": "mlp.down"}
+        return [
+            *renames({f"{MERGER}{theirs}": f"projector.{ours}" for theirs, ours in parts.items()}),
+            *renames({f"{LEVEL}{theirs}": f"projector.levels.{{i}}.{ours}" for theirs, ours in parts.items()}),
+        ]

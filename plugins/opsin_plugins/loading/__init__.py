@@ -1,0 +1,1 @@
+"""Finds plugins, and reads a checkpoint directory. No torch."""

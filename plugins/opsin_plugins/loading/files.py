@@ -1,0 +1,81 @@
+"""Reads a checkpoint directory into ModelFiles: configurations and tensor headers, never weights, never code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from opsin_plugins.loading.chat_templates import find_chat_template
+from opsin_plugins.loading.read_json import read_json
+from opsin_plugins.loading.weight_files import find_weights, only_mistrals_form
+from opsin_plugins.spec import ModelFiles, SpecError
+
+MISTRAL_PARAMS = "mistral_params"
+
+
+def read_model_files(directory: Path, options: Mapping[str, str] | None = None) -> ModelFiles:
+    """options: of the family, see ModelFiles. Raises SpecError when the directory is no checkpoint, or has its weights
+    in a form that is not read."""
+    _check_directory(directory)
+    config, stem = _config(directory)
+    processor, tokenizer_config = (read_json(directory / f"{n}_config.json") for n in ("processor", "tokenizer"))
+    weights = find_weights(directory, stem)
+    return ModelFiles(
+        directory=directory,
+        config=config,
+        preprocessor=_image_processor(directory, processor),
+        generation=read_json(directory / "generation_config.json"),
+        tokenizer_config=tokenizer_config,
+        chat_template=find_chat_template(directory, processor, tokenizer_config, vision=has_vision(config)),
+        tensors=weights.tensors,
+        options=options or {},
+        ignored=weights.ignored,
+    )
+
+
+def has_vision(config: Mapping[str, object]) -> bool:
+    return any(key in config for key in ("vision_config", "visual", "vision_encoder"))
+
+
+def _check_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        raise SpecError(f"{directory} is not a directory (nothing is downloaded: fetch the checkpoint first)")
+    snapshots = sorted(directory.glob("snapshots/*/config.json"))
+    if snapshots and not (directory / "config.json").exists():
+        raise SpecError(f"{directory} is an entry of the Hub's cache: give its snapshot, {snapshots[-1].parent}")
+
+
+def _config(directory: Path) -> tuple[Mapping[str, object], str]:
+    """What config.json says, and what the weights' files are called. Or params.json, Mistral's own, which names no
+    model_type: where there is no config.json, or where only weights of that form are there."""
+    params, config = directory / "params.json", directory / "config.json"
+    if params.is_file() and (only_mistrals_form(directory) or not config.is_file()):
+        return {"model_type": MISTRAL_PARAMS, **read_json(params)}, "consolidated"
+    return read_json(config, required=True), "model"
+
+
+def _image_processor(directory: Path, processor: Mapping[str, object]) -> Mapping[str, object] | None:
+    """The image processor's settings: within processor_config.json, where transformers 5 saves them, else in a file of
+    their own; None where neither is there."""
+    nested = processor.get("image_processor")
+    if isinstance(nested, Mapping):
+        return nested
+    if nested is not None:
+        raise SpecError(f"{directory / 'processor_config.json'}: image_processor is no object: {nested!r:.100}")
+    path = directory / "preprocessor_config.json"
+    return read_json(path) if path.is_file() else None
+
+
+def fingerprint(files: ModelFiles) -> str:
+    """What tells a model from another of the same name, without reading its weights through: of the configuration, and
+    of every tensor's name, type, shape, and its file's size and time of change."""
+    hasher = hashlib.sha256(json.dumps(files.config, sort_keys=True).encode())
+    for name, info in sorted(files.tensors.items()):
+        hasher.update(f"{name} {info.dtype} {info.shape}\n".encode())
+    for file in sorted({info.file for info in files.tensors.values()}):
+        stat = file.stat()
+        hasher.update(os.fsencode(file.name) + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return f"fp_{hasher.hexdigest()[:16]}"

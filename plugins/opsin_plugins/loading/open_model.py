@@ -1,0 +1,53 @@
+"""A checkpoint directory opened: which family reads it, and what model that family says it is. Nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.registry import PluginError, Registry
+from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """The registry has the plugins that the operator allows; the spec's encoder and fusion are among them."""
+
+    registry: Registry
+    files: ModelFiles
+    architecture: Architecture
+    spec: ModelSpec
+
+
+def open_model(
+    directory: Path, plugins: Iterable[str] | None = None, options: Mapping[str, str] | None = None
+) -> OpenModel:
+    """plugins: the only ones that may be used (`--plugins`); None: all that are installed. options: of the family.
+
+    Raises SpecError, with a sentence for the operator, whatever it is that cannot be opened."""
+    registry = Registry(plugins)
+    return open_files(read_model_files(directory, options), registry)
+
+
+def open_files(files: ModelFiles, registry: Registry) -> OpenModel:
+    """As `open_model`, of files that are read, or that are yet to be written. Raises SpecError."""
+    files = replace(files, plugins=registry.allowed)
+    architecture = registry.architecture(files)
+    spec = _describe(architecture, files)
+    if spec.encoder is not None and spec.fusion is not None:  # a family may name what the operator does not allow
+        registry.encoder(spec.encoder)
+        registry.fusion(spec.fusion)
+    return OpenModel(registry, files, architecture, spec)
+
+
+def _describe(architecture: Architecture, files: ModelFiles) -> ModelSpec:
+    try:
+        return architecture.spec(files)
+    except SpecError:
+        raise
+    except Exception as error:  # a stranger's code, or a configuration that nobody thought of
+        raise PluginError(
+            f"architecture {architecture.name!r} cannot describe {files.directory}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,78 @@
+"""The plugin contract, api version 2: everything a third party imports, and nothing else.
+
+A model family is an `Architecture`: a torch-free declaration. From a checkpoint's configuration it makes a frozen
+`ModelSpec`; the host builds the one decoder and the one tower from it (`opsin_plugins.blocks`), serves and trains
+them. What the two wings of the server exchange about a prompt (`VisualItem`, `Expanded`, positions) is numpy.
+"""
+
+from opsin_plugins.spec.base_types import (
+    API_VERSION,
+    I32,
+    U8,
+    Activation,
+    Config,
+    Encode,
+    Grid,
+    Norm,
+    Pattern,
+    SpecError,
+)
+from opsin_plugins.spec.encoder_spec import EncoderSpec
+from opsin_plugins.spec.model_files import ModelFiles, TensorInfo
+from opsin_plugins.spec.model_spec import (
+    CrossSpec,
+    DecoderSpec,
+    ImageSpec,
+    LevelsProjectorSpec,
+    ModelSpec,
+    ProjectorSpec,
+    ResamplerSpec,
+    RopeScaling,
+    RopeSpec,
+    TiledTowerSpec,
+    TowerSpec,
+)
+from opsin_plugins.spec.protocols import Architecture, FusionStrategy, VisionEncoder
+from opsin_plugins.spec.visual_items import Expanded, ImageBudget, Span, VisualItem
+from opsin_plugins.spec.weight_rules import Concat, Ignore, Prefix, Rename, Reorder, Rule, Split
+
+__all__ = [
+    "API_VERSION",
+    "I32",
+    "U8",
+    "Activation",
+    "Architecture",
+    "Concat",
+    "Config",
+    "CrossSpec",
+    "DecoderSpec",
+    "Encode",
+    "EncoderSpec",
+    "Expanded",
+    "FusionStrategy",
+    "Grid",
+    "Ignore",
+    "ImageBudget",
+    "ImageSpec",
+    "LevelsProjectorSpec",
+    "ModelFiles",
+    "ModelSpec",
+    "Norm",
+    "Pattern",
+    "Prefix",
+    "ProjectorSpec",
+    "Rename",
+    "Reorder",
+    "ResamplerSpec",
+    "RopeScaling",
+    "RopeSpec",
+    "Rule",
+    "Span",
+    "SpecError",
+    "Split",
+    "TensorInfo",
+    "TiledTowerSpec",
+    "TowerSpec",
+    "VisionEncoder",
+    "VisualItem",
+]

@@ -1,0 +1,62 @@
+"""Weight rules: which tensor of a checkpoint fills which weight of the model.
+
+A name is a pattern: `{i}` stands for a layer number and `{rest}` for any tail; the same on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A published dialect: a key that starts with `old` is read as if it started with `new`. The first match counts."""
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """A published tensor whose rows or columns stand in another order: dimension `axis` is read as `shape`, its parts
+    are put into `order`, and it is flat again. axis None: the tensor's own dimensions are put into `order`."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    axis: int | None = 0
+
+
+@dataclass(frozen=True)
+class Rename:
+    source: str
+    target: str
+    reorder: Reorder | None = None
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Several tensors stacked by rows into one (q, k, v into one fused linear). reorder: one a source, or none at
+    all."""
+
+    sources: tuple[str, ...]
+    target: str
+    reorder: tuple[Reorder | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One tensor cut by rows into several (the opposite of Concat): each target takes as many rows as it has."""
+
+    source: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """A key that the model has no use for, and why (a tied head saved twice, a buffer, a layer past the feature)."""
+
+    source: str
+    why: str
+
+
+Rule = Prefix | Rename | Concat | Split | Ignore

@@ -1,0 +1,1 @@
+"""From a chat request to its answer: submission, generation, text, events."""

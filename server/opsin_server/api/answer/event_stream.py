@@ -1,0 +1,117 @@
+"""An answer as server-sent events, the way OpenAI sends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from opsin_server.api.answer.generation import Generation
+from opsin_server.api.answer.output_text import Piece
+from opsin_server.api.cancellation import CancelScope, ClientGone
+from opsin_server.api.middleware import error_responses
+from opsin_server.api.schemas.chat_response import ChunkChoice, Delta, event
+
+STATUS_SECONDS = 0.5  # so long the status line waits for the first token: a failure until then is still a real 5xx
+PING_SECONDS = 10.0  # between comments that keep a reader's timeout from running out before the first token
+LAST_WORDS_SECONDS = 1.0  # for the error event, to a client that may have stopped reading
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class EventStream(Response):
+    """Sends a generation, and closes what it holds at the end. A failure after the status line becomes an error event,
+    and the body is never finished: a clean end would look like success."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        generation: Generation,
+        cancellation: CancelScope,
+        held: AsyncExitStack,
+        include_usage: bool,
+        usage_in_every_chunk: bool,
+    ) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._generation, self._cancellation, self._held = generation, cancellation, held
+        self._include_usage, self._usage_in_every_chunk = include_usage, usage_in_every_chunk
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await self._send_all(scope, receive, send)
+
+    async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with self._cancellation.attended(receive):
+                async for data in paced(self._events()):
+                    await self._send(send, data)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except ClientGone:
+            raise
+        except Exception as failure:
+            if not self._started:
+                raise
+            error = error_responses.known_error(failure, scope)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await self._send(send, event(error_responses.body(error)))
+            raise error from failure
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if data:
+            await send(_more(data))
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        """The first bytes hold the role and the first text, the last ones the finish, the usage and [DONE]."""
+        opening = self._event(ChunkChoice(Delta(role="assistant", content="")))
+        async for piece in self._generation.pieces():
+            data = opening + self._text(piece)
+            if piece.finish is not None:
+                data += self._event(ChunkChoice(Delta(), None, piece.finish)) + self._closing()
+            yield data
+            opening = b""
+
+    def _text(self, piece: Piece) -> bytes:
+        if not piece.text and not piece.logprobs:
+            return b""
+        return self._event(ChunkChoice(Delta(content=piece.text), self._generation.logprobs(piece.logprobs)))
+
+    def _event(self, choice: ChunkChoice) -> bytes:
+        chunk = self._generation.chunk(choice)
+        if self._include_usage:
+            chunk.usage = self._generation.usage() if self._usage_in_every_chunk else None
+        return event(chunk)
+
+    def _closing(self) -> bytes:
+        if not self._include_usage:
+            return b"data: [DONE]\n\n"
+        chunk = self._generation.chunk()
+        chunk.usage = self._generation.usage()
+        return event(chunk) + b"data: [DONE]\n\n"
+
+
+async def paced(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events; while the first is awaited, nothing (once, which lets the status line go) and then pings."""
+    first = asyncio.ensure_future(anext(events))
+    wait, filler = STATUS_SECONDS, b""
+    try:
+        while not (await asyncio.wait({first}, timeout=wait))[0]:
+            yield filler
+            wait, filler = PING_SECONDS, b": ping\n\n"
+    finally:
+        first.cancel()
+    yield first.result()
+    async for data in events:
+        yield data
+
+
+def _more(data: bytes) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": True}

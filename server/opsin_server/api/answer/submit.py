@@ -1,0 +1,193 @@
+"""From a checked request to an answer that the engine is working on: pictures, prompt, limits, sampling."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from opsin_plugins.spec import ImageBudget
+from opsin_server.api.answer.generation import Generation, Identity
+from opsin_server.api.answer.output_text import OutputText
+from opsin_server.api.engine_status import facts
+from opsin_server.api.middleware.request_log import RequestLog
+from opsin_server.api.sampling_defaults import SamplingDefaults
+from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, ContentPart
+from opsin_server.api.services import Services
+from opsin_server.config import image_limit
+from opsin_server.errors import BadRequest
+from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, visible_images
+from opsin_server.media.load_images import load_images
+from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts, texts
+from opsin_server.text.detokenizer import Detokenizer
+from opsin_server.text.encode_prompt import Prompt
+from opsin_server.text.stops import StopFinder
+from opsin_server.text.tokenizer import Tokenizer
+
+FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
+LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
+
+
+async def submit(body: ChatRequest, log: RequestLog, services: Services, held: AsyncExitStack) -> Generation:
+    """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine. held: what its closing
+    gives back."""
+    log.model = body.model
+    context = facts(services.engine).max_context
+    messages = to_prompt(body, image_limit(services.config.engine.max_image_tokens, context))
+    services.encoder.check(messages)
+    check_length(messages, services.encoder.tokenizer.longest_token, context)
+    check_bias(body, services.encoder.vocabulary)
+    images = image_parts(messages)
+    pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
+    prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
+    log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
+    max_tokens = room(prompt, body.output_limit, context)
+    eos = () if body.ignore_eos else services.eos
+    message = submission(sampling(body, services.sampling), prompt, max_tokens, eos)
+    stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
+    held.callback(stream.cancel)
+    tokenizer = services.encoder.tokenizer
+    text = OutputText(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
+    identity = Identity(message.request_id, body.model, services.version)
+    return Generation(identity, stream, text, bool(body.logprobs), log.usage, log.started, services.metrics)
+
+
+def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
+    """Refuses what cannot fit by far, before it is fetched or tokenized (seconds a megabyte). What is nearer to the
+    limit is tokenized, and refused with exact numbers. Raises BadRequest."""
+    size = sum(map(len, texts(messages)))
+    if size > FAR_TOO_LONG * context * longest_token:
+        raise BadRequest(
+            f"The model's context holds {context} tokens, at most {context * longest_token:,} characters; the messages "
+            f"have {size:,}. Shorten them",
+            param="messages",
+            code="context_length_exceeded",
+        )
+
+
+def check_bias(body: ChatRequest, vocabulary: int) -> None:
+    """Raises BadRequest for a token that this model cannot draw: ids are of one tokenizer, and another model's would
+    bias other words."""
+    for token in body.logit_bias or ():
+        if int(token) >= vocabulary:
+            raise BadRequest(
+                f"Invalid value for 'logit_bias': there is no token {token}; this model's are 0 to {vocabulary - 1}",
+                param="logit_bias",
+                code="invalid_value",
+            )
+
+
+def detokenizer(tokenizer: Tokenizer, body: ChatRequest) -> Detokenizer:
+    """One that reads the answer's first token as the middle of a text, where it continues one: SentencePiece drops the
+    blank in front of a text's first word."""
+    reads = Detokenizer(tokenizer)
+    if body.continue_final_message:
+        reads.push(tokenizer.encode_plain("x"))
+    return reads
+
+
+def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:
+    return Submit(
+        request_id=f"chatcmpl-{secrets.token_hex(16)}",  # a key in the engine: never the client's own id
+        sampling=how,
+        max_tokens=max_tokens,
+        eos=eos,
+        delta=prompt.delta,
+        axes=len(prompt.positions),
+        spans=prompt.spans,
+        items=describe(prompt.items),
+        visible=visible_images(prompt.visible),
+    )
+
+
+def sampling(body: ChatRequest, default: SamplingDefaults) -> Sampling:
+    """default: for what the request leaves out. A request without a seed gets one of its own."""
+    return Sampling(
+        temperature=default.temperature if body.temperature is None else body.temperature,
+        top_p=default.top_p if body.top_p is None else body.top_p,
+        top_k=default.top_k if body.top_k is None else max(0, body.top_k),
+        min_p=default.min_p if body.min_p is None else body.min_p,
+        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else -1,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        repetition_penalty=default.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
+    )
+
+
+def image_tokens(prompt: Prompt) -> int:
+    return sum(span.length for span in prompt.spans)
+
+
+def room(prompt: Prompt, wanted: int | None, context: int) -> int:
+    """How many tokens the answer may have. Raises BadRequest with the numbers when prompt and answer do not fit."""
+    length = len(prompt.ids)
+    if wanted is not None and length < context < length + wanted:
+        raise BadRequest(
+            f"The model's context holds {context} tokens and the messages have {length}: the answer may have at most "
+            f"{context - length}, not {wanted}",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    if length + (wanted or 1) > context:
+        raise BadRequest(
+            f"The model's context holds {context} tokens; the messages have {length}"
+            f"{_of_images(prompt, wanted, context)} and the answer may have {wanted or 'at least 1'}. "
+            "Shorten the messages or the answer",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return wanted or context - length
+
+
+def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:
+    """How much of a prompt that is too long its images are, and what would fit."""
+    images, count = image_tokens(prompt), len(prompt.items)
+    if not images:
+        return ""
+    left = context - (wanted or 1) - (len(prompt.ids) - images)
+    per_image = max(0, left) // count
+    fit = f"{count} of at most {per_image} tokens" if per_image else "none beside this text"
+    largest = max(span.length for span in prompt.spans)
+    return f" ({images} of them for {count} images, the largest {largest}; there is room for {fit})"
+
+
+def to_prompt(request: ChatRequest, max_image_tokens: int | None) -> list[Message]:
+    """The same conversation in the prompt code's words; "developer" is OpenAI's newer name for "system"."""
+    options = request.mm_processor_kwargs
+    default = ImageBudget(None if options is None else options.max_pixels, max_image_tokens)
+    return [
+        Message(_role(message), _parts(message.content, f"messages[{index}].content", default), message.thoughts)
+        for index, message in enumerate(request.messages)
+    ]
+
+
+def _role(message: ChatMessage) -> Role:
+    return "system" if message.role == "developer" else message.role
+
+
+def _parts(
+    content: str | list[ContentPart] | None, param: str, default: ImageBudget
+) -> tuple[TextPart | ImagePart, ...]:
+    if isinstance(content, str):
+        return (TextPart(content),)
+    if not content:  # an assistant's
+        return (TextPart(""),)
+    return tuple(_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
+
+
+def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
+    """An image's own number of pixels goes before the request's, and both before what `detail` stands for."""
+    if part.text is not None:
+        return TextPart(part.text)
+    pixels, low = default.max_pixels, False
+    if part.image_url is not None:
+        source, param = part.image_url.url, f"{param}.image_url"
+        pixels, low = part.image_url.max_pixels or pixels, "low" in (part.image_url.detail, part.detail)
+    else:
+        assert part.image is not None
+        source, param = part.image, f"{param}.image"
+    if pixels is None and low:
+        return ImagePart(source, ImageBudget(LOW_DETAIL_PIXELS, default.max_tokens), param)
+    return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)

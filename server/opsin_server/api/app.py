@@ -1,0 +1,85 @@
+"""The API process's application: routes, and what stands around them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from opsin_server.api.admission import Admission
+from opsin_server.api.engine_status import Engine
+from opsin_server.api.middleware import error_responses
+from opsin_server.api.middleware.auth import AuthMiddleware
+from opsin_server.api.middleware.cors import BrowserOriginsMiddleware
+from opsin_server.api.middleware.error_responses import ErrorResponsesMiddleware
+from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
+from opsin_server.api.middleware.paths import PathMiddleware
+from opsin_server.api.middleware.request_log import RequestLogMiddleware
+from opsin_server.api.routes import chat, health, models
+from opsin_server.api.sampling_defaults import SamplingDefaults
+from opsin_server.api.services import Services
+from opsin_server.config import ServerConfig
+from opsin_server.metrics import Metrics
+from opsin_server.text.encode_prompt import PromptEncoder
+
+ENCODING_THREADS = min(4, os.cpu_count() or 1)
+
+
+def create_app(
+    config: ServerConfig,
+    engine: Engine,
+    encoder: PromptEncoder,
+    names: Sequence[str],
+    version: str,
+    eos: Sequence[int],
+    sampling: SamplingDefaults,
+) -> FastAPI:
+    """names: what the model is called; version: what tells it from another of that name; eos: ids that end an answer.
+    The engine is started and stopped by the caller, and may still be loading."""
+    services = Services(
+        config=config,
+        engine=engine,
+        encoder=encoder,
+        names=tuple(names),
+        version=version,
+        eos=tuple(eos),
+        sampling=sampling,
+        created=int(time.time()),
+        media=config.media,
+        admission=Admission(config.max_queue),
+        metrics=Metrics(),
+        threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
+    )
+    services.metrics.watch(lambda: engine.stats, lambda: len(services.admission), lambda: engine.restarts)
+    app = FastAPI(
+        title="Opsin",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,  # a redirect would be built from the Host header
+        exception_handlers={HTTPException: error_responses.handle, RequestValidationError: error_responses.handle},
+    )
+    app.state.services = services
+    for router in (chat.router, models.router, health.router):
+        app.include_router(router)
+    app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
+    app.add_middleware(PathMiddleware, root_path=config.root_path)
+    app.add_middleware(HeaderLimitsMiddleware)
+    app.add_middleware(ErrorResponsesMiddleware)
+    if config.allow_origins:
+        app.add_middleware(BrowserOriginsMiddleware, origins=config.allow_origins)
+    app.add_middleware(RequestLogMiddleware, metrics=services.metrics, version=version)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.services.threads.shutdown(wait=False, cancel_futures=True)

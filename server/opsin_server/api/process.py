@@ -1,0 +1,118 @@
+"""`opsin serve`, put together: the engine process starts first and loads while this process gets ready."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+
+from opsin_plugins.loading.files import fingerprint
+from opsin_plugins.loading.open_model import OpenModel, open_model
+from opsin_plugins.spec import SpecError
+from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
+from opsin_server.config import ServerConfig
+from opsin_server.console import Loading, Rows, announce, model_rows
+from opsin_server.errors import ConfigError
+from opsin_server.ipc.client import EngineClient
+from opsin_server.ipc.messages import Ready
+from opsin_server.served_name import model_name, readable
+from opsin_server.signals import heeded
+
+log = logging.getLogger("opsin.launch")
+
+
+def run(config: ServerConfig) -> None:
+    """Returns when the server has stopped and no child is left. Raises ConfigError for what stops it from starting."""
+    config.check()
+    where = addresses(config.host)
+    check_guarded(config, where)
+    level = os.environ.get("OPSIN_LOG_LEVEL", "INFO").strip().upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(f"OPSIN_LOG_LEVEL={level!r} is not one of {', '.join(logging.getLevelNamesMapping())}")
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+    for chatty in ("uvicorn", "httpcore2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        with suppress(asyncio.CancelledError):  # told to stop before it served
+            uvloop.run(_run(config, where))
+    finally:
+        for number in heeded():  # impatience must not spoil an end that is clean
+            signal.signal(number, signal.SIG_IGN)
+
+
+async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    for number in heeded():
+        loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
+    try:
+        opened = open_model(Path(config.engine.model), config.engine.plugins, config.engine.family_options())
+    except SpecError as error:
+        raise ConfigError(str(error)) from error
+    for fault in opened.registry.faults():
+        log.warning("%s", fault)
+    with ExitStack() as open_listeners:
+        listeners = [open_listeners.enter_context(listener) for listener in bind(where, config.port)]
+        loading = Loading(Console(stderr=True))
+        engine = EngineClient(config.engine, loading)
+        try:
+            await engine.start()
+            await _serve(config, engine, loading, listeners, opened)
+        finally:
+            loading.done()
+            await engine.stop()
+
+
+async def _serve(
+    config: ServerConfig,
+    engine: EngineClient,
+    loading: Loading,
+    listeners: Sequence[socket.socket],
+    model: OpenModel,
+) -> None:
+    # Imported only now: 0.7 s in which the engine process is loading already.
+    from opsin_server.api.app import create_app
+    from opsin_server.api.listener import Server
+    from opsin_server.api.sampling_defaults import read_sampling_defaults
+    from opsin_server.text.encode_prompt import PromptEncoder
+
+    names = tuple(map(readable, config.served_names)) or (model_name(model.files.directory),)
+    try:
+        encoder = PromptEncoder(model.files, model.architecture, model.spec)
+        sampling = read_sampling_defaults(model.files.generation if config.generation_config == "auto" else {})
+        app = create_app(config, engine, encoder, names, fingerprint(model.files), encoder.ends, sampling)
+    except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
+        raise ConfigError(str(error)) from error
+    server = Server(app, config, listeners)
+    serving = asyncio.create_task(server.serve_until_stopped())
+    ready = asyncio.create_task(engine.wait_ready())
+    try:
+        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        loading.done()
+        if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
+            ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
+            facts = model_rows(model.files, model.spec, ends, sampling.described())
+            _announce(loading, config, ready.result(), facts, url_of(listeners[0]), names[0])
+        await serving
+    finally:  # also when the engine did not start, or a signal came before `serve` had its own
+        server.should_exit = True
+        ready.cancel()
+        await asyncio.wait({serving, ready})
+        if not ready.cancelled():
+            ready.exception()
+
+
+def _announce(loading: Loading, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str) -> None:
+    try:
+        announce(loading.console, config, ready, facts, url, name, time.monotonic() - loading.started)
+    except Exception:  # a banner is worth no server
+        log.exception("serving on %s, but the banner could not be printed", url)

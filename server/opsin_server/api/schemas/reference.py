@@ -1,0 +1,137 @@
+"""docs/fields.md, written from the request models: `python -m opsin_server.api.schemas.reference > docs/fields.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types as bounds
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
+
+from opsin_server.api.schemas.chat_request import (
+    ChatMessage,
+    ChatRequest,
+    ContentPart,
+    ImageURL,
+    ProcessorOptions,
+    StreamOptions,
+)
+from opsin_server.api.schemas.fields import Neutral, Unread, shown
+
+HEAD = """# Fields of a chat request
+
+What `POST /v1/chat/completions` does with each field that it knows. The list is written from the request's own model
+(`python -m opsin_server.api.schemas.reference > docs/fields.md`); a test keeps the two equal.
+
+A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it passes
+only at values that ask for what happens anyway, and is refused by name at any other. A field that is in no list is
+refused by name. Null stands for a field that was left out, whichever it is (a misspelt one too), and 16.0 for 16."""
+
+SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
+    ChatRequest: ("The request", ""),
+    StreamOptions: ("`stream_options`", "Without a stream they have no effect."),
+    ProcessorOptions: ("`mm_processor_kwargs`", "For all images of the request."),
+    ChatMessage: ("A message", ""),
+    ContentPart: (
+        "A part of a message's content",
+        "The types that begin with `input` and `output` are those of OpenAI's Responses API.",
+    ),
+    ImageURL: ("`image_url`", ""),
+}
+TYPES = {str: "string", int: "whole number", float: "number", bool: "true or false", dict: "object"}
+
+
+def page() -> str:
+    return "\n\n".join([HEAD, *(block for model in SECTIONS for block in section(model))]) + "\n"
+
+
+def section(model: type[BaseModel]) -> Iterator[str]:
+    title, remark = SECTIONS[model]
+    fields = model.model_fields
+    ignored = [name for name, field in fields.items() if validator(field, Unread)]
+    neutral = {name: found for name, field in fields.items() if (found := validator(field, Neutral))}
+    acting = {name: field for name, field in fields.items() if name not in ignored and name not in neutral}
+    yield f"## {title}"
+    if remark:
+        yield remark
+    rows = [(f"`{name}`", words(field.annotation, field.metadata), remark_of(field)) for name, field in acting.items()]
+    yield table(("acts", "values", ""), rows)
+    if ignored:
+        yield f"Ignored: {', '.join(f'`{name}`' for name in sorted(ignored))}."
+    if neutral:
+        yield table(("passes only at", "values"), [(f"`{name}`", values(neutral[name])) for name in sorted(neutral)])
+
+
+def validator(field: FieldInfo, kind: type[Any]) -> Any:
+    """The field's validator of this kind, or None."""
+    found = (entry.func for entry in field.metadata if isinstance(entry, BeforeValidator))
+    return next((function for function in found if isinstance(function, kind)), None)
+
+
+def values(neutral: Neutral) -> str:
+    return " · ".join(f"`{shown(value)}`" for value in neutral.accepted) or "`null` alone"
+
+
+def remark_of(field: FieldInfo) -> str:
+    needed = "required" if field.is_required() else ""
+    return "; ".join(part for part in (needed, field.description or "") if part)
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type as its sender sees it: without null, which every field may be."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return words(arguments[0], [*flat(arguments[1:]), *metadata])
+    if origin in (Union, UnionType):
+        return " or ".join(words(kind, metadata) for kind in arguments if not is_null(kind))
+    if origin is Literal:
+        return " · ".join(f"`{shown(value)}`" for value in arguments)
+    if origin is list:
+        return f"list{extent(metadata)} of {words(arguments[0])}"
+    if origin is dict:
+        return f"object{extent(metadata)} of {words(arguments[1])}"
+    if annotation in SECTIONS:
+        return f"[{SECTIONS[annotation][0].lower()}](#{anchor(SECTIONS[annotation][0])})"
+    return TYPES[annotation] + limits(annotation, metadata)
+
+
+def is_null(kind: Any) -> bool:
+    return (get_args(kind)[0] if get_origin(kind) is Annotated else kind) is NoneType
+
+
+def flat(metadata: Iterable[Any]) -> Iterator[Any]:
+    """`Field(ge=0)` holds its bounds inside."""
+    for entry in metadata:
+        yield from entry.metadata if isinstance(entry, FieldInfo) else (entry,)
+
+
+def limits(kind: type, metadata: Sequence[Any]) -> str:
+    if kind is str:
+        return extent(metadata, " characters")
+    at = {type(entry): entry for entry in metadata}
+    low = f"{at[bounds.Ge].ge:,}" if bounds.Ge in at else f"above {at[bounds.Gt].gt:,}" if bounds.Gt in at else ""
+    high = f"{at[bounds.Le].le:,}" if bounds.Le in at else f"{at[bounds.Lt].lt - 1:,}" if bounds.Lt in at else ""
+    return f" ({low} to {high})" if low and high else ""
+
+
+def extent(metadata: Sequence[Any], unit: str = "") -> str:
+    least = next((entry.min_length for entry in metadata if isinstance(entry, bounds.MinLen)), 0)
+    most = next((entry.max_length for entry in metadata if isinstance(entry, bounds.MaxLen)), 0)
+    return f" (at most {most:,}{unit})" if most else " (not empty)" if least else ""
+
+
+def anchor(title: str) -> str:
+    """GitHub's, of a heading."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

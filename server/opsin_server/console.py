@@ -1,0 +1,230 @@
+"""What commands print: how far a start is, what is served, what a checkpoint takes, what is installed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from shlex import quote
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from opsin_plugins.loading.registry import Registry
+from opsin_plugins.spec import ModelFiles, ModelSpec
+from opsin_server.config import ServerConfig
+from opsin_server.embedded import ABOUT, MODEL, SAMPLES
+from opsin_server.ipc.messages import Estimate, Ready
+from opsin_server.ipc.messages import Progress as Loaded
+
+SHOW_AFTER = 1.0  # seconds of loading before a bar is worth a line
+
+
+class Loading:
+    """A progress bar of the weights, for loads that take longer than a second."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.started = console, time.monotonic()
+        self._bar: Progress | None = None
+        self._told = False
+
+    def __call__(self, progress: Estimate | Loaded) -> None:
+        if isinstance(progress, Estimate):
+            if not self._told:  # (an engine that starts again says it again)
+                show(self.console, estimate_rows(progress))
+            self._told = True
+            return
+        if self._bar is None and time.monotonic() - self.started > SHOW_AFTER and progress.done < progress.total:
+            self._bar = Progress(
+                TextColumn("loading weights"), BarColumn(), DownloadColumn(), console=self.console, transient=True
+            )
+            self._bar.add_task("weights", total=progress.total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=progress.done)
+
+    def done(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+Rows = Sequence[tuple[str, str]]
+
+
+def model_rows(files: ModelFiles, spec: ModelSpec, ends: Sequence[str], sampling: str) -> list[tuple[str, str]]:
+    """What was read from the directory that an operator may not expect. ends: the tokens that end an answer;
+    sampling: what applies where a request does not say."""
+    rows = [
+        ("ends with", ", ".join(ends) or "nothing that is known: answers run until max_tokens"),
+        ("sampling", f"{sampling} (generation_config.json)" if sampling else "OpenAI's defaults"),
+    ]
+    if (note := _about_head(files, spec)) is not None:
+        rows.append(("output head", note))
+    if files.ignored:
+        rows.append(("not read", ", ".join(files.ignored)))
+    return rows
+
+
+def _about_head(files: ModelFiles, spec: ModelSpec) -> str | None:
+    """Where the files and what the configuration says of the output head are at odds."""
+    text = files.config.get("text_config")
+    sources = (files.config, text if isinstance(text, Mapping) else {})
+    said = {source["tie_word_embeddings"] for source in sources if source.get("tie_word_embeddings") is not None}
+    if spec.decoder.tied and said == {False}:
+        return "the embedding: the files hold no other, though tie_word_embeddings is false"
+    if not spec.decoder.tied and True in said:
+        return "the files' own, which differs from the embedding, though tie_word_embeddings is true"
+    return None
+
+
+def announce(
+    console: Console, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str, seconds: float
+) -> None:
+    """facts: as of `model_rows`."""
+    memory = ready.memory
+    rows = [
+        ("url", url),
+        ("model", f"{name}  ({config.engine.model})"),
+        *facts,
+        ("device", f"{ready.device}, kernels: {ready.kernels}"),
+        (
+            "KV memory",
+            (
+                f"{_size(memory.kv_bytes)}: {memory.kv_blocks:,} blocks of {memory.block_size} tokens, "
+                f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once"
+            ),
+        ),
+        ("visual tokens", f"{_size(memory.encoder_bytes)} kept"),
+        ("ready after", f"{seconds:.1f} s"),
+    ]
+    show(console, rows)
+    if Path(config.engine.model) == MODEL:
+        console.print(ABOUT, soft_wrap=True, highlight=False)
+    console.print("\nAsk it about a picture:\n", highlight=False)
+    console.print(curl(url, name, bool(config.api_keys)), soft_wrap=True, highlight=False, markup=False)
+
+
+def show(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Whole lines: this is read in logs as often as in a terminal."""
+    for title, value in rows:
+        console.print(f"{title:<15}{value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
+    """What `opsin check` prints, and `opsin serve` before it loads."""
+    rows = [
+        ("family", f"{said.family}: {said.parameters:,} parameters, {said.tensors:,} tensors, each with its place"),
+        ("weights", f"{_size(said.weights)} as {said.dtype}; {_size(said.free)} are free"),
+        ("1,000 tokens", f"{_size(said.kv_per_1000)} of keys and values"),
+    ]
+    if said.image_tokens:
+        rows.append(
+            (
+                "largest image",
+                (
+                    f"{said.image_tokens:,} visual tokens, {_size(said.image_bytes)} of keys and values, about "
+                    f"{_size(said.encoder_peak)} while it is encoded"
+                ),
+            )
+        )
+    return [*rows, ("verdict", _verdict(said))]
+
+
+def _verdict(said: Estimate) -> str:
+    if said.refusal:
+        return f"does not fit: {said.refusal}"
+    images = f", {said.images:,} of the largest images at once" if said.image_tokens else ""
+    shorter = "" if said.context == said.max_positions else f" of the model's {said.max_positions:,}"
+    return f"serves: context {said.context:,}{shorter}{images}"
+
+
+def curl(url: str, name: str, guarded: bool) -> str:
+    """A command that can be pasted as it is, in any folder and shell, whatever the model is called."""
+    place = "PICTURE"
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{place}"}},
+        {"type": "text", "text": "What is in the picture?"},
+    ]
+    before, after = json.dumps({"messages": [{"role": "user", "content": content}], "model": name}).split(place, 1)
+    picture = f"\"$(base64 < {quote(str(SAMPLES / 'red_circle.png'))} | tr -d '\\n')\""
+    key = ' -H "Authorization: Bearer $OPSIN_API_KEY"' if guarded else ""
+    address = quote(f"{url}/v1/chat/completions")
+    return f"curl {address}{key} -H 'Content-Type: application/json' -d {quote(before)}{picture}{quote(after)}"
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
+
+
+# In a process of its own: this one stays free of torch, and a broken installation becomes a row.
+PROBE = """
+import json, sys
+found = {}
+def row(name, look):
+    try:
+        found[name] = look()
+    except Exception as error:
+        found[name] = "failed: " + type(error).__name__ + ": " + str(error)
+def torch_version():
+    import torch
+    return torch.__version__ + ", " + str(torch.get_num_threads()) + " thread(s) by default"
+def triton_version():
+    import triton
+    return triton.__version__
+def device():
+    import torch
+    if not torch.cuda.is_available():
+        return "cpu (torch sees no CUDA device)"
+    free, total = torch.cuda.mem_get_info()
+    return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+def kernels():
+    import torch
+    from opsin_kernels.dispatch import implementation
+    return implementation("cuda" if torch.cuda.is_available() else "cpu")
+def memory():
+    import torch
+    from opsin_server.engine.startup.memory_plan import free_bytes
+    return f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB free for this process"
+for name, look in (("torch", torch_version), ("triton", triton_version), ("device", device), ("kernels", kernels),
+                   ("memory", memory)):
+    row(name, look)
+print(json.dumps(found))
+"""
+OPTIONAL = {"triton"}  # not there outside of Linux, and not needed by the torch definitions
+
+
+def plugin_table(allow: Iterable[str] | None) -> tuple[Table, bool]:
+    """The table, and whether all plugins load."""
+    table = Table(title="plugins")
+    for column in ("kind", "name", "distribution", "version", "status"):
+        table.add_column(column)
+    rows = Registry(allow).status()
+    for row in rows:
+        status = Text("ok", "green") if row.error is None else Text(row.error, "red")  # (its words are a stranger's)
+        table.add_row(row.kind, row.name, row.distribution, row.version, status)
+    return table, all(row.error is None for row in rows)
+
+
+def doctor_table() -> tuple[Table, bool]:
+    """The table, and whether everything that a server needs is there."""
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)  # noqa: S603
+    lines = done.stdout.strip().splitlines()
+    found: dict[str, str] = json.loads(lines[-1]) if lines else {"torch": f"failed: {done.stderr.strip()[-200:]}"}
+    table = Table(title="doctor", show_header=False)
+    table.add_row("Python", f"{platform.python_version()} at {sys.executable}")
+    healthy = True
+    for name, value in found.items():
+        failed = value.startswith("failed")
+        healthy = healthy and not (failed and name not in OPTIONAL)
+        table.add_row(name, Text(value, "red" if failed else ""))
+    return table, healthy

@@ -1,0 +1,1 @@
+"""What runs a step: batches, the runner, captured graphs, the sampler."""

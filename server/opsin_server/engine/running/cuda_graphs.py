@@ -1,0 +1,218 @@
+"""Decode steps recorded once and replayed: what the host launches for a step of many small kernels is one launch.
+
+A recording has fixed addresses and a fixed grid. So a step's numbers are copied into buffers of the next larger batch
+size, rows that fill it up have length 0 and slot -1 (they read nothing, write nothing, and their logits are dropped),
+and the parts that keys are split into follow from a bucket of context lengths. Nothing in a recorded step asks the
+device for a number.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from opsin_kernels.cross_attention import CrossRuns
+from opsin_kernels.layout import Bounds, Layout
+from opsin_plugins.blocks.decoder import KVPool, ModelInputs
+from opsin_plugins.blocks.fusion import CrossInputs
+from opsin_plugins.blocks.model import Model
+from opsin_server.engine.running.batch import Batch
+
+Capture = Callable[[Callable[[], object]], Callable[[], object]]
+"""Takes a step on tensors that stay where they are; returns what repeats it."""
+
+
+class GraphCapture:
+    """Records CUDA graphs that share one memory pool: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # one for all: libraries keep some workspace for every stream they have seen
+
+    def __call__(self, run: Callable[[], object]) -> Callable[[], object]:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            run()  # kernels are compiled and libraries set up outside of the recording
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            run()
+        replay: Callable[[], object] = graph.replay
+        return replay
+
+
+class DecodeGraphs:
+    """Steps in which every sequence has one row and draws a token. Recordings are made when a size is first needed, or
+    for all sizes by `prepare`. memory_rows: the pool of visual tokens that stand outside of the prompts, of each
+    cross-attention layer; a model that has one is recorded with and without."""
+
+    def __init__(
+        self,
+        model: Model,
+        pool: KVPool,
+        max_sequences: int,
+        max_context: int,
+        record: Capture,
+        cross_kv: Sequence[Tensor] = (),
+    ) -> None:
+        self.model, self.pool, self._record = model, pool, record
+        self.sizes, self.contexts = batch_sizes(max_sequences), context_sizes(max_context)
+        block = pool[0].shape[1]
+        self._buffers = Buffers(model, self.sizes[-1], -(-self.contexts[-1] // block), pool[0].device, pool[0].dtype)
+        self._memory = CrossBuffers(self.sizes[-1], cross_kv) if cross_kv else None
+        self._made: dict[tuple[int, int, bool], Callable[[], object]] = {}
+
+    def can_replay(self, batch: Batch, memory: CrossInputs | None) -> bool:
+        """Whether a batch is such a step. Not with images, nor with rotary frequencies or adapters of its own: what
+        those need differs from step to step in shape."""
+        rows, layout = batch.rows, batch.rows.layout
+        plain = rows.adapter_slot is None and not batch.visual and all(c.sequence.stretch == 1 for c in batch.chunks)
+        return (
+            plain
+            and (memory is None or memory.before is None)
+            and batch.sample_rows is None
+            and layout.decodes == len(layout.query_lengths) <= self.sizes[-1]
+            and max(layout.kv_lengths) <= self.contexts[-1]
+        )
+
+    def run(self, batch: Batch, memory: CrossInputs | None) -> Tensor:
+        """Logits [B, vocab], valid until the next step."""
+        count = len(batch.ids)
+        size = self.sizes[bisect_left(self.sizes, count)]
+        context = self.contexts[bisect_left(self.contexts, max(batch.rows.layout.kv_lengths))]
+        self._buffers.fill(batch, size)
+        if memory is not None and self._memory is not None:
+            self._memory.fill(memory, size)
+        self._captured(size, context, memory is not None)()
+        return self._buffers.logits[:count]
+
+    def prepare(self) -> None:
+        """Records every size, the largest first: the smaller ones then fit into its memory."""
+        self._buffers.empty()
+        for size in reversed(self.sizes):
+            for context in reversed(self.contexts):
+                for with_cross_attention in (False, True) if self._memory is not None else (False,):
+                    self._captured(size, context, with_cross_attention)
+
+    def _captured(self, size: int, context: int, with_cross_attention: bool) -> Callable[[], object]:
+        key = (size, self._parts(size, context), with_cross_attention)
+        if key not in self._made:
+            (ids, rows), out = self._buffers.views(size, context), self._buffers.logits[:size]
+
+            def step() -> object:
+                if with_cross_attention:
+                    assert self._memory is not None
+                    rows.cross = self._memory.views(size)
+                return out.copy_(self.model.logits(self.model(ids, rows, self.pool)))
+
+            self._made[key] = self._record(step)
+        return self._made[key]
+
+    def _parts(self, size: int, context: int) -> int:
+        """What a context decides on: all with as many parts of the keys share a recording."""
+        from opsin_kernels.gpu.attention import decode_parts
+
+        decoder, pool = self.model.spec.decoder, self.pool[0]
+        return decode_parts(
+            decoder.heads, decoder.kv_heads, decoder.head_dim, pool.shape[1], size, context, pool.device
+        )
+
+
+class Buffers:
+    """A step's numbers at addresses that never change, for the largest batch; smaller ones use their front. All but the
+    block table, which most steps leave as it is, are moved in one copy."""
+
+    def __init__(self, model: Model, size: int, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
+        axes = max(1, len(model.spec.decoder.rope.sections))
+        count = (2 + axes) * size + -(-size // 2)  # the lengths are 32 bit
+        self._host = torch.zeros(count, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(count, dtype=torch.int64, device=device)
+        self._rows, self._host_lengths = self._split(self._host, size)
+        rows, self.lengths = self._split(self._device, size)
+        self.ids, self.slots, self.positions = rows[0], rows[1], rows[2:]
+        self.table = torch.zeros((size, blocks), dtype=torch.int32, device=device)
+        self._last_table: Tensor | None = None
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+        self.logits = torch.zeros((size, model.spec.decoder.vocab), dtype=dtype, device=device)
+        self.empty()
+
+    @staticmethod
+    def _split(flat: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Ids, slots and the axes' positions I64 [2 + A, size]; lengths I32 [size]."""
+        wide = len(flat) - -(-size // 2)
+        return flat[:wide].view(-1, size), flat[wide:].view(torch.int32)[:size]
+
+    def empty(self) -> None:
+        """Every row reads and writes nothing."""
+        self._host_lengths.zero_()
+        self._rows[1].fill_(-1)
+        self._device.copy_(self._host)
+
+    def fill(self, batch: Batch, size: int) -> None:
+        """batch: on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()  # (at once, unless the step before failed with its copy still waiting)
+        count, layout = len(batch.ids), batch.rows.layout
+        assert layout.block_table is not None
+        self._rows[:2, :count] = batch.numbers[:2]
+        self._rows[2:, :count] = batch.rows.positions
+        self._host_lengths[:count] = torch.tensor(layout.kv_lengths, dtype=torch.int32)
+        self._rows[1, count:size] = -1
+        self._host_lengths[count:size] = 0
+        self._device.copy_(self._host, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+        table = layout.block_table
+        if self._last_table is None or not torch.equal(table, self._last_table):
+            self.table[:count, : table.shape[1]].copy_(table)
+            self._last_table = table
+
+    def views(self, size: int, context: int) -> tuple[Tensor, ModelInputs]:
+        layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size])
+        bounds = Bounds(self.starts[: size + 1], self.lengths[:size], self.table[:size], 1, context)
+        layout.launches = [(slice(0, size), bounds)]
+        return self.ids[:size], ModelInputs(self.positions[:, :size], layout)
+
+
+class CrossBuffers:
+    """Where each row's visual memory lies, at addresses that never change. pool: [P, 2K, D] of each layer."""
+
+    def __init__(self, size: int, pool: Sequence[Tensor]) -> None:
+        device, longest = pool[0].device, len(pool[0])
+        self.pool = pool
+        self.lengths = torch.zeros(size, dtype=torch.int32, device=device)
+        self.table = torch.zeros((size, longest), dtype=torch.int32, device=device)
+        self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+
+    def fill(self, memory: CrossInputs, size: int) -> None:
+        """Rows that see nothing have length 0."""
+        bounds = memory.runs.bounds
+        assert bounds.table is not None
+        rows = slice(0, len(bounds.lengths)) if memory.rows is None else memory.rows
+        self.lengths[:size].zero_()
+        self.lengths[rows] = bounds.lengths
+        self.table[:, : bounds.longest][rows] = bounds.table
+
+    def views(self, size: int) -> CrossInputs:
+        """Called within the recorded step: which rows see anything is found anew each time."""
+        lengths = self.lengths[:size]
+        runs = CrossRuns(())
+        runs.bounds = Bounds(self.starts[: size + 1], lengths, self.table[:size], 1, self.table.shape[1])
+        return CrossInputs(runs, sees=lengths > 0, pool=self.pool)
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Sizes that are recorded: 1, 2, 4, 8, then steps of 8 to 64, of 16 to 256, and of 64. At most a fifth of a step's
+    rows is filling, from 40 rows on."""
+    steps = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, largest + 64, 64)]
+    return [*(n for n in steps if n < largest), largest]
+
+
+def context_sizes(largest: int) -> list[int]:
+    """Contexts that are recorded: 1,024, 4,096, 16,384 and the largest. They shape only how many parts keys are split
+    into, and beyond some ten thousand rows hardly that."""
+    return [*(n for n in (1024, 4096, 16384) if n < largest), largest]

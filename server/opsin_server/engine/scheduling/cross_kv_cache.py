@@ -1,0 +1,47 @@
+"""The ledger of the second layer group: blocks for keys and values of visual tokens that stand outside of the prompt.
+
+An image's rows are written once, shared by digest, and leave all together. A row costs the cross-attention layers only.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
+
+Slots = TypeVar("Slots")
+
+
+class CrossKVCache(VisualStore[Slots]):
+    """budget: blocks. What is filled in for an image are the slots of its rows, as the runner wants them."""
+
+    pinned_during_decode = True
+
+    def __init__(self, total: int, block_size: int) -> None:
+        super().__init__(total)
+        self.block_size = block_size
+        self._free = list(range(total))
+        self._blocks: dict[bytes, list[int]] = {}
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def size(self, rows: int) -> int:
+        return -(-rows // self.block_size)
+
+    def blocks(self, digest: bytes) -> list[int]:
+        """Where the image's rows lie, or will."""
+        return self._blocks[digest]
+
+    def reserve(self, digest: bytes, rows: int, owner: str) -> bool | None:
+        size = self.size(rows)
+        assert size <= self.budget, "checked when the request came"
+        found = super().reserve(digest, rows, owner)
+        if found is None:
+            self._blocks[digest] = [self._free.pop() for _ in range(size)]
+        return found
+
+    def drop(self, digest: bytes) -> None:
+        super().drop(digest)
+        self._free += self._blocks.pop(digest)

@@ -1,0 +1,101 @@
+"""Visual tokens by content digest, within a budget. No torch: it holds whatever the runner computed.
+
+An entry is pinned while a running sequence still has rows of it to compute; unpinned ones go least recently used first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+Features = TypeVar("Features")
+
+
+class VisualStore(Generic[Features]):
+    """Which images are there, who needs them, and who has to go. budget: in units of `size`."""
+
+    pinned_during_decode = False  # whether the answer's tokens, too, attend to the images
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.used = 0  # by entries and reservations
+        self.queries = self.hits = 0
+        self._features: dict[bytes, Features] = {}
+        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # least recently used first; reserved or filled
+        self._pins: dict[bytes, set[str]] = {}
+
+    def size(self, rows: int) -> int:
+        """What an image of so many visual tokens takes of the budget."""
+        raise NotImplementedError
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, digest: bytes) -> Features:
+        return self._features[digest]
+
+    def reserve(self, digest: bytes, rows: int, owner: str) -> bool | None:
+        """Pins the entry for `owner`. True: it is there (or on its way in this step). None: there was none, room was
+        made, and the caller must `fill` it. False: there is no room while others are pinned; nothing changed.
+
+        One image larger than the whole budget is let in when it is alone: it must be computed at some time.
+        """
+        if digest in self._sizes:
+            if owner not in self._pins[digest]:
+                self.queries += 1
+                self.hits += 1
+            self._sizes.move_to_end(digest)
+            self._pins[digest].add(owner)
+            return True
+        size = self.size(rows)
+        pinned = sum(n for d, n in self._sizes.items() if self._pins[d])
+        if pinned and pinned + size > self.budget:
+            return False
+        self.queries += 1
+        for old in [d for d in self._sizes if not self._pins[d]]:
+            if self.used + size <= self.budget:
+                break
+            self.drop(old)
+        self._sizes[digest], self._pins[digest] = size, {owner}
+        self.used += size
+        return None
+
+    def fill(self, digest: bytes, features: Features) -> None:
+        assert digest in self._sizes
+        self._features[digest] = features
+
+    def unpin(self, digest: bytes, owner: str) -> None:
+        if digest in self._pins:
+            self._pins[digest].discard(owner)
+
+    def unpin_all(self, owner: str) -> None:
+        for pins in self._pins.values():
+            pins.discard(owner)
+
+    def drop_unfilled(self) -> None:
+        """After a failed step: reservations whose features never came."""
+        for digest in [d for d in self._sizes if d not in self._features]:
+            self.drop(digest)
+
+    def drop(self, digest: bytes) -> None:
+        self.used -= self._sizes.pop(digest)
+        self._features.pop(digest, None)
+        del self._pins[digest]
+
+    @property
+    def pinned(self) -> int:
+        return sum(1 for pins in self._pins.values() if pins)
+
+
+class EncoderCache(VisualStore[Features]):
+    """The visual tokens themselves. budget: bytes."""
+
+    def __init__(self, budget: int, bytes_per_token: int) -> None:
+        super().__init__(budget)
+        self.bytes_per_token = bytes_per_token
+
+    def size(self, rows: int) -> int:
+        return rows * self.bytes_per_token

@@ -1,0 +1,183 @@
+"""What the next step computes. Policy only: no torch, no tensors.
+
+Each step: every running sequence that only lacks its newest token gets one row (decode); prompts that are part way go
+on with what is left of the token budget; then waiting ones are admitted, first come first served. When blocks run out,
+the sequence admitted last gives its blocks back and waits to be computed again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_sequences: int
+    max_batch_tokens: int
+    max_encode_patches: int  # a step, beyond the first image: what bounds the pause of others
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Tokens start … start + length of a sequence. samples: its last row draws the next token."""
+
+    sequence: Sequence
+    start: int
+    length: int
+    samples: bool
+
+
+@dataclass(slots=True)
+class Plan:
+    """chunks: those of one row first. encode: (sequence, item index) of images whose visual tokens must be computed."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    encode: list[tuple[Sequence, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    def __init__(
+        self,
+        limits: Limits,
+        blocks: BlockManager,
+        encoder: VisualStore[Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits, self.blocks, self.encoder, self.clock = limits, blocks, encoder, clock
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in the order of admission
+        self.preemptions = 0
+        self._admitted = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Finished, cancelled or failed: its blocks and pins are free again."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self.blocks.release(sequence)
+        self.encoder.unpin_all(sequence.request_id)
+
+    def schedule(self) -> Plan:
+        plan, budget, preempted = Plan(), self.limits.max_batch_tokens, self.preemptions
+        for decode in (True, False):
+            for sequence in list(self.running):
+                if (sequence.remaining == 1) is decode and sequence in self.running and budget:
+                    budget -= self._continue(plan, sequence, budget)
+        while self._may_admit(budget) and self.preemptions == preempted:
+            taken = self._admit(plan, self.waiting[0], budget)
+            if not taken:
+                break
+            budget -= taken
+        plan.chunks = [c for c in plan.chunks if c.sequence.blocks]  # (a later one may have preempted it)
+        plan.chunks.sort(key=lambda chunk: chunk.length != 1)
+        plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self._needed_elsewhere(plan, s, i)]
+        return plan
+
+    def _may_admit(self, budget: int) -> bool:
+        return bool(self.waiting) and budget > 0 and len(self.running) < self.limits.max_sequences
+
+    def _continue(self, plan: Plan, sequence: Sequence, budget: int) -> int:
+        length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
+        while not length and self.encoder.pinned_during_decode and self._waits_for_room(plan, sequence):
+            # What it waits for is held by answers that may be long, or that wait for it in turn.
+            if self._preempt(self.running[-1]) is sequence:
+                return 0
+            length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
+        while length and not self.blocks.grow(sequence, sequence.computed + length):
+            if self._preempt(self.running[-1]) is sequence:
+                return 0
+        return self._chunk(plan, sequence, length)
+
+    def _waits_for_room(self, plan: Plan, sequence: Sequence) -> bool:
+        """Whether it is the store that has no room, and not this step that has no time to encode more."""
+        row = sequence.computed
+        missing = (n for n in sequence.encoder_inputs if n.touches(row, row + 1))
+        return any(
+            sequence.items[n.item].digest not in self.encoder and not self._too_much(plan, sequence, n) for n in missing
+        )
+
+    def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
+        self.blocks.adopt_prefix(sequence)
+        length = min(sequence.remaining, budget)
+        if self.blocks.can_grow(sequence, sequence.computed + length):
+            length = self._cut_at_images(plan, sequence, length)
+        else:
+            length = 0
+        if not length:
+            self.blocks.release(sequence)
+            self.encoder.unpin_all(sequence.request_id)
+            return 0
+        self.blocks.grow(sequence, sequence.computed + length)
+        if sequence.queue_seconds is None:
+            sequence.queue_seconds = self.clock() - sequence.arrived
+            sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
+        self._admitted += 1
+        sequence.started = self._admitted
+        self.waiting.popleft()
+        self.running.append(sequence)
+        return self._chunk(plan, sequence, length)
+
+    def _chunk(self, plan: Plan, sequence: Sequence, length: int) -> int:
+        if length:
+            samples = sequence.computed + length == len(sequence.tokens)
+            plan.chunks.append(Chunk(sequence, sequence.computed, length, samples))
+        return length
+
+    def _preempt(self, victim: Sequence) -> Sequence:
+        """Recomputed later from its tokens; whole blocks may be found again in the prefix cache."""
+        self.running.remove(victim)
+        self.blocks.release(victim)
+        self.encoder.unpin_all(victim.request_id)
+        self.waiting.appendleft(victim)
+        self.preemptions += 1
+        return victim
+
+    def _cut_at_images(self, plan: Plan, sequence: Sequence, length: int) -> int:
+        """The visual tokens of every image that the chunk needs must be there or computed in this step; the chunk ends
+        before the first image for which there is no room."""
+        row = sequence.computed
+        for need in sequence.encoder_inputs:
+            if not need.touches(row, row + length):
+                continue
+            entry = sequence.items[need.item]
+            if entry.digest not in self.encoder and self._too_much(plan, sequence, need):
+                return max(0, need.start - row)
+            reserved = self.encoder.reserve(entry.digest, entry.tokens, sequence.request_id)
+            if reserved is False:
+                return max(0, need.start - row)
+            if reserved is None:
+                plan.encode.append((sequence, need.item))
+        return length
+
+    def _too_much(self, plan: Plan, sequence: Sequence, need: EncoderInput) -> bool:
+        """Whether an image must wait for another step. Not when all that is encoded in this one are images without
+        which this sequence's next row cannot be computed: they would be too much in every step."""
+        encoded = sum(s.items[item].shape[0] for s, item in plan.encode)
+        if not plan.encode or encoded + sequence.items[need.item].shape[0] <= self.limits.max_encode_patches:
+            return False
+        alone = all(s is sequence for s, _ in plan.encode)
+        return not (alone and need.touches(sequence.computed, sequence.computed + 1))
+
+    def _needed_elsewhere(self, plan: Plan, sequence: Sequence, item: int) -> bool:
+        """Of a sequence that was preempted after its image was planned: does another chunk of this step need it?"""
+        digest = sequence.items[item].digest
+        for chunk in plan.chunks:
+            for need in chunk.sequence.encoder_inputs:
+                touched = need.touches(chunk.start, chunk.start + chunk.length)
+                if touched and chunk.sequence.items[need.item].digest == digest:
+                    return True
+        if digest in self.encoder:
+            self.encoder.drop(digest)
+        return False

@@ -1,0 +1,137 @@
+"""A request inside the engine: its tokens, where its keys and values lie, and what is left to do. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from opsin_plugins.spec import I32, U8, RopeSpec, Span
+from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit, VisibleImages
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInput:
+    """Rows start to stop - 1 of a sequence need an item's visual tokens; stop None: all rows of its answer, too."""
+
+    item: int
+    start: int
+    stop: int | None
+
+    def touches(self, start: int, end: int) -> bool:
+        return self.start < end and (self.stop is None or start < self.stop)
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """`tokens` is the prompt and what was generated; `computed` of them have their keys and values in `blocks`."""
+
+    request_id: str
+    tokens: list[int]
+    prompt_length: int
+    positions: I32  # [A, prompt]
+    delta: int
+    spans: Seq[Span]
+    items: Seq[Item]
+    pixels: Seq[U8]
+    sampling: Sampling
+    max_tokens: int
+    eos: frozenset[int]
+    cache_root: bytes  # what every block digest starts from: tenant, adapter, and what all rows depend on
+    encoder_inputs: Seq[EncoderInput] = ()
+    visible: Seq[VisibleImages] = ()
+    arrange: Seq[I32 | None] = ()  # one an item
+    stretch: int = 1  # of the rotary frequencies, see RopeSpec
+    adapter_slot: int = 0
+    computed: int = 0
+    cached_tokens: int = 0
+    blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were asked for
+    arrived: float = field(default_factory=time.monotonic)
+    queue_seconds: float | None = None  # from arrival to the first step
+    started: int = 0  # the order of admission
+
+    @classmethod
+    def from_submit(cls, message: Submit, arrays: Arrays, rope: RopeSpec) -> Sequence:
+        stretch = rope.stretch(len(arrays.ids))
+        root = hashlib.sha256(len(message.salt).to_bytes(4, "little") + message.salt)
+        root.update((message.adapter or "").encode())
+        root.update(stretch.to_bytes(8, "little"))
+        if any(reach.lo < 0 for reach in message.visible):  # rows before the images depend on all of them
+            root.update(b"".join(item.digest for item in message.items))
+        arranged = iter(arrays.arrange)
+        return cls(
+            request_id=message.request_id,
+            tokens=arrays.ids.tolist(),
+            prompt_length=len(arrays.ids),
+            positions=arrays.positions,
+            delta=message.delta,
+            spans=message.spans,
+            items=message.items,
+            pixels=arrays.pixels,
+            sampling=message.sampling,
+            max_tokens=message.max_tokens,
+            eos=frozenset(message.eos),
+            cache_root=root.digest(),
+            encoder_inputs=_encoder_inputs(message),
+            visible=message.visible,
+            arrange=[next(arranged) if item.arranged else None for item in message.items],
+            stretch=stretch,
+        )
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """Tokens without keys and values; the newest token always is one."""
+        return len(self.tokens) - self.computed
+
+    def positions_of(self, start: int, stop: int) -> I32:
+        """I32 [A, stop - start]: the prompt's own, and past it the running number plus delta on every axis."""
+        inside = self.positions[:, start : min(stop, self.prompt_length)]
+        if stop <= self.prompt_length:
+            return inside
+        beyond = np.arange(max(start, self.prompt_length), stop, dtype=np.int32) + self.delta
+        return np.concatenate([inside, np.broadcast_to(beyond, (len(self.positions), len(beyond)))], 1)
+
+    def digest(self, index: int, size: int) -> bytes:
+        """The content digest of full block `index`: everything its keys and values depend on. Chained, so that it also
+        stands for all before it: tokens, the images (and which of their rows), adapter, tenant."""
+        while len(self.digests) <= index:
+            start = len(self.digests) * size
+            parent = self.digests[-1] if self.digests else self.cache_root
+            hasher = hashlib.sha256(parent)
+            hasher.update(np.asarray(self.tokens[start : start + size], np.int32).tobytes())
+            for span in self.spans:
+                if span.start < start + size and start < span.start + span.length:
+                    hasher.update((span.start - start).to_bytes(4, "little", signed=True))
+                    hasher.update(self.items[span.item].digest)
+            self.digests.append(hasher.digest())
+        return self.digests[index]
+
+    def reach(self, start: int, end: int) -> Iterator[tuple[int, VisibleImages]]:
+        """Which items rows start to end - 1 attend to: runs of rows, in order, each with how many it has."""
+        for i, reach in enumerate(self.visible):
+            stop = self.visible[i + 1].start if i + 1 < len(self.visible) else end
+            count = min(stop, end) - max(reach.start, start)
+            if count > 0:
+                yield count, reach
+
+
+def _encoder_inputs(message: Submit) -> tuple[EncoderInput, ...]:
+    if not message.visible:
+        return tuple(EncoderInput(span.item, span.start, span.start + span.length) for span in message.spans)
+    found = []
+    for item in range(len(message.items)):
+        seen = [i for i, reach in enumerate(message.visible) if max(reach.lo, 0) <= item < reach.hi]
+        if seen:
+            after = seen[-1] + 1
+            stop = message.visible[after].start if after < len(message.visible) else None
+            found.append(EncoderInput(item, message.visible[seen[0]].start, stop))
+    return tuple(found)

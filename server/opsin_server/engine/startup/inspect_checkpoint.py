@@ -1,0 +1,178 @@
+"""A checkpoint directory examined before any weight is read: what it is, what it would take, and whether it fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from opsin_plugins.blocks.checkpoint import assign, targets
+from opsin_plugins.blocks.linear import Quantize
+from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.loading.registry import Registry
+from opsin_plugins.spec import (
+    Architecture,
+    ImageBudget,
+    ImageSpec,
+    ModelFiles,
+    ModelSpec,
+    Rule,
+    TiledTowerSpec,
+    TowerSpec,
+    VisualItem,
+)
+from opsin_server.config import EngineConfig, image_limit
+from opsin_server.engine.startup.memory_plan import (
+    ResolvedConfig,
+    choose_device,
+    choose_dtype,
+    cross_kv_bytes_per_token,
+    free_bytes,
+    kv_bytes_per_token,
+    refuse_quantized,
+    resolve,
+)
+from opsin_server.errors import ConfigError
+from opsin_server.ipc.messages import Estimate
+
+LARGEST_SIDE = 4096  # pixels of the picture that is tried; no family makes more of a larger one than its limit
+RESERVE = 0.5 * 2**30  # what CUDA's context and libraries take of a GPU
+
+
+@dataclass(frozen=True)
+class InspectedCheckpoint:
+    """Every key has its place, and every byte is counted."""
+
+    registry: Registry
+    files: ModelFiles
+    architecture: Architecture
+    spec: ModelSpec
+    rules: Sequence[Rule]
+    dtype: torch.dtype
+    parameters: int
+    weight_bytes: int
+
+
+def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
+    """Raises ConfigError or SpecError, with a sentence for the operator. free: bytes on the device."""
+    opened = open_model(Path(config.model), config.plugins, config.family_options())
+    registry, files, architecture, spec = opened.registry, opened.files, opened.architecture, opened.spec
+    dtype = choose_dtype(config.dtype, device, files)
+    sketch = build_model(spec, registry, device="meta", dtype=dtype, quantize=config.quantize)
+    places = {name: target.shape for name, target in targets(sketch).items()}
+    parameters = sum(math.prod(shape) for shape in places.values())
+    refuse_quantized(files, parameters, device, free)
+    rules = architecture.weights(spec)
+    assign(files.tensors, rules, places)
+    return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, parameters, tensor_bytes(sketch))
+
+
+def estimate(
+    inspected: InspectedCheckpoint, config: EngineConfig, device: torch.device, free: int
+) -> tuple[Estimate, ResolvedConfig | None]:
+    """What the model takes and whether it serves; None for the settings when it does not."""
+    spec, item = inspected.spec, inspected.dtype.itemsize
+    refusal, resolved = "", None
+    try:
+        resolved = resolve(config, spec, device, inspected.dtype, inspected.weight_bytes, free)
+    except ConfigError as error:
+        refusal = str(error) + _remedy(inspected, config, free)
+    context = spec.max_positions if resolved is None else resolved.max_context
+    largest = _largest_image(inspected, image_limit(config.max_image_tokens, context))
+    in_prompt = 0 if largest is None or spec.cross is not None else largest.tokens
+    kv = kv_bytes_per_token(spec.decoder, item)
+    per_image = (
+        largest.tokens * cross_kv_bytes_per_token(spec.decoder, item) if largest and spec.cross else in_prompt * kv
+    )
+    said = Estimate(
+        family=spec.family,
+        parameters=inspected.parameters,
+        tensors=len(inspected.files.tensors),
+        dtype=stored_types(inspected.dtype, config.quantize),
+        weights=inspected.weight_bytes,
+        kv_per_1000=1000 * kv,
+        image_tokens=0 if largest is None else largest.tokens,
+        image_bytes=per_image,
+        encoder_peak=0 if largest is None or spec.vision is None else encoder_peak(spec.vision, largest, item),
+        free=free,
+        max_positions=spec.max_positions,
+        context=0 if resolved is None else resolved.max_context,
+        images=_images_that_fit(spec, resolved, largest),
+        refusal=refusal,
+    )
+    return said, resolved
+
+
+def _largest_image(inspected: InspectedCheckpoint, limit: int) -> VisualItem | None:
+    """A square picture as large as the family's rule reads, under the limit of visual tokens."""
+    image = inspected.spec.image
+    if image is None:
+        return None
+    side = min(LARGEST_SIDE, _side(image))
+    budget = ImageBudget(max_tokens=limit)
+    (item,) = inspected.architecture.preprocess([np.zeros((side, side, 3), np.uint8)], inspected.spec, budget)
+    return item
+
+
+def _side(image: ImageSpec) -> int:
+    if image.pinpoints:
+        return max(max(canvas) for canvas in image.pinpoints)
+    return max(image.longest_edge, *image.size, int(image.max_pixels**0.5), image.patch * image.merge)
+
+
+def encoder_peak(vision: TowerSpec, item: VisualItem, itemsize: int) -> int:
+    """Bytes of activations while a picture goes through the tower, about: the wider of attention (its input, q, k and
+    v, two of them turned, its output) and MLP (its input and two or three times its hidden width)."""
+    frames, rows, columns = item.grid
+    if isinstance(vision, TiledTowerSpec):
+        count = vision.max_tiles * (-(-vision.positions // 8) * 8)
+        kept = len(vision.taps) + 1
+    else:
+        count, kept = frames * (rows * columns + vision.class_token), len(vision.taps) + 1
+    hidden = (3 if vision.gated_mlp else 2) * vision.mlp
+    layer = max(8 * vision.width, 2 * vision.width + hidden) + kept * vision.width
+    pixels = frames * rows * columns * vision.patch_dim * (1 + 4 + itemsize)
+    return count * layer * itemsize + pixels
+
+
+def _images_that_fit(spec: ModelSpec, resolved: ResolvedConfig | None, largest: VisualItem | None) -> int:
+    """Of the largest, in one prompt."""
+    if resolved is None or largest is None:
+        return 0
+    if spec.cross is not None:
+        return resolved.cross_kv_blocks // -(-largest.tokens // resolved.memory.block_size)
+    return (resolved.max_context - 2) // largest.tokens
+
+
+def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, free: int) -> str:
+    """Which flag would help weights that do not fit."""
+    if inspected.weight_bytes <= free or config.quantize == "int8":
+        return ""
+    sketch = build_model(inspected.spec, inspected.registry, device="meta", dtype=inspected.dtype, quantize="int8")
+    size = tensor_bytes(sketch)
+    verdict = "which fits" if size < free else f"still {size - free:,} too many"
+    return f". With --quantize int8 they need {size:,}: {verdict}"
+
+
+def check_directory(config: EngineConfig, gpu: int | None) -> Estimate:
+    """For `opsin check`. gpu: bytes of a GPU that need not be here; None: this machine's device."""
+    if gpu is None:
+        device = choose_device(config.device)
+        free = free_bytes(device)
+    else:
+        device, free = torch.device("cuda"), max(0, int(gpu - RESERVE))
+    return estimate(examine(config, device, free), config, device, free)[0]
+
+
+def tensor_bytes(model: Model) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+def stored_types(dtype: torch.dtype, quantize: Quantize) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return name if quantize == "none" else f"linears {quantize}, the rest {name}"

@@ -1,0 +1,50 @@
+"""From a checkpoint directory to an engine that can step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from opsin_kernels.dispatch import implementation
+from opsin_plugins.blocks.checkpoint import load_weights
+from opsin_plugins.blocks.model import build_model
+from opsin_server.config import EngineConfig
+from opsin_server.engine.engine import Engine
+from opsin_server.engine.startup.assemble import assemble
+from opsin_server.engine.startup.inspect_checkpoint import estimate, examine
+from opsin_server.engine.startup.memory_plan import choose_device, free_bytes
+from opsin_server.engine.startup.warmup import warmup
+from opsin_server.errors import ConfigError
+from opsin_server.ipc.messages import Estimate, Ready
+
+
+def load_engine(
+    config: EngineConfig,
+    progress: Callable[[int, int], None],
+    tell: Callable[[Estimate], None] = lambda estimate: None,
+) -> tuple[Engine, Ready]:
+    """tell: hears what the model will take, before it takes it. Raises ConfigError or SpecError, with a sentence for
+    the operator, before any weight is read."""
+    device = choose_device(config.device)
+    free = free_bytes(device)
+    inspected = examine(config, device, free)
+    said, resolved = estimate(inspected, config, device, free)
+    if resolved is None:
+        raise ConfigError(said.refusal)
+    tell(said)
+    spec, dtype = inspected.spec, inspected.dtype
+    model = build_model(spec, inspected.registry, device=device, dtype=dtype, quantize=config.quantize)
+    load_weights(model, inspected.rules, inspected.files, progress)
+    if implementation(device.type) == "triton":
+        warmup(model, inspected.architecture, spec, config, resolved)
+    engine = assemble(model, spec, config, resolved)
+    ready = Ready(
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)",
+        dtype=said.dtype,
+        kernels=implementation(device.type),
+        max_context=resolved.max_context,
+        max_sequences=config.max_sequences,
+        memory=resolved.memory,
+    )
+    return engine, ready

@@ -1,0 +1,74 @@
+"""What must not reach the model: images, spans and memory of a request that do not fit each other. Raises SpecError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opsin_plugins.blocks.model import Model
+from opsin_plugins.spec import SpecError, TiledTowerSpec
+from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.ipc.messages import Arrays, Item, Submit
+
+
+def check_items(message: Submit, arrays: Arrays, model: Model) -> None:
+    arranged = iter(arrays.arrange)
+    for item in message.items:
+        vision = model.spec.vision
+        if vision is None:
+            raise SpecError("this model takes no images")
+        patches = item.grid[0] * item.grid[1] * item.grid[2]
+        if patches < 1 or item.shape != (patches, vision.patch_dim):
+            raise SpecError(f"pixels {item.shape} do not fit grid {item.grid}")
+        if isinstance(vision, TiledTowerSpec):
+            _check_tiles(item, vision)
+        count = model.tokens_of(item)
+        if item.arranged:
+            order = next(arranged)
+            newline = model.spec.projector is not None and model.spec.projector.newline
+            if len(order) and (order.min() < -int(newline) or order.max() >= count):
+                raise SpecError(f"an image is arranged from {count} tokens, but names {order.min()} to {order.max()}")
+        elif item.tokens != count:
+            raise SpecError(f"pixels {item.shape} and {item.tokens} visual tokens do not fit grid {item.grid}")
+        if not 0 <= item.hidden < item.tokens:
+            raise SpecError(f"{item.hidden} of {item.tokens} visual tokens are hidden")
+
+
+def _check_tiles(item: Item, vision: TiledTowerSpec) -> None:
+    frames, rows, columns = item.grid
+    if item.tiles not in vision.arrangements or frames != item.tiles[0] * item.tiles[1]:
+        raise SpecError(f"{frames} tiles that lie {item.tiles} are not an arrangement of this tower")
+    if rows * columns + 1 != vision.positions:
+        raise SpecError(f"a tile of {rows} x {columns} patches; this tower's have {vision.positions - 1}")
+
+
+def check_spans(message: Submit, total: int) -> None:
+    at = 0
+    for span in message.spans:
+        if span.start < at or span.start + span.length > total or not 0 <= span.item < len(message.items):
+            raise SpecError(f"image span {span.start} + {span.length} does not fit a prompt of {total}")
+        if span.bidirectional:
+            raise SpecError("bidirectional image spans are not served by this version")
+        if span.visual_mask is not None and len(span.visual_mask) != span.length:
+            raise SpecError(f"{len(span.visual_mask)} marks for an image span of {span.length}")
+        placeholders = span.length if span.visual_mask is None else sum(span.visual_mask)
+        if placeholders != message.items[span.item].tokens and not message.visible:
+            raise SpecError(f"{placeholders} placeholders for {message.items[span.item].tokens} visual tokens")
+        at = span.start + span.length
+
+
+def check_visible_images(message: Submit, total: int, store: VisualStore[Any]) -> None:
+    """Also that all images that a row sees at once fit into the store."""
+    count, before = len(message.items), -1
+    if count and not message.visible:
+        raise SpecError(f"{count} images, and no row attends to them")
+    for reach in message.visible:
+        lo = max(reach.lo, 0)
+        if not before < reach.start < total or not reach.lo >= -1 or not lo <= reach.hi <= count:
+            raise SpecError(f"rows from {reach.start} on see {lo} to {reach.hi} of {count} images in {total} rows")
+        before = reach.start
+        group = {item.digest: item.tokens for item in message.items[lo : reach.hi]}
+        if (size := sum(store.size(rows) for rows in group.values())) > store.budget:
+            raise SpecError(
+                f"{len(group)} images that are seen together need {size} memory blocks; there are {store.budget} "
+                "(--encoder-memory)"
+            )

@@ -1,0 +1,112 @@
+"""The engine process: an engine and its door. Started by ipc/client.py, which writes the configuration to standard
+input and keeps that pipe open: when the API process dies, however it dies, the pipe ends and this process leaves."""
+
+from __future__ import annotations
+
+import signal
+
+# A signal to the whole group (systemd, a container's end) is for the API process, which drains. Before the imports
+# below: they take seconds.
+for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_IGN)
+
+import logging  # noqa: E402
+import os  # noqa: E402
+import shutil  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+# isort: off
+import opsin_kernels.dispatch  # noqa: E402, F401  (before torch, which may import Triton)
+import torch  # noqa: E402
+# isort: on
+
+from opsin_plugins.spec import SpecError  # noqa: E402
+from opsin_server.engine.engine import Engine  # noqa: E402
+from opsin_server.engine.startup.load import load_engine  # noqa: E402
+from opsin_server.errors import ConfigError  # noqa: E402
+from opsin_server.ipc.engine_socket import EngineSocket  # noqa: E402
+from opsin_server.ipc.messages import (  # noqa: E402
+    Arrays,
+    Cancel,
+    Failed,
+    Output,
+    Outputs,
+    Progress,
+    Stop,
+    Submit,
+    ToEngine,
+    read_config_line,
+)
+from opsin_server.served_name import readable  # noqa: E402
+
+HEARTBEAT = 1.0  # seconds between signs of life when idle
+PROGRESS = 0.1  # seconds between reports while loading
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    address = sys.argv[1]
+    config = read_config_line(sys.stdin.buffer.readline())
+    threading.Thread(target=_leave_with_parent, args=(address,), daemon=True).start()
+    torch.set_num_threads(config.threads)
+    door = EngineSocket(address)
+    try:
+        engine, ready = load_engine(config, _Reporter(door), door.send)
+    except (ConfigError, SpecError, ValueError, OSError) as error:
+        door.send(Failed(readable(str(error))))
+        door.close()
+        sys.exit(1)
+    door.send(ready)
+    serve(engine, door)
+    door.close()
+
+
+class _Reporter:
+    """Progress of loading, a few times a second."""
+
+    def __init__(self, door: EngineSocket) -> None:
+        self.door, self.next = door, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() >= self.next or done == total:
+            self.next = time.monotonic() + PROGRESS
+            self.door.send(Progress(done, total))
+
+
+def serve(engine: Engine, door: EngineSocket) -> None:
+    """Steps while there is work, listens between steps, shows that it lives when there is none."""
+    while True:
+        refused: list[Output] = []
+        for message, arrays in door.receive(0 if engine.busy else HEARTBEAT):
+            if isinstance(message, Stop):
+                return
+            refused += _handle(engine, message, arrays)
+        outputs = engine.step() if engine.busy else []
+        door.send(Outputs((*refused, *outputs), engine.stats()))
+
+
+def _handle(engine: Engine, message: ToEngine, arrays: Arrays | None) -> list[Output]:
+    if isinstance(message, Submit):
+        assert arrays is not None
+        try:
+            engine.submit(message, arrays)
+        except SpecError as error:
+            return [Output(message.request_id, finish="error", error=str(error))]
+    elif isinstance(message, Cancel):
+        for request_id in message.request_ids:
+            engine.cancel(request_id)
+    return []
+
+
+def _leave_with_parent(address: str) -> None:
+    while os.read(0, 4096):
+        pass
+    shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)  # its owner could not
+    os._exit(1)  # not sys.exit: the step that runs may be long, and nobody is left to hear of it
+
+
+if __name__ == "__main__":
+    main()

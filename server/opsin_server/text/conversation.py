@@ -1,0 +1,54 @@
+"""A conversation before it has any model's form: filled by api/wire, read by the rest of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from opsin_plugins.spec import ImageBudget
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """source: URL or data URL. param: the JSON path of this part in the request, for errors. demanded: the budget is
+    the client's own number, which a family with one size cannot keep."""
+
+    source: str
+    budget: ImageBudget
+    param: str
+    demanded: bool = False
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True)
+class Message:
+    """reasoning: what an assistant thought before it said this, where a client sends it apart from the text."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    reasoning: str | None = None
+
+
+def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
+    """In the order in which their pixels are handed to `PromptEncoder.encode`."""
+    return [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
+
+
+def texts(messages: Sequence[Message]) -> Iterator[str]:
+    """All that the conversation says."""
+    for message in messages:
+        if message.reasoning is not None:
+            yield message.reasoning
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                yield part.text

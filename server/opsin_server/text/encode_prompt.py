@@ -1,0 +1,142 @@
+"""A conversation and its decoded pictures to all that the engine needs of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.spec import (
+    I32,
+    U8,
+    Architecture,
+    Expanded,
+    ImageBudget,
+    ModelFiles,
+    ModelSpec,
+    Span,
+    SpecError,
+    VisualItem,
+)
+from opsin_server.config import EngineConfig
+from opsin_server.errors import BadRequest
+from opsin_server.text.conversation import ImagePart, Message, TextPart, image_parts
+from opsin_server.text.end_tokens import answer_ends
+from opsin_server.text.image_digest import image_digest
+from opsin_server.text.plain_text import ConversationEncoder, LostMarkerError
+from opsin_server.text.template import read_chat_template
+from opsin_server.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids I32 [T], placeholders at full length; positions I32 [A, T]; delta as of `Architecture.positions`."""
+
+    ids: I32
+    positions: I32
+    delta: int
+    spans: tuple[Span, ...]
+    items: tuple[VisualItem, ...]  # their digests set
+    visible: I32 | None = None  # I32 [T, 2], as of Expanded
+
+
+class PromptEncoder:
+    """Holds nothing of a request: threads may share one. Raises SpecError for a model that it cannot prompt.
+
+    ends: the ids that end an answer.
+    """
+
+    def __init__(self, files: ModelFiles, architecture: Architecture, spec: ModelSpec) -> None:
+        guard = () if spec.image_token is None else (spec.image_token,)
+        self.tokenizer = Tokenizer(files.directory, files.tokenizer_config, guard)
+        self.template = read_chat_template(files, architecture, self.tokenizer.names)
+        self.ends = answer_ends(spec, self.tokenizer, self.template)
+        self._architecture = architecture
+        self._spec = spec
+        self.vocabulary = spec.decoder.vocab  # tokens that can be drawn
+        self._conversation = ConversationEncoder(self.tokenizer, self.template, opens=spec.vision is not None)
+        self._check_template()
+        self.takes_images = spec.image_token is not None and self._writes_placeholder(spec.image_token)
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """What can be refused before any image is fetched."""
+        parts = image_parts(messages)
+        if parts and not self.takes_images:
+            why = "has no vision" if self._spec.vision is None else "has a chat template without images"
+            raise BadRequest(f"this model {why}: it takes text only", param=parts[0].param)
+        image = self._spec.image
+        for part in parts:
+            if part.demanded and image is not None and not image.resizable:
+                raise BadRequest(f"max_pixels: {self._spec.family} gives every image one size", param=part.param)
+
+    def text_ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
+        """The rendered conversation, each image one placeholder. Raises BadRequest.
+
+        continue_final: the last message is the assistant's, and what is generated goes on where its text ends.
+        """
+        self.check(messages)
+        return self._conversation.ids(messages, continue_final)
+
+    def encode(self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool = False) -> Prompt:
+        """images: U8 [H, W, 3], RGB, in the order of `image_parts(messages)`. continue_final: as of `text_ids`.
+
+        Raises BadRequest.
+        """
+        parts = image_parts(messages)
+        if len(parts) != len(images):
+            raise ValueError(f"{len(images)} images for {len(parts)} image parts")
+        ids = self.text_ids(messages, continue_final)
+        items = tuple(self._item(part, image) for part, image in zip(parts, images, strict=True))
+        try:
+            expanded = self._architecture.expand(ids, items, self._spec, self.tokenizer.encode)
+            positions, delta = self._architecture.positions(expanded, items, self._spec)
+        except SpecError as error:
+            raise BadRequest(str(error), param=parts[0].param if parts else "messages") from error
+        self._check_ids(expanded)
+        return Prompt(expanded.ids, positions, delta, expanded.spans, items, expanded.visible)
+
+    def _item(self, part: ImagePart, image: U8) -> VisualItem:
+        try:
+            (item,) = self._architecture.preprocess([image], self._spec, part.budget)
+        except SpecError as error:
+            raise BadRequest(str(error), param=part.param) from error
+        return replace(item, digest=image_digest(image, self._spec, part.budget))
+
+    def _check_ids(self, expanded: Expanded) -> None:
+        if len(expanded.ids) == 0:
+            raise BadRequest("the conversation renders to an empty prompt", param="messages")
+        if (largest := int(np.max(expanded.ids))) >= self._spec.decoder.embeddings:
+            what = f"token {largest} ({self.tokenizer.token_text(largest)!r})"
+            raise BadRequest(
+                f"{what} is outside of the model's {self._spec.decoder.embeddings} embeddings", param="messages"
+            )
+
+    def _check_template(self) -> None:
+        try:
+            self._conversation.ids([Message("user", (TextPart("7301"),))])
+        except LostMarkerError as error:
+            raise SpecError(error.message) from error
+        except BadRequest:  # a template may want more than one turn
+            return
+
+    def _writes_placeholder(self, token: int) -> bool:
+        """Whether the template shows an image at all, by rendering one."""
+        message = Message("user", (ImagePart("", ImageBudget(), ""), TextPart("7301")))
+        try:
+            return self._conversation.ids([message]).count(token) == 1
+        except BadRequest:
+            return False
+
+
+def read_encoder(config: EngineConfig) -> PromptEncoder:
+    """The encoder of a model directory. Raises SpecError when its tokenizer or chat template cannot be used."""
+    opened = open_model(Path(config.model), config.plugins, config.family_options())
+    try:
+        return PromptEncoder(opened.files, opened.architecture, opened.spec)
+    except SpecError:
+        raise
+    except ValueError as error:
+        raise SpecError(str(error)) from error

@@ -1,0 +1,60 @@
+"""Changes a conversation's turns for a template that takes no system message or demands alternating roles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from itertools import groupby
+
+from opsin_server.errors import BadRequest
+from opsin_server.text.conversation import Message, Part, TextPart
+
+BETWEEN = "\n\n"
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """Puts the system text in front of the first user turn."""
+    system = [message.parts for message in messages if message.role == "system"]
+    turns = [message for message in messages if message.role != "system"]
+    if not system:
+        return turns
+    first = next((i for i, message in enumerate(turns) if message.role == "user"), None)
+    if first is None:
+        raise BadRequest(
+            "this model's chat template takes no system message, and there is no user message to carry its text",
+            param="messages",
+        )
+    turns[first] = replace(turns[first], parts=reduce(_joined, [*system, turns[first].parts]))
+    return turns
+
+
+def merge_turns(messages: Sequence[Message]) -> list[Message]:
+    """Consecutive turns of one role become one."""
+    return [_merged(list(group)) for _, group in groupby(messages, key=lambda message: message.role)]
+
+
+def _merged(turns: Sequence[Message]) -> Message:
+    thoughts = [message.reasoning for message in turns if message.reasoning is not None]
+    parts = reduce(_joined, (message.parts for message in turns))
+    return Message(turns[0].role, parts, BETWEEN.join(thoughts) if thoughts else None)
+
+
+def one_text(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """All texts of a turn in one part, at the place of the first."""
+    texts = [part for part in parts if isinstance(part, TextPart)]
+    if len(texts) < 2:
+        return parts
+    whole = TextPart("".join(part.text for part in texts))
+    at = parts.index(texts[0])
+    return (*parts[:at], whole, *(part for part in parts[at:] if not isinstance(part, TextPart)))
+
+
+def _joined(first: tuple[Part, ...], second: tuple[Part, ...]) -> tuple[Part, ...]:
+    """A blank line follows the first one's text. Text meets text in one part: templates may trim each part."""
+    if not first or not second or not isinstance(first[-1], TextPart) or not first[-1].text:
+        return (*first, *second)
+    text = first[-1].text + BETWEEN
+    if isinstance(second[0], TextPart):
+        return (*first[:-1], TextPart(text + second[0].text), *second[1:])
+    return (*first[:-1], TextPart(text), *second)

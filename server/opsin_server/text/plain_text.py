@@ -1,0 +1,135 @@
+"""Conversation to ids, where text is data: what a user types never becomes a special token (DESIGN, 3.10).
+
+The template sees the real conversation, edits it as its author meant, and tells which characters of the prompt it wrote
+itself (see `trusted`); all others are text. The common way is one render and one encode. Where a text holds the string
+of an added token, that string is cut out and encoded by a tokenizer that has no added tokens. A special token can still
+be formed where a text meets the template's text, or by normalisation. So the markers in the ids must be those that the
+template's own characters give by themselves; if they are not, all text is cut out, and then they are, since the
+template's part is encoded from the same pieces.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from functools import lru_cache
+
+from opsin_plugins.spec import ImageBudget
+from opsin_server.errors import BadRequest, OpsinError
+from opsin_server.text.continue_final import Ending
+from opsin_server.text.conversation import ImagePart, Message, Part, TextPart, texts
+from opsin_server.text.markers import marker_pattern
+from opsin_server.text.template import ChatTemplate
+from opsin_server.text.tokenizer import Tokenizer
+from opsin_server.text.trusted import runs
+
+SHAPES = 256  # conversations differ in text much more often than in their roles and parts
+AN_IMAGE = ImagePart("", ImageBudget(), "")
+
+
+class LostMarkerError(OpsinError):
+    """The template makes a special token by an operation that forgets who wrote it: its fault, not the request's."""
+
+    code = "chat_template_marker"
+
+
+class ConversationEncoder:
+    """Threads may share one. opens: whether the tokenizer's own opening is put in front, as for models with images."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, opens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._opens = opens
+        self._pattern = marker_pattern(tokenizer.added)
+        self._check_shape = lru_cache(SHAPES)(self._render_shape)
+        self._own_markers = lru_cache(SHAPES)(self._encode_own)
+
+    def ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
+        """Image placeholders as the template writes them. Raises BadRequest for what the template refuses.
+
+        continue_final: the prompt ends where the text of the last message, the assistant's, ends.
+        """
+        _check_unicode(messages)
+        self._check_shape(_shape(messages), continue_final)
+        rendered = self._render(messages, continue_final)
+        own, typed = runs(rendered)
+        ids = self._encode(rendered, own, typed)
+        if self._markers(ids) != self._own_markers(tuple(own)):
+            ids = self._tokenizer.encode_around(own, typed)
+        bos = self._tokenizer.names.get("bos_token")
+        opens = self._opens and not (bos is not None and own[0].startswith(bos))
+        return [*self._tokenizer.opening, *ids] if opens else ids
+
+    def _render(self, messages: Sequence[Message], continue_final: bool) -> str:
+        if not continue_final:
+            return self._template.render(messages)
+        ending = Ending(messages)
+        return ending.cut(self._template.render(ending.messages, generation_prompt=False))
+
+    def _encode(self, rendered: str, own: Sequence[str], typed: Sequence[str]) -> list[int]:
+        """Strings of added tokens that stand in one text are plain; nothing else is looked at."""
+        if not any(map(self._pattern.search, typed)):
+            return self._tokenizer.encode(rendered)
+        around, plain = [own[0]], []
+        for text, behind in zip(typed, own[1:], strict=True):
+            at = 0
+            for found in self._pattern.finditer(text):
+                around[-1] += text[at : found.start()]
+                plain.append(found[0])
+                around.append("")
+                at = found.end()
+            around[-1] += text[at:] + behind
+        return self._tokenizer.encode_around(around, plain)
+
+    def _markers(self, ids: Sequence[int]) -> tuple[int, ...]:
+        known = self._tokenizer.marker_ids
+        return tuple(i for i in ids if i in known)
+
+    def _encode_own(self, own: tuple[str, ...]) -> tuple[int, ...]:
+        return self._markers(self._tokenizer.encode_around(own, [""] * (len(own) - 1)))
+
+    def _render_shape(self, messages: tuple[Message, ...], continue_final: bool) -> None:
+        """Renders the shape of a conversation with texts that say nothing. Raises where one of them does not appear,
+        or where the template makes a special token in a way that loses who wrote it."""
+        mark = f"\ue002{secrets.randbelow(10**18):018d}:"  # as filters for case and blanks leave it
+        owners = [n for n, message in enumerate(messages) for part in message.parts if part == SOME_TEXT]
+        numbers = iter(range(len(owners)))
+        filled = [
+            Message(m.role, tuple(TextPart(f"{mark}{next(numbers)}\ue003") if p == SOME_TEXT else p for p in m.parts))
+            for m in messages
+        ]
+        rendered = self._template.render(filled, generation_prompt=not continue_final)
+        for number, owner in enumerate(owners):
+            if f"{mark}{number}\ue003" not in rendered:
+                what = f"message {owner} ({messages[owner].role})"
+                raise BadRequest(f"this model's chat template leaves out the text of {what}", param="messages")
+        for text in runs(rendered)[1]:
+            if (found := self._pattern.search(text)) is not None:
+                raise LostMarkerError(
+                    f"the chat template writes {found[0]!r} by a way that typed text may take as well"
+                )
+
+
+SOME_TEXT = TextPart("x")
+
+
+def _shape(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation without what was said in it."""
+
+    def shape(part: Part) -> Part:
+        if isinstance(part, ImagePart):
+            return AN_IMAGE
+        return SOME_TEXT if part.text.strip() else part  # a template may ask whether there is a text at all
+
+    return tuple(
+        Message(message.role, tuple(map(shape, message.parts)), message.reasoning and "x") for message in messages
+    )
+
+
+def _check_unicode(messages: Sequence[Message]) -> None:
+    for text in texts(messages):
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise BadRequest("a text holds half of a surrogate pair", param="messages") from error

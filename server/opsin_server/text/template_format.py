@@ -1,0 +1,113 @@
+"""Finds out at load, by rendering, how a chat template wants its conversations: nothing is guessed from its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from opsin_plugins.spec import SpecError
+from opsin_server.errors import OpsinError
+from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart
+from opsin_server.text.merge_turns import fold_system, merge_turns, one_text
+from opsin_server.text.trusted import own
+
+Form = Literal["parts", "text"]
+
+
+@dataclass(frozen=True)
+class TemplateFormat:
+    """forms: whether a role's content is a list of parts or a string. single: roles whose second text would be lost."""
+
+    forms: Mapping[Role, Form] = field(default_factory=dict)
+    single: frozenset[Role] = frozenset()
+    folds_system: bool = False
+    merges: bool = False
+
+    def arrange(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The `messages` that the template is given."""
+        turns = fold_system(messages) if self.folds_system else list(messages)
+        return [self._turn(message) for message in (merge_turns(turns) if self.merges else turns)]
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": ROLES[message.role], "content": self._content(message)}
+        if message.reasoning is not None:  # the names under which transformers hands it over
+            turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
+        return turn
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        parts = message.parts
+        if self.forms.get(message.role, "parts") == "text":
+            return "".join(part.text for part in parts if isinstance(part, TextPart))
+        parts = one_text(parts) if message.role in self.single else parts
+        return [_part(part) for part in parts]
+
+
+# Templates build special tokens of these ("<|" + role + "|>"): they are no text of a user's.
+ROLES: Mapping[Role, str] = {"system": own("system"), "user": own("user"), "assistant": own("assistant")}
+IMAGE, TEXT = own("image"), own("text")
+
+
+def _part(part: Part) -> dict[str, str]:
+    return {"type": IMAGE} if isinstance(part, ImagePart) else {"type": TEXT, "text": part.text}
+
+
+Show = Callable[[Sequence[Message], TemplateFormat], str]
+
+# The shortest conversation in which a role may speak.
+PLACES: Mapping[Role, tuple[Role, ...]] = {
+    "user": ("user",),
+    "system": ("system", "user"),
+    "assistant": ("user", "assistant", "user"),
+}
+ALTERNATION: tuple[tuple[Role, ...], ...] = (("user", "user"), ("user", "assistant", "assistant", "user"))
+
+
+def observe(show: Show) -> TemplateFormat:
+    """Raises SpecError when the template cannot show what a user says."""
+    template_format = TemplateFormat()
+    for role, place in PLACES.items():
+        form = _form_of(show, template_format, role, place)
+        if form is not None:
+            template_format = replace(template_format, forms={**template_format.forms, role: form})
+        elif role == "system":
+            template_format = replace(template_format, folds_system=True)
+        elif role == "user":
+            raise SpecError(f"the chat template renders no user message: {_failure(show, template_format)}")
+    listed = [role for role, form in template_format.forms.items() if form == "parts"]
+    single = frozenset(role for role in listed if not _shows(show, template_format, PLACES[role], twice=role))
+    merges = not all(_shows(show, template_format, turns) for turns in ALTERNATION)
+    return replace(template_format, single=single, merges=merges)
+
+
+def _form_of(show: Show, template_format: TemplateFormat, role: Role, place: tuple[Role, ...]) -> Form | None:
+    forms: tuple[Form, ...] = ("parts", "text")
+    tries = (
+        form
+        for form in forms
+        if _shows(show, replace(template_format, forms={**template_format.forms, role: form}), place)
+    )
+    return next(tries, None)
+
+
+def _shows(show: Show, template_format: TemplateFormat, roles: Sequence[Role], twice: Role | None = None) -> bool:
+    """Whether every text arrives in the prompt, as text and not as the print of a list."""
+    messages: list[Message] = []
+    texts: list[str] = []
+    for role in roles:
+        own = [f"{7301 + len(texts) + i}" for i in range(2 if role == twice else 1)]  # digits: filters keep them
+        texts += own
+        messages.append(Message(role, tuple(map(TextPart, own))))
+    try:
+        shown = show(messages, template_format)
+    except OpsinError:
+        return False
+    return all(text in shown for text in texts) and "'text':" not in shown.lower()
+
+
+def _failure(show: Show, template_format: TemplateFormat) -> str:
+    try:
+        show([Message("user", (TextPart("7301"),))], template_format)
+    except OpsinError as error:
+        return error.message
+    return "its text does not appear in the prompt"
