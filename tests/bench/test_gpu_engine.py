@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import engine
@@ -12,9 +14,11 @@ import entry_points
 import pytest
 import rows
 import torch
+from device import Device
 from engine import Decoding, Wrong
-from gpu_plan import CEILINGS, QWEN_2B, model_rows
+from gpu_plan import CEILINGS, QWEN_2B, decode_row, model_rows
 from random_model import RandomModel
+from stage import Given
 
 from opsin_server.ipc.messages import Sampling
 
@@ -48,6 +52,25 @@ def test_a_step_that_fails_is_a_failed_row_and_no_fast_one(made: RandomModel, mo
     monkeypatch.setattr(decoding.engine.runner, "run", broken)
     with pytest.raises(Wrong, match="a step failed: the engine could not compute"):
         decoding.timed(4, recorded=False)
+
+
+def test_a_row_after_a_failed_one_has_an_engine_of_its_own(
+    made: RandomModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Given(argparse.Namespace(), Device(tiny=True), rows.Rows(tmp_path / "rows.jsonl", "x"), time.time() + 60)
+    timed, calls = Decoding.timed, []
+
+    def first_fails(self: Decoding, steps: int, recorded: bool) -> object:
+        calls.append(self)
+        if len(calls) == 1:
+            self.engine.cancel(next(iter(self.engine.sequences)))
+        return timed(self, steps, recorded)
+
+    monkeypatch.setattr(Decoding, "timed", first_fails)
+    engine.decode(run, made, 8)
+    lines = rows.read(run.rows.path)
+    assert list(rows.failures(lines)) == [decode_row(QWEN_2B, 8, recorded=True)]
+    assert list(rows.succeeded(lines)) == [decode_row(QWEN_2B, 8, recorded=False)]
 
 
 def test_a_batch_that_shrinks_is_no_measurement(made: RandomModel) -> None:

@@ -158,15 +158,26 @@ def test_the_report_names_what_failed_and_what_is_missing(tmp_path: Path) -> Non
     rows.append(out.path, {"command": "first"})
     out.ended("steps", 3.0, ms=2.0, spread=0.1, floor_ms=1.0, tokens_s=8.0, device={"name": "nvidia-x", "torch": "2"})
     out.failed("bad", "OutOfMemoryError: 3 bytes")
+    for number in range(30):
+        out.failed(f"tests/a.py::test_c[{number}]", "E   the same for all")
     out.ended("tests/a.py::test_b", 0.1)
     text, right = gpu_report.write(out.path, tmp_path, plans)
     assert not right
     assert "| steps | 2.000 | 0.100 | 1.000    | 50 %" in text
-    for words in ("bad", "OutOfMemoryError: 3 bytes", "not reached", "1 of 3 planned rows; 1 kernel tests passed"):
+    for words in (
+        "bad",
+        "OutOfMemoryError: 3 bytes",
+        "not reached",
+        "1 of 3 planned rows; 1 kernel tests passed",
+        "and 29 more",
+    ):
         assert words in text
+    assert text.count("the same for all") == 1
     document = json.loads((tmp_path / "gpu-nvidia-x.json").read_text())
     assert document["missing"] == ["late"]
     assert document["rows"]["steps"]["ms"] == 2.0
     out.ended("bad", 1.0, ms=1.0)
     out.ended("late", 1.0, ms=1.0)
+    for number in range(30):
+        out.ended(f"tests/a.py::test_c[{number}]", 0.1)
     assert gpu_report.write(out.path, tmp_path, plans)[1], "a later success is what counts"
