@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -181,3 +183,24 @@ def test_the_report_names_what_failed_and_what_is_missing(tmp_path: Path) -> Non
     for number in range(30):
         out.ended(f"tests/a.py::test_c[{number}]", 0.1)
     assert gpu_report.write(out.path, tmp_path, plans)[1], "a later success is what counts"
+
+
+def test_kernels_that_were_packed_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver loads is enough; a second command on a fresh machine waits for no compiler."""
+    from opsin_kernels.gpu import catalogue
+    from opsin_kernels.gpu.absent import absent
+
+    folder, packed = tmp_path / "triton", tmp_path / "triton.tar.xz"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+    (launch,) = (one for one in catalogue.launches() if one.name == "penalties")
+    with absent(90) as first:
+        launch.run()
+    assert list(folder.rglob("*.ttir")), "it was compiled"
+    gpu.packed(folder, packed)
+    shutil.rmtree(folder)
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    with absent(90) as again:
+        launch.run()
+    assert [b.cubin for b in again.loaded] == [b.cubin for b in first.loaded]
+    assert not any(path.read_bytes() for path in folder.rglob("*.ttir")), "it was not compiled again"
