@@ -77,11 +77,11 @@ class RandomModel:
         config, resolved = self._resolved(sequences, context, captured)
         return assemble(self.model, self.spec, config, resolved)
 
-    def warm(self) -> None:
+    def warmup(self) -> None:
         """Compiles every kernel that serving launches, as a server does before its first request."""
         if implementation(self.device.type) != "torch":
             config, resolved = self._resolved(1, 512, captured=False)
-            warm(self.model, self.architecture, self.spec, config, resolved)
+            warmup(self.model, self.architecture, self.spec, config, resolved)
 
     def _resolved(self, sequences: int, context: int, captured: bool) -> tuple[EngineConfig, ResolvedConfig]:
         config = EngineConfig(

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from PIL import Image
 from tokenizers import Tokenizer
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import U8
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from support.conversations import CONVERSATIONS, Conversation, encoded
 from support.inputs import their_inputs, whole
 from support.local_server import LocalServer

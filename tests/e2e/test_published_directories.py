@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from opsin_server.api.answer.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from transformers import GenerationConfig
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import Registry, describe
 from opsin_plugins.spec import ModelSpec, SpecError
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import published
 from support.conversations import CONVERSATIONS, Conversation, encoded, fitting

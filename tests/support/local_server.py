@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from opsin_server.api.answer.sampling_defaults import read_sampling_defaults
+from opsin_server.fingerprint import fingerprint
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import Registry, describe
-from opsin_server.api.answer.sampling_defaults import read_sampling_defaults
 from opsin_server.api.app import create_app
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.engine.startup.load import load_engine
-from opsin_server.fingerprint import fingerprint
 from opsin_server.ipc.client import Stream
 from opsin_server.ipc.messages import Arrays, Stats, Submit
 from opsin_server.text.encode_prompt import PromptEncoder
