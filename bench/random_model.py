@@ -21,7 +21,7 @@ from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, free_bytes, resolve
-from opsin_server.engine.startup.warmup import made_up_request, warm
+from opsin_server.engine.startup.warmup import made_up_request, warmup
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 Size = Literal["whole", "shallow", "tiny"]
@@ -77,7 +77,7 @@ class RandomModel:
         config, resolved = self._resolved(sequences, context, captured)
         return assemble(self.model, self.spec, config, resolved)
 
-    def warmup(self) -> None:
+    def warm(self) -> None:
         """Compiles every kernel that serving launches, as a server does before its first request."""
         if implementation(self.device.type) != "torch":
             config, resolved = self._resolved(1, 512, captured=False)
