@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.spec import U8
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from support.conversations import CONVERSATIONS, Conversation, encoded
 from support.inputs import their_inputs, whole
 from support.local_server import LocalServer

@@ -49,7 +49,7 @@ def encoded(encoder: PromptEncoder, conversation: Conversation) -> oracle.Prompt
     request = ChatRequest.model_validate({"model": "any", "messages": list(conversation.messages)})
     prompt = encoder.encode(to_prompt(request, None), list(conversation.images))
     sizes = [image.shape[:2] for image in conversation.images]
-    made = Expanded(prompt.ids, prompt.spans, prompt.memory)
+    made = Expanded(prompt.ids, prompt.spans, prompt.visible)
     return oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, sizes)
 
 

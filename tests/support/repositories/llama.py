@@ -76,7 +76,7 @@ def llama_vision() -> Repository:
         shards=3,
         processor="MllamaProcessor",
         strings=("system",),
-        options={"rows_before_image": "all"},
+        options={"tokens_before_image": "all"},
     )
 
 
