@@ -19,6 +19,7 @@ from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
 from opsin_server.options import build, fields_of, read_config_file, size, takes
+from opsin_server.served_name import readable
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help: no column cuts a flag short
@@ -129,7 +130,8 @@ def chat(
     """Ask a served model, and see the answer stream in."""
     from opsin_client.terminal import Terminal
 
-    Terminal(url, api_key, model, temperature, max_tokens).run(question, image or [])
+    name = None if model is None else readable(model)
+    Terminal(readable(url), readable(api_key), name, temperature, max_tokens).run(readable(question), image or [])
 
 
 plugins_app = typer.Typer(rich_markup_mode=None)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -145,15 +146,17 @@ def _verdict(said: Estimate) -> str:
 
 
 def curl(url: str, name: str, guarded: bool) -> str:
-    """A command that can be pasted as it is, in any folder."""
+    """A command that can be pasted as it is, in any folder and shell, whatever the model is called."""
+    place = "PICTURE"
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{place}"}},
+        {"type": "text", "text": "What is in the picture?"},
+    ]
+    before, after = json.dumps({"messages": [{"role": "user", "content": content}], "model": name}).split(place, 1)
+    picture = f"\"$(base64 < {quote(str(SAMPLES / 'red_circle.png'))} | tr -d '\\n')\""
     key = ' -H "Authorization: Bearer $OPSIN_API_KEY"' if guarded else ""
-    picture = SAMPLES / "red_circle.png"
-    return (
-        f'curl {url}/v1/chat/completions{key} -H \'Content-Type: application/json\' -d \'{{"model": "{name}", '
-        '"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": '
-        f"\"data:image/png;base64,'$(base64 < \"{picture}\" | tr -d '\\n')'\"}}}}, "
-        '{"type": "text", "text": "What is in the picture?"}]}]}\''
-    )
+    address = quote(f"{url}/v1/chat/completions")
+    return f"curl {address}{key} -H 'Content-Type: application/json' -d {quote(before)}{picture}{quote(after)}"
 
 
 def _size(count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -199,3 +200,10 @@ def test_the_files_are_believed_over_the_flags(
         return
     assert tied is (stored == "the embedding again" and bool(top or text))
     greedy(directory)
+
+
+def test_a_path_that_the_library_cannot_open(directory: Path) -> None:
+    """It would read the headers of such a path, and fail at the weights."""
+    odd = directory.rename(directory.parent / os.fsdecode(b"f\xf6lder"))
+    with pytest.raises(SpecError, match="opens no path that is not UTF-8: rename it"):
+        read_model_files(odd)

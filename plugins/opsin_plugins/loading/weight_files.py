@@ -8,6 +8,7 @@ transformers' `from_pretrained` and vLLM's loader; where those two would read di
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,10 @@ def _tensors(directory: Path, files: Sequence[str], index: Mapping[str, str] | N
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
+    try:
+        os.fsencode(file).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SpecError(f"{file}: the safetensors library opens no path that is not UTF-8: rename it") from None
     try:
         with safe_open(file, framework="numpy") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
