@@ -10,9 +10,7 @@ from rich.console import Console
 from opsin_plugins.loading.registry import PluginStatus
 from opsin_server import console as printed
 
-LONG = (
-    "architecture 'glimpse' failed to load: ModuleNotFoundError: No module named 'glimpse_kernels' [/for] this"
-)
+LONG = "architecture 'glimpse' failed to load: ModuleNotFoundError: No module named 'glimpse_kernels' [/for] this"
 ROWS = [
     PluginStatus("vision encoder", "qwen2_5_vl", "opsin", "0.1.0", None),
     PluginStatus("architecture", "glimpse", "opsin-glimpse", "1.0.0", LONG),
