@@ -1,4 +1,4 @@
-"""What Prometheus reads: one registry an application, base units, bounded labels. Names in docs/ when it comes."""
+"""What Prometheus reads: one registry an application, base units, bounded labels. Every name stands in docs/reference.md."""
 
 from __future__ import annotations
 

@@ -147,6 +147,12 @@ def test_other_things_that_people_give_are_named(directory: Path, tmp_path: Path
     shutil.copytree(directory, entry / "snapshots" / "0123")
     with pytest.raises(SpecError, match=r"an entry of the Hub's cache: give its snapshot, .*snapshots/0123"):
         read_model_files(entry)
+    shutil.copytree(directory, entry / "snapshots" / "4567")
+    (entry / "refs").mkdir()
+    for commit in ("0123", "4567"):
+        (entry / "refs" / "main").write_text(commit)
+        with pytest.raises(SpecError, match=f"snapshots/{commit}$"):
+            read_model_files(entry)
 
 
 # ------------------------------------------------------------------------------------------ the output head

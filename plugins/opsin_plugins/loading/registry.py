@@ -125,12 +125,16 @@ class Registry:
             return found
         claimed = sorted(kind for encoder in self.encoders() for kind in encoder.claims.model_types)
         known = f"claimed are {', '.join(claimed) or 'none'}{self._limit()}"
-        broken = [str(error) for _, error in self._encoders() if isinstance(error, PluginError)]
-        raise PluginError("; ".join([f"no vision encoder plugin claims model_type {model_type!r}", known, *broken]))
+        said = (f"no vision encoder plugin claims model_type {model_type!r}", known, *self.broken_encoders())
+        raise PluginError("; ".join(said))
 
     def encoders(self) -> list[VisionEncoder]:
         """All that load."""
         return [encoder for _, encoder in self._encoders() if not isinstance(encoder, PluginError)]
+
+    def broken_encoders(self) -> list[str]:
+        """Why each of the others does not."""
+        return [str(error) for _, error in self._encoders() if isinstance(error, PluginError)]
 
     def _encoders(self, first: str = "") -> Iterator[tuple[str, VisionEncoder | PluginError]]:
         for name in sorted(self._points["vision encoder"], key=lambda name: (name != first, name)):

@@ -1,4 +1,4 @@
-"""One http(s) image, fetched under a deadline, a size limit and the rules of dial.py."""
+"""One http(s) image, fetched under a deadline, a size limit and the rules of connect.py."""
 
 import asyncio
 from contextlib import aclosing

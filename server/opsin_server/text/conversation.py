@@ -1,4 +1,4 @@
-"""A conversation before it has any model's form: filled by api/wire, read by the rest of this package."""
+"""A conversation before it has any model's form: made by `api.answer.submit`, read by the rest of this package."""
 
 from __future__ import annotations
 

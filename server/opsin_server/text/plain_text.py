@@ -1,4 +1,4 @@
-"""Conversation to ids, where text is data: what a user types never becomes a special token (DESIGN, 3.10).
+"""Conversation to ids, where text is data: what a user types never becomes a special token.
 
 The template sees the real conversation, edits it as its author meant, and tells which characters of the prompt it wrote
 itself (see `trusted`); all others are text. The common way is one render and one encode. Where a text holds the string

@@ -1,9 +1,9 @@
 """A chat template is a stranger's program: it runs in Jinja's sandbox, under a budget, and what it writes is marked.
 
 Between two looks at the budget stands one step of bounded work: a turn of a loop, a comparison, an operator, a call, a
-filter. What may be called is listed: functions and macros, methods of strings (`strings`) and those of lists and
-dictionaries that only read. Values are weighed when they are made, so that no later step is large (`budget`). Other
-threads go on meanwhile.
+filter. What may be called is listed: functions and macros, methods of strings (`template_strings`) and those of
+lists and dictionaries that only read. Values are weighed when they are made, so that no later step is large
+(`template_budget`). Other threads go on meanwhile.
 
 The strings in the template's source, and the text between its tags, are `Trusted` when it runs: see there.
 """

@@ -3,7 +3,8 @@
 A value weighs its characters, and a list the weights of its members as often as they stand in it, plus a place for
 each. So what Python does with one value in one call (print it, compare it, hash it, sort it) takes a time and a room
 that its weight bounds, and what is checked here between two calls is enough. The few calls whose result may outweigh
-all that they are given (`replace`, `join`, a width in a format) are reckoned up before they are made: see `strings`.
+all that they are given (`replace`, `join`, a width in a format) are reckoned up before they are made: see
+`template_strings`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Field types shared by the request models. Every field acts, is ignored because it cannot change an answer, or passes
-only at values that change nothing; `api.reference` shows which, in docs/fields.md."""
+only at values that change nothing; `schemas.reference` shows which, in docs/fields.md."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""The documents speak of what is there: links and files exist, and what the code has is in the references."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opsin_server.cli import SERVE
+from opsin_server.ipc.messages import Stats
+from opsin_server.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGES = ("kernels/opsin_kernels", "plugins/opsin_plugins", "server/opsin_server", "clients/opsin_client")
+NOT_OURS = {".git", ".venv", "build", "dist", "node_modules", "__pycache__", "shared"}
+
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+CODE = re.compile(r"`([^`\n]+)`")
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"(?<![\w*<./-])[\w.-]+(?:/[\w.-]+)*\.(?:py|md|sh|toml)(?![\w(/])")
+VARIABLE = re.compile(r"(?:OPSIN|OPENAI|OMP|TRITON|XDG)_[A-Z_]+|TMPDIR")
+
+
+def files() -> Iterator[Path]:
+    """Everything that a clone holds, and what a build has left beside it."""
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        if not NOT_OURS & set(parts) and not any(part.endswith((".dist-info", "_cache")) for part in parts):
+            yield path
+
+
+FILES = [path for path in files() if path.is_file()]
+NAMES = ["/" + str(path.relative_to(ROOT)) for path in FILES]
+DOCUMENTS = [path for path in FILES if path.suffix == ".md"]
+SOURCES = [ROOT / name[1:] for name in NAMES if name.endswith(".py") and name[1:].startswith(PACKAGES)]
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's, of a document's headings."""
+    titles = re.findall(r"^#+ +(.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_links_lead_somewhere_inside_the_repository(document: Path):
+    text = document.read_text("utf-8")
+    for link in (a or b for a, b in LINK.findall(FENCE.sub("", text))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        assert target.is_relative_to(ROOT), f"{link} leads out of the repository"
+        assert target.exists(), f"{link} leads nowhere"
+        if anchor:
+            assert anchor in anchors(target.read_text("utf-8")), f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_files_that_a_document_names_exist(document: Path):
+    text = FENCE.sub("", document.read_text("utf-8"))
+    beside = ["/" + relative(path) for path in FILES if path.is_relative_to(document.parent)]
+    for name in (name for code in CODE.findall(text) for name in FILE.findall(code)):
+        assert any(known.endswith("/" + name) for known in [*NAMES, *beside]), f"{name} does not exist"
+
+
+def test_comments_and_docstrings_name_files_that_exist():
+    for path in SOURCES:
+        with tokenize.open(path) as file:
+            tokens = list(tokenize.generate_tokens(file.readline))
+        said = [token.string for token in tokens if token.type in (tokenize.STRING, tokenize.COMMENT)]
+        for name in (name for text in said for name in FILE.findall(text)):
+            assert any(known.endswith("/" + name) for known in NAMES), f"{relative(path)} speaks of {name}"
+
+
+def test_nothing_refers_to_a_document_that_a_clone_does_not_have():
+    absent = re.compile(r"\b(?:RE)?DESIGN\b|\bISSUES?\.md\b")
+    for path in FILES:
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".sh", "") and path != Path(__file__):
+            found = absent.search(path.read_text("utf-8", errors="ignore"))
+            assert found is None, f"{relative(path)} refers to {found[0]}"
+
+
+def test_the_tree_in_architecture_is_the_servers():
+    """Both ways: each module stands in the table of its folder, and each name there is a module."""
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    table = text.partition("`server/opsin_server`, by folder:")[2].partition("\nThe other packages:")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("|")]
+    named = {
+        f"{folder.strip(' `')}{name}.py" for folder, names in rows for name in CODE.findall(names) if name.isidentifier()
+    }
+    server = ROOT / "server/opsin_server"
+    modules = {str(path.relative_to(server)) for path in SOURCES if path.is_relative_to(server)}
+    assert named == {name for name in modules if not Path(name).name.startswith("__")}
+
+
+def test_architecture_goes_the_whole_way_of_a_chat():
+    """Of the API process and the engine: what is in the tree is met on the way, at a start or when things go wrong."""
+    text = (DOCS / "architecture.md").read_text("utf-8").partition("## The tree")[0]
+    server = ROOT / "server/opsin_server"
+    for path in SOURCES:
+        if path.is_relative_to(server) and not path.name.startswith("__"):
+            name = str(path.relative_to(server))
+            if not name.startswith("compose/") and name != "api/schemas/reference.py":
+                assert f"`{name}`" in text, name
+
+
