@@ -146,12 +146,10 @@ def plugins(
     """List model families, vision encoders and fusions, and what failed to load; or check a family."""
     if context.invoked_subcommand is not None:
         return
-    from opsin_server.console import plugin_table
+    from opsin_server.console import show_plugins
 
     allow = None if names is None else [name.strip() for name in names.split(",")]
-    table, healthy = plugin_table(allow)
-    Console().print(table)
-    raise typer.Exit(0 if healthy else 1)
+    raise typer.Exit(0 if show_plugins(Console(), allow) else 1)
 
 
 @plugins_app.command("check")
@@ -172,10 +170,10 @@ def check_plugin(
 @app.command(short_help="Say what this machine has.")
 def doctor() -> None:
     """Say what this machine has: Python, torch, triton, the device, and which kernels run."""
-    from opsin_server.console import doctor_table
+    from opsin_server.console import doctor_rows, show
 
-    table, healthy = doctor_table()
-    Console().print(table)
+    rows, healthy = doctor_rows()
+    show(Console(), rows)
     raise typer.Exit(0 if healthy else 1)
 
 
