@@ -109,7 +109,7 @@ class Decoding:
                     raise Wrong(f"a step gave {len(outputs)} of {self.batch} tokens")
         if len(replayed) != (steps if captured else 0):
             raise Wrong(f"{len(replayed)} of {steps} steps were captured ones")
-        seconds = {k.removeprefix("decode."): v for k, v in self.engine.stats().seconds.items()}
+        seconds = {k.removeprefix("decode."): v for k, v in self.engine.stats().seconds.items() if k != "decode.steps"}
         parts = {k: 1e3 * (v - before.get(f"decode.{k}", 0.0)) / steps for k, v in seconds.items() if "." not in k}
         return took, parts
 
@@ -125,10 +125,11 @@ def decode(run: Given, made: RandomModel, batch: int) -> None:
     decoding: Decoding | None = None
     for name in run.rows.todo(names):
         with run.rows.row(name, seconds=45) as values:
-            decoding = decoding or Decoding(made, actual, text, edge, steps + warm)
-            decoding.timed(warm, names[name])
-            rows = decoding.rows
-            took, parts = decoding.timed(steps, names[name])
+            now, decoding = decoding or Decoding(made, actual, text, edge, steps + warm), None
+            now.timed(warm, names[name])
+            rows = now.rows
+            took, parts = now.timed(steps, names[name])
+            decoding = now  # (where something went wrong, the next row begins with an engine of its own)
             visual = actual * sum(i.tokens for i in made.pictures(edge)) if made.spec.cross is not None else 0
             floor = made.floor(actual, rows + actual * steps // 2, visual, actual, run.rates())
             values |= _summed(took) | {"floor_ms": floor, "batch": actual, "cached_rows": rows, "parts_ms": parts}

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from device import Device
-from engine import Wrong
+from engine import Wrong, stepped
 from gpu_plan import CHECKED, check_row
 from random_model import RandomModel
 from stage import given
@@ -25,7 +25,7 @@ from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.ipc.messages import Sampling
 
 MIX = ((40, 64), (3, 0), (150, 0), (20, 64), (1, 0))  # tokens, edge of the picture
-COUNT = 12
+COUNT, SEQUENCES, CONTEXT = 12, 8, 1200
 GREEDY = Sampling(temperature=0.0, top_logprobs=0)
 DRAWN = Sampling(temperature=0.8, top_p=0.9, top_k=30, frequency_penalty=0.5, seed=7, top_logprobs=0)
 TOLERANCE = 3e-4  # of a token's log-probability, in float32; TF32 or bf16 products would be off by 3e-3 and more
@@ -50,8 +50,7 @@ def answers(engine: Engine, requests: list) -> dict[str, list[tuple[int, float]]
             engine.submit(message, arrays)
         del waiting[:share]
         for _ in range(3):
-            for output in engine.step():
-                assert output.error is None, output.error
+            for output in stepped(engine):
                 pairs = zip(output.ids, (known.chosen for known in output.logprobs), strict=True)
                 found.setdefault(output.request_id, []).extend(pairs)
     return found
@@ -63,23 +62,32 @@ def largest(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> f
     return max((abs(a[1] - b[1]) if a[0] == b[0] else math.inf for a, b in pairs), default=0.0)
 
 
-def compared(name: str, device: Device, captured: bool) -> dict[str, float]:
-    """Raises Wrong where answers differ."""
+def compared(
+    name: str,
+    device: Device,
+    captured: bool,
+    mix: Sequence[tuple[int, int]] = MIX,
+    count: int = COUNT,
+    sequences: int = SEQUENCES,
+    context: int = CONTEXT,
+) -> dict[str, float]:
+    """Raises Wrong where answers differ. mix: tokens of each prompt, and the edge of its picture; sequences: how many
+    are answered at once."""
     plain = RandomModel(name, torch.device("cpu"), torch.float32, "tiny")
     requests = [
-        plain.request(text, (edge,) if edge else (), COUNT, DRAWN if i % 2 else GREEDY)
-        for i, (text, edge) in enumerate(MIX)
+        plain.request(text, (edge,) if edge else (), count, DRAWN if i % 2 else GREEDY)
+        for i, (text, edge) in enumerate(mix)
     ]
     with definitions():
-        wanted = answers(plain.engine(8, 1200, captured=False), requests)
+        wanted = answers(plain.engine(sequences, context, captured=False), requests)
     placed = RandomModel(name, device.device, torch.float32, "tiny")
     placed.model.load_state_dict(plain.model.state_dict())
-    engine = placed.engine(8, 1200, captured)
+    engine = placed.engine(sequences, context, captured)
     if captured and engine.runner.graphs is None:
         if device.cuda:
             raise Wrong("decode steps could not be captured (the traceback is above)")
         runner = engine.runner  # fixed buffers, as a capture has them
-        runner.graphs = DecodeGraphs(placed.model, runner.pool, 8, 1200, lambda run: run, runner.cross_kv)
+        runner.graphs = DecodeGraphs(placed.model, runner.pool, sequences, context, lambda run: run, runner.cross_kv)
     found = answers(engine, requests)
     errors = {key: largest(found[key], wanted[key]) for key in wanted}
     differing = {key: error for key, error in errors.items() if not error <= TOLERANCE}

@@ -12,7 +12,7 @@ from itertools import accumulate
 
 QWEN_2B, QWEN_7B, LLAMA = "Qwen2-VL-2B-Instruct", "Qwen2-VL-7B-Instruct", "Llama-3.2-11B-Vision-Instruct"
 SETUP = 15  # seconds before the first stage: wheels are installed
-END = 5  # after the last: the compiled kernels are packed
+END = 8  # after the last: the compiled kernels are packed
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ FIRST = (
     Stage(QWEN_2B, 85, (ENGINE[QWEN_2B],)),
     Stage(QWEN_7B, 55, (ENGINE[QWEN_7B],)),
     Stage(LLAMA, 65, (ENGINE[LLAMA],)),
-    Stage("kernels", 45, (KERNELS,)),
+    Stage("kernels", 42, (KERNELS,)),
 )
 SECOND = (
     Stage("correct", 45, (PYTEST, CHECK, ASK)),
@@ -121,7 +121,7 @@ SECOND = (
     Stage(QWEN_7B, 20, (ENGINE[QWEN_7B],)),
     Stage(LLAMA, 25, (ENGINE[LLAMA],)),
     Stage("tune", 75, (TUNE,)),
-    Stage("kernels", 20, (KERNELS,)),
+    Stage("kernels", 17, (KERNELS,)),
 )
 LIMITS = {"first": 7 * 60, "second": 4 * 60}  # seconds, from the start of gpu.sh to its end
 REHEARSED = 2  # what all seconds are times with --tiny: few cores interpret what sixteen compile

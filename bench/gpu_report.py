@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def line(found: Mapping[str, Any]) -> str:
     """A row as the terminal shows it; empty for lines that are none."""
     if "row" not in found:
         return ""
+    if "::" in found["row"]:  # one of the many tests: those that failed are summed up at the end
+        return "" if found["ok"] else f"FAILED {found['row'].rpartition('/')[2][:100]}"
     if not found["ok"]:
         return f"FAILED {found['row']}: {found['failure'][:300]}"
-    if "::" in found["row"]:  # one of the many tests
-        return ""
     return f"{found['row']}: {numbers(found)}"
 
 
@@ -99,7 +100,7 @@ def short(found: Mapping[str, Any]) -> list[str]:
     about = ", ".join(f"{k} {v}" for k, v in where.items() if k != "name")
     count = f"{sum(r in done for r in wanted)} of {len(wanted)} planned rows"
     parts = [f"{about}. {count}; {found['tests_passed']} kernel tests passed."]
-    bad = [[name, why[:160]] for name, why in found["failed"].items()] + [[n, "not reached"] for n in found["missing"]]
+    bad = _bad(found)
     if bad:
         parts += ["## Failed or missing", table(["row", "why"], bad)]
     parts += [", ".join(f"{name}: {numbers(done[name])}" for name in CEILINGS if name in done)]
@@ -107,6 +108,19 @@ def short(found: Mapping[str, Any]) -> list[str]:
     if steps:
         parts += ["## Steps of the engine", table(STEPS, steps)]
     return [part for part in parts if part]
+
+
+def _bad(found: Mapping[str, Any]) -> list[list[str]]:
+    """Rows that failed or are missing; tests that failed for one reason are one line."""
+    lines, tests = [], defaultdict[str, list[str]](list)
+    for name, why in found["failed"].items():
+        if "::" in name:
+            tests[why].append(name.rpartition("/")[2])
+        else:
+            lines.append([name, why[:160]])
+    for why, names in tests.items():
+        lines.append([names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), why[:160]])
+    return lines + [[name, "not reached"] for name in found["missing"]]
 
 
 def _step(name: str, row: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, free_bytes, resolve
-from opsin_server.engine.startup.warmup import made_up_request, warm
+from opsin_server.engine.startup.warmup import made_up_request, warmup
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 Size = Literal["whole", "shallow", "tiny"]
@@ -81,12 +81,12 @@ class RandomModel:
         """Compiles every kernel that serving launches, as a server does before its first request."""
         if implementation(self.device.type) != "torch":
             config, resolved = self._resolved(1, 512, captured=False)
-            warm(self.model, self.architecture, self.spec, config, resolved)
+            warmup(self.model, self.architecture, self.spec, config, resolved)
 
     def _resolved(self, sequences: int, context: int, captured: bool) -> tuple[EngineConfig, ResolvedConfig]:
         config = EngineConfig(
             model="", device=self.device.type, max_sequences=sequences, max_context=context,
-            max_batch_tokens=self.batch_tokens, prefix_cache=False, graphs=captured,
+            max_batch_tokens=self.batch_tokens, prefix_cache=False, eager=not captured,
         )  # fmt: skip
         gc.collect()  # an engine before this one holds its pool in a circle
         if self.device.type == "cuda":

@@ -13,6 +13,8 @@ import httpx2
 import openai
 from rich.console import Console
 
+from opsin_client.connect import ProxyError, connect
+
 DEMONSTRATION = "opsin-mini"
 ABOUT = "opsin-mini is a demonstration model for drawings, emoji, digits and letters, not for photographs."
 
@@ -21,16 +23,23 @@ class NotAServerError(Exception):
     """Something else answers at the URL."""
 
 
+class BrokenAnswerError(Exception):
+    """The server left in the middle of an answer."""
+
+
 class NotAPictureError(Exception):
-    """A file whose name says that it is something else."""
+    """A file that cannot be read, or whose name says that it is something else."""
 
 
 def image_part(path: Path) -> dict[str, Any]:
-    """A picture file as a message part. Raises OSError when it cannot be read."""
+    """A picture file as a message part. Raises NotAPictureError, also when it cannot be read."""
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
     if not kind.startswith("image/"):
         raise NotAPictureError(f"{path} is no image file ({kind})")
-    data = base64.b64encode(path.read_bytes()).decode()
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise NotAPictureError(f"{path}: {error.strerror}") from error
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 
 
@@ -50,11 +59,11 @@ class Terminal:
         if not all("!" <= character <= "~" for character in self.api_key):
             self._leave("the API key (--api-key, OPENAI_API_KEY) holds a blank or a character outside of ASCII")
         try:
-            self.client = openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=0)
+            self.client = connect(self.url, self.api_key)
             self.model = self.model or self._first_model()
             if self.model == DEMONSTRATION:
                 say(ABOUT, style="dim")
-            parts = [image_part(path) for path in images]
+            parts = list(map(image_part, images))
             if question:
                 self.ask(question, parts)
                 return
@@ -67,12 +76,10 @@ class Terminal:
             self._leave(f"no server answers at {self.url} (start one: opsin serve; one elsewhere: --url)")
         except openai.APIError as error:
             self._leave(error.message)
-        except (NotAPictureError, NotAServerError) as error:
+        except (BrokenAnswerError, NotAPictureError, NotAServerError, ProxyError) as error:
             self._leave(str(error))
         except httpx2.InvalidURL as error:
             self._leave(f"{self.url} is no URL: {error}")
-        except OSError as error:
-            self._leave(f"{error.filename}: {error.strerror}")
 
     def ask(self, question: str, parts: Sequence[dict[str, Any]]) -> str:
         """Streams the answer to the terminal; question and answer become part of the conversation."""
@@ -84,11 +91,15 @@ class Terminal:
             **self.options,
         )
         answer, chunk = "", None
-        for chunk in stream:
-            text = chunk.choices[0].delta.content if chunk.choices else None
-            if text:
-                answer += text
-                self.console.out(text, end="", highlight=False)
+        try:
+            for chunk in stream:
+                text = chunk.choices[0].delta.content if chunk.choices else None
+                if text:
+                    answer += text
+                    self.console.out(text, end="", highlight=False)
+        except openai.APIConnectionError as error:
+            self.console.print()
+            raise BrokenAnswerError(f"the answer broke off: {self.url} closed the connection") from error
         if chunk is None:
             raise NotAServerError(f"what answers at {self.url} is no OpenAI-compatible server")
         self.console.print()

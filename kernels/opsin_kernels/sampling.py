@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.gpu import COLDEST
 from opsin_kernels.transfer import on_device
 
-# Lower temperatures are greedy: float32 cannot divide by them (it loses digits from 1e-38 on, and 1e-46 is 0 in it).
-COLDEST = 1e-30
 BELOW_ONE = 1 - 2.0**-24  # the float32 before 1; of weights relative to the largest, 1 is kept for what equals it
 LAST_UNIFORM = 1 - 2.0**-53
 

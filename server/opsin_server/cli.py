@@ -19,6 +19,7 @@ from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
 from opsin_server.options import build, fields_of, read_config_file, size, takes
+from opsin_server.served_name import readable
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help: no column cuts a flag short
@@ -129,7 +130,8 @@ def chat(
     """Ask a served model, and see the answer stream in."""
     from opsin_client.terminal import Terminal
 
-    Terminal(url, api_key, model, temperature, max_tokens).run(question, image or [])
+    name = None if model is None else readable(model)
+    Terminal(readable(url), readable(api_key), name, temperature, max_tokens).run(readable(question), image or [])
 
 
 plugins_app = typer.Typer(rich_markup_mode=None)
@@ -144,12 +146,10 @@ def plugins(
     """List model families, vision encoders and fusions, and what failed to load; or check a family."""
     if context.invoked_subcommand is not None:
         return
-    from opsin_server.console import plugin_table
+    from opsin_server.console import show_plugins
 
     allow = None if names is None else [name.strip() for name in names.split(",")]
-    table, healthy = plugin_table(allow)
-    Console().print(table)
-    raise typer.Exit(0 if healthy else 1)
+    raise typer.Exit(0 if show_plugins(Console(), allow) else 1)
 
 
 @plugins_app.command("check")
@@ -170,10 +170,10 @@ def check_plugin(
 @app.command(short_help="Say what this machine has.")
 def doctor() -> None:
     """Say what this machine has: Python, torch, triton, the device, and which kernels run."""
-    from opsin_server.console import doctor_table
+    from opsin_server.console import doctor_rows, show
 
-    table, healthy = doctor_table()
-    Console().print(table)
+    rows, healthy = doctor_rows()
+    show(Console(), rows)
     raise typer.Exit(0 if healthy else 1)
 
 

@@ -6,13 +6,14 @@ import json
 import platform
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from opsin_plugins.loading.registry import Registry
@@ -145,15 +146,17 @@ def _verdict(said: Estimate) -> str:
 
 
 def curl(url: str, name: str, guarded: bool) -> str:
-    """A command that can be pasted as it is, in any folder."""
+    """A command that can be pasted as it is, in any folder and shell, whatever the model is called."""
+    place = "PICTURE"
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{place}"}},
+        {"type": "text", "text": "What is in the picture?"},
+    ]
+    before, after = json.dumps({"messages": [{"role": "user", "content": content}], "model": name}).split(place, 1)
+    picture = f"\"$(base64 < {quote(str(SAMPLES / 'red_circle.png'))} | tr -d '\\n')\""
     key = ' -H "Authorization: Bearer $OPSIN_API_KEY"' if guarded else ""
-    picture = SAMPLES / "red_circle.png"
-    return (
-        f'curl {url}/v1/chat/completions{key} -H \'Content-Type: application/json\' -d \'{{"model": "{name}", '
-        '"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": '
-        f"\"data:image/png;base64,'$(base64 < \"{picture}\" | tr -d '\\n')'\"}}}}, "
-        '{"type": "text", "text": "What is in the picture?"}]}]}\''
-    )
+    address = quote(f"{url}/v1/chat/completions")
+    return f"curl {address}{key} -H 'Content-Type: application/json' -d {quote(before)}{picture}{quote(after)}"
 
 
 def _size(count: int) -> str:
@@ -200,28 +203,43 @@ print(json.dumps(found))
 OPTIONAL = {"triton"}  # not there outside of Linux, and not needed by the torch definitions
 
 
-def plugin_table(allow: Iterable[str] | None) -> tuple[Table, bool]:
-    """The table, and whether all plugins load."""
-    table = Table(title="plugins")
-    for column in ("kind", "name", "distribution", "version", "status"):
-        table.add_column(column)
-    rows = Registry(allow).status()
-    for row in rows:
-        status = Text("ok", "green") if row.error is None else Text(row.error, "red")  # (its words are a stranger's)
-        table.add_row(row.kind, row.name, row.distribution, row.version, status)
-    return table, all(row.error is None for row in rows)
+HEADINGS = ("kind", "name", "distribution", "version", "status")
 
 
-def doctor_table() -> tuple[Table, bool]:
-    """The table, and whether everything that a server needs is there."""
+def show_plugins(console: Console, allow: Iterable[str] | None) -> bool:
+    """A line a plugin, and what is wrong with one below it. Returns whether all load."""
+    found = Registry(allow).status()
+    rows = [HEADINGS]
+    rows += [(row.kind, row.name, row.distribution, row.version, "failed" if row.error else "ok") for row in found]
+    width = console.width if console.is_terminal else sys.maxsize  # (a file has room for whole lines)
+    lines = columns(rows, width)
+    for line, error in zip(lines, [None, *(row.error for row in found)], strict=True):
+        # (Text: names and words are a stranger's, and no markup; soft: nothing is cut off)
+        console.print(Text(line, "red" if error else ""), soft_wrap=True)
+        for part in textwrap.wrap(error or "", width - 4, break_long_words=False, break_on_hyphens=False):
+            console.print(Text(f"    {part}"), soft_wrap=True)
+    return not any(row.error for row in found)
+
+
+def columns(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Rows in columns that nothing is cut out of. Where they are too wide the version is left out, and then a row
+    becomes two lines."""
+    if (lines := _aligned(rows)) and max(map(len, lines)) <= width:
+        return lines
+    if (lines := _aligned([(*row[:3], *row[4:]) for row in rows])) and max(map(len, lines)) <= width:
+        return lines
+    return ["  ".join(row[:2]) + "\n    " + "  ".join(row[2:]) for row in rows]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{n}}" for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def doctor_rows() -> tuple[list[tuple[str, str]], bool]:
+    """What this machine has, and whether everything that a server needs is there."""
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)  # noqa: S603
     lines = done.stdout.strip().splitlines()
     found: dict[str, str] = json.loads(lines[-1]) if lines else {"torch": f"failed: {done.stderr.strip()[-200:]}"}
-    table = Table(title="doctor", show_header=False)
-    table.add_row("Python", f"{platform.python_version()} at {sys.executable}")
-    healthy = True
-    for name, value in found.items():
-        failed = value.startswith("failed")
-        healthy = healthy and not (failed and name not in OPTIONAL)
-        table.add_row(name, Text(value, "red" if failed else ""))
-    return table, healthy
+    healthy = not any(value.startswith("failed") for name, value in found.items() if name not in OPTIONAL)
+    return [("Python", f"{platform.python_version()} at {sys.executable}"), *found.items()], healthy

@@ -1,4 +1,4 @@
-"""What Prometheus reads: one registry an application, base units, bounded labels. docs/reference.md has their names."""
+"""What Prometheus reads: one registry an application, base units, bounded labels. docs/reference.md has every name."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, TextIO
 
+from opsin_server.streams import ESCAPES
+
 MAX_WAITING = 2**20  # characters that wait for a slow reader; what comes then is left out
 LAST_SECONDS = 1.0  # for what waits when the process ends
 
@@ -21,8 +23,7 @@ class Printer(io.TextIOBase):
     written, and says how many lines were left out while nobody read."""
 
     def __init__(self, stream: TextIO, max_waiting: int = MAX_WAITING) -> None:
-        self._descriptor, self._isatty, self._encoding = stream.fileno(), stream.isatty(), stream.encoding
-        self._encode_errors = stream.errors or "backslashreplace"
+        self._stream, self._descriptor = stream, stream.fileno()  # (kept, so that the descriptor stays open)
         self._max_waiting = max_waiting
         self._waiting: deque[str] = deque()
         self._length = self._left_out = 0
@@ -32,13 +33,13 @@ class Printer(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self._encoding
+        return self._stream.encoding
 
     def fileno(self) -> int:
         return self._descriptor
 
     def isatty(self) -> bool:
-        return self._isatty
+        return self._stream.isatty()
 
     def writable(self) -> bool:
         return True
@@ -76,7 +77,7 @@ class Printer(io.TextIOBase):
                 self._waiting.clear()
                 self._length = self._left_out = 0
                 self._writing = True
-            self._write_all(text.encode(self._encoding, self._encode_errors))
+            self._write_all(text.encode(self._stream.encoding, ESCAPES))
 
     def _write_all(self, data: bytes) -> None:
         """What is full or closed, or a terminal that is gone, takes nothing; it may take the next."""

@@ -16,7 +16,6 @@ ESCAPES = "opsin.escapes"
 def prepare() -> None:
     r"""Before anything is opened. A stream that is closed becomes /dev/null: otherwise the next socket takes its
     number, and what children print goes into that. What an encoding has no place for is printed as `\xf6`."""
-    codecs.register_error(ESCAPES, _escape)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, _nowhere(number))
@@ -53,6 +52,9 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
     codes = [ord(character) for character in error.object[error.start : error.end]]
     bytewise = (code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code for code in codes)
     return "".join(ascii(chr(code))[1:-1] for code in bytewise), error.end
+
+
+codecs.register_error(ESCAPES, _escape)
 
 
 def leave(code: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -158,15 +160,47 @@ def test_the_report_names_what_failed_and_what_is_missing(tmp_path: Path) -> Non
     rows.append(out.path, {"command": "first"})
     out.ended("steps", 3.0, ms=2.0, spread=0.1, floor_ms=1.0, tokens_s=8.0, device={"name": "nvidia-x", "torch": "2"})
     out.failed("bad", "OutOfMemoryError: 3 bytes")
+    for number in range(30):
+        out.failed(f"tests/a.py::test_c[{number}]", "E   the same for all")
     out.ended("tests/a.py::test_b", 0.1)
     text, right = gpu_report.write(out.path, tmp_path, plans)
     assert not right
     assert "| steps | 2.000 | 0.100 | 1.000    | 50 %" in text
-    for words in ("bad", "OutOfMemoryError: 3 bytes", "not reached", "1 of 3 planned rows; 1 kernel tests passed"):
+    for words in (
+        "bad",
+        "OutOfMemoryError: 3 bytes",
+        "not reached",
+        "1 of 3 planned rows; 1 kernel tests passed",
+        "and 29 more",
+    ):
         assert words in text
+    assert text.count("the same for all") == 1
     document = json.loads((tmp_path / "gpu-nvidia-x.json").read_text())
     assert document["missing"] == ["late"]
     assert document["rows"]["steps"]["ms"] == 2.0
     out.ended("bad", 1.0, ms=1.0)
     out.ended("late", 1.0, ms=1.0)
+    for number in range(30):
+        out.ended(f"tests/a.py::test_c[{number}]", 0.1)
     assert gpu_report.write(out.path, tmp_path, plans)[1], "a later success is what counts"
+
+
+def test_kernels_that_were_packed_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver loads is enough; a second command on a fresh machine waits for no compiler."""
+    from opsin_kernels.tools import launches as catalogue
+    from opsin_kernels.tools.stand_in_driver import absent
+
+    folder, packed = tmp_path / "triton", tmp_path / "triton.tar.xz"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+    (launch,) = (one for one in catalogue.launches() if one.name == "penalties")
+    with absent(90) as first:
+        launch.run()
+    assert list(folder.rglob("*.ttir")), "it was compiled"
+    gpu.packed(folder, packed)
+    shutil.rmtree(folder)
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    with absent(90) as again:
+        launch.run()
+    assert [b.cubin for b in again.loaded] == [b.cubin for b in first.loaded]
+    assert not any(path.read_bytes() for path in folder.rglob("*.ttir")), "it was not compiled again"

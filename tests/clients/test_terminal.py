@@ -156,6 +156,36 @@ def test_a_server_of_something_else(refused, words):
         server.server_close()
 
 
+def test_an_answer_that_breaks_off():
+    """What came is shown, and that it is not all."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Breaking)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        done = CliRunner().invoke(app, ["chat", "--url", url, "--model", "any", "Hello"], env={"COLUMNS": "300"})
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (done.exit_code, done.stdout) == (1, "Half\n")
+    assert done.stderr == f"opsin chat: the answer broke off: {url} closed the connection\n"
+
+
+class _Breaking(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        data = b'data: {"id": "1", "choices": [{"index": 0, "delta": {"content": "Half"}}]}\n\n'
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
 class _WebSite(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)

@@ -206,6 +206,17 @@ def test_an_encoder_that_is_not_allowed_is_neither_used_nor_imported(composed: P
     assert (tmp_path / "imported").exists()
 
 
+def test_a_plugin_that_fails_is_named_where_no_encoder_is_found(composed: Path, tmp_path: Path) -> None:
+    halves_ = ("--vision", str(composed.parent / "mixer"), "--language", str(composed.parent / "language"))
+    install_example(tmp_path, tmp_path / "build")
+    with (tmp_path / "opsin_glimpse" / "encoder.py").open("a") as module:
+        module.write("\nraise RuntimeError('no such library')\n")
+    done = opsin(tmp_path, "compose", *halves_, str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "model_type 'mixer_vision_model' is not taken; there are clip, clip_vision_model, siglip" in done.stderr
+    assert "; vision encoder 'mixer' failed to load: RuntimeError: no such library" in done.stderr
+
+
 def test_it_gives_its_last_layer_alone(alone: Path, composed: Path, tmp_path: Path) -> None:
     halves_ = ("--vision", str(composed.parent / "mixer"), "--language", str(composed.parent / "language"))
     done = opsin(alone, "compose", *halves_, "--vision-feature-layer", "-2", str(tmp_path / "out"))

@@ -175,6 +175,18 @@ def test_sizes_in_their_other_forms(directory: tuple[str, Path]) -> None:
         assert_equal(folder)
 
 
+@pytest.mark.parametrize("name", ["Qwen2_5_VLImageProcessor", "Qwen2_5_VLImageProcessorFast"])
+def test_a_class_that_transformers_renamed(name: str, tmp_path: Path) -> None:
+    """Before Qwen2.5-VL was in a release its files named a class that later became Qwen2-VL's."""
+    tiny.save(tiny.FAMILIES["qwen2_5_vl"].make(), tmp_path)
+    place(tmp_path, preprocessor_config=settings("qwen2_5_vl"))
+    expected = ours(tmp_path)
+    place(tmp_path, preprocessor_config={**settings("qwen2_5_vl"), "image_processor_type": name})
+    found = ours(tmp_path)
+    assert found[1] == expected[1]
+    assert torch.equal(found[0], expected[0])
+
+
 REFUSED = [
     ({"do_resize": False}, "do_resize"),
     ({"rescale_factor": 1 / 127.5}, "rescale_factor"),

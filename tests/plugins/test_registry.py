@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import types
 from importlib.metadata import EntryPoint
@@ -135,6 +134,52 @@ def test_a_clash_is_an_error_for_that_name_alone() -> None:
     assert sum(row.error is not None for row in found.status()) == 2
 
 
+def test_faults_are_told_without_an_import() -> None:
+    points = [
+        ("good", "strangers_module:Good"),
+        ("unloaded", "strangers_module:broken"),  # (only an import would tell)
+        ("twice", "strangers_module:Good"),
+        ("twice", "strangers_module:Good"),
+        ("absent", "absent_module:X"),
+        ("inner", "opsin_plugins.conformance.absent:X"),
+        ("deep", "json.absent.deeper:X"),
+        ("formless", "strangers_module"),
+    ]
+    before = set(sys.modules)
+    found = registry(*points)
+    assert isinstance(found.architecture(files(model_type="good")), Good)
+    absent = {"absent": "absent_module", "deep": "json.absent", "inner": "opsin_plugins.conformance.absent"}
+    told = {fault.split("'")[1]: fault for fault in found.faults()}
+    assert told.keys() == {"absent", "deep", "formless", "inner", "twice"}
+    for name, module in absent.items():
+        assert told[name].endswith(f"failed to load: there is no module {module!r}")
+    assert told["formless"].endswith("its entry point 'strangers_module' is not of the form module:class")
+    assert "is claimed by 2 distributions" in told["twice"]
+    assert set(sys.modules) == before
+
+
+def test_what_was_tried_and_failed_is_a_fault() -> None:
+    """A family asks which encoder reads a model_type: one that does not load might have been the better one."""
+    found = encoders(("reads", "Reads"), ("bad", "broken"), ("newer", "FromTheFuture"))
+    assert found.faults() == []
+    assert isinstance(found.encoder_for("mine"), Reads)
+    assert found.faults() == [
+        "vision encoder 'bad' failed to load: RuntimeError: no such library [/for] this",
+        f"vision encoder 'newer' is written for api version {API_VERSION + 1}; this is {API_VERSION}",
+    ]
+
+
+def test_a_model_that_nobody_claims_names_what_failed_and_what_is_not_allowed() -> None:
+    points = (("good", "strangers_module:Good"), ("other", "strangers_module:Good"), ("lost", "absent_module:X"))
+    with pytest.raises(PluginError) as refused:
+        registry(*points, allow=["other", "lost"]).architecture(files(model_type="good"))
+    assert str(refused.value) == (
+        "no architecture plugin claims model_type 'good'; 'good' of strangers_module:Good does, and --plugins leaves "
+        "it out; usable: lost, other; architecture 'lost' of absent_module:X failed to load: there is no module "
+        "'absent_module'"
+    )
+
+
 def test_an_allow_list_hides_the_rest() -> None:
     found = registry(("good", "strangers_module:Good"), ("other", "strangers_module:Good"), allow=["other"])
     with pytest.raises(PluginError, match="usable: other"):
@@ -198,16 +243,3 @@ def test_every_built_in_loads() -> None:
 def test_a_plugin_that_raises_anything_is_named_with_the_directory() -> None:
     with pytest.raises(PluginError, match=r"architecture 'good' cannot describe \.: ValueError: oops"):
         open_files(files(model_type="good"), registry(("good", "strangers_module:Failing")))
-
-
-def test_its_words_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    from opsin_server import tables
-
-    monkeypatch.setattr(tables, "Registry", lambda allow: registry(("bad", "strangers_module:broken")))
-    console = Console(width=200, record=True, file=io.StringIO())
-    table, healthy = tables.plugin_table(None)
-    console.print(table)
-    assert not healthy
-    assert "no such library [/for] this" in console.export_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -146,6 +147,12 @@ def test_other_things_that_people_give_are_named(directory: Path, tmp_path: Path
     shutil.copytree(directory, entry / "snapshots" / "0123")
     with pytest.raises(SpecError, match=r"an entry of the Hub's cache: give its snapshot, .*snapshots/0123"):
         read_model_files(entry)
+    shutil.copytree(directory, entry / "snapshots" / "4567")
+    (entry / "refs").mkdir()
+    for commit in ("0123", "4567"):
+        (entry / "refs" / "main").write_text(commit)
+        with pytest.raises(SpecError, match=f"snapshots/{commit}$"):
+            read_model_files(entry)
 
 
 # ------------------------------------------------------------------------------------------ the output head
@@ -193,3 +200,10 @@ def test_the_files_are_believed_over_the_flags(
         return
     assert tied is (stored == "the embedding again" and bool(top or text))
     greedy(directory)
+
+
+def test_a_path_that_the_library_cannot_open(directory: Path) -> None:
+    """It would read the headers of such a path, and fail at the weights."""
+    odd = directory.rename(directory.parent / os.fsdecode(b"f\xf6lder"))
+    with pytest.raises(SpecError, match="opens no path that is not UTF-8: rename it"):
+        read_model_files(odd)

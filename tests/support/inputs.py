@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers.models.mllama import processing_mllama
 
 from opsin_plugins.spec import ModelSpec, TiledTowerSpec, TowerSpec, VisualItem
-from support import tiny
 
 if TYPE_CHECKING:
     from support.oracle import Prompt
@@ -46,7 +45,7 @@ def _qwen2(spec: ModelSpec, asked: Prompt) -> dict[str, Any]:
     return {
         "pixel_values": torch.cat(patches),
         "image_grid_thw": torch.tensor([i.grid for i in asked.items]),
-        "mm_token_type_ids": (asked.ids[None] == tiny.IMAGE_TOKEN).int(),
+        "mm_token_type_ids": (asked.ids[None] == spec.image_token).int(),
     }
 
 
@@ -77,7 +76,7 @@ def _mllama(spec: ModelSpec, asked: Prompt) -> dict[str, Any]:
     most, ids = spec.vision.max_tiles, asked.ids.tolist()
     tiles = [whole(item, spec) for item in asked.items]
     masks = [torch.arange(most) < len(t) for t in tiles]
-    seen = processing_mllama.get_cross_attention_token_mask(ids, tiny.IMAGE_TOKEN)
+    seen = processing_mllama.get_cross_attention_token_mask(ids, spec.image_token)
     dense = processing_mllama.convert_sparse_cross_attention_mask_to_dense(
         [seen], [[len(t) for t in tiles]], most, len(ids)
     )

@@ -44,6 +44,11 @@ NAMES = {
 
 
 def save(model: Any, directory: Path) -> Path:
+    return tiny.write(directory, named(model), {"params.json": params(model)})
+
+
+def named(model: Any) -> dict[str, Tensor]:
+    """A model's tensors under Mistral's own names."""
     text, vision = model.config.text_config, model.config.vision_config
     state = {}
     for key, tensor in model.state_dict().items():
@@ -61,7 +66,7 @@ def save(model: Any, directory: Path) -> Path:
             )
         where = "layers" if is_text else "vision_encoder.transformer.layers"
         state[f"{where}.{found[2]}.{LAYER[found[3]]}.{kind}"] = tensor
-    return tiny.write(directory, state, {"params.json": params(model)})
+    return state
 
 
 def side_by_side(weight: Tensor, head: int) -> Tensor:

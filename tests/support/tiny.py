@@ -333,16 +333,22 @@ def encode(text: str) -> list[int]:
     return [100 + sum(piece.encode()) % 40 for piece in re.findall(r"<[^>]*>|\[[^\]]*\]|\n+", text)]
 
 
-def save(model: Any, directory: Path, dialect: str | None = None, shards: int = 2) -> Path:
-    """A checkpoint directory as the hub has it: sharded safetensors with an index, and configurations."""
-    published = FAMILIES[family_of(model)]
-    renames = published.dialects[dialect or next(iter(published.dialects))]
+def named(model: Any, dialect: str | None = None) -> dict[str, Tensor]:
+    """A model's tensors under the names of a dialect, the published one unless another is given."""
+    dialects = FAMILIES[family_of(model)].dialects
+    renames = dialects[dialect or next(iter(dialects))]
     state = {}
     for key, tensor in model.state_dict().items():
         if key == "lm_head.weight" and getattr(model.config, "tie_word_embeddings", False):
             continue
         old, new = next((pair for pair in renames if key.startswith(pair[0])), ("", ""))
         state[new + key[len(old) :]] = tensor.contiguous()
+    return state
+
+
+def save(model: Any, directory: Path, dialect: str | None = None, shards: int = 2) -> Path:
+    """A checkpoint directory as the hub has it: sharded safetensors with an index, and configurations."""
+    published, state = FAMILIES[family_of(model)], named(model, dialect)
     write(directory, state, {"config.json": model.config.to_dict()}, shards)
     if published.preprocessor:
         (directory / "preprocessor_config.json").write_text(json.dumps(published.preprocessor))

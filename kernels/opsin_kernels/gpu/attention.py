@@ -8,9 +8,6 @@ head are packed into the rows of one tile: row m of a tile is query m // G, head
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from opsin_kernels.gpu import tuned
+from opsin_kernels.gpu import forms, tuned
 from opsin_kernels.layout import Bounds
 
 # What differs from step to step must not be compiled into the kernel, or serving would stop to compile it again.
@@ -319,7 +316,7 @@ def attention(
     if q.stride(1) != size or k.stride(1) != size or k.stride(0) != v.stride(0) or splits > MAX_SPLITS:
         raise ValueError(f"heads must be dense, rows of k and v equally far apart, parts at most {MAX_SPLITS}")
     call = Call(q, k, v, bounds, out, page, causal, window, float(softcap), ranges, scale or size**-0.5, scales)
-    if _every_form.get():
+    if forms.every_form():
         for other, one in shapes_of(heads, k.shape[1], size, page, 8 * k.element_size(), _name(q.device)):
             for parts in (1, 2):
                 _launch(call, other, parts, one)
@@ -368,20 +365,6 @@ def _launch(call: Call, shape: Shape, splits: int, single: bool) -> None:
         merge[(rows * heads,)](
             parts, norms, out, rows * heads, splits, SIZE=size, PADDED=padded, MOST=MAX_SPLITS, STEP=32, num_warps=4
         )
-
-
-_every_form: ContextVar[bool] = ContextVar("every_form", default=False)
-
-
-@contextmanager
-def every_form() -> Iterator[None]:
-    """Within it every call also runs as all other kernels that a call with the same tensors may need for more queries
-    or keys: what a server does before its first request, so that none waits for a compiler."""
-    token = _every_form.set(True)
-    try:
-        yield
-    finally:
-        _every_form.reset(token)
 
 
 def halves(size: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from opsin_kernels.sampling import COLDEST
+from opsin_kernels.gpu import COLDEST
 
 STEP = 4096
 SHORT = 8192  # tokens that are copied out at most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -12,6 +13,8 @@ from opsin_plugins.conformance.kit import installed, run
 from opsin_plugins.loading.registry import Registry
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a plugin's name and words may be no ASCII
     torch.set_num_threads(1)  # tiny models are slower with more
     registry = Registry()
     try:

@@ -139,7 +139,7 @@ MLLAMA = ImageProcessor(
     {"do_pad": True, "do_center_crop": False},
 )
 QWEN2_VL = ImageProcessor(
-    ("Qwen2VLImageProcessor",),
+    ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor"),  # the second for some weeks, in many copies of Qwen2.5-VL
     {
         "resample": 3,
         "image_mean": CLIP_MEAN,

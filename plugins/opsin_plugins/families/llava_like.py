@@ -168,6 +168,11 @@ def config_of_text(config: Config) -> object:
     return text.get("model_type") if isinstance(text, Mapping) else None
 
 
+def chat_template(config: Config) -> str:
+    """For directories without a template: the prompt form that the language model was tuned on."""
+    return MISTRAL if config_of_text(config) == "mistral" else VICUNA
+
+
 # Written for directories without a template: the prompt form of the LLaVA-1.5 paper's code, images first in a turn.
 VICUNA = """\
 {%- for message in messages -%}
@@ -181,31 +186,21 @@ VICUNA = """\
 """
 
 
-def instruct_template(image: str) -> str:
-    """Mistral's form: [INST] user [/INST] answer </s>. image: what stands for a picture."""
-    return INSTRUCT.replace("IMAGE", repr(image))
-
-
-INSTRUCT = """\
+# The same for a Mistral behind the projector, as LLaVA-NeXT has it: images first, blanks inside of the brackets.
+MISTRAL = """\
 {{- bos_token -}}
 {%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
-{%- if message['content'] is string -%}{{ message['content'] }}
+{%- set parts = message['content'] -%}
+{%- if parts is string -%}{%- set parts = [{'type': 'text', 'text': parts}] -%}{%- endif -%}
+{%- if message['role'] == 'user' -%}
+{{ '[INST] ' }}
+{%- for part in parts if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for part in parts if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
+{{ ' [/INST]' }}
 {%- else -%}
-{%- for part in message['content'] -%}{{ part['text'] }}{%- endfor -%}
-{%- endif -%}
-{{ eos_token }}
-{%- else -%}
-[INST]
-{%- if message['content'] is string -%}{{ message['content'] }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{ IMAGE }}
-{%- else -%}{{ part['text'] }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-[/INST]
+{{ '<<SYS>>\\n' if message['role'] == 'system' else ' ' }}
+{%- for part in parts -%}{{ part['text'] }}{%- endfor -%}
+{%- if message['role'] == 'system' -%}{{ '\\n<</SYS>>\\n\\n' }}{%- else -%}{{ eos_token }}{{ ' ' }}{%- endif -%}
 {%- endif -%}
 {%- endfor -%}
 """

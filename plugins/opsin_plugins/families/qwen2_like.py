@@ -38,6 +38,7 @@ class Qwen2Style(Family):
     width_key: ClassVar[str]  # where the vision configuration says what the merger gives
     text: ClassVar[TextDefaults] = TEXT
     fusion: ClassVar[str] = "scatter"
+    default_system: ClassVar[bool] = True  # whether its prompts begin with a system message where none is given
 
     @abstractmethod
     def projector(self, tower: TowerSpec, merge: int, width: int) -> ProjectorSpec:
@@ -103,9 +104,15 @@ class Qwen2Style(Family):
         }
 
     def chat_template(self, files: ModelFiles) -> str | None:
-        return CHATML
+        return (DEFAULT_SYSTEM if self.default_system else "") + CHATML
 
 
+DEFAULT_SYSTEM = """\
+{%- if not messages or messages[0]['role'] != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+"""
 # Written for directories without a template: ChatML with an image where the message has one.
 CHATML = """\
 {%- for message in messages -%}

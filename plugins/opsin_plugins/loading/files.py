@@ -9,19 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from opsin_plugins.loading.chat_templates import find_chat_template
-from opsin_plugins.loading.read_json import read_json
-from opsin_plugins.loading.weight_files import find_weights, only_mistrals_form
+from opsin_plugins.loading.read_json import read_json, read_text
+from opsin_plugins.loading.weight_files import find_weights, mistrals_form
 from opsin_plugins.spec import ModelFiles, SpecError
 
 MISTRAL_PARAMS = "mistral_params"
+CONFIGURATIONS = ("config.json", "params.json")
 
 
 def read_model_files(directory: Path, options: Mapping[str, str] | None = None) -> ModelFiles:
     """options: of the family, see ModelFiles. Raises SpecError when the directory is no checkpoint, or has its weights
     in a form that is not read."""
     _check_directory(directory)
-    config, stem = _config(directory)
     processor, tokenizer_config = (read_json(directory / f"{n}_config.json") for n in ("processor", "tokenizer"))
+    config, stem = _config(directory, processor)
     weights = find_weights(directory, stem)
     return ModelFiles(
         directory=directory,
@@ -43,18 +44,30 @@ def has_vision(config: Mapping[str, object]) -> bool:
 def _check_directory(directory: Path) -> None:
     if not directory.is_dir():
         raise SpecError(f"{directory} is not a directory (nothing is downloaded: fetch the checkpoint first)")
-    snapshots = sorted(directory.glob("snapshots/*/config.json"))
-    if snapshots and not (directory / "config.json").exists():
-        raise SpecError(f"{directory} is an entry of the Hub's cache: give its snapshot, {snapshots[-1].parent}")
+    if not any((directory / name).exists() for name in CONFIGURATIONS) and (snapshots := _snapshots(directory)):
+        raise SpecError(f"{directory} is an entry of the Hub's cache: give its snapshot, {snapshots[0]}")
 
 
-def _config(directory: Path) -> tuple[Mapping[str, object], str]:
+def _snapshots(entry: Path) -> list[Path]:
+    """Of an entry in the Hub's cache: its checkpoints, the one that it calls main first."""
+    main = entry / "refs" / "main"
+    current = read_text(main).strip() if main.is_file() else ""
+    found = {path.parent for name in CONFIGURATIONS for path in entry.glob(f"snapshots/*/{name}")}
+    return sorted(found, key=lambda snapshot: (snapshot.name != current, snapshot.name))
+
+
+def _config(directory: Path, processor: Mapping[str, object]) -> tuple[Mapping[str, object], str]:
     """What config.json says, and what the weights' files are called. Or params.json, Mistral's own, which names no
-    model_type: where there is no config.json, or where only weights of that form are there."""
-    params, config = directory / "params.json", directory / "config.json"
-    if params.is_file() and (only_mistrals_form(directory) or not config.is_file()):
+    model_type: where there is no config.json, where only weights of that form are there, or where only that form says
+    how pictures are prepared (Mistral Small 3.2)."""
+    params, path = directory / "params.json", directory / "config.json"
+    if not params.is_file():
+        return read_json(path, required=True), "model"
+    config, own = read_json(path), mistrals_form(directory)
+    blind = has_vision(config) and _image_processor(directory, processor) is None
+    if not config or own == "alone" or (own == "too" and blind):
         return {"model_type": MISTRAL_PARAMS, **read_json(params)}, "consolidated"
-    return read_json(config, required=True), "model"
+    return config, "model"
 
 
 def _image_processor(directory: Path, processor: Mapping[str, object]) -> Mapping[str, object] | None:

@@ -10,6 +10,7 @@ that are allowed are imported, unless one has the model_type for its name.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,6 +73,7 @@ class Registry:
             raise PluginError(f"--plugins names {', '.join(unknown)}; installed are {', '.join(sorted(found))}")
         self.allowed = allowed
         self._points: dict[Kind, dict[str, list[metadata.EntryPoint]]] = {}
+        self._failed: dict[tuple[Kind, str], str] = {}  # what was tried
         self._closed: list[metadata.EntryPoint] = []  # architectures that are installed and not allowed
         for kind, group in GROUPS.items():
             claims: dict[str, list[metadata.EntryPoint]] = {}
@@ -88,11 +90,10 @@ class Registry:
         if not claimed:
             remote = " (its auto_map names code of its own, which is never run)" if "auto_map" in files.config else ""
             closed = [point for point in self._closed if _claims(point.name, files.config)]
-            hint = "".join(f"; {point.name!r} of {_owner(point)} does, and --plugins leaves it out" for point in closed)
-            raise PluginError(
-                f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}{hint}; "
-                f"usable: {', '.join(sorted(self._points['architecture'])) or 'none'}"
-            )
+            hints = [f"{point.name!r} of {_owner(point)} does, and --plugins leaves it out" for point in closed]
+            usable = f"usable: {', '.join(sorted(self._points['architecture'])) or 'none'}"
+            why = f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}"
+            raise PluginError("; ".join([why, *hints, usable, *self._faults("architecture")]))
         return cast("Architecture", self._load("architecture", max(claimed, key=len)))
 
     def encoder(self, name: str) -> VisionEncoder:
@@ -124,12 +125,16 @@ class Registry:
             return found
         claimed = sorted(kind for encoder in self.encoders() for kind in encoder.claims.model_types)
         known = f"claimed are {', '.join(claimed) or 'none'}{self._limit()}"
-        broken = [str(error) for _, error in self._encoders() if isinstance(error, PluginError)]
-        raise PluginError("; ".join([f"no vision encoder plugin claims model_type {model_type!r}", known, *broken]))
+        said = (f"no vision encoder plugin claims model_type {model_type!r}", known, *self.broken_encoders())
+        raise PluginError("; ".join(said))
 
     def encoders(self) -> list[VisionEncoder]:
         """All that load."""
         return [encoder for _, encoder in self._encoders() if not isinstance(encoder, PluginError)]
+
+    def broken_encoders(self) -> list[str]:
+        """Why each of the others does not."""
+        return [str(error) for _, error in self._encoders() if isinstance(error, PluginError)]
 
     def _encoders(self, first: str = "") -> Iterator[tuple[str, VisionEncoder | PluginError]]:
         for name in sorted(self._points["vision encoder"], key=lambda name: (name != first, name)):
@@ -158,20 +163,32 @@ class Registry:
                     )
         return rows
 
-    def faults(self) -> Iterator[str]:
-        """A sentence for each plugin that is known not to load although it was not imported: its name is claimed twice,
-        or its module is not there. What else is wrong with a plugin is told where it is used, and by `status`."""
-        for kind, claims in self._points.items():
-            for name, points in sorted(claims.items()):
-                if len(points) > 1:
-                    yield _clash(kind, name, points)
-                else:
-                    yield from (f"{kind} {name!r} of {_owner(points[0])} {why}" for why in _not_there(points[0]))
+    def faults(self) -> list[str]:
+        """A sentence for each plugin that is known not to load: it was tried (as encoders are, when a family asks which
+        of them reads a model_type), its name is claimed twice, or its module is not there. Nothing is imported for
+        this: what else may be wrong with a plugin that nothing has asked for is told by `status`."""
+        return [fault for kind in self._points for fault in self._faults(kind)]
+
+    def _faults(self, kind: Kind) -> Iterator[str]:
+        for name, points in sorted(self._points[kind].items()):
+            if (kind, name) in self._failed:
+                yield self._failed[kind, name]
+            elif len(points) > 1:
+                yield _clash(kind, name, points)
+            elif (why := _not_there(points[0])) is not None:
+                yield f"{kind} {name!r} of {_owner(points[0])} failed to load: {why}"
 
     def _limit(self) -> str:
         return "" if self.allowed is None else f" (--plugins allows {', '.join(sorted(self.allowed))})"
 
     def _load(self, kind: Kind, name: str) -> object:
+        try:
+            return self._loaded(kind, name)
+        except PluginError as error:
+            self._failed[kind, name] = str(error)
+            raise
+
+    def _loaded(self, kind: Kind, name: str) -> object:
         points = self._points[kind].get(name)
         if not points:
             usable = ", ".join(sorted(self._points[kind])) or "none"
@@ -221,12 +238,13 @@ def _clash(kind: Kind, name: str, points: Sequence[metadata.EntryPoint]) -> str:
     return f"{kind} {name!r} is claimed by {len(points)} distributions: {owners}; uninstall one"
 
 
-def _not_there(point: metadata.EntryPoint) -> Iterator[str]:
+def _not_there(point: metadata.EntryPoint) -> str | None:
     """Why an entry point cannot be loaded, as far as files tell; nothing is imported, packages on the way neither."""
     found = point.pattern.fullmatch(point.value)
     if found is None or not found["attr"]:
-        yield f"failed to load: its entry point {point.value!r} is not of the form module:class"
-        return
+        return f"its entry point {point.value!r} is not of the form module:class"
+    if found["module"] in sys.modules:
+        return None
     package, *inner = found["module"].split(".")
     spec = find_spec(package)
     for part in inner:
@@ -234,8 +252,7 @@ def _not_there(point: metadata.EntryPoint) -> Iterator[str]:
             break
         package = f"{package}.{part}"
         spec = PathFinder.find_spec(package, spec.submodule_search_locations or ())
-    if spec is None:
-        yield f"failed to load: there is no module {package!r}"
+    return None if spec is not None else f"there is no module {package!r}"
 
 
 def _claims(name: str, config: Mapping[str, object]) -> bool:

@@ -8,10 +8,12 @@ transformers' `from_pretrained` and vLLM's loader; where those two would read di
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -56,10 +58,11 @@ def find_weights(directory: Path, stem: str) -> WeightFiles:
     return WeightFiles(tensors, tuple(sorted({*there, *unread} - set(chosen))))
 
 
-def only_mistrals_form(directory: Path) -> bool:
-    """Whether the directory has weights in the form of Mistral's own programs, and no others."""
+def mistrals_form(directory: Path) -> Literal["alone", "too", "absent"]:
+    """Whether the directory has weights in the form of Mistral's own programs, alone or beside others."""
     names = [path.name for path in directory.glob("*.safetensors") if not OTHERS.fullmatch(path.name)]
-    return bool(names) and all(_of_other_form(name, "model") for name in names)
+    of_it = [_of_other_form(name, "model") for name in names]
+    return "absent" if not any(of_it) else "alone" if all(of_it) else "too"
 
 
 def _of_other_form(name: str, stem: str) -> bool:
@@ -148,6 +151,10 @@ def _tensors(directory: Path, files: Sequence[str], index: Mapping[str, str] | N
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
+    try:
+        os.fsencode(file).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SpecError(f"{file}: the safetensors library opens no path that is not UTF-8: rename it") from None
     try:
         with safe_open(file, framework="numpy") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from opsin_plugins.loading.files import fingerprint
 from opsin_plugins.loading.open_model import OpenModel, open_model
+from opsin_plugins.loading.registry import installed
 from opsin_plugins.spec import SpecError
 from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
 from opsin_server.config import ServerConfig
@@ -58,7 +59,8 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
         opened = open_model(Path(config.engine.model), config.engine.plugins, config.engine.family_options())
     except SpecError as error:
         raise ConfigError(str(error)) from error
-    for fault in opened.registry.faults():
+    families = installed(opened.registry.allowed)  # what families ask
+    for fault in dict.fromkeys([*opened.registry.faults(), *families.faults()]):
         log.warning("%s", fault)
     with ExitStack() as open_listeners:
         listeners = [open_listeners.enter_context(listener) for listener in bind(where, config.port)]

@@ -1,6 +1,7 @@
 """How tokens are drawn where a request does not say: generation_config.json's own recommendation, then OpenAI's.
 
 Only what that file writes down counts, as in vLLM: a class's defaults (top_k 50 in transformers) are nobody's advice.
+Neither are they where transformers 5 wrote them down: in a file that it made from an old config.json, which lists them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass, fields
 from opsin_server.errors import ConfigError
 
 LARGEST = 2**31 - 1
+MADE_FROM_CONFIG = "_from_model_config"
+CLASS_DEFAULTS = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0}
+_OTHER = object()
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class SamplingDefaults:
 def read_sampling_defaults(generation: Mapping[str, object]) -> SamplingDefaults:
     """generation: generation_config.json. `do_sample: false` is temperature 0. Raises ConfigError for a value that no
     draw can have."""
+    if generation.get(MADE_FROM_CONFIG) is True:
+        generation = {key: value for key, value in generation.items() if CLASS_DEFAULTS.get(key, _OTHER) != value}
     temperature = _number(generation, "temperature", 1.0, 0.0, math.inf)
     return SamplingDefaults(
         temperature=0.0 if generation.get("do_sample") is False else temperature,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import signal
@@ -12,12 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opsin_server.errors import ConfigError
+from opsin_server.signals import heeded
 
 RESERVE = 64 * 2**20  # beside the weights: tokenizer, configurations, headers
 
 
 def check_out(out: Path) -> None:
     """Before anything is read: a second run must not mix its shards with those of a first."""
+    try:
+        os.fsencode(out).decode("utf-8")
+    except UnicodeDecodeError:  # the safetensors library could not read what was written
+        raise ConfigError(f"{out} is not UTF-8: give a directory with another name") from None
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: give a new directory")
     if out.exists() and not out.is_dir():
@@ -35,9 +41,9 @@ def check_room(out: Path, nbytes: int) -> None:
 @contextmanager
 def whole_or_nothing(out: Path) -> Iterator[Path]:
     """A folder beside `out`, in the same file system, which becomes `out` at the end. Whatever ends the work before,
-    SIGTERM included, removes it."""
+    SIGTERM and the end of a terminal included, removes it."""
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
-    with _sigterm_raises():
+    with _signals_raise():
         try:
             folder.mkdir()
             yield folder
@@ -49,12 +55,15 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
+    """As Ctrl-C does by itself."""
     if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    numbers = [number for number in heeded() if number != signal.SIGINT]
+    before = [signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -56,8 +56,9 @@ def read_encoder(directory: Path, registry: Registry) -> VisionHalf:
             names[f"{TOWER}{claims.prefix}{bare}"] = key
     try:
         tower = encoder.spec(config, files.preprocessor)
-    except SpecError as error:
-        raise SpecError(f"--vision {directory}: {error}") from error
+    except Exception as error:  # a stranger's code may raise anything
+        what = str(error) if isinstance(error, SpecError) else f"{type(error).__name__}: {error}"
+        raise SpecError(f"--vision {directory}: {what}") from error
     half = VisionHalf(files, config, names, encoder, tower)
     _check_positions(half)
     return half
@@ -72,10 +73,9 @@ def _claimed(files: ModelFiles, registry: Registry) -> tuple[VisionEncoder, Conf
     if encoder is None or encoder.claims.not_composed:
         refused = encoder or registry.find_encoder(inner)
         why = refused.claims.not_composed if refused is not None else ""
-        raise SpecError(
-            f"--vision {files.directory}: model_type {kind!r} is not taken{f' ({why})' if why else ''}; "
-            f"there are {', '.join(_composable(registry))}"
-        )
+        said = f"--vision {files.directory}: model_type {kind!r} is not taken{f' ({why})' if why else ''}"
+        there = f"there are {', '.join(_composable(registry))}"
+        raise SpecError("; ".join([said, there, *registry.broken_encoders()]))
     types = encoder.claims.model_types
     if alone is None:
         source, kind = section(files.config, "vision_config"), inner if inner in types else types[0]

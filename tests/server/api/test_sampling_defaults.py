@@ -11,6 +11,7 @@ from opsin_server.api.sampling_defaults import SamplingDefaults, read_sampling_d
 from opsin_server.errors import ConfigError
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
+MADE = {"_from_model_config": True}
 QWEN = {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1, "repetition_penalty": 1.05}
 
 
@@ -25,6 +26,10 @@ QWEN = {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1, "rep
         ({"do_sample": None, "temperature": None, "top_k": None}, SamplingDefaults()),
         ({"temperature": 0.7, "top_k": -1, "min_p": 0.05}, SamplingDefaults(0.7, 1.0, 0, 0.05)),
         ({"top_p": 1, "top_k": 50.0}, SamplingDefaults(top_k=50)),
+        # What transformers 5 makes of a config.json of version 4, which listed its class's defaults.
+        ({**MADE, "do_sample": False, "temperature": 1.0, "top_k": 50}, SamplingDefaults()),
+        ({**MADE, "do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 1.0}, SamplingDefaults(0.6, top_k=20)),
+        ({**MADE, "repetition_penalty": 1.0, "top_p": 0.9}, SamplingDefaults(top_p=0.9)),
     ],
 )
 def test_what_the_file_says(generation: dict[str, Any], expected: SamplingDefaults) -> None:

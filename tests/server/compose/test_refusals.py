@@ -129,15 +129,46 @@ def test_the_place_to_write(request_: Request, monkeypatch: pytest.MonkeyPatch) 
     refused(request_, r"out needs 0\.06 GiB of disk; 0\.00 GiB are free")
 
 
-def test_an_interrupted_run_leaves_nothing(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_leaves_nothing(
+    request_: Request, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     def interrupt(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         signal.pause()  # not reached where the signal has done its work
 
     monkeypatch.setattr(command, "write_shards", interrupt)
-    with pytest.raises(SystemExit, match="143"):
-        compose(request_)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit, match=str(128 + number)):
+            compose(request_)
+    finally:
+        signal.signal(number, before)
     _nothing_is_left(request_)
+
+
+def test_a_terminal_that_closes_does_not_end_what_nohup_started(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "write_shards", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    monkeypatch.setattr(command, "read_model_files", _written)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(SpecError, match="reached"):
+            compose(request_)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _written(folder: Path) -> None:
+    raise SpecError("reached")
+
+
+def test_a_directory_that_is_no_utf8(request_: Request) -> None:
+    refused(
+        request_, "is not UTF-8: give a directory with another name", out=request_.out.parent / os.fsdecode(b"\xff")
+    )
 
 
 def test_a_disk_that_fails_is_a_sentence(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,3 +110,57 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
             await client.stop()
 
     asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_a_progress_bar_that_fails_keeps_no_engine_from_being_ready() -> None:
+    def fail(progress: object) -> None:
+        raise OSError("the terminal is gone")
+
+    async def main() -> None:
+        client = EngineClient(EngineConfig(model=str(MODEL)), fail)
+        await client.start()
+        try:
+            await client.wait_ready()
+            assert len(await tokens(submit(client, "a", 3))) == 3
+        finally:
+            await client.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_an_engine_that_cannot_be_understood_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended, and nobody waits for it."""
+
+    def fail(frame: bytes) -> None:
+        raise ValueError("what is this?")
+
+    monkeypatch.setattr("opsin_server.ipc.client.unpack_from_engine", fail)
+
+    async def main() -> None:
+        client = EngineClient(EngineConfig(model=str(MODEL)))
+        await client.start()
+        try:
+            with pytest.raises(ConfigError, match="messages cannot be read"):
+                await client.wait_ready()
+            assert client.pid is None
+        finally:
+            await client.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_a_path_that_is_no_utf8_reaches_the_engine(tmp_path: Path) -> None:
+    """And comes back in its sentence, readable."""
+    folder = tmp_path / os.fsdecode(b"f\xf6lder")
+    folder.mkdir()
+
+    async def main() -> None:
+        client = EngineClient(EngineConfig(model=str(folder)))
+        await client.start()
+        try:
+            with pytest.raises(ConfigError, match=r"f\\xf6lder has no config\.json"):
+                await client.wait_ready()
+        finally:
+            await client.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 120))

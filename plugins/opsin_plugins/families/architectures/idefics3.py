@@ -187,19 +187,17 @@ def _written(item: VisualItem, token: int, encode: Encode) -> Written:
     return [*ids, *end], (*visual, *[False] * len(end))
 
 
-# Written for directories without a template: the turns of Idefics3's paper.
+# Written for directories without a template: the turns of Idefics3's paper; no blank before a picture.
 TURNS = """\
 {{- bos_token -}}
 {%- for message in messages -%}
+{%- set parts = message['content'] -%}
+{%- if parts is string -%}{%- set parts = [{'type': 'text', 'text': parts}] -%}{%- endif -%}
 {{ message['role'] | capitalize }}:
-{%- if message['content'] is string %} {{ message['content'] }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}<image>
-{%- else %} {{ part['text'] }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}<end_of_utterance>
+{%- if parts[0]['type'] != 'image' -%}{{ ' ' }}{%- endif -%}
+{%- for part in parts -%}
+{%- if part['type'] == 'image' -%}<image>{%- else -%}{{ part['text'] }}{%- endif -%}
+{%- endfor -%}<end_of_utterance>
 {% endfor -%}
 {%- if add_generation_prompt -%}Assistant:{%- endif -%}
 """

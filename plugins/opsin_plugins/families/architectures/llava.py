@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.families import llava_like as llava_style
 from opsin_plugins.families.base import Family, chosen
-from opsin_plugins.families.llava_like import VICUNA, instruct_template
 from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rule
 
 
@@ -28,5 +27,4 @@ class Llava(Family):
         return llava_style.lora_groups(spec, self.encoder_of(spec))
 
     def chat_template(self, files: ModelFiles) -> str | None:
-        is_mistral = llava_style.config_of_text(files.config) == "mistral"
-        return instruct_template("<image>\n") if is_mistral else VICUNA
+        return llava_style.chat_template(files.config)

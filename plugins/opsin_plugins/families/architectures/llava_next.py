@@ -17,7 +17,6 @@ from opsin_plugins.families.base import Family, chosen
 from opsin_plugins.families.config_fields import integer
 from opsin_plugins.families.image_processors import LLAVA_NEXT, edge, normalization, resample_of, square
 from opsin_plugins.families.images import pad_to, resize, tile_patches, tiles
-from opsin_plugins.families.llava_like import VICUNA, instruct_template
 from opsin_plugins.spec import (
     I32,
     U8,
@@ -68,8 +67,7 @@ class LlavaNext(Family):
         return llava_style.lora_groups(spec, self.encoder_of(spec))
 
     def chat_template(self, files: ModelFiles) -> str | None:
-        is_mistral = llava_style.config_of_text(files.config) == "mistral"
-        return instruct_template("<image>\n") if is_mistral else VICUNA
+        return llava_style.chat_template(files.config)
 
 
 def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:

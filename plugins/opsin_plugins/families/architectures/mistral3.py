@@ -9,7 +9,7 @@ from opsin_plugins.families import llava_like as llava_style
 from opsin_plugins.families.base import chosen, text_section
 from opsin_plugins.families.config_fields import number, section
 from opsin_plugins.families.llava_like import PROJECTOR
-from opsin_plugins.families.pixtral_like import PixtralStyle
+from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
 from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rename, Reorder, Rule
 
 # What transformers takes where a part of the configuration is missing.
@@ -58,6 +58,9 @@ class Mistral3(PixtralStyle):
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         return llava_style.lora_groups(spec, self.encoder)
+
+    def chat_template(self, files: ModelFiles) -> str | None:
+        return instruct_template(framed_system=True)
 
 
 def join_rule(source: str, width: int, merge: int) -> Rename:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from opsin_plugins.families.base import chosen, end_ids, renames
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
 from opsin_plugins.families.language import is_tied
-from opsin_plugins.families.pixtral_like import PixtralStyle
+from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
+from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import (
     Concat,
     Config,
@@ -28,6 +29,7 @@ from opsin_plugins.spec import (
 
 END_OF_SENTENCE = 2
 PROJECTOR_EPS = 1e-5
+UNFRAMED_SYSTEM = "v3"  # the first version of tekken.json; later ones have [SYSTEM_PROMPT]
 
 
 class MistralParams(PixtralStyle):
@@ -109,6 +111,11 @@ class MistralParams(PixtralStyle):
             "vision.mlp": re.compile(tower + r"feed_forward\.w[123]"),
             "projector.mlp": re.compile(r"vision_language_adapter\.w_(in|out)|patch_merger\.merging_layer"),
         }
+
+    def chat_template(self, files: ModelFiles) -> str | None:
+        """By the version of the tokenizer, whose file says how its prompts are made."""
+        version = section(read_json(files.directory / "tekken.json"), "config", {}).get("version", UNFRAMED_SYSTEM)
+        return instruct_template(framed_system=version != UNFRAMED_SYSTEM, picture_first=True)
 
 
 def _decoder(files: ModelFiles) -> DecoderSpec:

@@ -18,6 +18,7 @@ class Qwen3VL(Qwen2Style):
     width_key = "out_hidden_size"
     text = TextDefaults(4096, 32, 32, 32, 22016, 151936, 1e-6, 5e5, 128000, head_norm=True, head_dim=128)
     fusion = "levels"
+    default_system = False
 
     def projector(self, tower: TowerSpec, merge: int, width: int) -> ProjectorSpec:
         joined = tower.width * merge**2

@@ -27,7 +27,7 @@ def warmup(
     model: Model, architecture: Architecture, spec: ModelSpec, config: EngineConfig, resolved: ResolvedConfig
 ) -> None:
     """Answers made-up requests with an engine of its own, so that nothing of them is left in pools or counts."""
-    from opsin_kernels.gpu.attention import every_form
+    from opsin_kernels.gpu.forms import compiling_every_form
 
     started = time.monotonic()
     requests = _requests(architecture, spec, resolved.max_context)
@@ -37,7 +37,7 @@ def warmup(
     use = structs.replace(resolved.memory, kv_blocks=blocks)
     small = replace(resolved, memory=use, cross_kv_blocks=cross_kv_blocks)
     engine = assemble(model, spec, structs.replace(config, eager=True, prefix_cache=False), small)
-    with every_form():
+    with compiling_every_form():
         for message, arrays in requests:
             engine.submit(message, arrays)
             while engine.busy:

@@ -1,0 +1,67 @@
+"""A connection to a server: through the environment's proxy, unless the server is on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+import httpx2
+import openai
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+class ProxyError(Exception):
+    """The environment names a proxy that cannot be used. The message names the variable, never its value, which may
+    hold a password."""
+
+
+def connect(url: str, api_key: str) -> openai.OpenAI:
+    """Raises httpx2.InvalidURL, and ProxyError."""
+    host = httpx2.URL(url).host
+    if is_this_machine(host):
+        # (a transport of its own asks no proxy; certificates are those of the environment as ever)
+        transport = httpx2.HTTPTransport(limits=openai.DEFAULT_CONNECTION_LIMITS)
+        return _openai(url, api_key, openai.DefaultHttpxClient(transport=transport))
+    try:
+        return _openai(url, api_key, openai.DefaultHttpxClient())
+    except ImportError:
+        raise ProxyError(
+            f"{_set('socks')} names a SOCKS proxy, which takes another package: pip install socksio (or unset it)"
+        ) from None
+    except (ValueError, httpx2.InvalidURL):
+        raise ProxyError(f"{_set()} names no proxy: write http://HOST:PORT") from None
+
+
+def _openai(url: str, api_key: str, http: httpx2.Client) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, http_client=http)
+
+
+def is_this_machine(host: str) -> bool:
+    """Loopback as an address in any notation or as `localhost`, and the address that stands for all of this machine's.
+    Other names are not looked up: with a proxy that is the proxy's work."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ip = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return _short_loopback(name)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.is_loopback or ip.is_unspecified
+
+
+def _short_loopback(host: str) -> bool:
+    """127.1, 2130706433, 0x7f000001: what the system's resolver takes for an address."""
+    try:
+        return socket.inet_aton(host)[0] == 127
+    except OSError:
+        return False
+
+
+def _set(scheme: str = "") -> str:
+    """The variables that name a proxy, for a sentence."""
+    found = [n for n in os.environ if n.lower() in PROXIES and os.environ[n].strip().lower().startswith(scheme)]
+    return " or ".join(sorted(found)) or "a setting of this system"

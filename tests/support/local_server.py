@@ -1,0 +1,81 @@
+"""The API's application in front of the real engine, in this process: a whole server for the price of its model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from opsin_plugins.loading.files import fingerprint
+from opsin_plugins.loading.open_model import open_model
+from opsin_server.api.app import create_app
+from opsin_server.api.sampling_defaults import read_sampling_defaults
+from opsin_server.config import EngineConfig, ServerConfig
+from opsin_server.engine.startup.load import load_engine
+from opsin_server.ipc.client import Stream
+from opsin_server.ipc.messages import Arrays, Stats, Submit
+from opsin_server.text.encode_prompt import PromptEncoder
+
+MODEL = "tiny"
+
+
+class LocalEngine:
+    """Steps in the event loop of whoever submits. submitted: every message, for tests that look at them."""
+
+    state, failure, restarts = "ready", None, 0
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._engine, self.ready = load_engine(config, lambda done, total: None)
+        self._streams: dict[str, Stream] = {}
+        self.submitted: list[Submit] = []
+
+    @property
+    def stats(self) -> Stats:
+        return self._engine.stats()
+
+    @property
+    def heard(self) -> float:
+        return time.monotonic()
+
+    def submit(self, message: Submit, arrays: Arrays) -> Stream:
+        self._engine.submit(message, arrays)
+        self.submitted.append(message)
+        stream = self._streams[message.request_id] = Stream(message.request_id, self._engine.cancel)
+        asyncio.get_running_loop().call_soon(self._step)
+        return stream
+
+    def _step(self) -> None:
+        for output in self._engine.step():
+            self._streams[output.request_id].push(output)
+        if self._engine.busy:
+            asyncio.get_running_loop().call_soon(self._step)
+
+
+class LocalServer:
+    """A directory, served with defaults but for a small context."""
+
+    def __init__(self, directory: Path, options: Mapping[str, str] | None = None, context: int = 512) -> None:
+        flags = tuple(f"{name}={value}" for name, value in (options or {}).items())
+        engine = EngineConfig(str(directory), max_context=context, max_sequences=4, model_options=flags)
+        model = open_model(directory, options=options)
+        self.files, self.spec = model.files, model.spec
+        self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
+        self.sampling = read_sampling_defaults(self.files.generation)
+        self.engine = LocalEngine(engine)
+        config, ends, version = ServerConfig(engine), self.encoder.ends, fingerprint(model.files)
+        self._app = create_app(config, self.engine, self.encoder, (MODEL,), version, ends, self.sampling)
+
+    def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        """A chat completion's JSON; anything but 200 is an AssertionError with the answer."""
+        return asyncio.run(self._ask({"model": MODEL, "messages": messages, **fields}))
+
+    async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        transport = httpx.ASGITransport(self._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            answer = await client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
