@@ -1,7 +1,7 @@
-"""out_RHD = softmax(q_RHD · k_LKD / √D) · v_LKD over the memory rows of each run. R query rows, L memory rows, K KV
-heads.
+"""out_RHD = softmax(q_RHD · k_LKD / √D) · v_LKD over the visual tokens of each run. R query rows, L visual tokens, K
+KV heads.
 
-Cross-attention to visual tokens. Rows are queries in runs that see the same memory, all of it; memory rows lie in a
+Cross-attention. Rows are queries in runs that see the same visual tokens, all of them; their keys and values lie in a
 pool [P, 2K, D], keys first, found by slots. Source: cross-attention layers of arXiv 2407.21783, §7.
 """
 
@@ -23,7 +23,7 @@ from opsin_kernels.transfer import on_device
 
 @dataclass(frozen=True)
 class CrossRun:
-    """`queries` rows that follow each other and see the memory rows at `slots` I64 [L]."""
+    """`queries` rows that follow each other and see the visual tokens at `slots` I64 [L]."""
 
     queries: int
     slots: Tensor

@@ -22,8 +22,8 @@ class Visual:
 class CrossInputs:
     """What the rows of one packed batch attend to outside of their sequence.
 
-    runs: rows that see the same memory, in order. rows I64 [R]: which packed rows those are; None: all. before: bool
-    [R], rows before the first image (see CrossSpec). sees: bool [R], rows that see anything; None: all do. pool: a
+    runs: rows that see the same visual tokens, in order. rows I64 [R]: which packed rows those are; None: all. before:
+    bool [R], rows before the first image (see CrossSpec). sees: bool [R], rows that see anything; None: all do. pool: a
     layer's keys and values [P, 2K, D], serving; states [P, H]: the visual tokens themselves, training, from which every
     layer makes its own.
     """
@@ -55,8 +55,8 @@ class Fusion(nn.Module):
     layers: frozenset[int] = frozenset()
 
     def keys_values(self, tokens: Tensor) -> list[Tensor]:
-        """Of a model with a memory (ModelSpec.cross): what each of `DecoderSpec.replaced` keeps of visual tokens [M,
-        H], [M, 2K, D], keys first."""
+        """Of a model with cross-attention (ModelSpec.cross): what each of `DecoderSpec.replaced` keeps of visual
+        tokens [M, H], [M, 2K, D], keys first."""
         raise NotImplementedError(f"{type(self).__name__} keeps nothing of visual tokens")
 
     def on_embeddings(self, x: Tensor, visual: Visual) -> Tensor:

@@ -1,4 +1,5 @@
-"""What must not reach the model: images, spans and memory of a request that do not fit each other. Raises SpecError."""
+"""What must not reach the model: images, spans and visible images of a request that do not fit each
+other. Raises SpecError."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class Buffers:
 
 
 class CrossBuffers:
-    """Where each row's visual memory lies, at addresses that never change. pool: [P, 2K, D] of each layer."""
+    """Where each row's visual tokens lie, at addresses that never change. pool: [P, 2K, D] of each layer."""
 
     def __init__(self, size: int, pool: Sequence[Tensor]) -> None:
         device, longest = pool[0].device, len(pool[0])

@@ -40,7 +40,7 @@ def _lazy_zeros(size: int) -> Tensor:
 
 
 class Runner:
-    """memory_pool: keys and values of the second layer group of models with a memory; graphs: recorded decode steps."""
+    """cross_kv_pool: keys and values of visual tokens (models with cross-attention); graphs: captured decode steps."""
 
     def __init__(
         self,

@@ -148,8 +148,8 @@ def resolve(
 
 
 def _image_memory(config: EngineConfig, spec: ModelSpec, item: int, free: int) -> int:
-    """Bytes for visual tokens: cached ones, or for models with a memory their keys and values, which must hold the
-    largest image."""
+    """Bytes for visual tokens: cached ones, or for models with cross-attention their keys and values, which must hold
+    the largest image."""
     if spec.cross is None:
         return ENCODER_BYTES if config.encoder_memory is None else config.encoder_memory
     block = cross_kv_bytes_per_token(spec.decoder, item) * config.block_size
