@@ -95,7 +95,10 @@ def test_the_tree_in_architecture_is_the_servers():
     table = text.partition("`server/opsin_server`, by folder:")[2].partition("\nThe other packages:")[0]
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("|")]
     named = {
-        f"{folder.strip(' `')}{name}.py" for folder, names in rows for name in CODE.findall(names) if name.isidentifier()
+        f"{folder.strip(' `')}{name}.py"
+        for folder, names in rows
+        for name in CODE.findall(names)
+        if name.isidentifier()
     }
     server = ROOT / "server/opsin_server"
     modules = {str(path.relative_to(server)) for path in SOURCES if path.is_relative_to(server)}
@@ -111,5 +114,3 @@ def test_architecture_goes_the_whole_way_of_a_chat():
             name = str(path.relative_to(server))
             if not name.startswith("compose/") and name != "api/schemas/reference.py":
                 assert f"`{name}`" in text, name
-
-
