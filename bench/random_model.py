@@ -86,7 +86,7 @@ class RandomModel:
     def _resolved(self, sequences: int, context: int, captured: bool) -> tuple[EngineConfig, ResolvedConfig]:
         config = EngineConfig(
             model="", device=self.device.type, max_sequences=sequences, max_context=context,
-            max_batch_tokens=self.batch_tokens, prefix_cache=False, graphs=captured,
+            max_batch_tokens=self.batch_tokens, prefix_cache=False, eager=not captured,
         )  # fmt: skip
         gc.collect()  # an engine before this one holds its pool in a circle
         if self.device.type == "cuda":

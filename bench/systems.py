@@ -152,7 +152,7 @@ def engine_seconds(metrics: str) -> dict[str, float]:
     rows = re.findall(r'^opsin_step_seconds_total\{part="([^"]+)"\} (\S+)$', metrics, re.MULTILINE)
     found = {part: float(value) for part, value in rows if not math.isnan(float(value))}
     counts = dict(re.findall(r"^opsin_(steps|decode_steps)_total (\S+)$", metrics, re.MULTILINE))
-    if counts:  # beside the seconds, so that both are differences of one look at the metrics
+    if len(counts) == 2:  # beside the seconds, so that both are differences of one look at the metrics
         found["decode.steps"] = float(counts["decode_steps"])
         found["prefill.steps"] = float(counts["steps"]) - found["decode.steps"]
     return found

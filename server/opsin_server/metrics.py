@@ -1,4 +1,4 @@
-"""What Prometheus reads: one registry an application, base units, bounded labels. Every name stands in docs/reference.md."""
+"""What Prometheus reads: one registry an application, base units, bounded labels. docs/reference.md has every name."""
 
 from __future__ import annotations
 

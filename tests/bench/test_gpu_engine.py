@@ -83,7 +83,7 @@ def test_a_batch_that_shrinks_is_no_measurement(made: RandomModel) -> None:
 def test_steps_that_were_launched_anew_are_not_called_captured(made: RandomModel) -> None:
     decoding = Decoding(made, batch=2, text=9, edge=0, steps=4)
     assert decoding._graphs is not None
-    decoding._graphs.takes = lambda batch, memory: False  # type: ignore[method-assign]
+    decoding._graphs.can_replay = lambda batch, memory: False  # type: ignore[method-assign]
     with pytest.raises(Wrong, match="0 of 4 steps were captured ones"):
         decoding.timed(4, captured=True)
     decoding._graphs = None

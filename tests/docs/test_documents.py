@@ -114,3 +114,61 @@ def test_architecture_goes_the_whole_way_of_a_chat():
             name = str(path.relative_to(server))
             if not name.startswith("compose/") and name != "api/schemas/reference.py":
                 assert f"`{name}`" in text, name
+
+
+@pytest.fixture(scope="module")
+def reference() -> set[str]:
+    """What stands in the reference as code."""
+    return set(CODE.findall((DOCS / "reference.md").read_text("utf-8")))
+
+
+def test_every_option_is_in_the_reference(reference: set[str]):
+    flags = {f"--{field.name}" for field in SERVE} | {"--config"}
+    assert flags <= reference
+    given = {code for code in reference if code.startswith("--")} - {"--no-prefix-cache"}
+    assert given == flags, "an option that does not exist"
+
+
+def test_every_metric_is_in_the_reference(reference: set[str]):
+    metrics = Metrics()
+    metrics.watch(Stats, lambda: 0, lambda: 0)
+    names = set(re.findall(r"^# TYPE (\S+)", metrics.text().decode(), re.MULTILINE))
+    names = {name for name in names if not name.endswith("_created")}
+    assert names == {code for code in reference if re.fullmatch(r"(opsin_|vllm:)[a-z_]+", code)}
+
+
+def test_every_variable_of_the_environment_is_in_the_reference(reference: set[str]):
+    read = {
+        node.value
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and VARIABLE.fullmatch(node.value)
+    }
+    assert {"OPSIN_API_KEY", "OPSIN_KERNELS", "OPENAI_BASE_URL"} <= read
+    assert read <= reference
+    assert {code for code in reference if code.startswith("OPSIN_")} <= read
+
+
+def test_every_error_code_is_in_the_reference():
+    rows = re.findall(r"^\| (\d{3}) \| `\w+` \| `(\w+)` \|", (DOCS / "reference.md").read_text("utf-8"), re.MULTILINE)
+    assert {code for _, code in rows} == {code for path in SOURCES for code in error_codes(path)}
+
+
+def error_codes(path: Path) -> Iterator[str]:
+    """Of the server: given as an argument, set by an exception's class, or a constant of that name."""
+    if "opsin_server" not in path.parts or "engine" in path.parts:
+        return
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        values: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            values = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            if isinstance(node.func, ast.Name) and node.func.id == "_shaped":
+                values += node.args[2:]
+        elif isinstance(node, ast.Assign) and {getattr(name, "id", "") for name in node.targets} & {
+            "code",
+            "UNSUPPORTED",
+        }:
+            values = [node.value]
+        for value in values:
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value

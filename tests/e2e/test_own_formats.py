@@ -4,6 +4,8 @@ that it does read, or in the reference, must give the same answers."""
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.spec import U8
+from opsin_plugins.spec import U8, SpecError
+from opsin_server.api.sampling_defaults import SamplingDefaults
 from support.conversations import CONVERSATIONS, Conversation, encoded
 from support.inputs import their_inputs, whole
 from support.local_server import LocalServer
@@ -132,6 +135,20 @@ def qwen_pixels(image: U8, side: int) -> torch.Tensor:
     """F32 [3, side, side], 0 to 1."""
     resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
+
+
+def test_the_conversion_that_is_printed_makes_the_shards_of_qwen_vl(tmp_path: Path) -> None:
+    """As published its weights are pytorch_model*.bin, which are refused with a command to run in their folder."""
+    directory = write(QWEN_VL, tmp_path / "published")
+    known = set(read_model_files(directory).tensors)
+    for path in directory.glob("*.safetensors"):
+        torch.save(load_file(path), path.with_suffix(".bin"))
+        path.unlink()
+    with pytest.raises(SpecError, match="only safetensors are read") as refused:
+        read_model_files(directory)
+    _, _, command = str(refused.value).partition("python -c ")
+    subprocess.run([sys.executable, "-c", command.strip('"')], cwd=directory, check=True)
+    assert set(read_model_files(directory).tensors) == known
 
 
 def test_qwen_vl_chat(tmp_path: Path) -> None:

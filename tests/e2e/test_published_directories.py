@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from opsin_server.api.answer.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from transformers import GenerationConfig
 
 from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.spec import ModelSpec, SpecError
+from opsin_server.api.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import published
 from support.conversations import CONVERSATIONS, Conversation, encoded, fitting
@@ -151,14 +151,12 @@ def assert_other_savings(repository: Repository, directory: Path, folder: Path, 
 
 def what_is_read(directory: Path, repository: Repository) -> dict[str, Any]:
     """All that an answer follows from, but for the weights' values."""
-    files = read_model_files(directory, repository.options)
-    architecture = Registry().architecture(files)
-    spec = describe(architecture, files)
-    encoder = PromptEncoder(files, architecture, spec)
+    model = open_model(directory, options=repository.options)
+    encoder = PromptEncoder(model.files, model.architecture, model.spec)
     found: dict[str, Any] = {
-        "spec": spec,
+        "spec": model.spec,
         "ends": encoder.ends,
-        "sampling": read_sampling_defaults(files.generation),
+        "sampling": read_sampling_defaults(model.files.generation),
         "markers": encoder.tokenizer.marker_ids,
     }
     for kind, conversation in fitting(encoder).items():
@@ -222,7 +220,7 @@ def test_opsin_serve_with_a_snapshot_that_was_trained_in(serve: Callable[..., Se
     repository, _, directory = made(name, tmp_path)
     trained = directories.after_training(directory, tmp_path / "trained")
     snapshot = directories.in_hub_cache(trained, name, tmp_path / "hub")
-    server = serve(str(snapshot), "--served-model-name", "tiny", "--max-context", "400")
+    server = serve(str(snapshot), "--max-context", "400")
     for row in (
         r"ends with +<\|im_end\|>, <\|endoftext\|>",
         r"sampling +temperature 1e-06, repetition_penalty 1.05 \(generation_config.json\)",
@@ -232,7 +230,7 @@ def test_opsin_serve_with_a_snapshot_that_was_trained_in(serve: Callable[..., Se
     theirs, conversation = reading(repository, directory), CONVERSATIONS["pictures over turns"]
     drawn = theirs.generate(theirs.inputs(conversation.messages, conversation.images), TOKENS)
     answer = server.client().chat.completions.create(
-        model="tiny", messages=conversation.messages, temperature=0, max_tokens=TOKENS
+        model=name, messages=conversation.messages, temperature=0, max_tokens=TOKENS
     )
     assert answer.choices[0].message.content == theirs.text(drawn)
     server.wait_idle()

@@ -1,5 +1,4 @@
-"""README.md's code blocks, run as a reader runs them. A ```bash or ```python block directly followed by a ```text block
-prints that ("..." stands for anything). Blocks that set things up or never end are not run."""
+"""README.md's code blocks, run as a reader runs them. Blocks that set things up or never end are not run."""
 
 from __future__ import annotations
 
@@ -7,36 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+
+from support.snippets import blocks
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = "http://127.0.0.1:8000"
 NOT_RUN = re.compile(r"^\s*(make|git clone|pip|docker|podman|kubectl|opsin serve)\b", re.MULTILINE)
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
-
-class Block(NamedTuple):
-    language: str
-    line: int
-    code: str
-    prints: str | None
-
-
-def blocks() -> list[Block]:
-    text = (ROOT / "README.md").read_text()
-    found = list(FENCE.finditer(text))
-    out = []
-    for this, after in zip(found, [*found[1:], None], strict=True):
-        follows = after is not None and after[1] == "text" and not text[this.end() : after.start()].strip()
-        if this[1] in ("bash", "python"):
-            line = text.count("\n", 0, this.start()) + 1
-            out.append(Block(this[1], line, this[2], after[2] if follows else None))
-    return out
-
-
-RUN = [block for block in blocks() if not NOT_RUN.search(block.code)]
+BLOCKS = blocks(ROOT / "README.md")
+RUN = [block for block in BLOCKS if not NOT_RUN.search(block.code)]
 
 
 def test_the_readme_shows_curl_the_sdk_and_a_stream():
@@ -48,7 +28,7 @@ def test_the_readme_shows_curl_the_sdk_and_a_stream():
 
 
 def test_the_readme_starts_with_make_serve():
-    assert any(re.search(r"^make serve\b", block.code, re.MULTILINE) for block in blocks())
+    assert any(re.search(r"^make serve\b", block.code, re.MULTILINE) for block in BLOCKS)
 
 
 INVENTED = re.compile(r"(?i)(?:github|gitlab|bitbucket)\.(?:com|org)[/:]\S*opsin|(?:ghcr|docker|quay)\.io/\S*opsin")
@@ -73,6 +53,4 @@ def test_a_block_prints_what_the_readme_shows(served, block):
         command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stderr
-    if block.prints is not None:
-        pattern = ".*".join(map(re.escape, block.prints.strip().split("...")))
-        assert re.fullmatch(pattern, done.stdout.strip(), re.DOTALL), f"{done.stdout!r}, not {block.prints!r}"
+    block.check(done.stdout)

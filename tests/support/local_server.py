@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from opsin_server.api.answer.sampling_defaults import read_sampling_defaults
-from opsin_server.fingerprint import fingerprint
 
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.files import fingerprint
+from opsin_plugins.loading.open_model import open_model
 from opsin_server.api.app import create_app
+from opsin_server.api.sampling_defaults import read_sampling_defaults
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.engine.startup.load import load_engine
 from opsin_server.ipc.client import Stream
@@ -60,19 +59,15 @@ class LocalServer:
     """A directory, served with defaults but for a small context."""
 
     def __init__(self, directory: Path, options: Mapping[str, str] | None = None, context: int = 512) -> None:
-        engine = EngineConfig(
-            str(directory), max_context=context, max_sequences=4, model_options=tuple((options or {}).items())
-        )
-        self.files = read_model_files(directory, options)
-        architecture = Registry().architecture(self.files)
-        self.spec = describe(architecture, self.files)
-        self.encoder = PromptEncoder(self.files, architecture, self.spec)
+        flags = tuple(f"{name}={value}" for name, value in (options or {}).items())
+        engine = EngineConfig(str(directory), max_context=context, max_sequences=4, model_options=flags)
+        model = open_model(directory, options=options)
+        self.files, self.spec = model.files, model.spec
+        self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
         self.sampling = read_sampling_defaults(self.files.generation)
         self.engine = LocalEngine(engine)
-        version = fingerprint(self.files)
-        self._app = create_app(
-            ServerConfig(engine), self.engine, self.encoder, (MODEL,), version, self.encoder.ends, self.sampling
-        )
+        config, ends, version = ServerConfig(engine), self.encoder.ends, fingerprint(model.files)
+        self._app = create_app(config, self.engine, self.encoder, (MODEL,), version, ends, self.sampling)
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """A chat completion's JSON; anything but 200 is an AssertionError with the answer."""

@@ -3,8 +3,8 @@
 What the template's source holds is a `Trusted`; what a conversation says is a plain `str`. Both are strings, so the
 template sees real text and edits it as its author meant. A Trusted carries its `_trust`, a string of the same length,
 "1" where a character is the template's own and "0" where it is text; joining, slicing and the operations of
-`template_strings` carry it along. Any other operation gives a plain `str`: what is not known to be the template's own is text. (This is
-taint tracking with the sides exchanged: forgetting costs a special token, and never makes one.)
+`template_strings` carry it along. Any other operation gives a plain `str`: what is not known to be the template's own
+is text. (This is taint tracking with the sides exchanged: forgetting costs a special token, and never makes one.)
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.loading.registry import Registry, describe
+from opsin_plugins.loading.open_model import open_model
 from opsin_server.text.encode_prompt import PromptEncoder
 from support.conversations import CONVERSATIONS, Conversation, encoded
 from support.repositories import directories
@@ -39,9 +38,8 @@ CASES: dict[str, list[Conversation]] = {
 
 
 def encoder(directory: Path) -> PromptEncoder:
-    files = read_model_files(directory)
-    architecture = Registry().architecture(files)
-    return PromptEncoder(files, architecture, describe(architecture, files))
+    model = open_model(directory)
+    return PromptEncoder(model.files, model.architecture, model.spec)
 
 
 def write(repository: Repository, folder: Path) -> Path:
