@@ -130,6 +130,11 @@ install_cpu_torch() {
     pip_install -c "$PINS" torch || explain
 }
 
+# What `venv --clear` empties would be the other checkout's.
+check_link() {
+    [ ! -L "$VENV" ] || fail "$VENV is a link to $(readlink "$VENV"), which is another checkout's to keep; remove the link first: rm $VENV."
+}
+
 make_venv() {
     if is_new_enough "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null 2>&1 &&
         [ "$(cat "$VENV/.where" 2>/dev/null || echo "$ROOT")" = "$ROOT" ]; then :; else
@@ -145,6 +150,7 @@ test) what='.[test]' ;;
 esac
 choose_python
 check_venv_module
+check_link
 check_disk
 say "$VENV with Python $(version_of "$PYTHON"); the first time takes some minutes"
 make_venv

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHELL_SCRIPTS = ("deploy/setup.sh", "bench/gpu.sh", "bench/wheels.sh", ".ci/run")
-TOOLS = ("sh", "dirname", "sed", "grep", "awk", "tail", "cat", "touch", "mkdir", "cp", "make", "echo")
+TOOLS = ("sh", "dirname", "sed", "grep", "awk", "tail", "cat", "touch", "mkdir", "cp", "make", "echo", "readlink")
 DEAD = "http://127.0.0.1:9/whl/cpu"  # nobody listens there
 
 # Answers the script's questions; as .venv/bin/python also plays pip. What it was asked to do goes to $CALLS.
@@ -120,6 +120,14 @@ def test_no_python(house: House) -> None:
 def test_an_old_python_is_named(house: House) -> None:
     house.python(9)
     assert "python3 is Python 3.9.2 and Opsin needs 3.11 or newer" in refusal(house.setup())
+    assert house.calls == []
+
+
+def test_a_linked_environment_is_not_emptied(house: House, tmp_path: Path) -> None:
+    house.python(12)
+    (tmp_path / "other").mkdir()
+    (house.root / ".venv").symlink_to(tmp_path / "other")
+    assert ".venv is a link to" in refusal(house.setup())
     assert house.calls == []
 
 
