@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_plan import SERVED
-from processes import free_port
+from processes import LOCAL, free_port
 from stage import given
 
 SAMPLES = Path(__file__).resolve().parent.parent / "server" / "opsin_server" / "models" / "samples"
@@ -44,7 +44,7 @@ def post(url: str, wanted: dict[str, Any]) -> tuple[dict[str, Any], float]:
     """The answer, and milliseconds."""
     data, heads = json.dumps(wanted).encode(), {"Content-Type": "application/json"}
     began = time.perf_counter()
-    with urllib.request.urlopen(urllib.request.Request(url, data, heads), timeout=30) as answer:
+    with LOCAL.open(urllib.request.Request(url, data, heads), timeout=30) as answer:
         return json.load(answer), 1e3 * (time.perf_counter() - began)
 
 
@@ -53,7 +53,7 @@ def ready(url: str, child: subprocess.Popen[bytes], end: float) -> None:
         if child.poll() is not None:
             raise RuntimeError(f"the server ended with {child.returncode}; what it said is above")
         try:
-            with urllib.request.urlopen(f"{url}/health/ready", timeout=2):
+            with LOCAL.open(f"{url}/health/ready", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

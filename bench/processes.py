@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from machine import group_cpu_seconds
 
 STOP_SECONDS = 8.0
 LIBC = ctypes.CDLL(None)  # looked up here: between fork and exec nothing may be loaded
+LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # asks servers of this machine without a proxy
 THREAD_VARIABLES = re.compile(r"(OMP|GOMP|KMP|MKL|OPENBLAS)_(NUM_THREADS|WAIT_POLICY|SPINCOUNT|BLOCKTIME)")
 
 
@@ -31,25 +33,31 @@ class BenchError(RuntimeError):
 class Threads:
     """Torch threads, and what a waiting one does: "passive" sleeps, "active" spins, "spinN" spins N times, then sleeps.
 
-    Written "2:spin1000". libgomp's own default, when nothing is set, is spin300000."""
+    Written "2:spin1000". libgomp's own default, when nothing is set, is spin300000. "default": nothing is set, which is
+    how a program runs as it was installed; its count is 0."""
 
     count: int
     wait: str
 
     @classmethod
     def parse(cls, text: str) -> Threads:
+        if text == "default":
+            return cls(0, text)
         found = re.fullmatch(r"(\d+)(?::(passive|active|spin\d+))?", text)
         if found is None or int(found[1]) < 1:
             raise ValueError(f"{text!r} is not like 1:passive, 2:active or 2:spin1000")
         return cls(int(found[1]), found[2] or "passive")
 
     def __str__(self) -> str:
-        return f"{self.count}:{self.wait}"
+        return f"{self.count}:{self.wait}" if self.count else self.wait
 
     def environment(self) -> dict[str, str]:
         """This process's environment with these threads. To be set before torch is imported."""
         own = {k: v for k, v in os.environ.items() if not THREAD_VARIABLES.fullmatch(k)}
-        own |= {"OMP_NUM_THREADS": str(self.count), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        own |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if not self.count:
+            return own
+        own |= {"OMP_NUM_THREADS": str(self.count)}
         if self.wait.startswith("spin"):
             return own | {"GOMP_SPINCOUNT": self.wait.removeprefix("spin")}
         return own | {"OMP_WAIT_POLICY": self.wait.upper()}

@@ -86,11 +86,13 @@ def document(
     """best: the thread setting of (model, system, streams); the others are kept as tries."""
     chosen = [c for c in cells if c.samples and best.get((c.model, c.system, c.streams)) == c.threads]
     tried = [c for c in cells if c.samples and c not in chosen]
+    installed = [c for c in cells if c.samples and c.threads == "default"]
     return header("serve", began, described) | {
         "workload": workload,
         "cells": [cell_json(c) for c in chosen],
         "tried": [cell_json(c) for c in tried],
         "ratios": ratios(chosen),
+        "as_installed": ratios([*(c for c in chosen if c.system == OPSIN), *installed]),
         "budget": [budget(c) for c in chosen if c.system == OPSIN],
         "same_answers": answers,
     }
@@ -178,6 +180,8 @@ def serve_text(document: dict[str, Any]) -> str:
         NOTES,
         "## Ratios of tok/s",
         _ratios_table(document["ratios"]),
+        "## Ratios of tok/s to `transformers serve` as it is installed",
+        _ratios_table([row | {"target": None, "met": None} for row in document["as_installed"]]),
         "## Where a decode step of Opsin goes",
         _budget_table(document["budget"]),
         BUDGET_NOTES,

@@ -6,7 +6,8 @@
 Closed loop; each request is one fresh 224 x 224 picture, a text of 64 tokens and 128 new tokens that nothing ends
 early. The systems run side by side, but all that are not being measured are frozen (SIGSTOP). The first round tries
 every thread setting on every system; later rounds go on with those near the best, and each system, at each number of
-streams, is compared with the setting that was best for itself. Every other round runs in reverse order.
+streams, is compared with the setting that was best for itself. `transformers serve` runs as it is installed as well,
+with torch's default threads. Every other round runs in reverse order.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import models
 import report
 from cells import Cell, measure
 from processes import BenchError, Threads, ended_by_signals
-from systems import GENERATE, KINDS, System
+from systems import GENERATE, KINDS, SERVE, System
 from workload import Workload
 
 STREAMS = (1, 8)
 REQUESTS = {"mini": {1: 4, 8: 16}, "135m": {1: 1, 8: 8}}  # of a sample, by streams
 SHARE = {"mini": 0.3, "135m": 1.0}  # of the time that is left, at most
 HOPELESS, NEAR = 0.4, 0.85  # of the best setting's speed
+INSTALLED = Threads.parse("default")  # `transformers serve` as it comes, beside the setting that suits it best
 
 
 @dataclass
@@ -71,6 +73,8 @@ class Comparison:
                 for kind in KINDS.values():
                     systems.append(kind(directory, threads, self.folder))
                     stack.callback(systems[-1].child.stop)
+            systems.append(KINDS[SERVE](directory, INSTALLED, self.folder))
+            stack.callback(systems[-1].child.stop)
             texts = self._warm(systems)
             for round_ in range(self.options.repeats):
                 self._round(systems, round_)
@@ -96,7 +100,7 @@ class Comparison:
     def _in_the_running(self, system: System, streams: int, round_: int) -> bool:
         """The first round tries every setting, but with 8 streams none that was hopeless with one (spinning threads
         beside a busy neighbour); later rounds go on with those that have come near the best."""
-        if round_ == 0 and streams == STREAMS[0]:
+        if system.threads == INSTALLED or (round_ == 0 and streams == STREAMS[0]):
             return True
         asked, share = (STREAMS[0], HOPELESS) if round_ == 0 else (streams, NEAR)
         tried = {c.threads: c.peak for c in self._tried(system.name, asked)}
@@ -108,7 +112,7 @@ class Comparison:
         return max(self._tried(system, streams), key=lambda c: c.speed).threads
 
     def _tried(self, system: str, streams: int) -> list[Cell]:
-        return [c for (name, n, _), c in self.cells.items() if (name, n) == (system, streams)]
+        return [c for (name, n, t), c in self.cells.items() if (name, n) == (system, streams) and t != str(INSTALLED)]
 
     def _measure(self, system: System, streams: int, round_: int) -> None:
         key, options, now = (system.name, streams, str(system.threads)), self.options, time.monotonic()

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from loadgen import Job
-from processes import BenchError, Child, Threads, free_port, wait_until
+from processes import LOCAL, BenchError, Child, Threads, free_port, wait_until
 
 HERE = Path(__file__).parent
 START_SECONDS = 120.0
@@ -73,7 +72,7 @@ class Opsin(Server):
         super().__init__(OPSIN, threads, command, folder, "/health/ready", fields | {"model": "measured"})
 
     def engine_seconds(self) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+        with LOCAL.open(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             return engine_seconds(answer.read().decode())
 
 
@@ -140,7 +139,7 @@ def load(job: Job, child: Child) -> dict[str, Any]:
 def status(url: str) -> int:
     """The answer's status; 0 when there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with LOCAL.open(url, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

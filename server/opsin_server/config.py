@@ -81,11 +81,14 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     engine: EngineConfig
     media: MediaLimits = MediaLimits()
-    host: Annotated[str, Option("Address to listen on.")] = "127.0.0.1"
+    host: Annotated[str, Option("Address to listen on; localhost is 127.0.0.1 and ::1.")] = "127.0.0.1"
     port: Annotated[int, Option("Port to listen on; 0 takes a free one.")] = 8000
     served_names: Annotated[
         tuple[str, ...],
-        Option("What clients call the model. Default: the folder's name.", name="served-model-name"),
+        Option(
+            "What clients call the model. Default: its folder's name, or its repository's in a Hub cache.",
+            name="served-model-name",
+        ),
     ] = ()
     generation_config: Annotated[
         Literal["auto", "none"], Option("auto: generation_config.json says how to sample where a request does not.")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from opsin_server.api.listen_addresses import addresses, check_guarded
 from opsin_server.api.middleware.paths import PROBES
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import ConfigError
@@ -56,9 +59,31 @@ def test_the_health_check_needs_no_key_and_no_curl() -> None:
     assert path in PROBES
 
 
+def test_the_health_check_asks_no_proxy() -> None:
+    """Docker gives containers the variables of its own configuration."""
+    command = json.loads(only("HEALTHCHECK").partition(" CMD ")[2])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Live) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        program = command[2].replace(only("EXPOSE"), str(server.server_port))
+        environment = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+
+
+class Live(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def test_without_a_key_it_refuses() -> None:
+    config = ServerConfig(EngineConfig("x"), host="0.0.0.0")
     with pytest.raises(ConfigError, match="--api-key"):
-        ServerConfig(EngineConfig("x"), host="0.0.0.0").check()
+        check_guarded(config, addresses(config.host))
 
 
 def test_what_it_copies_is_sent_and_is_all_that_the_wheel_needs() -> None:

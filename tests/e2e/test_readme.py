@@ -31,6 +31,19 @@ def test_the_readme_starts_with_make_serve():
     assert any(re.search(r"^make serve\b", block.code, re.MULTILINE) for block in BLOCKS)
 
 
+INVENTED = re.compile(r"(?i)(?:github|gitlab|bitbucket)\.(?:com|org)[/:]\S*opsin|(?:ghcr|docker|quay)\.io/\S*opsin")
+
+
+def test_no_address_of_this_project_is_invented():
+    """It has no public one: what copies and pastes from here must not lead to a stranger's."""
+    tops = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml", "Dockerfile", "Makefile"))
+    below = (path for name in ("docs", "deploy", "examples") for path in (ROOT / name).rglob("*"))
+    for path in (*tops, *below):
+        if path.suffix in ("", ".md", ".toml", ".yaml", ".sh", ".py") and path.is_file():
+            found = INVENTED.search(path.read_text("utf-8"))
+            assert found is None, f"{path.relative_to(ROOT)}: {found[0]}"
+
+
 @pytest.mark.parametrize("block", RUN, ids=lambda block: f"{block.language}-line-{block.line}")
 def test_a_block_prints_what_the_readme_shows(served, block):
     code = block.code.replace(DOCUMENTED, served.url).replace(".venv/bin", str(Path(sys.executable).parent))
