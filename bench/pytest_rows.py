@@ -60,7 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    done = rows.succeeded(rows.read(Path(PATH))) if PATH else {}
+    """What passed in this command stays: a worker that takes another one's place must find the same tests."""
+    done = rows.succeeded(rows.before_command(rows.read(Path(PATH)))) if PATH else {}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
     items[:] = [item for item in items if item.nodeid not in done]
 
