@@ -7,6 +7,7 @@ the worker ends, and pytest-xdist goes on in a fresh one.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    done = rows.succeeded(rows.read(Path(PATH))) if PATH else {}
+    """What passed in this command stays: a worker that takes another one's place must find the same tests."""
+    done = rows.succeeded(rows.before_command(rows.read(Path(PATH)))) if PATH else {}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
     items[:] = [item for item in items if item.nodeid not in done]
 
@@ -73,9 +75,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _broken() -> bool:
-    import torch
-
-    if not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()

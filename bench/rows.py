@@ -119,8 +119,16 @@ def unfinished(lines: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def since_command(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    last = max((i for i, line in enumerate(lines) if "command" in line), default=-1)
-    return lines[last + 1 :]
+    return lines[_last_command(lines) + 1 :]
+
+
+def before_command(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What earlier commands left."""
+    return lines[: max(0, _last_command(lines))]
+
+
+def _last_command(lines: list[dict[str, Any]]) -> int:
+    return max((i for i, line in enumerate(lines) if "command" in line), default=-1)
 
 
 def first_line(error: BaseException) -> str:
