@@ -48,18 +48,18 @@ class CrossRuns:
         return Bounds(starts, sizes, table, max(counts), max(lengths))
 
 
-def cross_attention(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
-    """q [R, H, D]; memory [P, 2K, D]; the runs' queries sum to R. Returns [R, H·D]. Differentiable."""
-    if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or memory.requires_grad)):
-        return _kernel(q, memory, runs)
-    return cross_attention_ref(q, memory, runs)
+def cross_attention(q: Tensor, cross_kv: Tensor, runs: CrossRuns) -> Tensor:
+    """q [R, H, D]; cross_kv [P, 2K, D]; the runs' queries sum to R. Returns [R, H·D]. Differentiable."""
+    if uses_kernels(q) and not (torch.is_grad_enabled() and (q.requires_grad or cross_kv.requires_grad)):
+        return _kernel(q, cross_kv, runs)
+    return cross_attention_ref(q, cross_kv, runs)
 
 
-def cross_attention_ref(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
+def cross_attention_ref(q: Tensor, cross_kv: Tensor, runs: CrossRuns) -> Tensor:
     """The definition of `cross_attention`."""
     parts = []
     for rows, run in zip(q.split([run.queries for run in runs.runs]), runs.runs, strict=True):
-        k, v = memory.index_select(0, run.slots).transpose(0, 1).chunk(2)  # [K, L, D]
+        k, v = cross_kv.index_select(0, run.slots).transpose(0, 1).chunk(2)  # [K, L, D]
         groups = rows.shape[1] // len(k)
         # The query group is folded into the query length, as in decode: no copy of keys and values.
         grouped = rows.view(run.queries, len(k), groups, -1).permute(1, 0, 2, 3).flatten(1, 2)
@@ -68,9 +68,9 @@ def cross_attention_ref(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
     return torch.cat(parts)
 
 
-def _kernel(q: Tensor, memory: Tensor, runs: CrossRuns) -> Tensor:
+def _kernel(q: Tensor, cross_kv: Tensor, runs: CrossRuns) -> Tensor:
     """Each run is a sequence whose pages have one row: its slots."""
     from opsin_kernels.gpu import attention as gpu
 
-    heads = memory.shape[1] // 2
-    return gpu.attention(q, memory[:, :heads], memory[:, heads:], runs.bounds, 1, causal=False).flatten(1)
+    heads = cross_kv.shape[1] // 2
+    return gpu.attention(q, cross_kv[:, :heads], cross_kv[:, heads:], runs.bounds, 1, causal=False).flatten(1)

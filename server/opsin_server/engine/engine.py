@@ -138,7 +138,7 @@ class Engine:
         if self.runner.model.spec.cross is not None:
             check_visible_images(message, total, self.scheduler.encoder)
         elif message.visible:
-            raise SpecError("this model has no memory")
+            raise SpecError("this model has no cross-attention")
 
     def _lap(self, name: str, since: float) -> float:
         now = time.perf_counter()

@@ -70,6 +70,6 @@ def check_visible_images(message: Submit, total: int, store: VisualStore[Any]) -
         group = {item.digest: item.tokens for item in message.items[lo : reach.hi]}
         if (size := sum(store.size(rows) for rows in group.values())) > store.budget:
             raise SpecError(
-                f"{len(group)} images that are seen together need {size} memory blocks; there are {store.budget} "
+                f"{len(group)} images that are seen together need {size} encoder blocks; there are {store.budget} "
                 "(--encoder-memory)"
             )

@@ -253,7 +253,7 @@ def test_images_that_must_leave_come_back_and_change_no_token(mllama, blocks: in
 def test_more_images_at_once_than_the_memory_holds_are_refused(mllama) -> None:
     _, ours = mllama
     engine = engines.make_engine(ours, cross_kv_blocks=26)
-    with pytest.raises(SpecError, match="2 images that are seen together need 52 memory blocks; there are 26"):
+    with pytest.raises(SpecError, match="2 images that are seen together need 52 encoder blocks; there are 26"):
         engines.ask(engine, ours, [Asked([IMAGE, IMAGE, 7], [oracle.picture(i, 40, 30) for i in range(2)])])
     (answer,) = engines.ask(engine, ours, [Asked([IMAGE, 7, IMAGE, 8], [oracle.picture(i, 40, 30) for i in range(2)])])
     assert answer.finish == "length"
