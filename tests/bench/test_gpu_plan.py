@@ -14,11 +14,7 @@ from gpu_plan import FIRST, LIMITS, LLAMA, PLANS, QWEN_2B, QWEN_7B, SECOND, deco
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED = {QWEN_2B: (1, 8, 32, 128), QWEN_7B: (1, 32), LLAMA: (1, 8)}
-# Of what pyproject.toml asks for, this is where there is torch, triton, transformers and pytest.
-THERE = {
-    "h11", "jinja2", "numpy", "pillow", "prometheus-client", "rich", "safetensors", "tokenizers", "torch", "triton",
-    "typer", "uvloop",
-}  # fmt: skip
+THERE = {"numpy", "safetensors", "tokenizers", "torch", "triton"}  # in every image that is made for a GPU
 
 
 def rows(stages: tuple[gpu_plan.Stage, ...]) -> list[str]:
