@@ -14,7 +14,7 @@ from typing import Any
 
 import rows
 from gpu_plan import COPY, LAUNCH, NODE, PLANS, PRODUCT, Stage
-from report import table
+from tables import table
 
 UNITS = {"bytes_s": (1e12, "TB/s"), "flops_s": (1e12, "TFLOP/s")}
 STEPS = ("row", "ms", "+-", "floor ms", "of the floor", "tokens/s", "host ms")

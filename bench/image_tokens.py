@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import report
+import tables
 
 from opsin_plugins.loading.files import MISTRAL_PARAMS, read_json
 from opsin_plugins.loading.registry import Registry
@@ -69,7 +69,7 @@ def table() -> str:
         assert spec.image is not None
         resizes = "yes" if spec.image.resizable else "one size"
         lines.append([name, f"`{spec.family}`", *(cell(item, spec) for item in items), resizes])
-    return report.table(["model", "family", *(f"{w} x {h}" for w, h in SIZES), "budget"], lines)
+    return tables.table(["model", "family", *(f"{w} x {h}" for w, h in SIZES), "budget"], lines)
 
 
 def page(text: str) -> str:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-import report
+import tables
 import triton
 
 from opsin_kernels.tools import launches as catalogue
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     write = parser.parse_args().write
-    table = f"Triton {triton.__version__}.\n\n{report.table(TITLES, rows(catalogue.launches()))}"
+    table = f"Triton {triton.__version__}.\n\n{tables.table(TITLES, rows(catalogue.launches()))}"
     print(table)
     if write:
         before, _, rest = PAGE.read_text().partition(BEGIN)

@@ -15,6 +15,7 @@ import machine
 from cells import Cell, Sample
 from stats import Spread, short
 from systems import GENERATE, OPSIN, SERVE
+from tables import table
 
 ROOT = Path(__file__).resolve().parent.parent
 # (model, against, streams): tokens per second, Opsin's over the other's, that two cores should reach
@@ -247,11 +248,3 @@ def _answers_table(answers: dict[str, dict[str, Any]]) -> str:
         for system, a in systems.items()
     ]
     return table(["model", "system", "as generate"], rows)
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Markdown whose columns also line up on a terminal."""
-    cells = [[str(c) for c in row] for row in (titles, *rows)]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(titles))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
