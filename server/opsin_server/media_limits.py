@@ -22,7 +22,7 @@ class MediaLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     max_image_bytes: Annotated[Annotated[int, Meta(ge=1)], Option("One image file.", metavar="SIZE")] = 20 * 2**20
     max_image_pixels: Annotated[Annotated[int, Meta(ge=1)], Option("Pixels of one image.")] = 40_000_000
-    max_images: Annotated[Annotated[int, Meta(ge=0)], Option("Images of a request.")] = 32
+    max_images: Annotated[Annotated[int, Meta(ge=1)], Option("Images of a request.")] = 32
     max_request_pixels: Annotated[Annotated[int, Meta(ge=1)], Option("Pixels of all images of a request.")] = (
         160_000_000
     )

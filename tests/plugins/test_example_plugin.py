@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -109,8 +110,7 @@ def test_a_server_answers_with_it(server: Served) -> None:
 def test_broken_plugins_are_named_and_stop_nothing(site: Path, server: Served) -> None:
     done = opsin(site, "plugins")
     assert done.returncode == 1
-    table = done.stdout
-    rows = {(cells[1], cells[2]): cells[4] for cells in _rows(table)}
+    rows = _rows(done.stdout)
     assert rows["glimpse", "opsin-glimpse"] == rows["mixer", "opsin-glimpse"] == "ok"
     assert rows["gated_scatter", "opsin-glimpse"] == rows["qwen2_vl", "opsin"] == "ok"
     both = "architecture 'llava' is claimed by 2 distributions: clashing, opsin; uninstall one"
@@ -121,8 +121,18 @@ def test_broken_plugins_are_named_and_stop_nothing(site: Path, server: Served) -
     assert ask(server, "still there")[0] > 0
 
 
-def _rows(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+def _rows(table: str) -> dict[tuple[str, str], str]:
+    """By name and distribution: "ok", or what is wrong, which stands below its row."""
+    rows: dict[tuple[str, str], str] = {}
+    last = ("", "")
+    for line in table.splitlines():
+        if line.startswith("    "):
+            rows[last] = line.strip()
+        else:
+            _, name, distribution, _, status = re.split(r"\s{2,}", line)
+            last = (name, distribution)
+            rows[last] = status
+    return rows
 
 
 def test_the_kit_passes_it_and_names_the_clash(site: Path) -> None:

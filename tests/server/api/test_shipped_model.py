@@ -15,6 +15,7 @@ from running_server import RunningServer
 import opsin_server
 from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
 from opsin_plugins.loading.files import read_model_files
+from opsin_server.media_limits import MediaLimits
 from opsin_server.text.encode_prompt import PromptEncoder
 
 MODELS = Path(opsin_server.__file__).parent / "models"
@@ -90,7 +91,9 @@ def test_an_image_that_may_not_be_fetched(shipped: RunningServer, url: str) -> N
 
 
 def test_limits_of_the_configuration_hold(shipped: RunningServer) -> None:
-    server = RunningServer(FakeEngine(Script(b"")), encoder=shipped.services.encoder, eos=(0,), max_images=1)
+    server = RunningServer(
+        FakeEngine(Script(b"")), encoder=shipped.services.encoder, eos=(0,), media=MediaLimits(max_images=1)
+    )
     try:
         parts: list[Any] = [sample("cat.png"), sample("cat.png")]
         with pytest.raises(openai.BadRequestError, match="--max-images"):

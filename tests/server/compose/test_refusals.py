@@ -151,7 +151,7 @@ def test_a_terminal_that_closes_does_not_end_what_nohup_started(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "write_shards", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
-    monkeypatch.setattr(command, "read_model_files", _written)
+    monkeypatch.setattr(command, "open_model", _written)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with pytest.raises(SpecError, match="reached"):
