@@ -313,7 +313,7 @@ def test_azures_address_names_the_model() -> None:
 
 
 def test_the_documentation_is_current() -> None:
-    """If not: python -m opsin_server.api.schemas.reference > docs/fields.md"""
+    """If not: .venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md"""
     written = (Path(__file__).parents[3] / "docs" / "fields.md").read_text()
     assert written == reference.page()
     for field in (*ChatRequest.model_fields, *ChatMessage.model_fields, *ContentPart.model_fields):

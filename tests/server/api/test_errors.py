@@ -56,9 +56,10 @@ def test_400_when_the_context_is_too_small(start: Any, stream: bool) -> None:
     assert body["message"].count("10") == 2
     client.chat.completions.create(model="opsin-test", messages=[{"role": "user", "content": "x" * 9}])
     client.chat.completions.create(**CHAT, max_tokens=8)
-    with pytest.raises(openai.BadRequestError, match="at most 8, not 9") as caught:
-        client.chat.completions.create(**CHAT, max_tokens=9)
-    assert shaped(caught.value)["param"] == "max_tokens"
+    for field in ("max_tokens", "max_completion_tokens"):
+        with pytest.raises(openai.BadRequestError, match="at most 8, not 9") as caught:
+            client.chat.completions.create(**CHAT, **{field: 9})
+        assert shaped(caught.value)["param"] == field
 
 
 def test_401_without_the_key(start: Any) -> None:

@@ -41,7 +41,7 @@ async def submit(body: ChatRequest, log: RequestLog, services: Services, held: A
     pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
     prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
     log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
-    max_tokens = room(prompt, body.output_limit, context)
+    max_tokens = room(prompt, body, context)
     eos = () if body.ignore_eos else services.eos
     message = submission(sampling(body, services.sampling), prompt, max_tokens, eos)
     stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
@@ -120,14 +120,14 @@ def image_tokens(prompt: Prompt) -> int:
     return sum(span.length for span in prompt.spans)
 
 
-def room(prompt: Prompt, wanted: int | None, context: int) -> int:
+def room(prompt: Prompt, body: ChatRequest, context: int) -> int:
     """How many tokens the answer may have. Raises BadRequest with the numbers when prompt and answer do not fit."""
-    length = len(prompt.ids)
+    length, wanted = len(prompt.ids), body.output_limit
     if wanted is not None and length < context < length + wanted:
         raise BadRequest(
             f"The model's context holds {context} tokens and the messages have {length}: the answer may have at most "
             f"{context - length}, not {wanted}",
-            param="max_tokens",
+            param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
             code="context_length_exceeded",
         )
     if length + (wanted or 1) > context:

@@ -1,9 +1,13 @@
-"""docs/fields.md, written from the request models: `python -m opsin_server.api.schemas.reference > docs/fields.md`."""
+"""docs/fields.md, written from the request models:
+
+.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -24,7 +28,7 @@ from opsin_server.api.schemas.fields import Neutral, Unread, shown
 HEAD = """# Fields of a chat request
 
 What `POST /v1/chat/completions` does with each field that it knows. The list is written from the request's own model
-(`python -m opsin_server.api.schemas.reference > docs/fields.md`); a test keeps the two equal.
+(`.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md`); a test keeps the two equal.
 
 A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it passes
 only at values that ask for what happens anyway, and is refused by name at any other. A field that is in no list is
@@ -134,4 +138,5 @@ def anchor(title: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    # (A path and no redirection: a shell would have emptied the page before a failed import.)
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
