@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import time
+from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,14 +39,20 @@ def machine_cpu_seconds() -> float:
     return sum(v for k, v in used.items() if k not in ("idle", "iowait")) / TICKS
 
 
-def group_cpu_seconds(group: int) -> dict[int, float]:
-    """Processor time so far of each process of a process group."""
-    out = {}
+def tree_cpu_seconds(root: int) -> dict[int, float]:
+    """Processor time so far of a process and of all that descend from it, whatever groups they are in."""
+    used, children = {}, defaultdict(list)
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
             fields = (folder / "stat").read_text().rpartition(") ")[2].split()
-            if int(fields[2]) == group:
-                out[int(folder.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+            children[int(fields[1])].append(int(folder.name))
+            used[int(folder.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+    out, left = {}, [root]
+    while left:
+        pid = left.pop()
+        left += children[pid]
+        if pid in used:
+            out[pid] = used[pid]
     return out
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from machine import group_cpu_seconds
+from machine import tree_cpu_seconds
 
 STOP_SECONDS = 8.0
 LIBC = ctypes.CDLL(None)  # looked up here: between fork and exec nothing may be loaded
@@ -64,7 +64,7 @@ class Threads:
 
 
 class Child:
-    """A process in a group of its own, together with all that it starts. Its output goes to a log."""
+    """A process, together with all that it starts. Its output goes to a log."""
 
     def __init__(self, command: Sequence[str | Path], threads: Threads, log: Path, talks: bool = False) -> None:
         """talks: standard input and output are pipes for lines, and only standard error goes to the log."""
@@ -105,11 +105,11 @@ class Child:
         self._frozen = False
 
     def cpu_seconds(self) -> dict[int, float]:
-        """Processor time of each process of the group so far; the group's first process has the group's number."""
-        return group_cpu_seconds(self.pid)
+        """Processor time so far of the child and of all that it started; the child's own has its number."""
+        return tree_cpu_seconds(self.pid)
 
     def stop(self) -> None:
-        """Asks, waits, then ends the whole group: nothing of it is left."""
+        """Asks, waits, then ends them all: nothing of it is left."""
         if self._frozen:
             self.thaw()
         if self._process.poll() is None:
@@ -125,8 +125,10 @@ class Child:
         self._log.close()
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+        """To the child and all that it started: the engine process of Opsin is in a session of its own."""
+        for pid in self.cpu_seconds():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def _die_with_parent() -> None:
