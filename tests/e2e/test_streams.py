@@ -14,20 +14,8 @@ import httpx
 import pytest
 
 from support.served import OPSIN, Served, free_port, open_files, wait_for
-from support.talk import MINI, MODEL_NAME, sample, user
-
-
-def works(server: Served) -> None:
-    answer = server.client().chat.completions.create(
-        model=MODEL_NAME, messages=[user(sample("red_circle.png"), "What is in the picture?")], temperature=0
-    )
-    assert answer.choices[0].message.content == "A red circle."
-
-
-def ends(server: Served) -> None:
-    server.signal(signal.SIGTERM)
-    assert server.wait() == 0
-    assert server.room.left() == []
+from support.served_checks import ends, works
+from support.talk import MINI
 
 
 @contextmanager
