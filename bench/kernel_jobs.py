@@ -12,8 +12,7 @@ from device import Device
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from opsin_kernels import activations, attention, bitmask, layer_norm, penalties, rotary
-from opsin_kernels import cross_attention as cross_attention
+from opsin_kernels import activations, attention, bitmask, cross_attention, layer_norm, penalties, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.layout import Bounds, Layout, Segments
 from opsin_kernels.sampling import SamplingRow, sample_ref

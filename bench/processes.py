@@ -41,8 +41,6 @@ class Threads:
 
     @classmethod
     def parse(cls, text: str) -> Threads:
-        if text == "default":
-            return cls(0, text)
         found = re.fullmatch(r"(\d+)(?::(passive|active|spin\d+))?", text)
         if found is None or int(found[1]) < 1:
             raise ValueError(f"{text!r} is not like 1:passive, 2:active or 2:spin1000")
@@ -80,6 +78,7 @@ class Child:
         )
         self.pid = self._process.pid
         self._frozen = False
+        self._seen: set[int] = set()  # the child and what it has started, also what has outlived it
 
     @property
     def pipes(self) -> tuple[IO[bytes], IO[bytes]]:
@@ -106,10 +105,13 @@ class Child:
 
     def cpu_seconds(self) -> dict[int, float]:
         """Processor time so far of the child and of all that it started; the child's own has its number."""
-        return tree_cpu_seconds(self.pid)
+        used = tree_cpu_seconds(self.pid)
+        self._seen |= used.keys()
+        return used
 
     def stop(self) -> None:
         """Asks, waits, then ends them all: nothing of it is left."""
+        self.cpu_seconds()  # now: what outlives the child descends from it no more
         if self._frozen:
             self.thaw()
         if self._process.poll() is None:
@@ -126,13 +128,14 @@ class Child:
 
     def _signal(self, number: int) -> None:
         """To the child and all that it started: the engine process of Opsin is in a session of its own."""
-        for pid in self.cpu_seconds():
+        self.cpu_seconds()
+        for pid in self._seen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
 
 def _die_with_parent() -> None:
-    """Even one that is killed leaves no child behind, frozen or not (prctl's PR_SET_PDEATHSIG)."""
+    """Even a benchmark that is killed leaves no child behind, frozen or not (prctl's PR_SET_PDEATHSIG)."""
     LIBC.prctl(1, signal.SIGKILL)
 
 

@@ -19,7 +19,7 @@ PATH = os.environ.get("OPSIN_BENCH_ROWS", "")
 BROKEN = 70  # exit status of a worker whose device answers no more
 
 
-class GraphCapture:
+class Recorder:
     """In the process that hears of every test."""
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class GraphCapture:
 
 def pytest_configure(config: pytest.Config) -> None:
     if PATH and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(GraphCapture(Path(PATH)))
+        config.pluginmanager.register(Recorder(Path(PATH)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

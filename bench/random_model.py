@@ -18,6 +18,7 @@ from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
+from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, free_bytes, resolve
@@ -74,8 +75,13 @@ class RandomModel:
                 nn.init.normal_(parameter, std=0.2 if size == "tiny" else 0.02)  # (narrow layers must matter, too)
 
     def engine(self, sequences: int, context: int, captured: bool) -> Engine:
+        """captured: its decode steps, where the device can; without one they run on a capture's fixed buffers."""
         config, resolved = self._resolved(sequences, context, captured)
-        return assemble(self.model, self.spec, config, resolved)
+        engine = assemble(self.model, self.spec, config, resolved)
+        if captured and self.device.type != "cuda":  # on fixed buffers, as a capture runs them
+            runner = engine.runner
+            runner.graphs = DecodeGraphs(self.model, runner.pool, sequences, context, lambda run: run, runner.cross_kv)
+        return engine
 
     def warm(self) -> None:
         """Compiles every kernel that serving launches, as a server does before its first request."""
@@ -127,5 +133,5 @@ class RandomModel:
         tower = self.spec.vision
         assert tower is not None
         patches = sum(len(item.pixels) for item in items)
-        weights = sum(p.numel() for m in (self.model.vision,) for p in m.parameters() if p.dim() == 2)
+        weights = sum(p.numel() for p in self.model.vision.parameters() if p.dim() == 2)
         return 1e3 * (2 * weights * patches + 4 * patches**2 * tower.width * tower.layers) / rate

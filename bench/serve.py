@@ -34,7 +34,7 @@ STREAMS = (1, 8)
 REQUESTS = {"mini": {1: 4, 8: 16}, "135m": {1: 1, 8: 8}}  # of a sample, by streams
 SHARE = {"mini": 0.3, "135m": 1.0}  # of the time that is left, at most
 HOPELESS, NEAR = 0.4, 0.85  # of the best setting's speed
-INSTALLED = Threads.parse("default")  # `transformers serve` as it comes, beside the setting that suits it best
+INSTALLED = Threads(0, "default")  # `transformers serve` as it comes, beside the setting that suits it best
 
 
 @dataclass
@@ -160,7 +160,11 @@ def run(options: Options) -> dict[str, Any]:
             comparison = Comparison(name, options, deadline, Path(folder))
             answers[name] = comparison.run()
         cells += comparison.cells.values()
-        best |= {(name, c.system, c.streams): comparison.best(c.system, c.streams) for c in comparison.cells.values()}
+        best |= {
+            (name, c.system, c.streams): comparison.best(c.system, c.streams)
+            for c in comparison.cells.values()
+            if c.threads != str(INSTALLED)
+        }
         skipped += comparison.skipped
     workload = {
         "picture": "224 x 224",

@@ -10,7 +10,6 @@ import ast
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from processes import free_port
 
 PACKAGES = {
     "opsin_kernels": "kernels",
@@ -175,9 +176,7 @@ def chat(root: Path) -> dict[str, list[str]]:
         (Path(folder) / "sitecustomize.py").write_text(TRACE.format(packages=list(PACKAGES)))
         paths = [folder, *(str(root / name) for name in PACKAGES.values())]
         environment = {"PYTHONPATH": os.pathsep.join(paths), "TRACE_FLAG": str(flag), "TRACE_OUT": str(out)}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         command = [sys.executable, "-m", "opsin_server", "serve"]
         if not (root / "server/opsin_server/__main__.py").exists():
             command = [sys.executable, "-c", "from opsin_server.cli import main; main()", "serve"]
@@ -191,7 +190,11 @@ def chat(root: Path) -> dict[str, list[str]]:
             flag.unlink()
         finally:
             server.terminate()
-            server.wait(20)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
         found = {}
         for record in out.iterdir():
             crossed = sorted({str(Path(name).relative_to(root)) for name in record.read_text().split("\n") if name})

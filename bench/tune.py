@@ -215,15 +215,17 @@ def main() -> None:
         major, minor = torch.cuda.get_device_capability()
         processors = torch.cuda.get_device_properties(device.device).multi_processor_count
         pruned = Pruned(left, 10 * major + minor, processors)
-    for name, task in left.items():
-        if run.left < LEAST:
-            break
-        shapes = itertools.islice(task.shapes(), 2) if pruned is None else pruned.shapes(name, run.left - LEAST)
-        with run.rows.row(name, seconds=max(20.0, run.left)) as values:
-            values |= best(run, task, shapes)
-        table(run, folder)
-    if pruned is not None:
-        pruned.close()
+    try:
+        for name, task in left.items():
+            if run.left < LEAST:
+                break
+            shapes = itertools.islice(task.shapes(), 2) if pruned is None else pruned.shapes(name, run.left - LEAST)
+            with run.rows.row(name, seconds=max(20.0, run.left)) as values:
+                values |= best(run, task, shapes)
+            table(run, folder)
+    finally:  # (a device that broke ends the process, and compilations that are left would keep it)
+        if pruned is not None:
+            pruned.close()
     missing = [name for name in every if name not in rows.succeeded(rows.read(run.rows.path))]
     if missing:
         run.rows.failed(TILES, f"not measured: {', '.join(missing)}")

@@ -30,12 +30,11 @@ app = typer.Typer(
 )
 SERVE = tuple(fields_of(ServerConfig))
 # What decides whether a checkpoint serves, and with how much memory.
-CHECK = tuple(
-    field
-    for field in fields_of(EngineConfig)
-    if field.name
-    in ("dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory")
-)
+DECIDING = (
+    "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
+    "encoder-memory",
+)  # fmt: skip
+CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)
 
 
 def _bytes(text: str) -> int:

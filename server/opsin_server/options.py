@@ -155,6 +155,8 @@ def read_config_file(path: Path, fields: Iterable[Field]) -> dict[str, Any]:
     found = {key.replace("-", "_"): value for key, value in document.items()}
     if unknown := [key for key in document if key.replace("-", "_") not in known]:
         raise ConfigError(f"--config {path}: there is no option {', '.join(unknown)}")
+    if not isinstance(found.get("model", ""), str):
+        raise ConfigError(f"--config {path}: model is {found['model']!r}; write a directory's path in quotes")
     return found
 
 
@@ -179,7 +181,7 @@ def build(struct: type[Config], given: Mapping[str, Any], fields: Iterable[Field
 
 
 def _value(field: Field, value: Any) -> Any:
-    if field.metavar == "SIZE":
+    if field.metavar == "SIZE" and isinstance(value, str):  # (msgspec names what else it is)
         try:
             return size(value)
         except ConfigError as error:

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from processes import Child, Threads, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "serve.py"
 MARK = "OPSIN_BENCH_TEST"
+ONE = Threads(1, "passive")
 
 
 def left_behind(mark: str) -> list[str]:
@@ -59,3 +62,23 @@ def test_an_unknown_model_is_refused_in_a_sentence():
     )
     assert done.returncode == 2
     assert "--models knows mini, 135m, not huge" in done.stderr
+
+
+def test_what_outlives_a_child_in_a_session_of_its_own_is_ended_too(tmp_path):
+    """Frozen or not, and whether the child goes by itself or has gone already, as the engine process of Opsin may."""
+    for frozen, ends in ((False, "sleep 100"), (True, "sleep 100"), (False, "sleep 0.3")):
+        pid = tmp_path / "pid"
+        pid.unlink(missing_ok=True)
+        child = Child(["sh", "-c", f"setsid sh -c 'echo $$ >{pid}; exec sleep 100' & {ends}"], ONE, tmp_path / "log")
+        wait_until(lambda: pid.exists() and pid.read_text().strip() != "", 10, child)  # noqa: B023
+        child.cpu_seconds()
+        if frozen:
+            child.freeze()
+        if ends != "sleep 100":
+            time.sleep(0.6)
+        child.stop()
+        assert not Path(f"/proc/{int(pid.read_text())}").exists() or _is_zombie(int(pid.read_text()))
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")

@@ -34,7 +34,7 @@ def made(family: str, directory: Path) -> oracle.Ours:
 
 
 def start(ours: oracle.Ours) -> None:
-    memory = MemoryUse(0, 0, 256, 16, 2**20, 0)
+    memory = MemoryUse(0, 0, 256, 16, 2**20)
     per_token = visual_token_bytes(ours.spec, 2)
     resolved = ResolvedConfig(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, per_token, memory, 256)
     warmup(ours.model, ours.architecture, ours.spec, EngineConfig(model=""), resolved)

@@ -187,6 +187,20 @@ def test_a_class_that_transformers_renamed(name: str, tmp_path: Path) -> None:
     assert torch.equal(found[0], expected[0])
 
 
+def test_a_square_size_is_cropped_as_well(tmp_path: Path) -> None:
+    """transformers cuts the middle out of what it has made square; the tower would then refuse it."""
+    tiny.save(tiny.FAMILIES["llava"].make(), tmp_path)
+    side = settings("llava")["crop_size"]["height"]
+    square = {"size": {"height": side, "width": side}, "do_center_crop": True}
+    place(tmp_path, preprocessor_config={**settings("llava"), **square, "crop_size": side})
+    ours(tmp_path)
+    left_out = {name: value for name, value in settings("llava").items() if name != "crop_size"}  # then it is 224
+    for cropped in ({**left_out, "crop_size": side // 2}, left_out):
+        place(tmp_path, preprocessor_config={**cropped, **square})
+        with pytest.raises(SpecError, match="needs pictures of that size"):
+            ours(tmp_path)
+
+
 REFUSED = [
     ({"do_resize": False}, "do_resize"),
     ({"rescale_factor": 1 / 127.5}, "rescale_factor"),

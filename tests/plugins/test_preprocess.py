@@ -231,3 +231,24 @@ def test_lora_groups_cover_the_adaptable_linears_and_nothing_else(family: str, t
         # Past the features that are taken, and what pools a picture into one vector.
         unused = clip and ("encoder.layers.3." in name or "vision_tower.head." in name)
         assert len(owners) == (0 if unused else 1), (name, owners)
+
+
+def test_tiles_of_a_tower_whose_side_is_no_multiple_of_its_patch() -> None:
+    """SigLIP's convolution leaves the last pixels of each tile, and so does what counts its tokens."""
+    files = published.model_files("llava-v1.6-mistral-7b-hf")
+    vision = {"model_type": "siglip_vision_model", "image_size": 30, "patch_size": 14, "hidden_size": 16}
+    vision |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    canvases = [[30, 60], [60, 30], [60, 60]]
+    changes = {"vision_config": vision, "vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+    sizes = {"size": {"shortest_edge": 30}, "crop_size": {"height": 30, "width": 30}}
+    files = replace(
+        files,
+        config={**files.config, **changes, "image_grid_pinpoints": canvases},
+        preprocessor={**files.preprocessor, **sizes, "image_grid_pinpoints": canvases},
+    )
+    architecture = Registry().architecture(files)
+    spec = architecture.spec(files)
+    (item,) = architecture.preprocess([oracle.picture(0, 60, 60)], spec, ImageBudget())
+    assert item.tokens == 2 * 2 + 4 * (4 + 1)
+    (item,) = architecture.preprocess([oracle.picture(0, 60, 60)], spec, ImageBudget(max_tokens=item.tokens))
+    assert item.tokens == 24

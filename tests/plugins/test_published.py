@@ -7,6 +7,7 @@ import torch
 
 from opsin_plugins.blocks.checkpoint import assign, targets
 from opsin_plugins.blocks.model import build_model
+from opsin_plugins.loading.open_model import open_files
 from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
 from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
@@ -98,6 +99,8 @@ def test_a_family_that_is_not_there_is_refused_by_name(name: str) -> None:
         ("llava-v1.6-mistral-7b-hf", {"vision_config": {"model_type": "swin"}}, "no vision encoder plugin claims"),
         ("llava-v1.6-mistral-7b-hf", {"image_grid_pinpoints": [[336, 500]]}, r"\[336, 500\] is no canvas"),
         ("Qwen-VL-Chat", {"rotary_pct": 0.5}, "rotary_pct 0.5"),
+        ("Pixtral-12B-2409", {"yarn": {"factor": 16}}, "yarn {'factor': 16} is not supported"),
+        ("Pixtral-12B-2409", {"llama_4_scaling": {"beta": 0.1}}, "llama_4_scaling"),
         ("Qwen2-VL-2B-Instruct", {"num_key_value_heads": 5}, "key-value heads 5"),
         ("Qwen2-VL-2B-Instruct", {"rope_scaling": {"type": "yarn", "factor": 4}}, "rope type 'yarn'"),
         ("Llama-3.2-11B-Vision-Instruct", {"vision_config": {"max_num_tiles": 0}}, "max_image_tiles|tile"),
@@ -121,4 +124,4 @@ def test_an_unknown_option_of_a_family_is_refused_with_those_there_are() -> None
     ):
         files = published.model_files(name, **options)
         with pytest.raises(SpecError, match=said):
-            Registry().architecture(files).spec(files)
+            open_files(files, Registry())

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opsin_server import cli
+from opsin_server.cli import CHECK
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import ConfigError
 from opsin_server.options import build, fields_of, read_config_file, size
@@ -89,6 +90,9 @@ def test_a_file_says_the_same_and_a_flag_counts_before_it(monkeypatch: pytest.Mo
         ("threads = 0", "--threads: expected `int` >= 1"),
         ('device = "tpu"', "--device: invalid enum value 'tpu'"),
         ('kv-memory = "lots"', "--kv-memory: 'lots' is no size"),
+        ("kv-memory = 1.5", "--kv-memory: expected `int | null`, got `float`"),
+        ("kv-memory = [1]", "--kv-memory: expected `int | null`, got `array`"),
+        ("model = 5", "model is 5; write a directory's path in quotes"),
         ("max-image-pixels = 999999999", "--max-image-pixels is 999,999,999; it can be at most"),
     ],
 )
@@ -116,3 +120,7 @@ def test_family_options_are_pairs(options: tuple[str, ...]) -> None:
 def test_both_processes_read_the_same_struct() -> None:
     config = build(EngineConfig, {"threads": 2}, tuple(fields_of(EngineConfig)), {"model": "m"})
     assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config
+
+
+def test_check_takes_what_decides_over_memory() -> None:
+    assert {"kv-memory", "encoder-memory"} <= {field.name for field in CHECK}

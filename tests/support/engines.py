@@ -50,7 +50,7 @@ def make_engine(
         encoder_memory=encoder_memory,
         prefix_cache=prefix_cache,
     )
-    memory = MemoryUse(tensor_bytes(ours.model), 0, blocks, block_size, encoder_memory, 0)
+    memory = MemoryUse(tensor_bytes(ours.model), 0, blocks, block_size, encoder_memory)
     cpu = torch.device("cpu")
     context = min(max_context, blocks * block_size)
     per_token = visual_token_bytes(ours.spec, dtype.itemsize)

@@ -17,7 +17,6 @@ from opsin_kernels.cross_attention import CrossRun, CrossRuns
 from opsin_kernels.layout import Layout
 from opsin_plugins.blocks.decoder import ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs, Visual
-from opsin_plugins.blocks.fusions.cross_attention import CrossAttentionFusion
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.rope import frequencies
 from opsin_plugins.spec import I32, Expanded, RopeSpec, VisualItem
@@ -155,7 +154,8 @@ def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> CrossInputs 
     if not runs:
         return None
     memory = CrossInputs(CrossRuns(runs), torch.tensor(rows), torch.tensor(before) if any(before) else None)
-    if stored and isinstance(model.fusion, CrossAttentionFusion):
+    if stored:
+        assert model.fusion is not None
         memory.pool = model.fusion.keys_values(torch.cat(states))
     else:
         memory.states = torch.cat(states)

@@ -39,6 +39,7 @@ class Family:
 
     api_version = API_VERSION
     name: ClassVar[str]
+    options: ClassVar[Mapping[str, Sequence[str]]] = {}  # `--model-option` names, and the values of each
     encoder: ClassVar[VisionEncoder | None] = None  # where it is always one; None: `ModelSpec.encoder` names it
 
     def preprocess(self, images: Sequence[U8], spec: ModelSpec, budget: ImageBudget) -> Sequence[VisualItem]:
@@ -119,13 +120,3 @@ def vision_groups(encoder: VisionEncoder, prefix: str, layers: int | None = None
         for group, pattern in linears.items()
         if pattern
     }
-
-
-def chosen(options: Mapping[str, str], allowed: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """A family's options, the first of each one's values where it was not given. Raises SpecError for any other."""
-    for name, value in options.items():
-        if name not in allowed:
-            raise SpecError(f"--model-option {name}: there are {', '.join(sorted(allowed)) or 'none'}")
-        if value not in allowed[name]:
-            raise SpecError(f"--model-option {name}={value}: it is one of {', '.join(allowed[name])}")
-    return {name: options.get(name, values[0]) for name, values in allowed.items()}

@@ -124,9 +124,11 @@ def _read(length: int, resized: int, start: int, count: int) -> _Read:
 
 
 def patches(image: U8, patch: int, merge: int = 1) -> tuple[U8, Grid]:
-    """U8 [H, W, 3] to (U8 [N, 3·p·p], (1, rows, columns)); merge × merge neighbours stand together."""
+    """U8 [H, W, 3] to (U8 [N, 3·p·p], (1, rows, columns)); merge × merge neighbours stand together. Of a side that is
+    no multiple of the patch the rest is not read, as a convolution leaves it."""
     rows, columns = image.shape[0] // patch, image.shape[1] // patch
-    split = image.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    whole = image[: rows * patch, : columns * patch]
+    split = whole.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     ordered = split.transpose(0, 3, 1, 4, 6, 2, 5)
     return np.ascontiguousarray(ordered).reshape(rows * columns, 3 * patch * patch), (1, rows, columns)
 

@@ -1,4 +1,4 @@
-"""What Qwen2-VL and Qwen2.5-VL share: all but the tower's blocks and the norm before the merger."""
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: the form of their configuration, names, M-RoPE and ChatML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups, renames, vision_groups
+from opsin_plugins.families.base import Family, end_ids, llama_groups, renames, vision_groups
 from opsin_plugins.families.config_fields import integer, section
 from opsin_plugins.families.encoders.qwen2_vl import Qwen2VLEncoder
 from opsin_plugins.families.language import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
@@ -45,7 +45,6 @@ class Qwen2Style(Family):
         """width: the decoder's."""
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        chosen(files.options, {})
         config = files.config
         nested = config.get("text_config")
         text: Config = nested if isinstance(nested, Mapping) else config  # 4.x wrote the text fields at the top

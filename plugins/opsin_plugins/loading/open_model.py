@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,11 +35,20 @@ def open_files(files: ModelFiles, registry: Registry) -> OpenModel:
     """As `open_model`, of files that are read, or that are yet to be written. Raises SpecError."""
     files = replace(files, plugins=registry.allowed)
     architecture = registry.architecture(files)
+    _check_options(files.options, getattr(architecture, "options", {}))
     spec = _describe(architecture, files)
     if spec.encoder is not None and spec.fusion is not None:  # a family may name what the operator does not allow
         registry.encoder(spec.encoder)
         registry.fusion(spec.fusion)
     return OpenModel(registry, files, architecture, spec)
+
+
+def _check_options(options: Mapping[str, str], allowed: Mapping[str, Sequence[str]]) -> None:
+    for name, value in options.items():
+        if name not in allowed:
+            raise SpecError(f"--model-option {name}: there are {', '.join(sorted(allowed)) or 'none'}")
+        if value not in allowed[name]:
+            raise SpecError(f"--model-option {name}={value}: it is one of {', '.join(allowed[name])}")
 
 
 def _describe(architecture: Architecture, files: ModelFiles) -> ModelSpec:

@@ -16,6 +16,7 @@ from opsin_plugins.spec.weight_rules import Rule
 class Architecture(Protocol):
     """A model family. Its entry point is named after what it claims (see `loading.registry`); instances hold no state.
 
+    It may have `options`, the names of `--model-option` and the values of each; a family without is asked for none.
     It may have one method more, which no server calls: `example(self) -> ModelFiles | None`, a tiny configuration
     (config, preprocessor, options; no tensors) that `opsin plugins check` fills with random weights. None, or no such
     method: the plugin brings no example, and little of it can be checked.

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from opsin_server.api.admission import Admission
@@ -37,10 +36,9 @@ def create_app(
     encoder: PromptEncoder,
     names: Sequence[str],
     version: str,
-    eos: Sequence[int],
     sampling: SamplingDefaults,
 ) -> FastAPI:
-    """names: what the model is called; version: what tells it from another of that name; eos: ids that end an answer.
+    """names: what the model is called; version: what tells it from another of that name.
     The engine is started and stopped by the caller, and may still be loading."""
     services = Services(
         config=config,
@@ -48,10 +46,8 @@ def create_app(
         encoder=encoder,
         names=tuple(names),
         version=version,
-        eos=tuple(eos),
         sampling=sampling,
         created=int(time.time()),
-        media=config.media,
         admission=Admission(config.max_queue),
         metrics=Metrics(),
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
@@ -64,7 +60,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # a redirect would be built from the Host header
-        exception_handlers={HTTPException: error_responses.handle, RequestValidationError: error_responses.handle},
+        exception_handlers={HTTPException: error_responses.leave},
     )
     app.state.services = services
     for router in (chat.router, models.router, health.router):

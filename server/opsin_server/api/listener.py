@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from opsin_server.api.admission import Admission
 from opsin_server.api.listen_addresses import url_of
-from opsin_server.api.middleware import error_responses
+from opsin_server.api.middleware import error_responses, header_limits
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest, Unavailable
 from opsin_server.signals import heeded
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(LAST_WORDS_SECONDS),
-                h11_max_incomplete_event_size=64 * 1024,
+                h11_max_incomplete_event_size=header_limits.MAX_BYTES,
             )
         )
         self._admission: Admission = app.state.services.admission
@@ -129,7 +129,8 @@ class Protocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # an answer is on its way already
             return
-        error = BadRequest("The request is not valid HTTP, or its headers are larger than 64 KiB", code="invalid_http")
+        most = f"{header_limits.MAX_BYTES // 1024} KiB"
+        error = BadRequest(f"The request is not valid HTTP, or its headers are larger than {most}", code="invalid_http")
         data = msgspec.json.encode(error_responses.body(error))
         headers = [
             (b"content-type", b"application/json"),

@@ -16,7 +16,6 @@ from opsin_server.api.engine_status import Engine, facts
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import ServerConfig
-from opsin_server.media_limits import MediaLimits
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
 from opsin_server.text.encode_prompt import Prompt, PromptEncoder
@@ -29,10 +28,8 @@ class Services:
     encoder: PromptEncoder
     names: tuple[str, ...]  # what the model is called, the canonical name first
     version: str
-    eos: tuple[int, ...]  # ids that end an answer
     sampling: SamplingDefaults
     created: int  # Unix seconds
-    media: MediaLimits
     admission: Admission
     metrics: Metrics
     threads: ThreadPoolExecutor

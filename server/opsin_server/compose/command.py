@@ -69,7 +69,6 @@ class Whole:
     spec: ModelSpec
     parts: Sequence[Part]
     words: Words
-    config: Mapping[str, object]
     picture_tokens: int  # visual tokens of a picture
 
 
@@ -131,7 +130,7 @@ def _assembled(request: Request, registry: Registry, encoder: VisionHalf, langua
     assign(files.tensors, architecture.weights(spec), {name: place.shape for name, place in targets(sketch).items()})
     picture_tokens = _picture_tokens(architecture, spec)
     config = {**config, "image_seq_length": picture_tokens}
-    return Whole(replace(files, config=config), architecture, spec, parts, words, config, picture_tokens)
+    return Whole(replace(files, config=config), architecture, spec, parts, words, picture_tokens)
 
 
 def _infos(out: Path, parts: Sequence[Part]) -> dict[str, TensorInfo]:
@@ -140,12 +139,10 @@ def _infos(out: Path, parts: Sequence[Part]) -> dict[str, TensorInfo]:
 
 def _config(request: Request, encoder: VisionHalf, language: Half, words: Words, rows: int) -> dict[str, object]:
     layer = FEATURE_LAYER if encoder.encoder.claims.selects_layer else -1
-    embedding = language.files.tensors[language.names[EMBEDDING]].dtype
-    dtype = request.dtype if request.dtype != "auto" else str(DTYPES.get(embedding)).removeprefix("torch.")
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        "torch_dtype": dtype,
+        "torch_dtype": str(DTYPES[common_dtype(language, request.dtype)]).removeprefix("torch."),
         "image_token_index": words.placeholder,
         "vision_feature_layer": layer if request.layer is None else request.layer,
         # (a class token is no part of the picture's grid; most towers have none to leave out)
@@ -169,7 +166,7 @@ def _picture_tokens(architecture: Architecture, spec: ModelSpec) -> int:
 def _write_texts(folder: Path, whole: Whole) -> str:
     """All but the weights. What the chat template is, in words."""
     documents: dict[str, Mapping[str, object]] = {
-        "config.json": whole.config,
+        "config.json": whole.files.config,
         "processor_config.json": _processor(whole),
         "tokenizer_config.json": whole.words.config,
     }
@@ -199,7 +196,7 @@ def _processor(whole: Whole) -> dict[str, object]:
         "image_token": PLACEHOLDER,
         "patch_size": whole.spec.vision.patch,
         "num_additional_image_tokens": int(whole.spec.vision.class_token),
-        "vision_feature_select_strategy": whole.config["vision_feature_select_strategy"],
+        "vision_feature_select_strategy": whole.files.config["vision_feature_select_strategy"],
     }
 
 

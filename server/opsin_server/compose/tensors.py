@@ -45,11 +45,8 @@ class Part:
 
 
 def common_dtype(language: Half, dtype: str) -> str:
-    """What tower and projector are stored as. dtype "auto": as the language model's embedding. Raises SpecError."""
-    embedding = language.names.get(EMBEDDING)
-    if embedding is None:
-        raise SpecError(f"--language {language.files.directory} has no model.embed_tokens.weight")
-    return NAMES.get(dtype) or language.files.tensors[embedding].dtype
+    """What tower and projector are stored as. dtype "auto": as the language model's embedding."""
+    return NAMES.get(dtype) or language.files.tensors[language.names[EMBEDDING]].dtype
 
 
 def projector_parts(spec: ProjectorSpec, dtype: str) -> list[Part]:

@@ -190,7 +190,7 @@ class EngineClient:
             self.stats = Stats()
             if self.state == "stopped":
                 return
-            if time.monotonic() - self._ready_since > STEADY_SECONDS:
+            if self.state == "ready" and time.monotonic() - self._ready_since > STEADY_SECONDS:
                 self._deaths = 0
             self._deaths += 1
             if self.ready is None or self._deaths > MAX_RESTARTS:

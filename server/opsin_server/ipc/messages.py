@@ -128,7 +128,6 @@ class MemoryUse(msgspec.Struct, frozen=True):
     kv_blocks: int
     block_size: int
     encoder_bytes: int
-    free_before: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -53,7 +53,7 @@ async def load_images(
     """The pixels of each source, RGB U8 [H, W, 3], in order.
 
     A source is a data: or an http(s) URL. `params[i]` is the JSON path to name when source i is refused. Raises
-    BadRequest; the other images' work is then cancelled and has ended when the error is seen.
+    BadRequest; the other images' fetches have then ended, and a decoding that has begun runs out in its thread.
     """
     if len(sources) > limits.max_images:
         message = f"the request has {len(sources)} images; the limit is {limits.max_images} (--max-images)"

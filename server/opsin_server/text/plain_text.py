@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from opsin_plugins.spec import ImageBudget
@@ -24,6 +25,7 @@ from opsin_server.text.tokenizer import Tokenizer
 from opsin_server.text.trusted import runs
 
 SHAPES = 256  # conversations differ in text much more often than in their roles and parts
+LONG = 1000  # messages and parts, or pieces of a prompt, from which on nothing is remembered: each may be a megabyte
 AN_IMAGE = ImagePart("", ImageBudget(), "")
 
 
@@ -50,11 +52,14 @@ class ConversationEncoder:
         continue_final: the prompt ends where the text of the last message, the assistant's, ends.
         """
         _check_unicode(messages)
-        self._check_shape(_shape(messages), continue_final)
+        shape = _shape(messages)
+        check = self._check_shape if len(shape) + sum(len(m.parts) for m in shape) <= LONG else self._render_shape
+        check(shape, continue_final)
         rendered = self._render(messages, continue_final)
         own, typed = runs(rendered)
         ids = self._encode(rendered, own, typed)
-        if self._markers(ids) != self._own_markers(tuple(own)):
+        markers = self._own_markers if len(own) <= LONG else self._encode_own
+        if self._markers(ids) != markers(tuple(own)):
             ids = self._tokenizer.encode_around(own, typed)
         bos = self._tokenizer.names.get("bos_token")
         opens = self._opens and not (bos is not None and own[0].startswith(bos))
@@ -95,7 +100,7 @@ class ConversationEncoder:
         owners = [n for n, message in enumerate(messages) for part in message.parts if part == SOME_TEXT]
         numbers = iter(range(len(owners)))
         filled = [
-            Message(m.role, tuple(TextPart(f"{mark}{next(numbers)}\ue003") if p == SOME_TEXT else p for p in m.parts))
+            replace(m, parts=tuple(TextPart(f"{mark}{next(numbers)}\ue003") if p == SOME_TEXT else p for p in m.parts))
             for m in messages
         ]
         rendered = self._template.render(filled, generation_prompt=not continue_final)
@@ -119,7 +124,9 @@ def _shape(messages: Sequence[Message]) -> tuple[Message, ...]:
     def shape(part: Part) -> Part:
         if isinstance(part, ImagePart):
             return AN_IMAGE
-        return SOME_TEXT if part.text.strip() else part  # a template may ask whether there is a text at all
+        return (
+            SOME_TEXT if part.text.strip() else TextPart(part.text[:1])
+        )  # (it may ask whether there is a text at all)
 
     return tuple(
         Message(message.role, tuple(map(shape, message.parts)), message.reasoning and "x") for message in messages

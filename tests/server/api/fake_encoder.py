@@ -49,6 +49,7 @@ class FakeEncoder:
         self.tokenizer = byte_tokenizer()
         self.seconds = seconds
         self.vocabulary = END + 1
+        self.ends: tuple[int, ...] = (END,)
         self.calls = 0
         self.continued = False
 

@@ -98,7 +98,7 @@ class FakeEngine:
     def ready(self) -> Ready | None:
         if self.state == "starting":
             return None
-        return Ready("cpu", "float32", "torch", self.max_context, 8, MemoryUse(1, 1, 1, 16, 1, 1))
+        return Ready("cpu", "float32", "torch", self.max_context, 8, MemoryUse(1, 1, 1, 16, 1))
 
     def submit(self, message: Submit, arrays: Arrays) -> FakeStream:
         if self.state != "ready":

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import openai
 import uvloop
-from fake_encoder import END, FakeEncoder
+from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
 
 from opsin_server.api.app import create_app
@@ -30,13 +30,11 @@ def config(**changes: Any) -> ServerConfig:
 
 
 class RunningServer:
-    def __init__(
-        self, engine: FakeEngine, encoder: Any = None, eos: Any = (END,), sampling: Any = None, **changes: Any
-    ) -> None:
+    def __init__(self, engine: FakeEngine, encoder: Any = None, sampling: Any = None, **changes: Any) -> None:
         self.engine = engine
         self.config = config(**changes)
         self.app = create_app(
-            self.config, engine, encoder or FakeEncoder(), NAMES, "v1-test", eos, sampling or SamplingDefaults()
+            self.config, engine, encoder or FakeEncoder(), NAMES, "v1-test", sampling or SamplingDefaults()
         )
         self.loop = uvloop.new_event_loop()
         self.url = ""

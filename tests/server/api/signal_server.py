@@ -1,7 +1,7 @@
 """A server in a process of its own, which prints its URL: for tests that send signals."""
 
 import uvloop
-from fake_encoder import END, FakeEncoder
+from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine, Script
 from running_server import NAMES, config
 
@@ -13,7 +13,7 @@ from opsin_server.api.sampling_defaults import SamplingDefaults
 
 async def main() -> None:
     engine = FakeEngine(Script(b"x" * 40, delay=0.01))
-    app = create_app(config(), engine, FakeEncoder(), NAMES, "v1-test", (END,), SamplingDefaults())  # type: ignore[arg-type]
+    app = create_app(config(), engine, FakeEncoder(), NAMES, "v1-test", SamplingDefaults())  # type: ignore[arg-type]
     listeners = bind(addresses(config().host), config().port)
     await Server(app, config(), listeners, lambda url: print(url, flush=True)).serve_until_stopped()
 

@@ -318,3 +318,15 @@ def test_the_documentation_is_current() -> None:
     assert written == reference.page()
     for field in (*ChatRequest.model_fields, *ChatMessage.model_fields, *ContentPart.model_fields):
         assert f"`{field}`" in written
+
+
+def test_an_error_names_the_field_as_it_was_written() -> None:
+    error = refused(**{"~x": 1})
+    assert (error.param, error.message) == ("~x", "Unrecognized request argument supplied: ~x")
+    error = refused(messages=[{"role": "user", "content": [{"type": "text", "text": 1}]}])
+    assert error.param == "messages[0].content[0].text"
+    many = refused(logit_bias={str(token): 1 for token in range(1025)})
+    assert many.message == "Invalid value for 'logit_bias': dictionary should have at most 1024 items"
+    body = json.dumps(request(user="@")).replace('"@"', "NaN")
+    with pytest.raises(BadRequest, match=r"^Invalid value for 'user': it must not hold NaN or infinity"):
+        parse(ChatRequest, body.encode())

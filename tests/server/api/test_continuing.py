@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_encoder import END, FakeEncoder
+from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine, Script
 from running_server import RunningServer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -53,7 +53,7 @@ def test_the_blank_before_the_first_new_word_stays(tmp_path: Path, word: str, co
     vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
     tokens = [vocabulary[word], vocabulary["."]]
     assert tokenizer.decode(tokens) == alone
-    server = RunningServer(FakeEngine(Script(tokens)), encoder=encoder, eos=(END,))
+    server = RunningServer(FakeEngine(Script(tokens)), encoder=encoder)
     try:
         client = server.client()
         answer = client.chat.completions.create(**CHAT, extra_body={"continue_final_message": True}, logprobs=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from typing import Any
 
 import openai
@@ -272,6 +274,22 @@ def test_a_body_that_stops_coming_times_out(start: Any, monkeypatch: pytest.Monk
     with server.connect() as raw:
         raw.sendall(post(OBJECT + b"}")[:-10])
         assert raw.recv(65536).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_drips_times_out(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then would otherwise hold a connection, and all that came before, for ever."""
+    monkeypatch.setattr("opsin_server.api.routes.read_body.IDLE_SECONDS", 0.3)
+    server = start()
+    with server.connect() as raw:
+        raw.settimeout(0.05)
+        raw.sendall(post(OBJECT + b"}")[:-50])
+        answer, end = b"", time.monotonic() + 10
+        while not answer and time.monotonic() < end:
+            raw.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                answer = raw.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"more slowly than 10,000 bytes a second" in answer
 
 
 def test_a_body_whose_client_leaves(start: Any) -> None:

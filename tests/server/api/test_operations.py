@@ -156,6 +156,18 @@ def test_one_line_a_request_without_what_was_said(start: Any, stream: bool, capl
     assert "canary" not in caplog.text
 
 
+def test_what_no_route_takes_is_a_refusal_in_the_log_as_well(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "opsin.access")
+    server = start()
+    assert get(server, "/v1/nothing")[0] == 404
+    assert get(server, "/v1/chat/completions")[0] == 405
+    wait_for(lambda: len(caplog.records) == 2)
+    assert [re.findall(r"(?:status|end)=(\w+)", record.getMessage()) for record in caplog.records] == [
+        ["404", "refused"],
+        ["405", "refused"],
+    ]
+
+
 def test_the_line_of_a_client_that_left(start: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "opsin")
     server = start(FakeEngine(Script(b"x", first_delay=5)))

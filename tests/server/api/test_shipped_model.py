@@ -27,7 +27,7 @@ def shipped() -> Iterator[RunningServer]:
     spec = Qwen2VL().spec(files)
     encoder = PromptEncoder(files, Qwen2VL(), spec)
     tokens = encoder.tokenizer.encode("a red circle.")
-    server = RunningServer(FakeEngine(Script(tokens)), encoder=encoder, eos=spec.eos)
+    server = RunningServer(FakeEngine(Script(tokens)), encoder=encoder)
     yield server
     server.close()
 
@@ -91,9 +91,7 @@ def test_an_image_that_may_not_be_fetched(shipped: RunningServer, url: str) -> N
 
 
 def test_limits_of_the_configuration_hold(shipped: RunningServer) -> None:
-    server = RunningServer(
-        FakeEngine(Script(b"")), encoder=shipped.services.encoder, eos=(0,), media=MediaLimits(max_images=1)
-    )
+    server = RunningServer(FakeEngine(Script(b"")), encoder=shipped.services.encoder, media=MediaLimits(max_images=1))
     try:
         parts: list[Any] = [sample("cat.png"), sample("cat.png")]
         with pytest.raises(openai.BadRequestError, match="--max-images"):

@@ -207,7 +207,7 @@ def bad(engine, ours, **changes: object) -> None:
         ({"spans": (Span(2, 1, 0, bidirectional=True),)}, "bidirectional"),
         ({"adapter": "a"}, "adapters"),
         ({"spans": (Span(2, 2, 0, (True,)),)}, "1 marks for an image span of 2"),
-        ({"visible": (VisibleImages(0, 0, 9),)}, "no memory|rows from 0 on see 0 to 9"),
+        ({"visible": (VisibleImages(0, 0, 9),)}, "no cross-attention|rows from 0 on see 0 to 9"),
     ],
 )
 def test_what_must_not_reach_the_model_is_refused(pair, change: dict[str, object], said: str) -> None:

@@ -47,6 +47,15 @@ def test_little_kv_memory_shortens_the_context_unless_it_was_asked_for(directory
         resolve(directory, kv_memory=10)
 
 
+def test_memory_that_was_asked_for_must_be_there_on_a_gpu(directory: Path) -> None:
+    """A CPU's pages are taken when they are first used; a GPU's at once."""
+    spec, device = oracle.load(directory).spec, torch.device("cuda")
+    config = EngineConfig(model=str(directory), kv_memory=2**30)
+    assert memory.resolve(config, spec, device, torch.float16, 1000, 2**31).memory.kv_bytes > 0
+    with pytest.raises(ConfigError, match=r"--kv-memory need 1,\d+,\d+,\d+ bytes; 1,073,741,824 are free on cuda"):
+        memory.resolve(config, spec, device, torch.float16, 1000, 2**30)
+
+
 def test_weights_that_do_not_fit_are_refused_with_both_numbers(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,3 +198,27 @@ SchedulerMachine.TestCase.settings = settings(
     print_blob=True,
 )
 TestScheduler = SchedulerMachine.TestCase
+
+
+def test_a_prompt_is_looked_up_once_however_long_it_waits() -> None:
+    blocks = BlockManager(4, 4, prefix_cache=True)
+    scheduler = Scheduler(Limits(4, 64, 12), blocks, EncoderCache(0, 2))
+    first, second = _sequence("a", 12), _sequence("b", 12)
+    scheduler.add(first)
+    assert scheduler.schedule().chunks
+    scheduler.add(second)
+    for _ in range(5):
+        scheduler.schedule()  # no room for the second
+    assert second in scheduler.waiting
+    assert (blocks.queries, blocks.hits) == (12, 0)
+    scheduler.remove(first)
+    scheduler.schedule()
+    assert (blocks.queries, blocks.hits) == (24, 0)
+
+
+def _sequence(name: str, length: int) -> Sequence:
+    return Sequence(
+        request_id=name, tokens=list(range(1, length + 1)), prompt_length=length,
+        positions=np.arange(length, dtype=np.int32)[None], delta=0, spans=[], items=[], pixels=(),
+        sampling=Sampling(), max_tokens=4, eos=frozenset({EOS}), cache_root=name.encode(),
+    )  # fmt: skip

@@ -96,6 +96,24 @@ def test_a_killed_engine_fails_its_streams_and_is_started_again() -> None:
     with_engine(body)
 
 
+def test_one_that_dies_while_it_loads_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it had served before: only what was ready counts as steady."""
+    monkeypatch.setattr("opsin_server.ipc.client.STEADY_SECONDS", 0.0)
+    monkeypatch.setattr("opsin_server.ipc.client.MAX_RESTARTS", 2)
+
+    async def body(client: EngineClient) -> None:
+        client.config = EngineConfig(model="/nowhere")
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while client.state != "failed":
+                await asyncio.sleep(0.05)
+        assert client.restarts == 2
+        assert "/nowhere" in str(client.failure)
+
+    with_engine(body)
+
+
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "stranger"}')
 

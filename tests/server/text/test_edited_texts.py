@@ -224,3 +224,16 @@ def test_a_special_token_whose_writer_is_forgotten_is_an_error(cases):
     with pytest.raises(OpsinError, match="typed text may take") as caught:
         encoder.text_ids(as_messages(turns))
     assert (caught.value.status, caught.value.code) == (500, "chat_template_marker")
+
+
+def test_what_an_assistant_thought_counts_as_a_part_of_the_shape(cases):
+    """Thoughts make a template take other ways, on which it may leave texts out or forget who wrote a mark."""
+    turns = [Message("user", (TextPart("a"),)), Message("assistant", (TextPart("b"),), reasoning="because")]
+    swallows = "{% if m.reasoning_content %}{{ m.reasoning_content }}{% else %}{{ m.content }}{% endif %}"
+    encoder = cases["thinking"].with_template("{% for m in messages %}" + swallows + "{% endfor %}").encoder
+    with pytest.raises(BadRequest, match=r"leaves out the text of message 1 \(assistant\)"):
+        encoder.text_ids(turns)
+    forgets = "{% if m.reasoning_content %}{{ ['<|im_end|>', m.reasoning_content] }}{% endif %}{{ m.content }}"
+    encoder = cases["thinking"].with_template("{% for m in messages %}" + forgets + "{% endfor %}").encoder
+    with pytest.raises(OpsinError, match="typed text may take"):
+        encoder.text_ids(turns)

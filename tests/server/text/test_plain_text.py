@@ -7,7 +7,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from opsin_server.errors import BadRequest
-from opsin_server.text.conversation import TextPart
+from opsin_server.text.conversation import Message, TextPart
+from opsin_server.text.plain_text import LONG, _shape
 
 ADDED = [
     "<|im_end|>",
@@ -196,3 +197,16 @@ def test_half_a_surrogate_pair_is_refused(encoders, tools):
     with pytest.raises(BadRequest, match="surrogate") as caught:
         encoders["mini"].text_ids([tools.say("user", "a\ud800")])
     assert caught.value.param == "messages"
+
+
+def test_what_is_remembered_of_a_conversation_is_small(cases):
+    """Refused requests leave it behind as well, and a client chooses how long its blanks and its conversation are."""
+    (shape,) = _shape([Message("user", (TextPart(" " * 10**6),))])
+    assert shape.parts == (TextPart(" "),)
+    conversation = cases["thinking"].encoder._conversation
+    for count, remembered in ((LONG // 4, 1), (LONG, 0)):
+        conversation._check_shape.cache_clear()
+        conversation._own_markers.cache_clear()
+        conversation.ids([Message("user", (TextPart("x"),))] * count)
+        assert conversation._check_shape.cache_info().currsize == remembered
+        assert conversation._own_markers.cache_info().currsize == remembered

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups, text_section, vision_groups
+from opsin_plugins.families.base import Family, end_ids, llama_groups, text_section, vision_groups
 from opsin_plugins.families.config_fields import flag, integer, section
 from opsin_plugins.families.encoders.siglip import Siglip
 from opsin_plugins.families.image_processors import IDEFICS3, edge, normalization, resample_of
@@ -42,7 +42,6 @@ class Idefics3(Family):
     encoder = Siglip()
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        chosen(files.options, {})
         config = files.config
         text, defaults = text_section(config)
         vision = {**VISION_DEFAULTS, **section(config, "vision_config", {}), "bucketed": True, "post_norm": True}

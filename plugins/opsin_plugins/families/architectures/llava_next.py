@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from opsin_plugins.families import llava_like as llava_style
-from opsin_plugins.families.base import Family, chosen
+from opsin_plugins.families import llava_like
+from opsin_plugins.families.base import Family
 from opsin_plugins.families.config_fields import integer
 from opsin_plugins.families.image_processors import LLAVA_NEXT, edge, normalization, resample_of, square
 from opsin_plugins.families.images import pad_to, resize, tile_patches, tiles
@@ -33,7 +33,6 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 
-PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 NEWLINE = -1
 
 
@@ -41,22 +40,21 @@ class LlavaNext(Family):
     name = "llava_next"
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        chosen(files.options, {})
-        encoder = llava_style.claiming_encoder(files)
-        vision = llava_style.vision_config(files.config, encoder)
+        encoder = llava_like.claiming_encoder(files)
+        vision = llava_like.vision_config(files.config, encoder)
         settings = LLAVA_NEXT.resolve(files.preprocessor)
         tower = encoder.spec(vision, normalization(settings))
-        llava_style.check_selection(files.config, tower)
+        llava_like.check_selection(files.config, tower)
         if tower.keep_class_token:
             raise SpecError("vision_feature_select_strategy 'full' keeps a class token, which has no place in a grid")
         image = _image(settings, files.config, tower.patch, integer(vision, "image_size", 224))
-        return llava_style.model_spec(self.name, files, (encoder, tower, image), {"newline": True})
+        return llava_like.model_spec(self.name, files, (encoder, tower, image), {"newline": True})
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
         return [
             Prefix("image_newline", "model.image_newline"),
             Rename("model.image_newline", "projector.newline"),
-            *llava_style.weights(spec, self.encoder_of(spec)),
+            *llava_like.weights(spec, self.encoder_of(spec)),
         ]
 
     def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
@@ -64,10 +62,10 @@ class LlavaNext(Family):
         return prepare(image, spec.image, budget)
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        return llava_style.lora_groups(spec, self.encoder_of(spec))
+        return llava_like.lora_groups(spec, self.encoder_of(spec))
 
     def chat_template(self, files: ModelFiles) -> str | None:
-        return llava_style.chat_template(files.config)
+        return llava_like.chat_template(files.config)
 
 
 def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:
@@ -98,7 +96,7 @@ def _image(settings: Config, config: Config, patch: int, side: int) -> ImageSpec
         )
     canvases = _pinpoints(settings["image_grid_pinpoints"], side)
     written = config.get("image_grid_pinpoints")
-    if _pinpoints(PINPOINTS if written is None else written, side) != canvases:
+    if _pinpoints(LLAVA_NEXT.defaults["image_grid_pinpoints"] if written is None else written, side) != canvases:
         raise SpecError("image_grid_pinpoints of config.json and of the image processor differ")
     return ImageSpec("tiles", resample_of(settings), patch, size=(side, side), pinpoints=canvases)
 
@@ -118,8 +116,9 @@ def _pinpoints(value: object, side: int) -> tuple[tuple[int, int], ...]:
 
 def _within(canvas: tuple[int, int], spec: ImageSpec, budget: ImageBudget) -> bool:
     height, width = canvas
-    rows, columns = height // spec.patch, width // spec.patch
-    tokens = (spec.size[0] // spec.patch) ** 2 + rows * (columns + 1)
+    side, per_side = spec.size[0], spec.size[0] // spec.patch
+    rows, columns = height // side * per_side, width // side * per_side
+    tokens = per_side**2 + rows * (columns + 1)
     return (budget.max_pixels is None or height * width <= budget.max_pixels) and (
         budget.max_tokens is None or tokens <= budget.max_tokens
     )

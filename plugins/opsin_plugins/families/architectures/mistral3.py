@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from opsin_plugins.families import llava_like as llava_style
-from opsin_plugins.families.base import chosen, text_section
+from opsin_plugins.families import llava_like
+from opsin_plugins.families.base import text_section
 from opsin_plugins.families.config_fields import number, section
 from opsin_plugins.families.llava_like import PROJECTOR
 from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
@@ -37,27 +37,26 @@ class Mistral3(PixtralStyle):
     name = "mistral3"
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        chosen(files.options, {})
         config = {**DEFAULTS, **files.config, "vision_feature_select_strategy": "full"}
         config["text_config"] = section(config, "text_config", TEXT)
         config["vision_config"] = section(config, "vision_config", VISION)
         files = replace(files, config=config)
         text, defaults = text_section(files.config)
-        parts = llava_style.vision_parts(files, self.encoder)
+        parts = llava_like.vision_parts(files, self.encoder)
         eps = number(text, "rms_norm_eps", defaults.eps)  # of the norm before the projector, too
         extra = {"norm": "rms", "norm_eps": eps, "joined": parts[1].width}
-        return llava_style.model_spec(self.name, files, parts, extra)
+        return llava_like.model_spec(self.name, files, parts, extra)
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
         assert spec.projector is not None
         return [
-            *llava_style.weights(spec, self.encoder),
+            *llava_like.weights(spec, self.encoder),
             Rename(f"{PROJECTOR}norm.weight", "projector.norm.weight"),
             join_rule(f"{PROJECTOR}patch_merger.merging_layer.weight", spec.projector.in_width, spec.projector.merge),
         ]
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        return llava_style.lora_groups(spec, self.encoder)
+        return llava_like.lora_groups(spec, self.encoder)
 
     def chat_template(self, files: ModelFiles) -> str | None:
         return instruct_template(framed_system=True)

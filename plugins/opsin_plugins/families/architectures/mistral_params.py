@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.families.base import chosen, end_ids, renames
+from opsin_plugins.families.base import end_ids, renames
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
 from opsin_plugins.families.language import is_tied
 from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
@@ -36,7 +36,6 @@ class MistralParams(PixtralStyle):
     name = "mistral_params"
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        chosen(files.options, {})
         params = files.config
         vision = section(params, "vision_encoder")
         decoder = _decoder(files)
@@ -124,6 +123,9 @@ def _decoder(files: ModelFiles) -> DecoderSpec:
     width, heads = integer(params, "dim"), integer(params, "n_heads")
     if params.get("sliding_window") is not None:
         raise SpecError(f"sliding_window {params['sliding_window']!r} is not supported yet")
+    for key in ("yarn", "llama_4_scaling", "rope_scaling"):  # they turn or scale queries in other ways
+        if params.get(key):
+            raise SpecError(f"{key} {params[key]!r:.200} is not supported")
     if params.get("moe") is not None:
         raise SpecError("moe: mixtures of experts are not supported")
     return DecoderSpec(

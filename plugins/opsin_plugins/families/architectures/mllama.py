@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from opsin_plugins.families.base import Family, chosen, end_ids, renames, vision_groups
+from opsin_plugins.families.base import Family, end_ids, renames, vision_groups
 from opsin_plugins.families.config_fields import integer, integers, section
 from opsin_plugins.families.encoders.mllama import MllamaEncoder
 from opsin_plugins.families.language import TextDefaults, decoder_rules, decoder_spec, is_tied, max_positions
@@ -39,17 +40,16 @@ from opsin_plugins.spec import (
 TEXT = TextDefaults(4096, 40, 32, 8, 14336, 128256, 1e-5, 5e5, 131072)
 CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
 EXTRA_EMBEDDINGS = 8  # ids past the vocabulary, of which <|image|> is the first
-OPTIONS = {"tokens_before_image": ("none", "all")}
 
 
 class Mllama(Family):
     name = "mllama"
     encoder = MllamaEncoder()
+    options: ClassVar[Mapping[str, Sequence[str]]] = {"tokens_before_image": ("none", "all")}
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        options = chosen(files.options, OPTIONS)
         config, text = files.config, section(files.config, "text_config", {})
-        attend_before = options["tokens_before_image"] == "all"
+        attend_before = files.options.get("tokens_before_image") == "all"
         vision = {**section(config, "vision_config", {}), "keep_padding": attend_before}
         tower = self.encoder.spec(vision, files.preprocessor)
         tied = is_tied(files, text)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from opsin_plugins.families.base import Family, chosen, end_ids, renames, vision_groups
+from opsin_plugins.families.base import Family, end_ids, renames, vision_groups
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
 from opsin_plugins.families.encoders.qwen_vl import QwenVLEncoder
 from opsin_plugins.families.language import is_tied
@@ -44,7 +44,6 @@ class QwenVL(Family):
     encoder = QwenVLEncoder()
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        chosen(files.options, {})
         config, visual = files.config, section(files.config, "visual")
         tower = self.encoder.spec(visual, {})
         decoder = _decoder(files)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from opsin_plugins.families.base import Family, chosen, end_ids, llama_groups
+from opsin_plugins.families.base import Family, end_ids, llama_groups
 from opsin_plugins.families.language import TEXT, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rule
 
@@ -15,7 +15,6 @@ class TextModel(Family):
     name: ClassVar[str]
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        chosen(files.options, {})
         config, defaults = files.config, TEXT[self.name]
         return ModelSpec(
             family=self.name,

@@ -73,12 +73,13 @@ class Clip:
         """A size with both its sides ignores the ratio, one with its shortest edge keeps it."""
         settings, side = self.processor.resolve(preprocessor), integer(config, "image_size", 224)
         resample, crops = resample_of(settings), flag(settings, "do_center_crop")
-        if square(settings, "size", int_is_square=False) == side:
+        cropped = square(settings, "crop_size") if crops else side
+        if square(settings, "size", int_is_square=False) == cropped == side:
             return ImageSpec("stretch", resample, spec.patch, size=(side, side))
         shortest = edge(settings, "size", "shortest_edge", int_is_square=False)
         if (
             not crops
-            or square(settings, "crop_size") != side
+            or cropped != side
             or shortest is None
             or "longest_edge" in (edges(settings, "size", int_is_square=False))
         ):

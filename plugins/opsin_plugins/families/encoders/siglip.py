@@ -69,10 +69,7 @@ class Siglip:
 
     def preprocess(self, image: U8, image_spec: ImageSpec, budget: ImageBudget) -> tuple[U8, Grid]:
         """Every picture has one size, so a budget changes nothing."""
-        height, width = image_spec.size
-        whole = (height // image_spec.patch * image_spec.patch, width // image_spec.patch * image_spec.patch)
-        # (a side that is no multiple of the patch: what is left over is not read, as a convolution leaves it)
-        return patches(resize(image, height, width, image_spec.resample)[: whole[0], : whole[1]], image_spec.patch)
+        return patches(resize(image, *image_spec.size, image_spec.resample), image_spec.patch)
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
         after = "post_layernorm"

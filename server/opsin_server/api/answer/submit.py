@@ -38,11 +38,11 @@ async def submit(body: ChatRequest, log: RequestLog, services: Services, held: A
     check_length(messages, services.encoder.tokenizer.longest_token, context)
     check_bias(body, services.encoder.vocabulary)
     images = image_parts(messages)
-    pixels = await load_images([i.source for i in images], services.media, [i.param for i in images])
+    pixels = await load_images([i.source for i in images], services.config.media, [i.param for i in images])
     prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
     log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body, context)
-    eos = () if body.ignore_eos else services.eos
+    eos = () if body.ignore_eos else services.encoder.ends
     message = submission(sampling(body, services.sampling), prompt, max_tokens, eos)
     stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     held.callback(stream.cancel)

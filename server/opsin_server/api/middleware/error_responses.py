@@ -50,9 +50,9 @@ class ErrorResponsesMiddleware:
                 await response(known)(scope, receive, send)
 
 
-async def handle(request: Request, failure: Exception) -> Response:
-    """For the exceptions that FastAPI would otherwise answer in its own shape."""
-    return response(known_error(failure, request.scope))
+async def leave(request: Request, failure: Exception) -> Response:
+    """To the middleware above: FastAPI would otherwise answer it in its own shape."""
+    raise failure
 
 
 def known_error(failure: Exception, scope: Scope) -> OpsinError:

@@ -96,7 +96,7 @@ def request_id(scope: Scope) -> str:
 
 
 def line(request: RequestLog, version: str, seconds: float) -> str:
-    """key=value, without what the client wrote: no prompt, no key, no URL."""
+    """key=value, without what the client wrote but for its own id: no prompt, no key, no URL."""
     parts: list[tuple[str, object]] = [
         ("id", request.id),
         ("method", request.method if request.method.isalpha() else "other"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -12,12 +13,13 @@ from pydantic_core import ErrorDetails
 from starlette.types import Message
 
 from opsin_server.api.cancellation import ClientGone
-from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest
+from opsin_server.api.schemas.chat_request import TAGS, ChatRequest, DeploymentRequest
 from opsin_server.api.schemas.fields import UNSUPPORTED
 from opsin_server.api.services import services_of
 from opsin_server.errors import BadRequest, OpsinError, TooLarge
 
 IDLE_SECONDS = 30.0  # without a byte of the body
+SLOWEST = 10_000  # bytes a second, of a whole body
 # A hostile 30 MB of "[]," is 10 million values: 6 s of parsing with the interpreter's lock held, and 1.5 GB [measured].
 # No prompt needs so many commas and brackets: this many take 0.3 s at worst.
 MAX_SEPARATORS = 100_000
@@ -40,8 +42,7 @@ async def read_body(request: Request, limit: int) -> bytearray:
         raise BadRequest(f"The content type must be application/json, not {content_type[:100]}")
     if int(headers.get("content-length", "0")) > limit:
         raise _too_large(limit, headers["content-length"])
-    body = bytearray()
-    more = True
+    body, more, began = bytearray(), True, time.monotonic()
     while more:
         message = await _next_message(request)
         if message["type"] == "http.disconnect":
@@ -50,6 +51,8 @@ async def read_body(request: Request, limit: int) -> bytearray:
         more = message.get("more_body", False)
         if len(body) > limit:
             raise _too_large(limit, f"more than {limit}")
+        if time.monotonic() - began > IDLE_SECONDS + len(body) / SLOWEST:
+            raise BodyTimeout(f"The body comes more slowly than {SLOWEST:,} bytes a second")
     return body
 
 
@@ -94,15 +97,15 @@ def describe(error: ErrorDetails) -> BadRequest:
 
 
 def path(location: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content", "~parts", 1) as messages[0].content[1]; a step with a tilde is a union's alone."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step[:200]}" for step in location if str(step)[:1] != "~"]
+    """("messages", 0, "content", "~parts", 1) as messages[0].content[1]; tags are a union's alone."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step[:200]}" for step in location if step not in TAGS]
     return "".join(steps).removeprefix(".")
 
 
 def _sentence(message: str) -> str:
-    if message.startswith(("List", "Tuple")):  # "... should have at least 1 item after validation, not 0"
+    if message.startswith(("List", "Dictionary")):  # "... should have at least 1 item after validation, not 0"
         message = message.split(" after validation")[0]
-    message = message.replace("Input should be ", "it must be ").removeprefix("Value error, ")
+    message = message.replace("Input should be ", "it must be ")
     return message[0].lower() + message[1:]
 
 

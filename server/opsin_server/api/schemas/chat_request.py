@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_server.api.schemas.dialects import Dialects
-from opsin_server.api.schemas.fields import WHOLE, Ignored, Strict, missing, only, shown, unsupported, wrong
+from opsin_server.api.schemas.fields import WHOLE, Ignored, Strict, Unread, missing, only, shown, unsupported, wrong
 
-_ROLES = ("system", "developer", "user", "assistant")
+Role = Literal["system", "developer", "user", "assistant"]
 # What a part of each type must hold. The types with "input" and "output" are those of OpenAI's Responses API.
-_HOLDS = {"text": "text", "input_text": "text", "output_text": "text"}
-_HOLDS |= {"image_url": "image_url", "input_image": "image_url", "image": "image"}
-_PARTS = tuple(_HOLDS)
+PartType = Literal["text", "input_text", "output_text", "image_url", "input_image", "image"]
+_HOLDS = {"input_text": "text", "output_text": "text", "input_image": "image_url"}  # the others: their own name
 
 
-def _known(kinds: tuple[str, ...], noun: str) -> BeforeValidator:
+def _known(literal: Any, noun: str) -> BeforeValidator:
+    kinds: tuple[str, ...] = get_args(literal)
     words = ", ".join(f'"{kind}"' for kind in kinds)
 
     def check(value: Any) -> Any:
@@ -56,10 +56,7 @@ class ProcessorOptions(Strict):
 class ContentPart(Strict):
     """One part of a message."""
 
-    type: Annotated[
-        Literal["text", "input_text", "output_text", "image_url", "input_image", "image"],
-        _known(_PARTS, "content parts"),
-    ]
+    type: Annotated[PartType, _known(PartType, "content parts")]
     text: str | None = None
     image_url: Annotated[ImageURL | None, Field(description="or its URL alone"), BeforeValidator(_object_of_url)] = None
     image: str | None = None
@@ -74,9 +71,14 @@ class ContentPart(Strict):
     cache_control: Ignored = None
     prompt_cache_breakpoint: Ignored = None
 
+    @property
+    def holds(self) -> str:
+        """The field that a part of its type has: text, image_url or image."""
+        return _HOLDS.get(self.type, self.type)
+
     @model_validator(mode="after")
     def _holds_its_type(self) -> ContentPart:
-        held = _HOLDS[self.type]
+        held = self.holds
         for name in ("text", "image_url", "image"):
             if name == held and getattr(self, name) is None:
                 raise wrong(f'a part of type "{self.type}" needs "{name}"', name)
@@ -88,6 +90,7 @@ class ContentPart(Strict):
 
 
 _KINDS = {str: "~string", list: "~parts", type(None): "~null"}
+TAGS = frozenset(_KINDS.values())  # of a union; in the location of an error they are no field's name
 _NO_CONTENT = "must be a string or a list of content parts"
 Content = Annotated[
     Annotated[str, Tag("~string")] | Annotated[list[ContentPart], Tag("~parts")] | Annotated[None, Tag("~null")],
@@ -100,18 +103,25 @@ Content = Annotated[
 ]
 
 
-# Some servers give it as an object of their own, which no template reads.
-Thoughts = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else None)]
+_unread = Unread()
+# Some servers give it as an object of their own, which no template reads. It may stand on any message.
+Thoughts = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else _unread(value))]
+
+
+THOUGHTS = "an assistant's; some chat templates show it. Ignored where it is no string, or another role's"
 
 
 class ChatMessage(Strict):
     """A message as clients send it. An answer, ours or another server's, is accepted as it came."""
 
-    role: Annotated[Literal["system", "developer", "user", "assistant"], _known(_ROLES, "roles")]
+    role: Annotated[Role, _known(Role, "roles")]
     content: Annotated[Content, Field(description="an assistant's may be null, empty or left out")] = None
 
     # What an assistant thought before it said this, by the names that servers give it. The first that is there counts.
-    reasoning_content: Annotated[Thoughts, Field(description="an assistant's; some chat templates show it")] = None
+    reasoning_content: Annotated[
+        Thoughts,
+        Field(description=THOUGHTS),
+    ] = None
     reasoning: Annotated[Thoughts, Field(description="the same")] = None
     thinking: Annotated[Thoughts, Field(description="the same")] = None
 
@@ -151,7 +161,7 @@ class ChatMessage(Strict):
         elif self.content == []:
             raise wrong("must hold at least one part", "content")
         for index, part in enumerate(self.content if isinstance(self.content, list) else ()):
-            if _HOLDS[part.type] != "text" and self.role != "user":
+            if part.holds != "text" and self.role != "user":
                 where = f"content[{index}].type"
                 raise wrong(f'"{part.type}" is accepted in user messages only, not from "{self.role}"', where)
         return self

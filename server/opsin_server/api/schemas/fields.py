@@ -67,7 +67,7 @@ class Unread:
         try:
             json.dumps(value, allow_nan=False)
         except ValueError:
-            raise wrong("NaN and infinity are not JSON") from None
+            raise wrong("it must not hold NaN or infinity, which are not JSON") from None
 
 
 def only(*accepted: object) -> BeforeValidator:

@@ -19,7 +19,7 @@ class BlockManager:
         self._by_digest: dict[bytes, int] = {}
         self._free = deque(range(total))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
-        self.queries = self.hits = 0  # tokens looked up in the prefix cache, and found
+        self.queries = self.hits = 0  # prompt tokens looked up in the prefix cache, and found
 
     @property
     def free(self) -> int:
@@ -61,8 +61,12 @@ class BlockManager:
             self._hold(block)
             sequence.blocks.append(block)
         sequence.computed = len(sequence.blocks) * self.block_size
-        self.queries += len(sequence.tokens)
-        self.hits += sequence.computed
+
+    def count(self, sequence: Sequence) -> None:
+        """A prompt that was admitted: once, however often it had to be looked up before there was room."""
+        if self.prefix_cache:
+            self.queries += sequence.prompt_length
+            self.hits += sequence.cached_tokens
 
     def publish(self, sequence: Sequence, before: int) -> None:
         """Blocks that became full since `before` tokens were computed can now be found by others."""

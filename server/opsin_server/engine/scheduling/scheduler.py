@@ -55,7 +55,6 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of admission
         self.preemptions = 0
-        self._admitted = 0
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -123,8 +122,7 @@ class Scheduler:
         if sequence.queue_seconds is None:
             sequence.queue_seconds = self.clock() - sequence.arrived
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
-        self._admitted += 1
-        sequence.started = self._admitted
+            self.blocks.count(sequence)
         self.waiting.popleft()
         self.running.append(sequence)
         return self._chunk(plan, sequence, length)

@@ -53,7 +53,6 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were asked for
     arrived: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None  # from arrival to the first step
-    started: int = 0  # the order of admission
 
     @classmethod
     def from_submit(cls, message: Submit, arrays: Arrays, rope: RopeSpec) -> Sequence:

@@ -131,11 +131,10 @@ def encoder_peak(vision: TowerSpec, item: VisualItem, itemsize: int) -> int:
     frames, rows, columns = item.grid
     if isinstance(vision, TiledTowerSpec):
         count = vision.max_tiles * (-(-vision.positions // 8) * 8)
-        kept = len(vision.taps) + 1
     else:
-        count, kept = frames * (rows * columns + vision.class_token), len(vision.taps) + 1
+        count = frames * (rows * columns + vision.class_token)
     hidden = (3 if vision.gated_mlp else 2) * vision.mlp
-    layer = max(8 * vision.width, 2 * vision.width + hidden) + kept * vision.width
+    layer = max(8 * vision.width, 2 * vision.width + hidden) + (len(vision.taps) + 1) * vision.width
     pixels = frames * rows * columns * vision.patch_dim * (1 + 4 + itemsize)
     return count * layer * itemsize + pixels
 

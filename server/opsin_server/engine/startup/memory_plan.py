@@ -124,6 +124,11 @@ def resolve(
     images = _image_memory(config, spec, item, free - weights)
     share = int((free - weights - images) * KV_SHARE[device.type])
     kv_bytes = config.kv_memory if config.kv_memory is not None else min(wanted, share, KV_LIMIT[device.type])
+    needed = weights + images + kv_bytes
+    if device.type != "cpu" and needed > free:  # (the CPU's pages are taken when they are first used)
+        raise ConfigError(
+            f"weights, --encoder-memory and --kv-memory need {needed:,} bytes; {free:,} are free on {device.type}"
+        )
     blocks = kv_bytes // per_block
     if blocks < 1:
         raise ConfigError(f"{kv_bytes:,} bytes hold no KV block of {per_block:,} (--kv-memory)")
@@ -140,7 +145,7 @@ def resolve(
         max_batch_tokens=tokens,
         max_encode_patches=ENCODE_PATCHES[device.type],
         bytes_per_visual_token=visual_token_bytes(spec, item),
-        memory=MemoryUse(weights, blocks * per_block, blocks, config.block_size, images, free),
+        memory=MemoryUse(weights, blocks * per_block, blocks, config.block_size, images),
         cross_kv_blocks=0
         if spec.cross is None
         else images // (cross_kv_bytes_per_token(decoder, item) * config.block_size),
