@@ -20,7 +20,7 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from opsin_plugins.families.architectures.mllama import _memory
+from opsin_plugins.families.architectures.mllama import _visible
 from opsin_plugins.spec import ImageBudget
 from opsin_server.text.tokenizer import Tokenizer
 from support import oracle, tiny, words
@@ -78,7 +78,7 @@ def test_what_rows_see_is_what_transformers_masks_let_them_see(parts: list, tile
     dense = convert_sparse_cross_attention_mask_to_dense(
         [get_cross_attention_token_mask(ids, 9)], [counts], 4, len(ids)
     )[0]
-    ranges = _memory(places, len(ids), attend_before=False)
+    ranges = _visible(places, len(ids), attend_before=False)
     for row, (lo, hi) in enumerate(ranges.tolist()):
         seen = {image for image in range(len(places)) if dense[row, image].any()}
         assert seen == set(range(lo, hi))

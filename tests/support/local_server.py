@@ -66,8 +66,8 @@ class LocalServer:
         self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
         self.sampling = read_sampling_defaults(self.files.generation)
         self.engine = LocalEngine(engine)
-        config, ends, version = ServerConfig(engine), self.encoder.ends, fingerprint(model.files)
-        self._app = create_app(config, self.engine, self.encoder, (MODEL,), version, ends, self.sampling)
+        config, version = ServerConfig(engine), fingerprint(model.files)
+        self._app = create_app(config, self.engine, self.encoder, (MODEL,), version, self.sampling)
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """A chat completion's JSON; anything but 200 is an AssertionError with the answer."""

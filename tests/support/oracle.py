@@ -92,7 +92,7 @@ def our_logits(ours: Ours, prompts: Sequence[Prompt]) -> list[Tensor]:
         if ours.spec.cross is None:
             visual = Visual(torch.cat(tokens), torch.cat(_visual_rows(prompts)))
         else:
-            rows.cross = _memory(prompts, tokens)
+            rows.cross = _cross_inputs(prompts, tokens)
     states = ours.model(torch.cat([p.ids for p in prompts]), rows, None, visual)
     return list(ours.model.logits(states).split(lengths))
 
@@ -107,7 +107,7 @@ def _visual_rows(prompts: Sequence[Prompt]) -> list[Tensor]:
     return found
 
 
-def _memory(prompts: Sequence[Prompt], tokens: Sequence[Tensor]) -> CrossInputs | None:
+def _cross_inputs(prompts: Sequence[Prompt], tokens: Sequence[Tensor]) -> CrossInputs | None:
     """Row by row, without the engine's runs."""
     starts = np.cumsum([0, *(len(t) for t in tokens)])
     runs, rows, before, row, first = [], [], [], 0, 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from opsin_plugins.families.base import renames
-from opsin_plugins.families.config_fields import integer, three
+from opsin_plugins.families.config_fields import integer, layer_count, three
 from opsin_plugins.families.image_processors import HALF, ImageProcessor
 from opsin_plugins.families.images import patches, resize
 from opsin_plugins.spec import API_VERSION, U8, Config, EncoderSpec, Grid, ImageBudget, ImageSpec, Rule, TowerSpec
@@ -20,7 +20,7 @@ class Mixer:
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
         patch, settings = integer(config, "patch_size"), PROCESSOR.resolve(preprocessor)
         return TowerSpec(
-            layers=integer(config, "num_hidden_layers"),
+            layers=layer_count(config, "num_hidden_layers"),
             width=integer(config, "hidden_size"),
             heads=1,  # it has none; the field is there for transformers
             mlp=integer(config, "intermediate_size"),

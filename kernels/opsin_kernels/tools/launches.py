@@ -59,8 +59,8 @@ def _attention() -> Iterator[Launch]:
         yield launch(f"prefill {name}", *sizes, page=PAGE, queries=1024)
         yield launch(f"prefill split {name}", *sizes, page=PAGE, queries=1024, splits=8)
     big = DECODERS["Llama-3.2-11B"]
-    yield launch("memory Llama-3.2-11B", *big, page=1, queries=1, splits=8, causal=False)
-    yield launch("memory prefill Llama-3.2-11B", *big, page=1, queries=1024, causal=False)
+    yield launch("cross Llama-3.2-11B", *big, page=1, queries=1, splits=8, causal=False)
+    yield launch("cross prefill Llama-3.2-11B", *big, page=1, queries=1024, causal=False)
     yield launch("decode of int8 Qwen2-VL-7B", *DECODERS["Qwen2-VL-7B"], page=PAGE, queries=1, splits=8, eight_bit=True)
     yield launch("prefill, window and softcap, 128", *big, page=PAGE, queries=1024, window=4096, softcap=50.0)
     yield launch("prefill, spans, 256", 8, 4, 256, page=PAGE, queries=1024, ranged=True)

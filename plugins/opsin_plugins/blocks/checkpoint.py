@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from opsin_plugins.spec import (
     Split,
     TensorInfo,
 )
+from opsin_plugins.spec.weight_rules import filled, name_pattern
 
 FLOATS = {"F32", "F16", "BF16"}
 SHOWN = 12  # names listed in an error; the count is always given
@@ -222,7 +222,7 @@ class _Matcher:
                 self._add(rule.source)
 
     def _add(self, source: str, *matches: _Match) -> None:
-        self.rules.append((_pattern(source), matches))
+        self.rules.append((name_pattern(source), matches))
 
     def __call__(self, key: str) -> list[_Match] | None:
         """Nothing in the list: the key is ignored. None: no rule takes it."""
@@ -234,7 +234,7 @@ class _Matcher:
             found = pattern.fullmatch(key)
             if found is None:
                 continue
-            named = [replace(match, target=_filled(match.target, found.groupdict())) for match in matches]
+            named = [replace(match, target=filled(match.target, found.groupdict())) for match in matches]
             if all(match.target in self.shapes for match in named):
                 return self._with_rows(named) if len(named) > 1 else named
         return None
@@ -243,15 +243,3 @@ class _Matcher:
         sizes = [self.shapes[match.target][0] for match in matches]
         ends = list(accumulate(sizes))
         return [replace(m, rows=(end - size, end, ends[-1])) for m, size, end in zip(matches, sizes, ends, strict=True)]
-
-
-def _filled(target: str, groups: Mapping[str, str]) -> str:
-    for group, value in groups.items():
-        target = target.replace("{" + group + "}", value)
-    return target
-
-
-def _pattern(source: str) -> Pattern:
-    """`{i}` is a layer number, `{rest}` any tail."""
-    escaped = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)", 1).replace(r"\{rest\}", r"(?P<rest>.+)", 1)
-    return re.compile(escaped)

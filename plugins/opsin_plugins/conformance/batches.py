@@ -109,7 +109,7 @@ def _step(model: Model, pieces: Sequence[Piece], cache: Cache | None) -> list[Te
     positions = np.concatenate([p.prompt.positions[:, p.start : p.stop] for p in pieces], 1)
     layout = Layout(lengths, lengths) if cache is None else cache.layout(pieces)
     rows = ModelInputs(torch.from_numpy(positions).long(), layout)
-    rows.cross = None if model.spec.cross is None else _memory(model, pieces, stored=cache is not None)
+    rows.cross = None if model.spec.cross is None else _cross_inputs(model, pieces, stored=cache is not None)
     rows.frequencies = _stretched(pieces, decoder.rope, decoder.head_dim)
     states = model(torch.from_numpy(ids).long(), rows, None if cache is None else cache.pool, _visual(pieces))
     return list(model.logits(states).split(lengths))
@@ -129,7 +129,7 @@ def _visual(pieces: Sequence[Piece]) -> Visual | None:
     return Visual(torch.cat(tokens), torch.cat(rows)) if rows else None
 
 
-def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> CrossInputs | None:
+def _cross_inputs(model: Model, pieces: Sequence[Piece], stored: bool) -> CrossInputs | None:
     """stored: keys and values are made beforehand, as serving keeps them; else by each layer itself."""
     runs: list[CrossRun] = []
     rows: list[int] = []
@@ -153,13 +153,13 @@ def _memory(model: Model, pieces: Sequence[Piece], stored: bool) -> CrossInputs 
             row += count
     if not runs:
         return None
-    memory = CrossInputs(CrossRuns(runs), torch.tensor(rows), torch.tensor(before) if any(before) else None)
+    inputs = CrossInputs(CrossRuns(runs), torch.tensor(rows), torch.tensor(before) if any(before) else None)
     if stored:
         assert model.fusion is not None
-        memory.pool = model.fusion.keys_values(torch.cat(states))
+        inputs.pool = model.fusion.keys_values(torch.cat(states))
     else:
-        memory.states = torch.cat(states)
-    return memory
+        inputs.states = torch.cat(states)
+    return inputs
 
 
 def _stretched(pieces: Sequence[Piece], rope: RopeSpec, head_dim: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from opsin_plugins.conformance.published import Published, invert
 from opsin_plugins.conformance.subject import Subject
 from opsin_plugins.conformance.verdicts import Failed, Skipped, same
 from opsin_plugins.spec import ModelFiles, Prefix
+from opsin_plugins.spec.weight_rules import name_pattern
 
 HEAVY = ("torch", "transformers")
 PROBE = """
@@ -107,8 +108,7 @@ def claims(subject: Subject) -> str:
         raise Failed(f"prefix {said.prefix!r} does not end with a dot")
     tower = invert(encoder.weights(subject.spec.vision, ""), subject.sketch, "vision.")
     for name in said.left_out:
-        pattern = re.compile(re.escape(name).replace(r"\{rest\}", ".+"))
-        if taken := next(filter(pattern.fullmatch, tower), None):
+        if taken := next(filter(name_pattern(name).fullmatch, tower), None):
             raise Failed(f"left_out: {name!r} leaves out {taken}, which the tower needs")
     for field, linears in (("attention", said.attention), ("mlp", said.mlp)):
         _names_linears(field, linears, tower)

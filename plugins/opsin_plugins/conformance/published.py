@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from opsin_plugins.blocks.model import Model
 from opsin_plugins.conformance.verdicts import Failed
 from opsin_plugins.loading.files import MISTRAL_PARAMS
 from opsin_plugins.spec import Concat, ModelFiles, Rename, Reorder, Rule, Split
+from opsin_plugins.spec.weight_rules import filled, name_pattern
 
 Shape = tuple[int, ...]
 
@@ -64,19 +64,19 @@ def _sources_of(
     shape = shapes[target]
     for rule in rules:
         if isinstance(rule, Rename) and (groups := _match(rule.target, target)) is not None:
-            yield {_filled(rule.source, groups): _before(rule.reorder, shape)}
+            yield {filled(rule.source, groups): _before(rule.reorder, shape)}
         elif isinstance(rule, Concat) and (groups := _match(rule.target, target)) is not None:
             rows = _rows(target, shape[0], len(rule.sources), segments)
             reorders = rule.reorder or (None,) * len(rows)
             yield {
-                _filled(source, groups): _before(reorder, (n, *shape[1:]))
+                filled(source, groups): _before(reorder, (n, *shape[1:]))
                 for source, reorder, n in zip(rule.sources, reorders, rows, strict=True)
             }
         elif isinstance(rule, Split):
             for mine in rule.targets:
                 if (groups := _match(mine, target)) is not None:
-                    total = sum(shapes[_filled(other, groups)][0] for other in rule.targets)
-                    yield {_filled(rule.source, groups): (total, *shape[1:])}
+                    total = sum(shapes[filled(other, groups)][0] for other in rule.targets)
+                    yield {filled(rule.source, groups): (total, *shape[1:])}
 
 
 def _rows(target: str, total: int, parts: int, segments: Sequence[int]) -> Sequence[int]:
@@ -96,15 +96,8 @@ def _before(reorder: Reorder | None, shape: Shape) -> Shape:
 
 
 def _match(pattern: str, name: str) -> dict[str, str] | None:
-    escaped = re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)", 1).replace(r"\{rest\}", r"(?P<rest>.+)", 1)
-    found = re.fullmatch(escaped, name)
+    found = name_pattern(pattern).fullmatch(name)
     return None if found is None else found.groupdict()
-
-
-def _filled(pattern: str, groups: Mapping[str, str]) -> str:
-    for group, value in groups.items():
-        pattern = pattern.replace("{" + group + "}", value)
-    return pattern
 
 
 def random_weights(published: Mapping[str, Published], seed: int = 0) -> dict[str, Tensor]:

@@ -190,5 +190,9 @@ def decoder_rules(spec: DecoderSpec, layers: str, embedding: str, norm: str, hea
         Ignore(f"{layers}self_attn.rotary_emb.inv_freq", "a buffer that old checkpoints saved"),
         Rename(embedding, "decoder.embedding.weight"),
         Rename(norm, "decoder.norm.weight"),
-        Ignore(head, "the head is the embedding, saved twice") if spec.tied else Rename(head, "decoder.head.weight"),
+        head_rule(head, spec.tied),
     ]
+
+
+def head_rule(source: str, tied: bool) -> Rule:
+    return Ignore(source, "the head is the embedding, saved twice") if tied else Rename(source, "decoder.head.weight")

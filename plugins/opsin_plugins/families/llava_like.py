@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from opsin_plugins.families.base import end_ids, llama_groups, renames, text_section, vision_groups
+from opsin_plugins.families.base import Family, end_ids, llama_groups, renames, text_section, vision_groups
 from opsin_plugins.families.config_fields import MOST_LAYERS, activation, flag, integer, section
 from opsin_plugins.families.language import decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.loading.registry import installed
@@ -35,6 +35,41 @@ VISION_DEFAULTS: Config = {
     "patch_size": 14,
     "image_size": 336,
 }
+
+
+class LlavaStyle(Family):
+    """What they do alike, with whichever encoder the family or its spec names."""
+
+    def weights(self, spec: ModelSpec) -> Sequence[Rule]:
+        assert spec.vision is not None
+        assert spec.projector is not None
+        encoder = self.encoder_of(spec)
+        linears = {f"{PROJECTOR}linear_1": "projector.mlp.up", f"{PROJECTOR}linear_2": "projector.mlp.down"}
+        return [
+            *_dialects(encoder.claims.prefix),
+            *decoder_rules(
+                spec.decoder,
+                layers=f"{LANGUAGE}layers.{{i}}.",
+                embedding=f"{LANGUAGE}embed_tokens.weight",
+                norm=f"{LANGUAGE}norm.weight",
+                head="lm_head.weight",
+            ),
+            *encoder.weights(spec.vision, TOWER),
+            *renames(linears, ("weight", "bias") if spec.projector.bias else ("weight",)),
+        ]
+
+    def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
+        assert spec.vision is not None
+        projector = r"model\.multi_modal_projector\.(linear_[12]|patch_merger\.merging_layer)"
+        return {
+            **llama_groups(r"model\.language_model\.layers\.\d+\."),
+            **vision_groups(self.encoder_of(spec), TOWER, spec.vision.layers),
+            "projector.mlp": re.compile(projector),
+        }
+
+    def chat_template(self, files: ModelFiles) -> str | None:
+        """For directories without a template: the prompt form that the language model was tuned on."""
+        return MISTRAL if config_of_text(files.config) == "mistral" else VICUNA
 
 
 def claiming_encoder(files: ModelFiles) -> VisionEncoder:
@@ -121,24 +156,6 @@ def model_spec(
     )
 
 
-def weights(spec: ModelSpec, encoder: VisionEncoder) -> list[Rule]:
-    assert spec.vision is not None
-    assert spec.projector is not None
-    linears = {f"{PROJECTOR}linear_1": "projector.mlp.up", f"{PROJECTOR}linear_2": "projector.mlp.down"}
-    return [
-        *_dialects(encoder.claims.prefix),
-        *decoder_rules(
-            spec.decoder,
-            layers=f"{LANGUAGE}layers.{{i}}.",
-            embedding=f"{LANGUAGE}embed_tokens.weight",
-            norm=f"{LANGUAGE}norm.weight",
-            head="lm_head.weight",
-        ),
-        *encoder.weights(spec.vision, TOWER),
-        *renames(linears, ("weight", "bias") if spec.projector.bias else ("weight",)),
-    ]
-
-
 def _dialects(prefix: str) -> list[Rule]:
     """The published 4.x form, and those that 5.x saves. prefix: the encoder's, which it has or has not."""
     towers = {f"vision_tower.{prefix}": TOWER, f"{TOWER}{prefix}": TOWER} if prefix else {}
@@ -152,25 +169,10 @@ def _dialects(prefix: str) -> list[Rule]:
     return [Prefix(old, new) for old, new in names.items()]
 
 
-def lora_groups(spec: ModelSpec, encoder: VisionEncoder) -> Mapping[str, Pattern]:
-    assert spec.vision is not None
-    projector = r"model\.multi_modal_projector\.(linear_[12]|patch_merger\.merging_layer)"
-    return {
-        **llama_groups(r"model\.language_model\.layers\.\d+\."),
-        **vision_groups(encoder, TOWER, spec.vision.layers),
-        "projector.mlp": re.compile(projector),
-    }
-
-
 def config_of_text(config: Config) -> object:
     """The text configuration's model_type."""
     text = config.get("text_config")
     return text.get("model_type") if isinstance(text, Mapping) else None
-
-
-def chat_template(config: Config) -> str:
-    """For directories without a template: the prompt form that the language model was tuned on."""
-    return MISTRAL if config_of_text(config) == "mistral" else VICUNA
 
 
 # Written for directories without a template: the prompt form of the LLaVA-1.5 paper's code, images first in a turn.

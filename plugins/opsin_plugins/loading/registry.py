@@ -123,10 +123,11 @@ class Registry:
         """As `find_encoder`. Raises PluginError that names what is claimed, and what failed to load, when none does."""
         if (found := self.find_encoder(model_type)) is not None:
             return found
-        claimed = sorted(kind for encoder in self.encoders() for kind in encoder.claims.model_types)
+        tried = [encoder for _, encoder in self._encoders()]
+        claimed = sorted(kind for e in tried if not isinstance(e, PluginError) for kind in e.claims.model_types)
         known = f"claimed are {', '.join(claimed) or 'none'}{self._limit()}"
-        said = (f"no vision encoder plugin claims model_type {model_type!r}", known, *self.broken_encoders())
-        raise PluginError("; ".join(said))
+        broken = [str(error) for error in tried if isinstance(error, PluginError)]
+        raise PluginError("; ".join((f"no vision encoder plugin claims model_type {model_type!r}", known, *broken)))
 
     def encoders(self) -> list[VisionEncoder]:
         """All that load."""

@@ -5,6 +5,8 @@ A name is a pattern: `{i}` stands for a layer number and `{rest}` for any tail; 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -60,3 +62,15 @@ class Ignore:
 
 
 Rule = Prefix | Rename | Concat | Split | Ignore
+
+
+def name_pattern(source: str) -> re.Pattern[str]:
+    """What a rule's name matches; its groups are `i` and `rest`."""
+    return re.compile(re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)", 1).replace(r"\{rest\}", r"(?P<rest>.+)", 1))
+
+
+def filled(name: str, groups: Mapping[str, str]) -> str:
+    """A rule's other name, of what was matched."""
+    for group, value in groups.items():
+        name = name.replace("{" + group + "}", value)
+    return name

@@ -6,7 +6,6 @@ A vision encoder is found by what the registered ones claim (`EncoderSpec`), a l
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from opsin_plugins.families.language import TEXT, is_tied
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import Config, ModelFiles, Rename, SpecError, TowerSpec, VisionEncoder
+from opsin_plugins.spec.weight_rules import name_pattern
 
 # Of a configuration: about the directory that it came from, or its code, which is never run.
 FOREIGN = ("_name_or_path", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype")
@@ -46,7 +46,7 @@ def read_encoder(directory: Path, registry: Registry) -> VisionHalf:
     files = _read("--vision", directory)
     encoder, config, whole = _claimed(files, registry)
     claims = encoder.claims
-    left_out = [re.compile(re.escape(name).replace(r"\{rest\}", ".+")) for name in claims.left_out]
+    left_out = [name_pattern(name) for name in claims.left_out]
     names = {}
     for key in files.tensors:
         if whole and not key.startswith(claims.prefix):

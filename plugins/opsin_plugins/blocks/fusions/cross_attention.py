@@ -31,10 +31,10 @@ class CrossAttention(nn.Module):
         k, v = self.kv(tokens).view(len(tokens), 2 * self.kv_heads, self.head_dim).chunk(2, 1)
         return torch.cat([self.k_norm(k), v], 1)
 
-    def forward(self, x: Tensor, memory: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, inputs: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
         """rows [P, 2K, D]: the keys and values that the runs' slots point into."""
         q = self.q_norm(self.q(x, slot).view(len(x), self.heads, self.head_dim))
-        return self.out(cross_attention(q, rows, memory.runs), slot)
+        return self.out(cross_attention(q, rows, inputs.runs), slot)
 
 
 class CrossLayer(nn.Module):
@@ -45,11 +45,11 @@ class CrossLayer(nn.Module):
         self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias, quantize)
         self.attention_gate, self.mlp_gate = parameter(1), parameter(1)
 
-    def forward(self, x: Tensor, memory: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
-        x = x + self.attention_gate.tanh() * self.attention(self.attention_norm(x), memory, rows, slot)
+    def forward(self, x: Tensor, inputs: CrossInputs, rows: Tensor, slot: Tensor | None) -> Tensor:
+        x = x + self.attention_gate.tanh() * self.attention(self.attention_norm(x), inputs, rows, slot)
         added = self.mlp(self.mlp_norm(x), slot)
-        if memory.before is not None:
-            added = added.masked_fill(memory.before[:, None], 0.0)
+        if inputs.before is not None:
+            added = added.masked_fill(inputs.before[:, None], 0.0)
         return x + self.mlp_gate.tanh() * added
 
 
@@ -64,20 +64,20 @@ class CrossAttentionFusion(Fusion):
         return [_of(layer).attention.keys_values(tokens) for layer in self.cross.values()]
 
     def replace_layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
-        memory = context.cross
-        if memory is None:
+        inputs = context.cross
+        if inputs is None:
             return x
         cross = _of(self.cross[str(layer)])
-        if memory.pool is not None:
-            rows = memory.pool[self._number[layer]]
+        if inputs.pool is not None:
+            rows = inputs.pool[self._number[layer]]
         else:
-            assert memory.states is not None
-            rows = cross.attention.keys_values(memory.states)
-        if memory.rows is None:
-            after = cross(x, memory, rows, context.adapter_slot)
-            return after if memory.sees is None else torch.where(memory.sees[:, None], after, x)
-        slot = None if context.adapter_slot is None else context.adapter_slot.index_select(0, memory.rows)
-        return x.index_copy(0, memory.rows, cross(x.index_select(0, memory.rows), memory, rows, slot))
+            assert inputs.states is not None
+            rows = cross.attention.keys_values(inputs.states)
+        if inputs.rows is None:
+            after = cross(x, inputs, rows, context.adapter_slot)
+            return after if inputs.sees is None else torch.where(inputs.sees[:, None], after, x)
+        slot = None if context.adapter_slot is None else context.adapter_slot.index_select(0, inputs.rows)
+        return x.index_copy(0, inputs.rows, cross(x.index_select(0, inputs.rows), inputs, rows, slot))
 
 
 def _of(layer: nn.Module) -> CrossLayer:

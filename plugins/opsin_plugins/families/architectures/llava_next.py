@@ -8,15 +8,14 @@ out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from opsin_plugins.families import llava_like
-from opsin_plugins.families.base import Family
 from opsin_plugins.families.config_fields import integer
 from opsin_plugins.families.image_processors import LLAVA_NEXT, edge, normalization, resample_of, square
 from opsin_plugins.families.images import pad_to, resize, tile_patches, tiles
+from opsin_plugins.families.llava_like import LlavaStyle, check_selection, claiming_encoder, model_spec, vision_config
 from opsin_plugins.spec import (
     I32,
     U8,
@@ -25,7 +24,6 @@ from opsin_plugins.spec import (
     ImageSpec,
     ModelFiles,
     ModelSpec,
-    Pattern,
     Prefix,
     Rename,
     Rule,
@@ -36,36 +34,30 @@ from opsin_plugins.spec import (
 NEWLINE = -1
 
 
-class LlavaNext(Family):
+class LlavaNext(LlavaStyle):
     name = "llava_next"
 
     def spec(self, files: ModelFiles) -> ModelSpec:
-        encoder = llava_like.claiming_encoder(files)
-        vision = llava_like.vision_config(files.config, encoder)
+        encoder = claiming_encoder(files)
+        vision = vision_config(files.config, encoder)
         settings = LLAVA_NEXT.resolve(files.preprocessor)
         tower = encoder.spec(vision, normalization(settings))
-        llava_like.check_selection(files.config, tower)
+        check_selection(files.config, tower)
         if tower.keep_class_token:
             raise SpecError("vision_feature_select_strategy 'full' keeps a class token, which has no place in a grid")
         image = _image(settings, files.config, tower.patch, integer(vision, "image_size", 224))
-        return llava_like.model_spec(self.name, files, (encoder, tower, image), {"newline": True})
+        return model_spec(self.name, files, (encoder, tower, image), {"newline": True})
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
         return [
             Prefix("image_newline", "model.image_newline"),
             Rename("model.image_newline", "projector.newline"),
-            *llava_like.weights(spec, self.encoder_of(spec)),
+            *super().weights(spec),
         ]
 
     def prepare(self, image: U8, spec: ModelSpec, budget: ImageBudget) -> VisualItem:
         assert spec.image is not None
         return prepare(image, spec.image, budget)
-
-    def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        return llava_like.lora_groups(spec, self.encoder_of(spec))
-
-    def chat_template(self, files: ModelFiles) -> str | None:
-        return llava_like.chat_template(files.config)
 
 
 def prepare(image: U8, spec: ImageSpec, budget: ImageBudget) -> VisualItem:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from opsin_plugins.families import llava_like
 from opsin_plugins.families.base import text_section
 from opsin_plugins.families.config_fields import number, section
-from opsin_plugins.families.llava_like import PROJECTOR
-from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
-from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rename, Reorder, Rule
+from opsin_plugins.families.llava_like import PROJECTOR, LlavaStyle, model_spec, vision_parts
+from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template, join_rule
+from opsin_plugins.spec import ModelFiles, ModelSpec, Rename, Rule
 
 # What transformers takes where a part of the configuration is missing.
 TEXT = {
@@ -33,7 +32,7 @@ DEFAULTS = {
 }
 
 
-class Mistral3(PixtralStyle):
+class Mistral3(PixtralStyle, LlavaStyle):
     name = "mistral3"
 
     def spec(self, files: ModelFiles) -> ModelSpec:
@@ -42,26 +41,18 @@ class Mistral3(PixtralStyle):
         config["vision_config"] = section(config, "vision_config", VISION)
         files = replace(files, config=config)
         text, defaults = text_section(files.config)
-        parts = llava_like.vision_parts(files, self.encoder)
+        parts = vision_parts(files, self.encoder)
         eps = number(text, "rms_norm_eps", defaults.eps)  # of the norm before the projector, too
         extra = {"norm": "rms", "norm_eps": eps, "joined": parts[1].width}
-        return llava_like.model_spec(self.name, files, parts, extra)
+        return model_spec(self.name, files, parts, extra)
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
         assert spec.projector is not None
         return [
-            *llava_like.weights(spec, self.encoder),
+            *super().weights(spec),
             Rename(f"{PROJECTOR}norm.weight", "projector.norm.weight"),
             join_rule(f"{PROJECTOR}patch_merger.merging_layer.weight", spec.projector.in_width, spec.projector.merge),
         ]
 
-    def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        return llava_like.lora_groups(spec, self.encoder)
-
     def chat_template(self, files: ModelFiles) -> str | None:
         return instruct_template(framed_system=True)
-
-
-def join_rule(source: str, width: int, merge: int) -> Rename:
-    """Published: the first channel of all neighbours, then the second's; ours: neighbour by neighbour."""
-    return Rename(source, "projector.join.weight", Reorder((width, merge * merge), (1, 0), axis=1))

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.families.base import end_ids, renames
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
-from opsin_plugins.families.language import is_tied
-from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
+from opsin_plugins.families.language import head_rule, is_tied
+from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template, join_rule
 from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import (
     Concat,
     Config,
     DecoderSpec,
-    Ignore,
     ModelFiles,
     ModelSpec,
     Pattern,
@@ -73,25 +72,18 @@ class MistralParams(PixtralStyle):
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
         assert spec.vision is not None
         assert spec.projector is not None
-        decoder, width, merge = spec.decoder, spec.projector.in_width, spec.projector.merge
-        head = spec.vision.width // spec.vision.heads
+        decoder, head = spec.decoder, spec.vision.width // spec.vision.heads
         kinds = ("weight", "bias") if spec.projector.bias else ("weight",)
         return [
             *_layers("layers.{i}.", "decoder.layers.{i}.", (decoder.heads, decoder.kv_heads), decoder.head_dim),
             *_layers("vision_encoder.transformer.layers.{i}.", "vision.layers.{i}.", (spec.vision.heads,) * 2, head),
             Rename("tok_embeddings.weight", "decoder.embedding.weight"),
             Rename("norm.weight", "decoder.norm.weight"),
-            Ignore("output.weight", "the head is the embedding")
-            if decoder.tied
-            else Rename("output.weight", "decoder.head.weight"),
+            head_rule("output.weight", decoder.tied),
             Rename("vision_encoder.patch_conv.weight", "vision.patch.weight"),
             Rename("vision_encoder.ln_pre.weight", "vision.pre_norm.weight"),
             Rename("pre_mm_projector_norm.weight", "projector.norm.weight"),
-            Rename(
-                "patch_merger.merging_layer.weight",
-                "projector.join.weight",
-                Reorder((width, merge * merge), (1, 0), axis=1),
-            ),
+            join_rule("patch_merger.merging_layer.weight", spec.projector.in_width, spec.projector.merge),
             *renames(
                 {
                     "vision_language_adapter.w_in": "projector.mlp.up",

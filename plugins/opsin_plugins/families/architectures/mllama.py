@@ -119,7 +119,7 @@ class Mllama(Family):
         if not items:
             return plain
         places = [span.start for span in plain.spans]
-        return Expanded(plain.ids, plain.spans, _memory(places, len(plain.ids), spec.cross.attend_before))
+        return Expanded(plain.ids, plain.spans, _visible(places, len(plain.ids), spec.cross.attend_before))
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         own = "|".join(str(i) for i in range(spec.decoder.layers) if i not in spec.decoder.replaced)
@@ -138,7 +138,7 @@ class Mllama(Family):
         return HEADERS
 
 
-def _memory(places: Sequence[int], length: int, attend_before: bool) -> I32:
+def _visible(places: Sequence[int], length: int, attend_before: bool) -> I32:
     """I32 [T, 2]: pictures whose tokens follow each other are one group, seen until the next group begins; within a
     group, a picture is seen from its own token on."""
     seen = np.zeros((length, 2), np.int32)

@@ -62,31 +62,31 @@ class DecodeGraphs:
         self.sizes, self.contexts = batch_sizes(max_sequences), context_sizes(max_context)
         block = pool[0].shape[1]
         self._buffers = Buffers(model, self.sizes[-1], -(-self.contexts[-1] // block), pool[0].device, pool[0].dtype)
-        self._memory = CrossBuffers(self.sizes[-1], cross_kv) if cross_kv else None
+        self._cross = CrossBuffers(self.sizes[-1], cross_kv) if cross_kv else None
         self._made: dict[tuple[int, int, bool], Callable[[], object]] = {}
 
-    def can_replay(self, batch: Batch, memory: CrossInputs | None) -> bool:
+    def can_replay(self, batch: Batch, cross: CrossInputs | None) -> bool:
         """Whether a batch is such a step. Not with images, nor with rotary frequencies or adapters of its own: what
         those need differs from step to step in shape."""
         rows, layout = batch.rows, batch.rows.layout
         plain = rows.adapter_slot is None and not batch.visual and all(c.sequence.stretch == 1 for c in batch.chunks)
         return (
             plain
-            and (memory is None or memory.before is None)
+            and (cross is None or cross.before is None)
             and batch.sample_rows is None
             and layout.decodes == len(layout.query_lengths) <= self.sizes[-1]
             and max(layout.kv_lengths) <= self.contexts[-1]
         )
 
-    def run(self, batch: Batch, memory: CrossInputs | None) -> Tensor:
+    def run(self, batch: Batch, cross: CrossInputs | None) -> Tensor:
         """Logits [B, vocab], valid until the next step."""
         count = len(batch.ids)
         size = self.sizes[bisect_left(self.sizes, count)]
         context = self.contexts[bisect_left(self.contexts, max(batch.rows.layout.kv_lengths))]
         self._buffers.fill(batch, size)
-        if memory is not None and self._memory is not None:
-            self._memory.fill(memory, size)
-        self._captured(size, context, memory is not None)()
+        if cross is not None and self._cross is not None:
+            self._cross.fill(cross, size)
+        self._captured(size, context, cross is not None)()
         return self._buffers.logits[:count]
 
     def prepare(self) -> None:
@@ -94,7 +94,7 @@ class DecodeGraphs:
         self._buffers.empty()
         for size in reversed(self.sizes):
             for context in reversed(self.contexts):
-                for with_cross_attention in (False, True) if self._memory is not None else (False,):
+                for with_cross_attention in (False, True) if self._cross is not None else (False,):
                     self._captured(size, context, with_cross_attention)
 
     def _captured(self, size: int, context: int, with_cross_attention: bool) -> Callable[[], object]:
@@ -104,8 +104,8 @@ class DecodeGraphs:
 
             def step() -> object:
                 if with_cross_attention:
-                    assert self._memory is not None
-                    rows.cross = self._memory.views(size)
+                    assert self._cross is not None
+                    rows.cross = self._cross.views(size)
                 return out.copy_(self.model.logits(self.model(ids, rows, self.pool)))
 
             self._made[key] = self._record(step)
@@ -188,11 +188,11 @@ class CrossBuffers:
         self.table = torch.zeros((size, longest), dtype=torch.int32, device=device)
         self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
 
-    def fill(self, memory: CrossInputs, size: int) -> None:
+    def fill(self, cross: CrossInputs, size: int) -> None:
         """Rows that see nothing have length 0."""
-        bounds = memory.runs.bounds
+        bounds = cross.runs.bounds
         assert bounds.table is not None
-        rows = slice(0, len(bounds.lengths)) if memory.rows is None else memory.rows
+        rows = slice(0, len(bounds.lengths)) if cross.rows is None else cross.rows
         self.lengths[:size].zero_()
         self.lengths[rows] = bounds.lengths
         self.table[:, : bounds.longest][rows] = bounds.table
