@@ -56,6 +56,15 @@ def tree_cpu_seconds(root: int) -> dict[int, float]:
     return out
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
 def cores() -> int:
     return len(os.sched_getaffinity(0))
 

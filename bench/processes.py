@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from machine import tree_cpu_seconds
+from machine import alive, tree_cpu_seconds
 
 STOP_SECONDS = 8.0
 LIBC = ctypes.CDLL(None)  # looked up here: between fork and exec nothing may be loaded
@@ -120,6 +120,7 @@ class Child:
                 self._process.wait(STOP_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._wait_for_descendants()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -132,6 +133,12 @@ class Child:
         for pid in self._seen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def _wait_for_descendants(self) -> None:
+        """A killed process goes in its own time, and may hold memory and a port until then."""
+        end = time.monotonic() + STOP_SECONDS
+        while any(map(alive, self._seen - {self.pid})) and time.monotonic() < end:
+            time.sleep(0.01)
 
 
 def _die_with_parent() -> None:
