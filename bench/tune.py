@@ -34,6 +34,7 @@ from kernel_jobs import PAGE
 from stage import Given, given
 
 from opsin_kernels.gpu import attention, tuned
+from opsin_kernels.gpu.attention_shapes import Shape, shape_for, splits_for
 from opsin_kernels.layout import Bounds
 from opsin_kernels.tools import launches as catalogue
 from opsin_kernels.tools.compile_facts import TENSOR_CORES, Launch, facts
@@ -67,21 +68,21 @@ class Task:
     def causal(self) -> bool:
         return self.page > 1
 
-    def shapes(self) -> Iterator[attention.Shape]:
+    def shapes(self) -> Iterator[Shape]:
         group = self.heads // self.kv_heads
         for block_m, width, warps, stages in itertools.product(BLOCKS, WIDTHS, WARPS, STAGES):
             enough = block_m >= max(16, group)
             if enough and (block_m <= max(16, 2 * group) if self.queries == 1 else block_m >= 64):
-                yield attention.Shape(self.heads, self.kv_heads, self.size, self.page, block_m, width, warps, stages)
+                yield Shape(self.heads, self.kv_heads, self.size, self.page, block_m, width, warps, stages)
 
-    def default(self) -> attention.Shape:
-        return attention.shape_for(self.heads, self.kv_heads, self.size, self.page, self.queries)
+    def default(self) -> Shape:
+        return shape_for(self.heads, self.kv_heads, self.size, self.page, self.queries)
 
-    def splits(self, shape: attention.Shape, processors: int) -> int:
+    def splits(self, shape: Shape, processors: int) -> int:
         tiles = self.sequences * (1 if self.queries == 1 else self.queries // shape.block_q + 1)
-        return attention.splits_for(tiles * self.kv_heads, self.length, processors, shape.tile)
+        return splits_for(tiles * self.kv_heads, self.length, processors, shape.tile)
 
-    def entry(self, shape: attention.Shape) -> dict[str, int]:
+    def entry(self, shape: Shape) -> dict[str, int]:
         numbers = {name: getattr(shape, name) for name in tuned.FIELDS}
         group = self.heads // self.kv_heads
         return {"group": group, "size": self.size, "page": self.page, "queries": self.queries} | numbers
@@ -101,7 +102,7 @@ def tasks(tiny: bool) -> dict[str, Task]:
     return {name: every[name] for name in dict.fromkeys([*first, *every])}
 
 
-def survives(task: Task, shape: attention.Shape, chip: int, processors: int) -> bool:
+def survives(task: Task, shape: Shape, chip: int, processors: int) -> bool:
     """Whether the compiler makes something of a shape that is worth measuring. What it makes stays on the disk, where
     a launch with the same tensors finds it."""
     run = partial(
@@ -116,7 +117,7 @@ def survives(task: Task, shape: attention.Shape, chip: int, processors: int) -> 
     return not found.spilled and any(found.instructions[name] for name in TENSOR_CORES)
 
 
-def launcher(device: Device, task: Task) -> Callable[[attention.Shape], torch.Tensor]:
+def launcher(device: Device, task: Task) -> Callable[[Shape], torch.Tensor]:
     """What runs a shape, always on the same tensors."""
     pages = -(-task.length // task.page) if task.page else 0
     keys = task.sequences * (pages * task.page if task.page else task.length)
@@ -130,14 +131,14 @@ def launcher(device: Device, task: Task) -> Callable[[attention.Shape], torch.Te
     return lambda shape: attention.attention(q, k, v, bounds, task.page, causal=task.causal, shape=shape)
 
 
-def best(run: Given, task: Task, shapes: Iterator[attention.Shape]) -> dict[str, Any]:
+def best(run: Given, task: Task, shapes: Iterator[Shape]) -> dict[str, Any]:
     """The fastest of the shapes, how it compares with the default, and that both give the same."""
     device, attend = run.device, launcher(run.device, task)
 
-    def timed(shape: attention.Shape, **how: Any) -> float:
+    def timed(shape: Shape, **how: Any) -> float:
         return device.time(lambda _: attend(shape), 1, **how)[0]
 
-    quick: dict[attention.Shape, float] = {}
+    quick: dict[Shape, float] = {}
     for shape in shapes:
         quick[shape] = timed(shape, samples=3, sample_ms=2.0)
         if run.left < LEAST:
@@ -161,12 +162,12 @@ class Pruned:
     def __init__(self, found: dict[str, Task], chip: int, processors: int) -> None:
         workers = max(1, (os.cpu_count() or 2) - 1)
         self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-        self._waiting: dict[str, list[tuple[attention.Shape, Future[bool]]]] = {
+        self._waiting: dict[str, list[tuple[Shape, Future[bool]]]] = {
             name: [(s, self._pool.submit(survives, task, s, chip, processors)) for s in task.shapes()]
             for name, task in found.items()
         }
 
-    def shapes(self, name: str, seconds: float) -> Iterator[attention.Shape]:
+    def shapes(self, name: str, seconds: float) -> Iterator[Shape]:
         """Those of a task that have been compiled within so many seconds."""
         end = time.monotonic() + seconds
         for shape, kept in self._waiting[name]:

@@ -59,11 +59,11 @@ class Terminal:
         if not all("!" <= character <= "~" for character in self.api_key):
             self._leave("the API key (--api-key, OPENAI_API_KEY) holds a blank or a character outside of ASCII")
         try:
+            parts = list(map(image_part, images))
             self.client = connect(self.url, self.api_key)
             self.model = self.model or self._first_model()
             if self.model == DEMONSTRATION:
                 say(ABOUT, style="dim")
-            parts = list(map(image_part, images))
             if question:
                 self.ask(question, parts)
                 return

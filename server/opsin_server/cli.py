@@ -109,8 +109,8 @@ def check(
 
     config = build(EngineConfig, given, CHECK, {"model": str(model)})
     estimate = check_directory(config, gpu)
+    read_encoder(config)  # tokenizer and chat template, too: no verdict before all is read
     show(Console(), estimate_rows(estimate))
-    read_encoder(config)  # tokenizer and chat template, too
     raise typer.Exit(1 if estimate.refusal else 0)
 
 

@@ -22,7 +22,6 @@ from support.talk import assistant, user
 TOKENS = 12
 PICTURES = [oracle.picture(0, 40, 30), oracle.picture(1, 25, 60), oracle.picture(2, 12, 70)]
 TEXT_TEMPLATE = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }}{% endfor %}"
-FAMILIES = [name for name in tiny.FAMILIES if name in words.SPECIAL]
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Family:
     server: Served
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     name: str = request.param
     theirs = tiny.FAMILIES[name].make()

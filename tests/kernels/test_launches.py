@@ -9,7 +9,7 @@ import torch
 
 from opsin_kernels import activations, rotary
 from opsin_kernels import rms_norm as norms
-from opsin_kernels.gpu import attention
+from opsin_kernels.gpu import attention_shapes
 from opsin_server.config import EngineConfig
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
@@ -50,7 +50,7 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
         gpu.specialised.clear()
         for processors, recorded in ((4, False), (132, True)):
             gpu.launched.clear()
-            monkeypatch.setattr(attention, "_processors", lambda device, n=processors: n)
+            monkeypatch.setattr(attention_shapes, "processors_of", lambda device, n=processors: n)
             engine = engines.make_engine(
                 ours, blocks=128, block_size=16, max_context=1300, max_batch_tokens=500, dtype=torch.bfloat16
             )

@@ -326,7 +326,7 @@ def pretended() -> Iterator[Pretended]:
     from triton.runtime.interpreter import GridExecutor
 
     from opsin_kernels import dispatch
-    from opsin_kernels.gpu import attention
+    from opsin_kernels.gpu import attention_shapes
 
     execute = GridExecutor.__call__
 
@@ -335,7 +335,7 @@ def pretended() -> Iterator[Pretended]:
 
     before = DEVICE.launched, DEVICE.recordings
     DEVICE.launched, DEVICE.recordings = [], 0
-    for kept in (attention._processors, attention._name):
+    for kept in (attention_shapes.processors_of, attention_shapes.name_of):
         kept.cache_clear()
     with ExitStack() as stack:
         for name, stand_in in STAND_INS.items():
@@ -349,5 +349,5 @@ def pretended() -> Iterator[Pretended]:
             yield DEVICE
         finally:
             DEVICE.launched, DEVICE.recordings = before
-            for kept in (attention._processors, attention._name):
+            for kept in (attention_shapes.processors_of, attention_shapes.name_of):
                 kept.cache_clear()

@@ -9,18 +9,20 @@ head are packed into the rows of one tile: row m of a tile is query m // G, head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from opsin_kernels.gpu import forms, tuned
+from opsin_kernels.gpu import attention_shapes as shapes
+from opsin_kernels.gpu import forms
+from opsin_kernels.gpu.attention_shapes import Shape
 from opsin_kernels.layout import Bounds
 
 # What differs from step to step must not be compiled into the kernel, or serving would stop to compile it again.
 NUMBERS = ["table_ptr", "starts_ptr", "lengths_ptr", "ranges_ptr"]
+LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -37,6 +39,62 @@ def _sequence_of(starts_ptr, sequences, block, BLOCK_Q: tl.constexpr):
         else:
             high = middle
     return low - 1
+
+
+@triton.jit
+def _place_of(starts_ptr, sequences, block, BLOCK_Q: tl.constexpr, SINGLE: tl.constexpr):
+    """The sequence of a block of queries, its first query row, and the block's first query within it."""
+    if SINGLE:
+        sequence = block
+        start = tl.load(starts_ptr + sequence)
+        first = 0
+    else:
+        sequence = _sequence_of(starts_ptr, sequences, block, BLOCK_Q)
+        start = tl.load(starts_ptr + sequence)
+        first = (block - (start // BLOCK_Q + sequence)) * BLOCK_Q
+    return sequence, start, first
+
+
+@triton.jit
+def _visible(
+    ranges_ptr, row, alive, position, length, WINDOW: tl.constexpr, CAUSAL: tl.constexpr, RANGED: tl.constexpr
+):
+    """Which cached rows each query sees: lo to hi - 1; none where it is not alive."""
+    if RANGED:
+        lo = tl.load(ranges_ptr + 2 * row, mask=alive, other=0)
+        hi = tl.load(ranges_ptr + 2 * row + 1, mask=alive, other=0)
+    else:
+        hi = tl.where(alive, position + 1 if CAUSAL else length, 0)
+        lo = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else tl.zeros_like(position)
+    return lo, hi
+
+
+@triton.jit
+def _slots_of(table_ptr, table_stride, sequence, start, j, there, PAGE: tl.constexpr):
+    """Where the rows j of a sequence lie among all cached rows."""
+    if PAGE:
+        page = tl.load(table_ptr + sequence.to(tl.int64) * table_stride + j // PAGE, mask=there, other=0)
+        slot = page.to(tl.int64) * PAGE + j % PAGE
+    else:
+        slot = (start + j).to(tl.int64)
+    return slot
+
+
+@triton.jit
+def _online_softmax(scores, top, total):
+    """The weights of further scores, what to shrink earlier sums by, and the new maximum and sum of each row."""
+    highest = tl.maximum(top, tl.max(scores, 1))
+    anchor = tl.where(highest == -float("inf"), 0.0, highest)  # a row that sees nothing yet
+    weights = tl.exp2(scores - anchor[:, None])
+    shrink = tl.exp2(top - anchor)
+    return weights, shrink, highest, total * shrink + tl.sum(weights, 1)
+
+
+@triton.jit
+def _capped(scores, softcap):
+    """softcap · tanh(s / softcap), through 2^x, then in the units of 2^x itself."""
+    scores = softcap * (1 - 2 / (1 + tl.exp2(scores / softcap * 2.8853900817779268)))
+    return scores * 1.4426950408889634
 
 
 @triton.jit(do_not_specialize=["sequences", "rows", "table_stride"], do_not_specialize_on_alignment=NUMBERS)
@@ -81,14 +139,7 @@ def attend(
     block = tl.program_id(0)
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
-    if SINGLE:
-        sequence = block
-        start = tl.load(starts_ptr + sequence)
-        first = 0
-    else:
-        sequence = _sequence_of(starts_ptr, sequences, block, block_q)
-        start = tl.load(starts_ptr + sequence)
-        first = (block - (start // block_q + sequence)) * block_q
+    sequence, start, first = _place_of(starts_ptr, sequences, block, block_q, SINGLE)
     count = tl.load(starts_ptr + sequence + 1) - start
     if first >= count:
         return
@@ -99,13 +150,8 @@ def attend(
     head = kv_head * group + m % group
     alive = (query < count) & (m < block_q * group)
     row = (start + query).to(tl.int64)
-    if RANGED:
-        lo = tl.load(ranges_ptr + 2 * row, mask=alive, other=0)
-        hi = tl.load(ranges_ptr + 2 * row + 1, mask=alive, other=0)
-    else:
-        position = length - count + query
-        hi = tl.where(alive, position + 1 if CAUSAL else length, 0)
-        lo = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else tl.zeros_like(position)
+    position = length - count + query
+    lo, hi = _visible(ranges_ptr, row, alive, position, length, WINDOW, CAUSAL, RANGED)
     # The tile's own range of keys: a window starts late, a causal tile ends early.
     begin = tl.min(tl.where(alive & (lo < hi), lo, length))
     end = tl.minimum(tl.max(hi), length)
@@ -129,11 +175,7 @@ def attend(
     for at in range(begin, end, TILE):
         j = at + tl.arange(0, TILE)
         there = j < end
-        if PAGE:
-            page = tl.load(table_ptr + sequence.to(tl.int64) * table_stride + j // PAGE, mask=there, other=0)
-            slot = page.to(tl.int64) * PAGE + j % PAGE
-        else:
-            slot = (start + j).to(tl.int64)
+        slot = _slots_of(table_ptr, table_stride, sequence, start, j, there, PAGE)
         k_base = k_ptr + slot * kv_stride + kv_head * SIZE
         k_low = tl.load(k_base[None, :] + d_low[:, None], mask=there[None, :] & (d_low < SIZE)[:, None], other=0.0)
         scores = tl.dot(q_low, k_low.to(q_low.dtype), input_precision="ieee")
@@ -146,17 +188,10 @@ def attend(
             factors = slot * scale_stride + kv_head
             scores = scores * tl.load(k_scale_ptr + factors, mask=there, other=0.0)[None, :]
         if CAPPED:
-            # softcap · tanh(s / softcap), through 2^x, then to the units of 2^x itself
-            scores = softcap * (1 - 2 / (1 + tl.exp2(scores / softcap * 2.8853900817779268)))
-            scores = scores * 1.4426950408889634
+            scores = _capped(scores, softcap)
         seen = (j[None, :] >= lo[:, None]) & (j[None, :] < hi[:, None]) & there[None, :]
         scores = tl.where(seen, scores, -float("inf"))
-        highest = tl.maximum(top, tl.max(scores, 1))
-        anchor = tl.where(highest == -float("inf"), 0.0, highest)  # a row that sees nothing yet
-        weights = tl.exp2(scores - anchor[:, None])
-        shrink = tl.exp2(top - anchor)
-        total = total * shrink + tl.sum(weights, 1)
-        top = highest
+        weights, shrink, top, total = _online_softmax(scores, top, total)
         if SCALED:
             weights = weights * tl.load(v_scale_ptr + factors, mask=there, other=0.0)[None, :]
         v_base = v_ptr + slot * kv_stride + kv_head * SIZE
@@ -214,73 +249,6 @@ def merge(
     tl.store(out_ptr + row * SIZE + d, out.to(out_ptr.dtype.element_ty), mask=d < SIZE)
 
 
-# ------------------------------------------------------------------------------------------------ launching
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a launch is specialised for: sizes and the tile that suits them."""
-
-    heads: int
-    kv_heads: int
-    size: int
-    page: int
-    block_m: int
-    tile: int
-    warps: int
-    stages: int
-
-    @property
-    def block_q(self) -> int:
-        """Queries of one tile."""
-        return self.block_m // (self.heads // self.kv_heads)
-
-
-def shape_for(
-    heads: int, kv_heads: int, size: int, page: int, longest_query: int, *, bits: int = 16, device: str | None = None
-) -> Shape:
-    """What was measured on a device of that name; without, what fits every chip. bits: of a key's number.
-
-    Decode: as many rows as a group has, at least the 16 of a tensor core. Prefill: 64, which fits every chip; with
-    heads wider than 64 over 8 warps (4 spill 40 bytes on sm_80 and sm_120)."""
-    group = heads // kv_heads
-    measured = tuned.attention_tile(device, group, size, page, longest_query) if device and bits == 16 else None
-    if measured is not None:
-        return Shape(heads, kv_heads, size, page, *(measured[name] for name in tuned.FIELDS))
-    least = max(16, triton.next_power_of_2(group))
-    decode = longest_query == 1
-    block_m, tile = (least, 64) if decode else (max(64, least), 32 if size > 128 else 64)
-    wide = not decode and 64 < size <= 128  # (where two stages spill on sm_120, as 8-bit decode does on sm_100)
-    stages = 3 if wide or (bits == 8 and decode) else 2
-    return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, stages)
-
-
-def shapes_of(
-    heads: int, kv_heads: int, size: int, page: int, bits: int, device: str | None
-) -> set[tuple[Shape, bool]]:
-    """Those that `shape_for` gives for any number of queries, and whether that number is one."""
-    queries = {1, 1024} | ({e["queries"] for e in tuned.table(device)} if device else set())
-    return {(shape_for(heads, kv_heads, size, page, n, bits=bits, device=device), n == 1) for n in queries}
-
-
-def decode_parts(
-    heads: int, kv_heads: int, size: int, page: int, sequences: int, longest: int, place: torch.device
-) -> int:
-    """The parts that `attention` splits the keys of decoding sequences into."""
-    shape = shape_for(heads, kv_heads, size, page, 1, device=_name(place))
-    return splits_for(sequences * kv_heads, longest, _processors(place), shape.tile)
-
-
-def splits_for(programs: int, longest: int, processors: int, tile: int) -> int:
-    """Parts that the keys are split into: enough programs for twice the processors, none with less than two tiles.
-    Continuous in batch size and length, so that nothing falls off a cliff."""
-    wanted = -(-2 * processors // max(1, programs))
-    return max(1, min(wanted, longest // (2 * tile), MAX_SPLITS))
-
-
-MAX_SPLITS = 128  # with two key heads and one sequence, still a program for each of 132 processors
-
-
 def attention(
     q: Tensor,
     k: Tensor,
@@ -307,17 +275,19 @@ def attention(
     rows, heads, size = q.shape
     out = torch.empty((rows, heads, size), device=q.device, dtype=q.dtype) if out is None else out
     if shape is None:
-        name, bits = _name(q.device), 8 * k.element_size()
-        shape = shape_for(heads, k.shape[1], size, page, bounds.longest_query, bits=bits, device=name)
+        name, bits = shapes.name_of(q.device), 8 * k.element_size()
+        shape = shapes.shape_for(heads, k.shape[1], size, page, bounds.longest_query, bits=bits, device=name)
     sequences, single = len(bounds.lengths), bounds.longest_query == 1
     if splits is None:
         tiles = sequences if single else rows // shape.block_q + sequences
-        splits = splits_for(tiles * shape.kv_heads, bounds.longest, _processors(q.device), shape.tile)
-    if q.stride(1) != size or k.stride(1) != size or k.stride(0) != v.stride(0) or splits > MAX_SPLITS:
-        raise ValueError(f"heads must be dense, rows of k and v equally far apart, parts at most {MAX_SPLITS}")
+        splits = shapes.splits_for(tiles * shape.kv_heads, bounds.longest, shapes.processors_of(q.device), shape.tile)
+    if q.stride(1) != size or k.stride(1) != size or k.stride(0) != v.stride(0) or splits > shapes.MAX_SPLITS:
+        raise ValueError(f"heads must be dense, rows of k and v equally far apart, parts at most {shapes.MAX_SPLITS}")
     call = Call(q, k, v, bounds, out, page, causal, window, float(softcap), ranges, scale or size**-0.5, scales)
     if forms.every_form():
-        for other, one in shapes_of(heads, k.shape[1], size, page, 8 * k.element_size(), _name(q.device)):
+        for other, one in shapes.shapes_of(
+            heads, k.shape[1], size, page, 8 * k.element_size(), shapes.name_of(q.device)
+        ):
             for parts in (1, 2):
                 _launch(call, other, parts, one)
     _launch(call, shape, splits, single)
@@ -363,7 +333,16 @@ def _launch(call: Call, shape: Shape, splits: int, single: bool) -> None:
     if splits > 1:
         padded = triton.next_power_of_2(size)
         merge[(rows * heads,)](
-            parts, norms, out, rows * heads, splits, SIZE=size, PADDED=padded, MOST=MAX_SPLITS, STEP=32, num_warps=4
+            parts,
+            norms,
+            out,
+            rows * heads,
+            splits,
+            SIZE=size,
+            PADDED=padded,
+            MOST=shapes.MAX_SPLITS,
+            STEP=32,
+            num_warps=4,
         )
 
 
@@ -372,16 +351,3 @@ def halves(size: int) -> tuple[int, int]:
     low = max(16, 1 << (size.bit_length() - 1))
     rest = size - low
     return low, 0 if rest <= 0 else max(16, triton.next_power_of_2(rest))
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-@cache
-def _name(device: torch.device) -> str | None:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
-
-
-LOG2_E = 1.4426950408889634

@@ -11,6 +11,7 @@ from torch import Tensor
 from opsin_kernels.activations import ACTIVATIONS, Activation
 from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, penalties, rotary, sampling
 from opsin_kernels.gpu import rms_norm as norms
+from opsin_kernels.gpu.attention_shapes import Shape
 from opsin_kernels.layout import Bounds
 from opsin_kernels.tools.compile_facts import Launch
 
@@ -84,7 +85,7 @@ def attend(
     ranged: bool = False,
     window: int = 0,
     softcap: float = 0.0,
-    shape: attention.Shape | None = None,
+    shape: Shape | None = None,
 ) -> None:
     """One sequence; keys in pages of `page` rows, or 0: packed with the queries."""
     q = empty(queries, heads + 2 * kv_heads, size)

@@ -67,7 +67,9 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
         # One private answer condemns the host, and an unknown host reads the same: else the difference would tell
         # a caller which names exist inside.
         if not addresses or None in addresses:
-            raise refused("the image's host does not resolve to a public address (--media-allow opens private ones)")
+            raise refused(
+                "The image's host is unknown, or its address is not public (--media-allow opens private ones)"
+            )
         tries = [address for address in addresses if address is not None][:MAX_TRIES]
         failure: Exception = httpcore2.ConnectError()
         for address in tries:

@@ -18,10 +18,10 @@ def decode_data_url(source: str, limits: MediaLimits) -> bytes:
     """`source` starts with "data:". Raises BadRequest for a bad or oversized one, or one that is not an image."""
     comma = source.find(",", 0, MAX_HEADER)
     if comma < 0:
-        raise invalid(f"the data: URL has no comma in its first {MAX_HEADER} characters")
+        raise invalid(f"The data: URL has no comma in its first {MAX_HEADER} characters")
     mime, *parameters = (part.strip().lower() for part in source[len("data:") : comma].split(";"))
     if not mime.startswith("image/"):
-        raise invalid(f"the data: URL declares {mime[:60]!r}, not an image type such as image/png")
+        raise invalid(f"The data: URL declares {mime[:60]!r}, not an image type such as image/png")
     if parameters[-1:] == ["base64"]:
         return _base64(source, comma + 1, limits)
     return _unescape(source, comma + 1, limits.max_image_bytes, limits)
@@ -43,7 +43,7 @@ def _base64(source: str, start: int, limits: MediaLimits) -> bytes:
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:
-        raise invalid("the data: URL is not valid base64") from None
+        raise invalid("The data: URL is not valid base64") from None
 
 
 def _unescape(source: str, start: int, most: int, limits: MediaLimits) -> bytes:

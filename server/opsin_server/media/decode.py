@@ -22,14 +22,14 @@ def decode(still: EncodedImage) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(BytesIO(still.data), formats=(still.format,)) as image:
             if image.size != (still.width, still.height):
-                raise invalid(f"{still.format} gives two different sizes")
+                raise invalid(f"The {still.format} gives two different sizes")
             image.load()
             pixels = flatten(image)
     except (OpsinError, MemoryError):
         raise
     except Exception:
         # On damaged bytes Pillow raises nearly every type there is. Its text stays here: it can hold addresses.
-        raise invalid(f"{still.format} is truncated or damaged") from None
+        raise invalid(f"The {still.format} is truncated or damaged") from None
     return np.ascontiguousarray(turn_upright(pixels, still.orientation))
 
 

@@ -35,8 +35,8 @@ def read_still(data: bytes) -> EncodedImage:
         if webp.is_webp(data):
             return webp.read_webp(data)
     except (struct.error, IndexError):  # a field that should be there lies past the end
-        raise invalid("image is truncated or damaged") from None
-    raise invalid(f"image is {_name(data)}; PNG, JPEG, WEBP and GIF are accepted")
+        raise invalid("The image is truncated or damaged") from None
+    raise invalid(f"The image is {_name(data)}; PNG, JPEG, WEBP and GIF are accepted")
 
 
 def _name(data: bytes) -> str:

@@ -25,15 +25,15 @@ def check_size(still: EncodedImage, limits: MediaLimits) -> None:
     pixels = still.width * still.height
     size = f"{still.width} x {still.height}"
     if pixels == 0:
-        raise invalid(f"image is {size} pixels")
+        raise invalid(f"The image is {size} pixels")
     if pixels > limits.max_image_pixels:
         limit = f"{limits.max_image_pixels:,} (--max-image-pixels)"
-        raise BadRequest(f"image is {size} = {pixels:,} pixels; the limit is {limit}", code="image_too_large")
+        raise BadRequest(f"The image is {size} = {pixels:,} pixels; the limit is {limit}", code="image_too_large")
 
 
 def too_many_bytes(size: str, limits: MediaLimits) -> BadRequest:
     limit = f"{limits.max_image_bytes:,} (--max-image-bytes)"
-    return BadRequest(f"image is {size} bytes; the limit is {limit}", code="image_too_large")
+    return BadRequest(f"The image is {size} bytes; the limit is {limit}", code="image_too_large")
 
 
 def invalid(message: str) -> BadRequest:

@@ -29,9 +29,9 @@ async def fetch(url: Url, limits: MediaLimits, network: Network) -> bytes:
             return await _follow(url, limits, network)
     except TimeoutError:
         limit = f"{limits.fetch_timeout:g} s (--media-timeout)"
-        raise failed(f"fetching the image from {url.host} took longer than the limit of {limit}") from None
+        raise failed(f"Fetching the image from {url.host} took longer than the limit of {limit}") from None
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
-        raise failed(f"the image could not be fetched from {url.host}: no complete HTTP answer") from None
+        raise failed(f"The image could not be fetched from {url.host}: no complete HTTP answer") from None
 
 
 async def _follow(url: Url, limits: MediaLimits, network: Network) -> bytes:
@@ -45,18 +45,18 @@ async def _follow(url: Url, limits: MediaLimits, network: Network) -> bytes:
                 if response.status not in _REDIRECTS or not location:
                     return await _body(response, limits)
                 url = join_url(url, location)
-        raise failed(f"the image URL redirects more than {MAX_REDIRECTS} times")
+        raise failed(f"The image URL redirects more than {MAX_REDIRECTS} times")
 
 
 async def _body(response: httpcore2.Response, limits: MediaLimits) -> bytes:
     if response.status != 200:
-        raise failed(f"the image's server answered with status {response.status}")
+        raise failed(f"The image's server answered with status {response.status}")
     kind = _header(response, b"content-type").decode("latin-1").partition(";")[0].strip().lower()
     if kind not in _UNTYPED and not kind.startswith("image/"):
-        raise BadRequest(f"the image URL answers with {kind[:60]!r}, not an image", code="invalid_image")
+        raise BadRequest(f"The image URL answers with {kind[:60]!r}, not an image", code="invalid_image")
     # Asked for identity; whoever compresses all the same could make much of little.
     if _header(response, b"content-encoding").lower() not in (b"", b"identity"):
-        raise failed("the image's server answered with a compressed body, which is not accepted")
+        raise failed("The image's server answered with a compressed body, which is not accepted")
     declared = _header(response, b"content-length")
     if declared.isdigit() and int(declared) > limits.max_image_bytes:
         raise too_many_bytes(f"{int(declared):,}", limits)
@@ -69,7 +69,7 @@ async def _body(response: httpcore2.Response, limits: MediaLimits) -> bytes:
             if len(body) > limits.max_image_bytes:
                 raise too_many_bytes(f"more than {limits.max_image_bytes:,}", limits)
             if pieces > MAX_PIECES:
-                raise failed(f"the image's server sent its answer in more than {MAX_PIECES:,} pieces")
+                raise failed(f"The image's server sent its answer in more than {MAX_PIECES:,} pieces")
             if pieces % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
     return bytes(body)

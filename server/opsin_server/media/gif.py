@@ -21,12 +21,12 @@ def read_gif(data: bytes) -> EncodedImage:
         if data[at] == _IMAGE:
             break
         if data[at] != _EXTENSION:
-            raise invalid("GIF holds no picture")
+            raise invalid("The GIF holds no picture")
         start, at = at, _after_blocks(data, at + 2)
         if data[start + 1] == _GRAPHIC_CONTROL:  # which colour is transparent
             control = data[start:at]
     else:
-        raise invalid(f"GIF has more than {MAX_EXTENSIONS} extensions before its first frame")
+        raise invalid(f"The GIF has more than {MAX_EXTENSIONS} extensions before its first frame")
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
     # A frame may reach beyond the screen; Pillow grows the picture then.
     size = max(width, left + frame_width), max(height, top + frame_height)
@@ -46,4 +46,4 @@ def _after_blocks(data: bytes, at: int) -> int:
         at += 1 + size
         if size == 0:
             return at
-    raise invalid(f"GIF has an extension of more than {MAX_BLOCKS:,} blocks")
+    raise invalid(f"The GIF has an extension of more than {MAX_BLOCKS:,} blocks")

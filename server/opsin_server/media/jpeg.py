@@ -31,7 +31,7 @@ def read_jpeg(data: bytes) -> EncodedImage:
     for _ in range(MAX_SEGMENTS):
         marker = _MARKER.search(data, at)
         if marker is None:
-            raise invalid("JPEG is truncated")
+            raise invalid("The JPEG is truncated")
         kind = marker[1][0]
         if scans:  # the compressed pixels up to here
             parts.append(view[at : marker.start()])
@@ -43,23 +43,23 @@ def read_jpeg(data: bytes) -> EncodedImage:
         (length,) = struct.unpack_from(">H", data, at)
         body, at = data[at : at + length], at + length
         if length < 2 or at > len(data):
-            raise invalid("JPEG is truncated")
+            raise invalid("The JPEG is truncated")
         if kind in _FRAMES:
             if size is not None:
-                raise invalid("JPEG has two frame headers")
+                raise invalid("The JPEG has two frame headers")
             height, width = struct.unpack_from(">HH", body, 3)
             size = width, height
         scans += kind == _SCAN
         if scans > MAX_SCANS:
-            raise invalid(f"JPEG has more than {MAX_SCANS} scans")
+            raise invalid(f"The JPEG has more than {MAX_SCANS} scans")
         if kind == _APP1 and body[2:8] == b"Exif\0\0":
             exif = exif or body[2:]
         elif _is_needed(kind, body):
             parts += [marker[0], body]
     else:
-        raise invalid(f"JPEG has more than {MAX_SEGMENTS:,} segments")
+        raise invalid(f"The JPEG has more than {MAX_SEGMENTS:,} segments")
     if size is None or not scans:
-        raise invalid("JPEG holds no picture")
+        raise invalid("The JPEG holds no picture")
     return EncodedImage("JPEG", *size, b"".join([*parts, b"\xff\xd9"]), read_orientation(exif))
 
 

@@ -39,7 +39,7 @@ class Budget:
         self._spent += still.width * still.height
         if self._spent > self._limit:
             limit = f"{self._limit:,} (--max-request-pixels)"
-            message = f"the request's images have {self._spent:,} pixels together; the limit is {limit}"
+            message = f"The request's images have {self._spent:,} pixels together; the limit is {limit}"
             raise BadRequest(message, code="image_too_large")
 
 
@@ -56,7 +56,7 @@ async def load_images(
     BadRequest; the other images' fetches have then ended, and a decoding that has begun runs out in its thread.
     """
     if len(sources) > limits.max_images:
-        message = f"the request has {len(sources)} images; the limit is {limits.max_images} (--max-images)"
+        message = f"The request has {len(sources)} images; the limit is {limits.max_images} (--max-images)"
         raise BadRequest(message, param=params[limits.max_images] if params else None, code="too_many_images")
     plans = []
     for index, source in enumerate(sources):  # all of them before the first fetch: a bad one costs no work

@@ -22,10 +22,10 @@ def read_png(data: bytes) -> EncodedImage:
         length, kind = struct.unpack_from(">I4s", data, at)
         body, end = at + 8, at + 12 + length
         if end > len(data):
-            raise invalid("PNG is truncated")
+            raise invalid("The PNG is truncated")
         if kind in _KEPT:
             if crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
-                raise invalid("PNG is damaged: a checksum does not match")
+                raise invalid("The PNG is damaged: a checksum does not match")
             if kind == b"IDAT":
                 pixels.append(view[body : end - 4])
             else:
@@ -34,7 +34,7 @@ def read_png(data: bytes) -> EncodedImage:
             break
         at = end
     else:
-        raise invalid(f"PNG has more than {MAX_CHUNKS:,} chunks")
+        raise invalid(f"The PNG has more than {MAX_CHUNKS:,} chunks")
     header = first.get(b"IHDR", b"")
     width, height, depth, color = struct.unpack_from(">IIBB", header)
     parts = [SIGNATURE, *_chunk(b"IHDR", header)]

@@ -14,6 +14,7 @@ _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOT
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 # No percent-escapes, no "@", nothing outside ASCII: every spelling that two parsers could read differently.
 _AUTHORITY = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([a-zA-Z0-9._-]+))(?::([0-9]{0,5}))?")
+_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # what PNG, JPEG, GIF and WEBP begin with
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 
 
@@ -40,17 +41,18 @@ def parse_url(text: str) -> Url:
     """Raises BadRequest for anything that is not plainly an http(s) URL."""
     parts = _URL.fullmatch(text) if text[:8].lower().startswith(("http://", "https://")) else None
     if parts is None:
-        raise refused("an image URL must be a data: URL or start with http:// or https://")
+        hint = "; bare base64 needs data:image/png;base64, before it" if text.startswith(_BASE64) else ""
+        raise refused(f"An image URL must be a data: URL or start with http:// or https://{hint}")
     _check_characters(text)
     scheme, authority, rest = parts[1].lower(), parts[2], parts[3]
     if "@" in authority:
-        raise refused("an image URL must not carry a user name or password")
+        raise refused("An image URL must not carry a user name or password")
     place = _AUTHORITY.fullmatch(authority)
     if place is None:
-        raise refused("the image URL's host is not valid (an international name must be in its xn-- form)")
+        raise refused("The image URL's host is not valid (an international name must be in its xn-- form)")
     port = int(place[3] or _default_port(scheme))
     if not 0 < port < 65536:
-        raise refused(f"the image URL's port is {port}; ports are 1 to 65535")
+        raise refused(f"The image URL's port is {port}; ports are 1 to 65535")
     host = _ipv6(place[1]) if place[1] else _name(place[2])
     target = rest if rest.startswith("/") else "/" + rest
     return Url(scheme, host, port, quote(target, safe=punctuation))
@@ -64,7 +66,7 @@ def join_url(base: Url, location: bytes) -> Url:
         # Not through urljoin when it names a scheme: that reads "http:/x" as a path here, a browser as a host.
         return parse_url(text if _SCHEME.match(text) else urljoin(str(base), text))
     except ValueError:  # not UTF-8, or brackets that urljoin cannot read
-        raise refused("the redirect's address is not valid") from None
+        raise refused("The redirect's address is not valid") from None
 
 
 def refused(message: str) -> BadRequest:
@@ -73,16 +75,16 @@ def refused(message: str) -> BadRequest:
 
 def _check_characters(text: str) -> None:
     if len(text) > MAX_LENGTH:
-        raise refused(f"the image URL has {len(text):,} characters; the limit is {MAX_LENGTH:,}")
+        raise refused(f"The image URL has {len(text):,} characters; the limit is {MAX_LENGTH:,}")
     # isprintable() is false for controls, for every space but " ", for zero-width characters and lone surrogates.
     if not text.isprintable() or " " in text or "\\" in text:
-        raise refused("the image URL holds a space, a control character or a backslash")
+        raise refused("The image URL holds a space, a control character or a backslash")
 
 
 def _name(host: str) -> str:
     name = host.lower().removesuffix(".")
     if len(name) > 253 or not all(map(_LABEL.fullmatch, name.split("."))):
-        raise refused("the image URL's host is not a valid name")
+        raise refused("The image URL's host is not a valid name")
     return name
 
 
@@ -90,7 +92,7 @@ def _ipv6(host: str) -> str:
     try:
         return str(IPv6Address(host))
     except AddressValueError:
-        raise refused("the image URL's host is not a valid IPv6 address") from None
+        raise refused("The image URL's host is not a valid IPv6 address") from None
 
 
 def _default_port(scheme: str) -> int:

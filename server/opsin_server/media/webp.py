@@ -18,7 +18,7 @@ def is_webp(data: bytes) -> bool:
 def read_webp(data: bytes) -> EncodedImage:
     stop = 8 + int.from_bytes(data[4:8], "little")
     if stop > len(data):
-        raise invalid("WEBP is truncated")
+        raise invalid("The WEBP is truncated")
     first: dict[bytes, bytes] = {}
     at = 12
     for _ in range(MAX_CHUNKS):
@@ -27,12 +27,12 @@ def read_webp(data: bytes) -> EncodedImage:
         kind, length = struct.unpack_from("<4sI", data, at)
         at += 8
         if at + length > stop:
-            raise invalid("WEBP is truncated")
+            raise invalid("The WEBP is truncated")
         if kind in _KEPT or kind == b"EXIF":
             first.setdefault(kind, data[at : at + length])
         at += length + length % 2
     else:
-        raise invalid(f"WEBP has more than {MAX_CHUNKS:,} chunks")
+        raise invalid(f"The WEBP has more than {MAX_CHUNKS:,} chunks")
     exif = first.pop(b"EXIF", b"")
     body = b"".join(
         part
@@ -54,4 +54,4 @@ def _size(chunks: dict[bytes, bytes]) -> tuple[int, int]:
     if lossy := chunks.get(b"VP8 "):
         width, height = struct.unpack_from("<HH", lossy, 6)
         return width & 0x3FFF, height & 0x3FFF
-    raise invalid("WEBP holds no picture")
+    raise invalid("The WEBP holds no picture")

@@ -18,6 +18,7 @@ from opsin_server.text.convert_tiktoken import convert
 from opsin_server.text.token_bytes import BYTE, Json
 
 CONVERT = "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+OTHER_FORMS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 
@@ -39,7 +40,11 @@ def read_tokenizer(directory: Path) -> Read:
     elif (converted := convert(directory)) is not None:
         document, names = converted[0], dict(converted[1])
     else:
-        raise SpecError(f"{directory} has no tokenizer.json; make one where you trust the model: {CONVERT}")
+        convertible = any((directory / name).is_file() for name in OTHER_FORMS)
+        way = (
+            f"make one where you trust the model: {CONVERT}" if convertible else "copy it from where the model is from"
+        )
+        raise SpecError(f"{directory} has no tokenizer.json; {way}")
     try:
         # (not from_file: the library takes no path that is no UTF-8)
         backend = Backend.from_buffer(path.read_bytes()) if path.is_file() else Backend.from_str(json.dumps(document))

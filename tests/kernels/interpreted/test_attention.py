@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.gpu import attention as gpu
+from opsin_kernels.gpu.attention_shapes import splits_for
 from opsin_kernels.layout import Bounds
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -137,9 +138,9 @@ def test_attention_is_its_definition(name: str) -> None:
 def test_the_number_of_parts_falls_off_no_cliff(heads: int) -> None:
     """One sequence more never needs fewer programs, and a long context is never left to few."""
     for longest in (100, 1000, 10000, 100000):
-        programs = [batch * heads * gpu.splits_for(batch * heads, longest, 132, 64) for batch in range(1, 257)]
+        programs = [batch * heads * splits_for(batch * heads, longest, 132, 64) for batch in range(1, 257)]
         assert all(b >= 0.5 * a for a, b in pairwise(programs))
-        assert max(gpu.splits_for(1, longest, 132, 64), 1) <= max(1, longest // 128)
+        assert max(splits_for(1, longest, 132, 64), 1) <= max(1, longest // 128)
 
 
 @pytest.mark.parametrize("queries", [[1, 1], [3, 1]])

@@ -80,9 +80,9 @@ def test_sizes_reach_the_largest_and_waste_little() -> None:
 
 
 def test_contexts_with_as_many_parts_share_a_recording(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from opsin_kernels.gpu import attention
+    from opsin_kernels.gpu import attention_shapes
 
-    monkeypatch.setattr(attention, "_processors", lambda device: 132)
+    monkeypatch.setattr(attention_shapes, "processors_of", lambda device: 132)
     ours = oracle.saved(tiny.FAMILIES["llava"].make(), tmp_path)
     made: list[object] = []
     graphs = DecodeGraphs(

@@ -327,6 +327,8 @@ def test_an_error_names_the_field_as_it_was_written() -> None:
     assert error.param == "messages[0].content[0].text"
     many = refused(logit_bias={str(token): 1 for token in range(1025)})
     assert many.message == "Invalid value for 'logit_bias': dictionary should have at most 1024 items"
+    assert refused(temperature=2.5).message.endswith("less than or equal to 2, not 2.5")
+    assert refused(max_tokens=-(10**40)).message.endswith(f", not -{10**38}")  # its first 40 characters
     body = json.dumps(request(user="@")).replace('"@"', "NaN")
     with pytest.raises(BadRequest, match=r"^Invalid value for 'user': it must not hold NaN or infinity"):
         parse(ChatRequest, body.encode())

@@ -265,7 +265,9 @@ def test_content_types(plain: Any, content_type: str | None, status: int) -> Non
     )
     with plain.connect() as raw:
         raw.sendall(head.encode("latin-1") + data)
-        assert read_all(raw).startswith(f"HTTP/1.1 {status}".encode())
+        answer = read_all(raw)
+    assert answer.startswith(f"HTTP/1.1 {status}".encode())
+    assert (b'"unsupported_content_type"' in answer) == (status == 400)
 
 
 def test_a_body_that_stops_coming_times_out(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,9 +162,9 @@ def test_what_no_route_takes_is_a_refusal_in_the_log_as_well(start: Any, caplog:
     assert get(server, "/v1/nothing")[0] == 404
     assert get(server, "/v1/chat/completions")[0] == 405
     wait_for(lambda: len(caplog.records) == 2)
-    assert [re.findall(r"(?:status|end)=(\w+)", record.getMessage()) for record in caplog.records] == [
-        ["404", "refused"],
-        ["405", "refused"],
+    assert [re.findall(r"(?:status|end|code)=(\w+)", record.getMessage()) for record in caplog.records] == [
+        ["404", "refused", "unknown_url"],
+        ["405", "refused", "method_not_allowed"],
     ]
 
 

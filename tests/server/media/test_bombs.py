@@ -270,7 +270,7 @@ def test_pictures_too_large_are_refused_by_name(kit) -> None:
 def test_the_message_has_the_size(kit) -> None:
     message = refuse(kit, size_bombs(kit)["PNG 13000 x 13000, one bit"]).message
     limit = "the limit is 40,000,000 (--max-image-pixels)"
-    assert message == f"image is 13000 x 13000 = 169,000,000 pixels; {limit}"
+    assert message == f"The image is 13000 x 13000 = 169,000,000 pixels; {limit}"
 
 
 def test_broken_files_are_invalid(kit) -> None:
@@ -280,7 +280,7 @@ def test_broken_files_are_invalid(kit) -> None:
 
 def test_a_picture_without_pixels_is_refused_by_its_size(kit) -> None:
     message = refuse(kit, broken_files(kit)["PNG 0 x 5"]).message
-    assert message == "image is 0 x 5 pixels"
+    assert message == "The image is 0 x 5 pixels"
 
 
 def test_other_formats_are_refused_by_name(kit) -> None:

@@ -210,7 +210,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread(kit) -> None:
     start = time.monotonic()
     error, _ = get(kit, {"/": serve})
     assert time.monotonic() - start < 3
-    assert error.message == "image is 20,971,521 bytes; the limit is 20,971,520 (--max-image-bytes)"
+    assert error.message == "The image is 20,971,521 bytes; the limit is 20,971,520 (--max-image-bytes)"
     assert error.code == "image_too_large"
     assert sent == ["cut"]
 
@@ -230,7 +230,7 @@ def test_an_endless_body_is_cut_at_the_limit(kit, head: bytes, frame: bytes) -> 
             sent += 65536
 
     error, _ = get(kit, {"/": serve}, limits=MediaLimits(max_image_bytes=2**20, allow=ALLOW))
-    assert error.message == "image is more than 1,048,576 bytes; the limit is 1,048,576 (--max-image-bytes)"
+    assert error.message == "The image is more than 1,048,576 bytes; the limit is 1,048,576 (--max-image-bytes)"
     assert sent < 2**20 + 12 * 2**20  # what the two sockets may hold
 
 

@@ -77,7 +77,7 @@ def test_too_many_images_are_refused_before_any_fetch(kit) -> None:
             limits = MediaLimits(max_images=2, allow=ALLOW)
             with pytest.raises(BadRequest) as caught:
                 await load_images([f"http://127.0.0.1:{server.port}/"] * 3, limits, ["a", "b", "c"])
-            assert caught.value.message == "the request has 3 images; the limit is 2 (--max-images)"
+            assert caught.value.message == "The request has 3 images; the limit is 2 (--max-images)"
             assert (caught.value.code, caught.value.param) == ("too_many_images", "c")
             assert server.requests == []
 
@@ -91,7 +91,7 @@ def test_the_pixels_of_a_request_are_summed_before_decoding(kit, monkeypatch) ->
     with pytest.raises(BadRequest) as caught:
         asyncio.run(load_images(sources, MediaLimits(max_request_pixels=299)))
     limit = "the limit is 299 (--max-request-pixels)"
-    assert caught.value.message == f"the request's images have 300 pixels together; {limit}"
+    assert caught.value.message == f"The request's images have 300 pixels together; {limit}"
     assert caught.value.code == "image_too_large"
     assert len(decoded) <= 2
     assert len(asyncio.run(load_images(sources, MediaLimits(max_request_pixels=300)))) == 3

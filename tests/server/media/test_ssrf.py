@@ -334,6 +334,7 @@ def test_host_and_certificate_name_stay_the_urls(kit, image) -> None:
 def test_a_picture_without_its_data_url_is_told_what_is_missing(kit) -> None:
     error = refusal(kit.FakeInternet({}, lambda *_: b""), "iVBORw0KGgo" * 10**6)
     assert "must be a data: URL or start with http" in error.message
+    assert "bare base64 needs data:image/png;base64, before it" in error.message
 
 
 def test_an_unknown_and_a_private_name_read_the_same(kit, image) -> None:

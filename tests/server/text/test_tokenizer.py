@@ -121,6 +121,9 @@ def test_truncation_and_padding_of_the_file_are_ignored(cases, tmp_path):
 
 
 def test_files_that_do_not_load(tmp_path):
+    with pytest.raises(SpecError, match=r"no tokenizer\.json; copy it"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(SpecError, match=r"no tokenizer\.json.*save_pretrained"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

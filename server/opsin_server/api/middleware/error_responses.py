@@ -45,7 +45,7 @@ class ErrorResponsesMiddleware:
             if scope["type"] != "http":
                 raise
             known = known_error(failure, scope)
-            scope["opsin.request"].end = "failed" if started else "refused"
+            scope["opsin.request"].end, scope["opsin.request"].code = "failed" if started else "refused", known.code
             if not started:
                 await response(known)(scope, receive, send)
 

@@ -30,7 +30,7 @@ class RequestLog:
     """Filled by those who know: this middleware, the place where errors become responses, the chat route.
 
     end: what came instead of an orderly end; without one, why the answer finished. model, usage: of a request that
-    asked for an answer.
+    asked for an answer. code: the error's, as its body has it.
     """
 
     id: str
@@ -39,6 +39,7 @@ class RequestLog:
     status: int = 0  # 0: no response has been started
     route: str = "other"
     end: str | None = None
+    code: str | None = None
     model: str | None = None
     usage: TokenUsage = field(default_factory=TokenUsage)
 
@@ -105,6 +106,8 @@ def line(request: RequestLog, version: str, seconds: float) -> str:
         ("end", request.end or request.usage.finish or "answered"),
         ("seconds", f"{seconds:.4f}"),
     ]
+    if request.code is not None:
+        parts.append(("code", request.code))
     if request.model is not None:
         usage = request.usage
         parts += [

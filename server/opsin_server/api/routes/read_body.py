@@ -39,7 +39,8 @@ async def read_body(request: Request, limit: int) -> bytearray:
     headers = request.headers
     content_type = headers.get("content-type", "application/json")
     if not re.fullmatch(r"application/(.+\+)?json", content_type.partition(";")[0].strip().lower()):
-        raise BadRequest(f"The content type must be application/json, not {content_type[:100]}")
+        sentence = f"The content type must be application/json, not {content_type[:100]}"
+        raise BadRequest(sentence, code="unsupported_content_type")
     if int(headers.get("content-length", "0")) > limit:
         raise _too_large(limit, headers["content-length"])
     body, more, began = bytearray(), True, time.monotonic()
@@ -75,7 +76,7 @@ def parse(model: type[Model], body: bytes | bytearray) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         raise describe(first) from None
 
 
@@ -93,7 +94,10 @@ def describe(error: ErrorDetails) -> BadRequest:
         return BadRequest(f"Unsupported value for '{param}': {error['msg']}", param=param, code=UNSUPPORTED)
     if not param:
         return BadRequest("The body must be a JSON object", code="invalid_type")
-    return BadRequest(f"Invalid value for '{param}': {_sentence(error['msg'])}", param=param, code="invalid_value")
+    reason = _sentence(error["msg"])
+    if kind.startswith(("greater_than", "less_than")):
+        reason += f", not {str(error['input'])[:40]}"
+    return BadRequest(f"Invalid value for '{param}': {reason}", param=param, code="invalid_value")
 
 
 def path(location: tuple[int | str, ...]) -> str:

@@ -113,7 +113,7 @@ class DecodeGraphs:
 
     def _parts(self, size: int, context: int) -> int:
         """What a context decides on: all with as many parts of the keys share a recording."""
-        from opsin_kernels.gpu.attention import decode_parts
+        from opsin_kernels.gpu.attention_shapes import decode_parts
 
         decoder, pool = self.model.spec.decoder, self.pool[0]
         return decode_parts(
