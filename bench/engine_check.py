@@ -29,6 +29,7 @@ COUNT, SEQUENCES, CONTEXT = 12, 8, 1200
 SHORT: dict[str, Any] = {"mix": MIX[:3], "count": 4, "sequences": 2, "context": 200}  # for a rehearsal
 GREEDY = Sampling(temperature=0.0, top_logprobs=0)
 DRAWN = Sampling(temperature=0.8, top_p=0.9, top_k=30, frequency_penalty=0.5, seed=7, top_logprobs=0)
+AHEAD = Sampling(temperature=0.8, top_p=0.9, top_k=30, seed=7)  # what needs no token on the host
 TOLERANCE = 3e-4  # of a token's log-probability, in float32; TF32 or bf16 products would be off by 3e-3 and more
 
 
@@ -43,7 +44,8 @@ def definitions() -> Iterator[None]:
 
 
 def answers(engine: Engine, requests: list) -> dict[str, list[tuple[int, float]]]:
-    """Tokens of each request with their log-probabilities; some join while others are being answered."""
+    """Tokens of each request with their log-probabilities, 0 where none were asked for; some join while others are
+    being answered."""
     found: dict[str, list[tuple[int, float]]] = {}
     waiting, share = list(requests), len(requests) // 2 + 1
     while waiting or engine.busy:
@@ -52,7 +54,8 @@ def answers(engine: Engine, requests: list) -> dict[str, list[tuple[int, float]]
         del waiting[:share]
         for _ in range(3):
             for output in stepped(engine):
-                pairs = zip(output.ids, (known.chosen for known in output.logprobs), strict=True)
+                known = [one.chosen for one in output.logprobs] or [0.0] * len(output.ids)
+                pairs = zip(output.ids, known, strict=True)
                 found.setdefault(output.request_id, []).extend(pairs)
     return found
 
@@ -73,25 +76,33 @@ def compared(
     context: int = CONTEXT,
 ) -> dict[str, float]:
     """Raises Wrong where answers differ. mix: tokens of each prompt, and the edge of its picture; sequences: how many
-    are answered at once."""
+    are answered at once. All are asked twice: with log probabilities, and so that steps run ahead."""
     plain = RandomModel(name, torch.device("cpu"), torch.float32, "tiny")
-    requests = [
-        plain.request(text, (edge,) if edge else (), count, DRAWN if i % 2 else GREEDY)
-        for i, (text, edge) in enumerate(mix)
-    ]
+
+    def requests(*kinds: Sampling) -> list:
+        return [
+            plain.request(text, (edge,) if edge else (), count, kinds[i % len(kinds)])
+            for i, (text, edge) in enumerate(mix)
+        ]
+
+    rounds = [requests(GREEDY, DRAWN), requests(AHEAD)]
     with definitions():
-        wanted = answers(plain.engine(sequences, context, captured=False), requests)
+        defined = plain.engine(sequences, context, captured=False)
+        wanted = [answers(defined, asked) for asked in rounds]
     placed = RandomModel(name, device.device, torch.float32, "tiny")
     placed.model.load_state_dict(plain.model.state_dict())
     engine = placed.engine(sequences, context, captured)
     if captured and engine.runner.graphs is None:
         raise Wrong("decode steps could not be captured (the traceback is above)")
-    found = answers(engine, requests)
-    errors = {key: largest(found[key], wanted[key]) for key in wanted}
+    engine.run_ahead = True  # on a CPU, too
+    found = [answers(engine, asked) for asked in rounds]
+    if not engine.steps_ahead:
+        raise Wrong("no step ran ahead of the results of the one before it")
+    errors = {key: largest(f[key], w[key]) for f, w in zip(found, wanted, strict=True) for key in w}
     differing = {key: error for key, error in errors.items() if not error <= TOLERANCE}
     if differing:
-        raise Wrong(f"{len(differing)} of {len(wanted)} answers differ, by {differing}")
-    return {"answers": len(wanted), "largest_difference": max(errors.values())}
+        raise Wrong(f"{len(differing)} of {len(errors)} answers differ, by {differing}")
+    return {"answers": len(errors), "largest_difference": max(errors.values())}
 
 
 @torch.no_grad()

@@ -33,6 +33,8 @@ class EngineStats(Protocol):
     @property
     def decode_steps(self) -> int: ...
     @property
+    def steps_ahead(self) -> int: ...
+    @property
     def preemptions(self) -> int: ...
     @property
     def prefix_queries(self) -> int: ...
@@ -118,6 +120,9 @@ class _EngineCollector(Collector):
         yield _count("opsin_engine_restarts", "Times the engine was started again.", self._restarts())
         yield _count("opsin_steps", "Steps of the engine.", stats.steps)
         yield _count("opsin_decode_steps", "Steps in which every request computes one token.", stats.decode_steps)
+        yield _count(
+            "opsin_steps_ahead", "Steps launched before the step before them had ended (on a GPU).", stats.steps_ahead
+        )
         yield _count("opsin_preemptions", "Requests put back to be computed again.", stats.preemptions)
         yield _count("opsin_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries)
         yield _count("opsin_prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits)

@@ -27,6 +27,7 @@ from opsin_server.text.image_digest import image_digest
 from support.oracle import Ours, Prompt, prompt
 
 GREEDY = Sampling(temperature=0.0)
+RUN_AHEAD = False  # whether engines launch a step before they look at the results of the last, as on a GPU
 
 
 def make_engine(
@@ -57,7 +58,9 @@ def make_engine(
     resolved = ResolvedConfig(
         cpu, dtype, context, max_batch_tokens, max_encode_patches, per_token, memory, cross_kv_blocks
     )
-    return assemble(ours.model, ours.spec, config, resolved)
+    engine = assemble(ours.model, ours.spec, config, resolved)
+    engine.run_ahead = RUN_AHEAD
+    return engine
 
 
 @dataclass

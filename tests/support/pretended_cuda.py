@@ -33,13 +33,13 @@ NUMBERS = (
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave", "equal", "is_nonzero")
 
 
-class DeviceAdjustments(Tensor):
+class DeviceTensor(Tensor):
     """A tensor on the device; `inner` has its values."""
 
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> DeviceAdjustments:
+    def __new__(cls, inner: Tensor) -> DeviceTensor:
         made = Tensor._make_wrapper_subclass(
             cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=CUDA,
@@ -53,7 +53,7 @@ class DeviceAdjustments(Tensor):
 
 
 def inner(x: Any) -> Any:
-    return x.inner if isinstance(x, DeviceAdjustments) else x
+    return x.inner if isinstance(x, DeviceTensor) else x
 
 
 class Pretended:
@@ -64,11 +64,12 @@ class Pretended:
         self.pinned: weakref.WeakSet[Any] = weakref.WeakSet()
         self.launched: list[str] = []
         self.recordings = 0
+        self.late: list[tuple[Tensor, Tensor]] = []  # pinned memory of the host, and what will have been copied there
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name, kwargs = func.overloadpacket.__name__, dict(kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        placed = any(isinstance(x, DeviceAdjustments) for x in tensors)
+        placed = any(isinstance(x, DeviceTensor) for x in tensors)
         target = kwargs.get("device")
         if target is not None:
             target = torch.device(target)
@@ -78,14 +79,11 @@ class Pretended:
         pinned = kwargs.pop("pin_memory", None)
         to_device = target.type == "cuda" if target is not None else placed
         if name == "copy_":
-            to_device = isinstance(args[0], DeviceAdjustments)
-        self._check(
-            name,
-            tensors,
-            placed,
-            to_device,
-            bool(kwargs.get("non_blocking", False)) or (name == "copy_" and args[2:] == (True,)),
-        )
+            to_device = isinstance(args[0], DeviceTensor)
+        late = bool(kwargs.get("non_blocking", False)) or (name == "copy_" and args[2:] == (True,))
+        if late and name == "copy_" and placed and not to_device and self.is_pinned(args[0]) and self.tape is None:
+            return self._copy_late(args[0], args[1])
+        self._check(name, tensors, placed, to_device, late)
         if placed_generator(kwargs) is False and to_device:
             raise RuntimeError("expected a 'cuda' device type for generator but found 'cpu'")
         if name == "_fused_sdp_choice":
@@ -100,7 +98,7 @@ class Pretended:
         returned = func._schema.returns
         if len(returned) == 1 and returned[0].alias_info is not None and returned[0].alias_info.is_write:
             return args[0]
-        return tree_map(lambda x: DeviceAdjustments(x) if isinstance(x, Tensor) else x, out) if to_device else out
+        return tree_map(lambda x: DeviceTensor(x) if isinstance(x, Tensor) else x, out) if to_device else out
 
     def _pin(self, x: Tensor) -> Tensor:
         with _disable_current_modes():
@@ -108,7 +106,20 @@ class Pretended:
         self.pinned.add(out.untyped_storage())
         return out
 
-    def number(self, x: DeviceAdjustments) -> Tensor:
+    def _copy_late(self, host: Tensor, x: DeviceTensor) -> Tensor:
+        """Until somebody waits for it the host sees nothing of it."""
+        with _disable_current_modes():
+            self.late.append((host, x.inner.clone()))
+            host.fill_(torch.iinfo(host.dtype).min if not host.is_floating_point() else torch.nan)
+        return host
+
+    def arrive(self, copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+        with _disable_current_modes():
+            for host, value in copies:
+                host.copy_(value)
+        self.late = [copy for copy in self.late if all(copy is not other for other in copies)]
+
+    def number(self, x: DeviceTensor) -> Tensor:
         """On the host, which waits for it."""
         if self.tape is not None:
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -118,7 +129,7 @@ class Pretended:
         return x.untyped_storage() in self.pinned
 
     def _check(self, name: str, tensors: Sequence[Tensor], placed: bool, to_device: bool, late: bool) -> None:
-        host = [x for x in tensors if not isinstance(x, DeviceAdjustments)]
+        host = [x for x in tensors if not isinstance(x, DeviceTensor)]
         recording = self.tape is not None
         if placed and name not in MOVES and any(x.dim() for x in host) and name not in HOST_INDEX:
             raise RuntimeError(f"{name}: expected all tensors to be on the same device")
@@ -150,7 +161,7 @@ class Pretended:
 
     def launch(self, run: Callable[..., object], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         for x in (*args, *kwargs.values()):
-            if isinstance(x, Tensor) and not isinstance(x, DeviceAdjustments):
+            if isinstance(x, Tensor) and not isinstance(x, DeviceTensor):
                 raise ValueError(f"{name}: Pointer argument cannot be accessed from Triton (cpu tensor?)")
         a, k = [inner(x) for x in args], {key: inner(x) for key, x in kwargs.items()}
         self.launched.append(name)
@@ -173,10 +184,10 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(indexed, args), tree_map(indexed, kwargs or {})
-        if func is Tensor.copy_ and any(isinstance(x, DeviceAdjustments) for x in args):
+        if func is Tensor.copy_ and any(isinstance(x, DeviceTensor) for x in args):
             late = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
             return DEVICE.run(aten.copy_.default, (*args[:2], late), {})
-        if args and isinstance(args[0], DeviceAdjustments):
+        if args and isinstance(args[0], DeviceTensor):
             if func is Tensor.__getitem__:
                 return picked(args[0], args[1])
             if func is Tensor.__setitem__:
@@ -278,10 +289,13 @@ class Event:
 
     def __init__(self, enable_timing: bool = False) -> None:
         self.enable_timing = enable_timing
+        self._before: list[tuple[Tensor, Tensor]] = []
 
-    def record(self) -> None: ...
+    def record(self) -> None:
+        self._before = list(DEVICE.late)
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        DEVICE.arrive(self._before)
 
     def elapsed_time(self, other: Event) -> float:
         assert self.enable_timing
@@ -304,7 +318,7 @@ STAND_INS: dict[str, Any] = {
     "is_initialized": lambda: True,
     "_lazy_init": lambda: None,
     "current_device": lambda: 0,
-    "synchronize": lambda *device: None,
+    "synchronize": lambda *device: DEVICE.arrive(DEVICE.late),
     "empty_cache": lambda: None,
     "mem_get_info": lambda *device: (10**9, 141 * 10**9),
     "get_device_name": lambda *device: GPU.name,

@@ -97,6 +97,7 @@ async def _serve(
         raise ConfigError(str(error)) from error
     gc.collect()
     gc.freeze()  # what was imported stays: going through it would stop all requests for 20 to 40 ms [measured]
+    url = url_of(listeners[0])  # now: the server closes them, and may be told to stop before the engine is ready
     server = Server(app, config, listeners)
     serving = asyncio.create_task(server.serve_until_stopped())
     ready = asyncio.create_task(engine.wait_ready())
@@ -106,7 +107,7 @@ async def _serve(
         if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
             ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
             facts = model_rows(model.files, model.spec, ends, sampling.described())
-            _announce(loading, config, ready.result(), facts, url_of(listeners[0]), names[0])
+            _announce(loading, config, ready.result(), facts, url, names[0])
         await serving
     finally:  # also when the engine did not start, or a signal came before `serve` had its own
         server.should_exit = True

@@ -1,35 +1,59 @@
-"""submit, cancel, step. `step` calls schedule, build, encode, run, draw, in that order; none of them calls another."""
+"""submit, cancel, step. `step` calls schedule, build, encode, run, draw and commit, in that order; none of them calls
+another."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from opsin_plugins.spec import SpecError
 from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.runner import Runner
-from opsin_server.engine.running.sampler import SampledToken, draw, sampling_inputs
-from opsin_server.engine.scheduling.scheduler import Plan, Scheduler
+from opsin_server.engine.running.sampler import DrawnTokens, draw, needs_tokens, sampling_inputs
+from opsin_server.engine.scheduling.scheduler import Committed, Plan, Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import check_items, check_spans, check_visible_images
 from opsin_server.ipc.messages import Arrays, Logprobs, Output, Stats, Submit
 
 log = logging.getLogger("opsin.engine")
 
+MAX_FAILURES = 3  # steps in a row: one request that fails by itself is not the engine's fault
+
+
+class EngineBroken(RuntimeError):
+    """Nothing more can be computed by this process; another one must take its place."""
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step whose results are not known yet. drawn None: no chunk samples."""
+
+    plan: Plan
+    kind: Literal["decode", "prefill"]
+    drawn: DrawnTokens | None
+
 
 class Engine:
-    def __init__(self, scheduler: Scheduler, runner: Runner, max_context: int) -> None:
-        self.scheduler, self.runner, self.max_context = scheduler, runner, max_context
+    """run_ahead: whether a step is scheduled and launched while the one before still runs, so that the device does not
+    wait for the host. A batch of which the host needs the tokens (penalties, log probabilities) is always waited for.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, run_ahead: bool = False) -> None:
+        self.scheduler, self.runner, self.run_ahead = scheduler, runner, run_ahead
         self.sequences: dict[str, Sequence] = {}
-        self.steps = self.decode_steps = 0
+        self.steps = self.decode_steps = self.steps_ahead = 0
+        self._launched: LaunchedStep | None = None
+        self._failures = 0  # steps in a row
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
     def busy(self) -> bool:
-        return bool(self.sequences)
+        return bool(self.sequences) or self._launched is not None
 
     def submit(self, message: Submit, arrays: Arrays) -> None:
         """Raises SpecError for a prompt that must not reach the model; nothing of it is kept then."""
@@ -46,87 +70,103 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Output]:
-        """One batch. A failure ends the requests that were in the batch, and no others."""
+        """Launches a step, and returns what it drew; when running ahead, what the step before it drew.
+
+        A failure ends the requests that were in the batch, and no others. Raises EngineBroken when step after step
+        fails, or the device does not answer any more."""
+        outputs: list[Output] = []
+        if self._launched is not None and not self.scheduler.can_run_ahead():
+            outputs += self._commit_launched()
         started = time.perf_counter()
         plan = self.scheduler.schedule()
-        if not plan.chunks:
-            return []
+        launched, failed = self._launch(plan, started) if plan.chunks else (None, [])
+        outputs += self._commit_launched()
+        self._launched = launched
+        if launched is not None and not (self.run_ahead and not needs_tokens(plan.chunks)):
+            outputs += self._commit_launched()
+        return outputs + failed
+
+    def _launch(self, plan: Plan, started: float) -> tuple[LaunchedStep | None, list[Output]]:
         self.steps += 1
-        kind = "decode" if all(c.length == 1 for c in plan.chunks) else "prefill"
+        self.steps_ahead += self._launched is not None
+        kind: Literal["decode", "prefill"] = "decode" if all(c.length == 1 for c in plan.chunks) else "prefill"
         self.decode_steps += kind == "decode"
         clock = self._lap(f"{kind}.schedule", started)
         try:
-            drawn = self._compute(plan, kind, clock)
-        except Exception:  # whatever the model raises must not take the other requests down
-            log.exception("a step of %d sequences failed", len(plan.chunks))
-            return [self._fail(c.sequence) for c in plan.chunks]
-        done = time.perf_counter()
-        outputs = self._advance(plan, drawn)
-        self._lap(f"{kind}.advance", done)
-        return outputs
+            return LaunchedStep(plan, kind, self._compute(plan, kind, clock)), []
+        except Exception as error:  # whatever the model raises must not take the other requests down
+            return None, self._fail(plan, error)
 
-    def _compute(self, plan: Plan, kind: str, clock: float) -> list[SampledToken]:
+    def _compute(self, plan: Plan, kind: str, clock: float) -> DrawnTokens | None:
         runner = self.runner
         batch = build(plan, self.scheduler.blocks.block_size)
         clock = self._lap(f"{kind}.batch", clock)
         if plan.encode:
             runner.encode(plan.encode)
             clock = self._lap(f"{kind}.encode", clock)
-        drawing = [c.sequence for c in batch.sampled]
         rules = sampling_inputs(
-            drawing, runner.model.spec.decoder.vocab, runner.device
+            batch.sampled, runner.model.spec.decoder.vocab, runner.device
         )  # (before the model: it may run behind)
         logits = runner.run(batch)
         clock = self._lap(f"{kind}.model", clock)
-        drawn = draw(logits, drawing, rules) if drawing else []
+        if not batch.sampled:
+            return None
+        drawn = draw(logits, batch.sampled, rules)
+        runner.drawn = drawn.ids
         self._lap(f"{kind}.sample", clock)
         return drawn
 
-    def _advance(self, plan: Plan, drawn: list[SampledToken]) -> list[Output]:
-        outputs, tokens = [], iter(drawn)
-        for chunk in plan.chunks:
-            sequence = chunk.sequence
-            sequence.computed += chunk.length
-            self.scheduler.blocks.publish(sequence, chunk.start)
-            for need in sequence.encoder_inputs:
-                if need.stop is not None and need.stop <= sequence.computed:
-                    self.scheduler.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
-            if chunk.samples:
-                outputs.append(self._append(sequence, next(tokens)))
+    def _commit_launched(self) -> list[Output]:
+        step, self._launched = self._launched, None
+        if step is None:
+            return []
+        clock = time.perf_counter()
+        try:
+            drawn = [] if step.drawn is None else step.drawn.read()
+        except Exception as error:
+            return self._fail(step.plan, error)
+        clock = self._lap(f"{step.kind}.sample", clock)
+        self._failures = 0
+        committed = self.scheduler.commit(step.plan, [sampled.token for sampled in drawn])
+        outputs = [self._output(one, drawn[one.row].logprobs) for one in committed]
+        self._lap(f"{step.kind}.advance", clock)
         return outputs
 
-    def _append(self, sequence: Sequence, drawn: SampledToken) -> Output:
-        sequence.tokens.append(drawn.token)
-        first = sequence.generated == 1
-        finish = None
-        if drawn.token in sequence.eos:
-            finish = "stop"
-        elif sequence.generated >= sequence.max_tokens or len(sequence.tokens) >= self.max_context:
-            finish = "length"
+    def _output(self, committed: Committed, logprobs: Logprobs | None) -> Output:
+        sequence, token, finish = committed.sequence, committed.token, committed.finish
         if finish:
-            self.cancel(sequence.request_id)
-        kept = finish != "stop"
-        logprobs: tuple[Logprobs, ...] = (drawn.logprobs,) if drawn.logprobs and kept else ()
+            self.sequences.pop(sequence.request_id, None)
+        if finish == "error":
+            return Output(
+                sequence.request_id, finish=finish, error="the model's logits for this request are no numbers"
+            )
+        first, kept = sequence.generated == 1, finish != "stop"
         return Output(
             sequence.request_id,
-            (drawn.token,) if kept else (),
-            logprobs,
+            (token,) if kept else (),
+            (logprobs,) if logprobs and kept else (),
             finish,
             cached_tokens=sequence.cached_tokens if first else 0,
             queue_seconds=(sequence.queue_seconds or 0.0) if first else 0.0,
         )
 
-    def _fail(self, sequence: Sequence) -> Output:
-        self.cancel(sequence.request_id)
-        self.scheduler.encoder.drop_unfilled()
-        return Output(sequence.request_id, finish="error", error="the engine could not compute this request")
+    def _fail(self, plan: Plan, error: Exception) -> list[Output]:
+        log.error("a step of %d sequences failed", len(plan.chunks), exc_info=error)
+        self._failures += 1
+        failed = self.scheduler.fail(plan)
+        for sequence in failed:
+            self.sequences.pop(sequence.request_id, None)
+        if self._failures >= MAX_FAILURES or isinstance(error, torch.AcceleratorError):
+            raise EngineBroken(f"{self._failures} steps in a row failed: {type(error).__name__}") from error
+        message = "the engine could not compute this request"
+        return [Output(sequence.request_id, finish="error", error=message) for sequence in failed]
 
     def _check(self, message: Submit, arrays: Arrays) -> None:
         total, decoder = len(arrays.ids), self.runner.model.spec.decoder
         if message.request_id in self.sequences:
             raise SpecError(f"request {message.request_id} is already here")
-        if not 0 < total < self.max_context:
-            raise SpecError(f"{total} prompt tokens; this engine takes 1 to {self.max_context - 1}")
+        if not 0 < total < self.scheduler.limits.max_context:
+            raise SpecError(f"{total} prompt tokens; this engine takes 1 to {self.scheduler.limits.max_context - 1}")
         if arrays.ids.min() < 0 or arrays.ids.max() >= decoder.embeddings:
             raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
         if message.axes != max(1, len(decoder.rope.sections)):
@@ -155,6 +195,7 @@ class Engine:
             blocks_free=blocks.free,
             steps=self.steps,
             decode_steps=self.decode_steps,
+            steps_ahead=self.steps_ahead,
             preemptions=scheduler.preemptions,
             prefix_queries=blocks.queries,
             prefix_hits=blocks.hits,

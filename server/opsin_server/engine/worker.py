@@ -24,7 +24,7 @@ import torch  # noqa: E402
 # isort: on
 
 from opsin_plugins.spec import SpecError  # noqa: E402
-from opsin_server.engine.engine import Engine  # noqa: E402
+from opsin_server.engine.engine import Engine, EngineBroken  # noqa: E402
 from opsin_server.engine.startup.load import load_engine  # noqa: E402
 from opsin_server.errors import ConfigError  # noqa: E402
 from opsin_server.ipc.engine_socket import EngineSocket  # noqa: E402
@@ -60,7 +60,12 @@ def main() -> None:
         door.close()
         sys.exit(1)
     door.send(ready)
-    serve(engine, door)
+    try:
+        serve(engine, door)
+    except EngineBroken as error:
+        door.send(Failed(readable(str(error))))
+        door.close()
+        sys.exit(1)
     door.close()
 
 

@@ -175,6 +175,7 @@ class Stats(msgspec.Struct, frozen=True):
     blocks_free: int = 0
     steps: int = 0
     decode_steps: int = 0  # of them those in which every sequence computes one token
+    steps_ahead: int = 0  # of them those launched before the results of the step before were known
     preemptions: int = 0
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found

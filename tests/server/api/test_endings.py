@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 from fake_engine import FakeEngine, Script
-from running_server import RunningServer, post, read_all, wait_for
+from rich.console import Console
+from running_server import RunningServer, config, post, read_all, wait_for
+
+from opsin_plugins.loading.open_model import open_model
+from opsin_server import embedded
+from opsin_server.api import process
+from opsin_server.api.listen_addresses import addresses, bind
+from opsin_server.api.listener import Server
+from opsin_server.console import Loading
+from opsin_server.ipc.messages import Ready
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
 SLOW = Script(b"x" * 500, delay=0.02)
@@ -250,3 +261,37 @@ def test_what_does_not_finish_in_time_ends_with_an_error(start: Any, way: str) -
     server.join(5)
     assert time.monotonic() - began < 1.5
     assert all(stream.cancelled_at is not None for stream in server.engine.streams)
+
+
+def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listeners are closed by then, and `serve` has not returned yet."""
+    closed = threading.Event()
+
+    class Ends(Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            self.stop()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            closed.set()
+            await asyncio.sleep(0.2)
+
+    class Late(FakeEngine):
+        async def wait_ready(self) -> Ready | None:
+            while not closed.is_set():
+                await asyncio.sleep(0.01)
+            return self.ready
+
+    monkeypatch.setattr("opsin_server.api.listener.Server", Ends)
+    said = io.StringIO()
+    serving = process._serve(
+        config(),
+        Late(),
+        Loading(Console(file=said, width=200)),
+        bind(addresses("127.0.0.1"), 0),
+        open_model(embedded.MODEL),
+    )
+    with ThreadPoolExecutor(1) as elsewhere:  # no signals outside of the main thread
+        elsewhere.submit(asyncio.run, serving).result(30)
+    assert "http://127.0.0.1:" in said.getvalue()

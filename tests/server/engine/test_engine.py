@@ -26,10 +26,29 @@ MIX = [
 FAMILIES = [name for name, family in tiny.FAMILIES.items() if family.preprocessor or name == "qwen"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# One with images in its prompts, one with cross-attention, one with rotary frequencies of its own.
+AHEAD = ["qwen2_vl", "mllama", "qwen"]
+ORDERS = [(name, False) for name in FAMILIES] + [(name, True) for name in AHEAD]
+
+
+@pytest.fixture(scope="module", params=ORDERS, ids=[name + "-ahead" * ahead for name, ahead in ORDERS])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    theirs = tiny.FAMILIES[request.param].make()
-    return theirs, oracle.saved(theirs, tmp_path_factory.mktemp("model"))
+    """ahead: a step is launched before the results of the one before it are looked at, as on a GPU."""
+    name, ahead = request.param
+    theirs = tiny.FAMILIES[name].make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "RUN_AHEAD", ahead)
+        yield theirs, oracle.saved(theirs, tmp_path_factory.mktemp("model"))
+
+
+def test_steps_run_ahead_where_they_should(pair) -> None:
+    _, ours = pair
+    engine = engines.make_engine(ours)
+    engines.ask(engine, ours, MIX)
+    stats = engine.stats()
+    assert (stats.steps_ahead > stats.steps / 2) is engines.RUN_AHEAD
+    engines.ask(engine, ours, [Asked(a.ids, a.images, a.count, Sampling(0.0, top_logprobs=2)) for a in MIX])
+    assert engine.stats().steps_ahead == stats.steps_ahead, "log probabilities are waited for"
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +164,7 @@ def test_cancel_frees_everything_at_any_step(pair) -> None:
             engine.step()
         for i in range(len(MIX)):
             engine.cancel(str(i))
+        assert engine.step() == []  # (what was launched is waited for, and gives nothing)
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
         assert engine.scheduler.encoder.pinned == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, settings
@@ -13,11 +14,17 @@ from opsin_plugins.spec import Span
 from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
+from opsin_server.engine.scheduling.scheduler import Chunk, Limits, Plan, Scheduler
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
 from opsin_server.ipc.messages import Item, Sampling
 
 EOS = 0
+
+
+@dataclass
+class Launched:
+    plan: Plan
+    tokens: list[int | None]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -31,6 +38,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         encoder=st.integers(0, 40),
         prefix_cache=st.booleans(),
         pinned_during_decode=st.booleans(),
+        run_ahead=st.booleans(),
     )
     def begin(
         self,
@@ -41,8 +49,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         encoder: int,
         prefix_cache: bool,
         pinned_during_decode: bool,
+        run_ahead: bool,
     ) -> None:
-        """lasting: images stand outside of the prompt, and the whole answer needs the last group of them."""
+        """pinned_during_decode: images stand outside of the prompt, and the whole answer needs the last group of them.
+        run_ahead: a step is committed after the next one has been launched."""
         self.blocks = BlockManager(blocks, block_size, prefix_cache)
         # (a memory must hold two images of the largest size: what the engine refuses never comes here)
         self.encoder: VisualStore[int] = (
@@ -50,13 +60,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             if pinned_during_decode
             else EncoderCache(encoder, 2)
         )
-        limits = Limits(max_sequences, budget, max_encode_patches=12)
+        limits = Limits(max_sequences, blocks * block_size, budget, max_encode_patches=12)
         self.scheduler = Scheduler(limits, self.blocks, self.encoder)
         self.capacity = blocks * block_size
         self.alive: dict[str, Sequence] = {}
         self.written: dict[int, tuple[bytes, ...]] = {}  # what each block's rows hold, as a model would have left them
         self.count = 0
         self.steps = 0
+        self.run_ahead = run_ahead
+        self.shadows: dict[str, list[int | None]] = {}  # tokens of each sequence, those on their way, too
+        self.launched: list[Launched] = []
 
     @rule(
         length=st.integers(1, 20),
@@ -91,6 +104,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             encoder_inputs=self._encoder_inputs(spans, len(tokens)),
         )
         self.alive[sequence.request_id] = sequence
+        self.shadows[sequence.request_id] = list(tokens)
         self.scheduler.add(sequence)
 
     def _encoder_inputs(self, spans: list[Span], length: int) -> list[EncoderInput]:
@@ -111,9 +125,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.alive)))
         self.scheduler.remove(self.alive.pop(name))
 
-    @rule(eos=st.integers(0, 9))
-    def step(self, eos: int) -> None:
+    @rule(eos=st.integers(0, 9), fails=st.integers(0, 40))
+    def step(self, eos: int, fails: int = 40) -> None:
+        if self.launched and not self.scheduler.can_run_ahead():
+            self._commit()
+        before = len(self.launched)
+        self._launch(eos, fails == 0)
+        while len(self.launched) > (1 if self.run_ahead and before < len(self.launched) else 0):
+            self._commit()
+
+    def _launch(self, eos: int, fails: bool) -> None:
         plan = self.scheduler.schedule()
+        if not plan.chunks:
+            return
+        if fails:
+            for sequence in self.scheduler.fail(plan):
+                del self.alive[sequence.request_id]
+            return
         self.steps += 1
         sequences = [c.sequence for c in plan.chunks]
         assert len(set(map(id, sequences))) == len(sequences), "one chunk a sequence"
@@ -128,13 +156,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if need.touches(chunk.start, chunk.start + chunk.length):
                     assert self.encoder[chunk.sequence.items[need.item].digest] == 1, "visual tokens are there"
             self._write(chunk.sequence, chunk.start, chunk.length)
-        for chunk in plan.chunks:
-            self._advance(chunk.sequence, chunk.start, chunk.length, chunk.samples, eos)
+        self.launched.append(Launched(plan, [self._drawn(c, eos) for c in plan.chunks if c.samples]))
 
     def _content(self, sequence: Sequence, at: int) -> bytes:
         """What the keys and values of one row depend on: all tokens up to it, and the images among them."""
         images = [(s.start, sequence.items[s.item].digest) for s in sequence.spans if s.start <= at]
-        return hashlib.sha256(repr((sequence.tokens[: at + 1], images)).encode()).digest()
+        return hashlib.sha256(repr((self.shadows[sequence.request_id][: at + 1], images)).encode()).digest()
 
     def _write(self, sequence: Sequence, start: int, length: int) -> None:
         size = self.blocks.block_size
@@ -149,31 +176,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         for at in range(start):
             assert self.written[sequence.blocks[at // size]][at % size] == self._content(sequence, at)
 
-    def _advance(self, sequence: Sequence, start: int, length: int, samples: bool, eos: int) -> None:
-        sequence.computed += length
-        self.blocks.publish(sequence, start)
-        for need in sequence.encoder_inputs:
-            if need.stop is not None and need.stop <= sequence.computed:
-                self.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
-        if samples:
-            sequence.tokens.append(EOS if eos == 0 else sequence.generated % 5 + 1)
-            if sequence.tokens[-1] == EOS or sequence.generated >= sequence.max_tokens:
-                self.scheduler.remove(sequence)
-                del self.alive[sequence.request_id]
+    def _drawn(self, chunk: Chunk, eos: int) -> int | None:
+        """What the device draws, known to the sequence's shadow at once and to the scheduler when it commits."""
+        token = None if eos == 9 else EOS if eos == 0 else chunk.draw % 5 + 2
+        self.shadows[chunk.sequence.request_id].append(token)
+        return token
+
+    def _commit(self) -> None:
+        step = self.launched.pop(0)
+        alive = [c.sequence.request_id in self.alive for c in step.plan.chunks if c.samples]
+        committed = self.scheduler.commit(step.plan, step.tokens)
+        assert [c.row for c in committed] == [row for row, there in enumerate(alive) if there], "no result is lost"
+        for one in committed:
+            if one.finish:
+                del self.alive[one.sequence.request_id]
 
     @invariant()
     def every_block_is_counted_once(self) -> None:
         if not hasattr(self, "blocks"):
             return
         assert self.blocks.used + self.blocks.cached + self.blocks.free == self.blocks.total
-        held = {b for s in self.scheduler.running for b in s.blocks}
+        launched = [c.sequence for step in self.launched for c in step.plan.chunks]
+        held = {b for s in (*self.scheduler.running, *launched) for b in s.blocks}
         assert self.blocks.used == len(held)
         assert all(not s.blocks for s in self.scheduler.waiting)
         if isinstance(self.encoder, CrossKVCache):
             assert self.encoder.used + self.encoder.free == self.encoder.budget, "every memory block is counted once"
         else:
             assert self.encoder.used <= self.encoder.budget or len(self.encoder) == 1, "one too large may be in alone"
-        if not self.scheduler.running:
+        if not self.scheduler.running and not self.launched:
             assert self.encoder.pinned == 0
 
     def teardown(self) -> None:
@@ -181,7 +212,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "alive"):
             return
         for _ in range(200 * (len(self.alive) + 1)):
-            if not self.alive:
+            if not self.alive and not self.launched:
                 break
             self.step(eos=1)
         assert not self.alive, "every request ends"
@@ -202,16 +233,18 @@ TestScheduler = SchedulerMachine.TestCase
 
 def test_a_prompt_is_looked_up_once_however_long_it_waits() -> None:
     blocks = BlockManager(4, 4, prefix_cache=True)
-    scheduler = Scheduler(Limits(4, 64, 12), blocks, EncoderCache(0, 2))
+    scheduler = Scheduler(Limits(4, 64, 64, 12), blocks, EncoderCache(0, 2))
     first, second = _sequence("a", 12), _sequence("b", 12)
+    first.max_tokens = 1
     scheduler.add(first)
-    assert scheduler.schedule().chunks
+    plan = scheduler.schedule()
+    assert plan.chunks
     scheduler.add(second)
     for _ in range(5):
         scheduler.schedule()  # no room for the second
     assert second in scheduler.waiting
     assert (blocks.queries, blocks.hits) == (12, 0)
-    scheduler.remove(first)
+    scheduler.commit(plan, [5])
     scheduler.schedule()
     assert (blocks.queries, blocks.hits) == (24, 0)
 

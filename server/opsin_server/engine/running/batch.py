@@ -25,7 +25,8 @@ class Batch:
     """numbers I64 [3, T]: token ids, slots, adapter slots. sample_rows I64 [M] are the rows that draw a token, for
     `sampled` in the same order.
 
-    visual: (rows of the batch I64, entry's digest, first visual token) of each image piece in the chunks.
+    carried: (rows I64, which tokens of the step before I64): ids that are still on the device. visual: (rows of the
+    batch I64, entry's digest, first visual token) of each image piece in the chunks.
     """
 
     numbers: Tensor
@@ -34,6 +35,7 @@ class Batch:
     sampled: list[Chunk]
     visual: list[tuple[Tensor, bytes, int]]
     chunks: list[Chunk]
+    carried: tuple[Tensor, Tensor] | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -52,6 +54,7 @@ class Batch:
             rows=ModelInputs(rows.positions.to(device), moved, None if rows.adapter_slot is None else numbers[2]),
             sample_rows=None if self.sample_rows is None else self.sample_rows.to(device),
             visual=[(where.to(device), digest, first) for where, digest, first in self.visual],
+            carried=None if self.carried is None else (self.carried[0].to(device), self.carried[1].to(device)),
         )
 
 
@@ -68,13 +71,26 @@ def build(plan: Plan, block_size: int) -> Batch:
         slots=numbers[1],
     )
     sampled = [c for c in chunks if c.samples]
+    carried = _carried(chunks)
+    for place, chunk in enumerate(sampled):
+        chunk.sequence.drawn_at = place
     sample_rows = None
     if len(sampled) < len(numbers[0]):
         last = np.cumsum([c.length for c in chunks]) - 1
         picked = [int(row) for row, c in zip(last, chunks, strict=True) if c.samples]
         sample_rows = torch.tensor(picked, dtype=torch.int64)
     rows = ModelInputs(positions, layout, numbers[2] if any(c.sequence.adapter_slot for c in chunks) else None)
-    return Batch(numbers, rows, sample_rows, sampled, _visual(chunks), chunks)
+    return Batch(numbers, rows, sample_rows, sampled, _visual(chunks), chunks, carried)
+
+
+def _carried(chunks: list[Chunk]) -> tuple[Tensor, Tensor] | None:
+    rows, places, row = [], [], 0
+    for chunk in chunks:
+        if chunk.stop > len(chunk.sequence.tokens):
+            rows.append(row + chunk.length - 1)
+            places.append(chunk.sequence.drawn_at)
+        row += chunk.length
+    return (torch.tensor(rows), torch.tensor(places)) if rows else None
 
 
 def _decode_numbers(chunks: list[Chunk], block_size: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +99,7 @@ def _decode_numbers(chunks: list[Chunk], block_size: int) -> tuple[Tensor, Tenso
     axes = len(chunks[0].sequence.positions)
     for chunk in chunks:
         sequence, at = chunk.sequence, chunk.start
-        ids.append(sequence.tokens[at])
+        ids.append(sequence.tokens[at] if at < len(sequence.tokens) else 0)  # (see Batch.carried)
         slots.append(sequence.blocks[at // block_size] * block_size + at % block_size)
         adapters.append(sequence.adapter_slot)
         # A decode row lies past the prompt, except for the last prompt token after a prefix hit.
@@ -101,7 +117,8 @@ def _numbers(chunks: list[Chunk], block_size: int) -> tuple[Tensor, Tensor]:
         sequence, start, stop = chunk.sequence, chunk.start, chunk.start + chunk.length
         here = slice(row, row + chunk.length)
         places = np.arange(start, stop)
-        numbers[0, here] = sequence.tokens[start:stop]
+        known = sequence.tokens[start:stop]
+        numbers[0, here] = known if len(known) == chunk.length else [*known, 0]
         numbers[1, here] = np.asarray(sequence.blocks)[places // block_size] * block_size + places % block_size
         numbers[2, here] = sequence.adapter_slot
         positions[:, here] = sequence.positions_of(start, stop)

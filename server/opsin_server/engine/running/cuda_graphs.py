@@ -78,12 +78,17 @@ class DecodeGraphs:
             and max(layout.kv_lengths) <= self.contexts[-1]
         )
 
-    def run(self, batch: Batch, cross: CrossInputs | None) -> Tensor:
-        """Logits [B, vocab], valid until the next step."""
+    def run(self, batch: Batch, cross: CrossInputs | None, drawn: Tensor | None = None) -> Tensor:
+        """Logits [B, vocab], valid until the next step. drawn: the tokens of the step before, which `batch.carried`
+        takes ids from."""
         count = len(batch.ids)
         size = self.sizes[bisect_left(self.sizes, count)]
         context = self.contexts[bisect_left(self.contexts, max(batch.rows.layout.kv_lengths))]
         self._buffers.fill(batch, size)
+        if batch.carried is not None:
+            assert drawn is not None
+            rows, places = (x.to(drawn.device, non_blocking=True) for x in batch.carried)
+            self._buffers.ids[rows] = drawn[places]
         if cross is not None and self._cross is not None:
             self._cross.fill(cross, size)
         self._captured(size, context, cross is not None)()

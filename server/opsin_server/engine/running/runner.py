@@ -53,6 +53,7 @@ class Runner:
     ) -> None:
         self.model, self.pool, self.store, self.device, self.graphs = model, pool, store, device, graphs
         self.cross_kv = [layer.view(-1, *layer.shape[2:]) for layer in cross_kv_pool]
+        self.drawn: Tensor | None = None  # I64 [M], the tokens of the last step that drew some, on the device
 
     def encode(self, images: list[tuple[Sequence, int]]) -> None:
         """Visual tokens of all images of a step in one pass; each is kept under its digest."""
@@ -82,8 +83,11 @@ class Runner:
         decoder = self.model.spec.decoder
         cross = cross_inputs(batch.chunks, self.store, self.cross_kv, self.device) if self.cross_kv else None
         if self.graphs is not None and self.graphs.can_replay(batch, cross):
-            return self.graphs.run(batch, cross)
+            return self.graphs.run(batch, cross, self.drawn)
         batch = batch.to(self.device)
+        if batch.carried is not None:
+            assert self.drawn is not None
+            batch.ids[batch.carried[0]] = self.drawn[batch.carried[1]]
         batch.rows.cross = cross
         if decoder.rope.ntk_from:
             batch.rows.frequencies = stretched(batch.chunks, decoder.rope, decoder.head_dim, self.device)

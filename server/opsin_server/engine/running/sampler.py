@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opsin_kernels.penalties import DeviceAdjustments, LogitAdjustments, penalized
 from opsin_kernels.sampling import SamplingRow, log_probabilities, most_likely, sample, settings_of
-from opsin_server.engine.scheduling.sequence import Sequence
+from opsin_server.engine.scheduling.scheduler import Chunk
 from opsin_server.ipc.messages import Logprobs
 
 MASK = 2**64 - 1
@@ -18,52 +18,83 @@ MASK = 2**64 - 1
 
 @dataclass(frozen=True)
 class SampledToken:
-    token: int
+    """token None: the row's logits were not numbers."""
+
+    token: int | None
     logprobs: Logprobs | None
+
+
+class DrawnTokens:
+    """What a step drew, on its way from the device. ids I64 [M], on the device, are numbers of the vocabulary in any
+    case; `read` waits for them, and not for what has been launched since."""
+
+    def __init__(self, ids: Tensor, finite: Tensor, logprobs: dict[int, Logprobs]) -> None:
+        self.ids, self._logprobs = ids, logprobs
+        marked = torch.where(finite, ids, -1)
+        self._copied = None
+        if ids.device.type == "cuda":
+            self._host = torch.empty(marked.shape, dtype=marked.dtype, pin_memory=True)
+            self._host.copy_(marked, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._host = marked
+
+    def read(self) -> list[SampledToken]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return [
+            SampledToken(None if token < 0 else token, self._logprobs.get(row))
+            for row, token in enumerate(self._host.tolist())
+        ]
 
 
 @dataclass(frozen=True)
 class SamplingInputs:
     """How a step's rows are drawn, on the device: made before the model runs, since nothing of it depends on logits.
-    rows None: all are greedy."""
+    rows None: all are greedy, on a device without kernels."""
 
     rows: list[SamplingRow] | None
     settings: Tensor | None
     placed: DeviceAdjustments | None
 
 
-def sampling_inputs(sequences: list[Sequence], vocabulary: int, device: torch.device) -> SamplingInputs:
-    wanted = [s.sampling for s in sequences]
-    placed = adjustments_of(sequences, vocabulary).to(device) if any(s.penalizes for s in wanted) else None
-    if all(s.temperature == 0 for s in wanted):
+def needs_tokens(chunks: list[Chunk]) -> bool:
+    """Whether something that these chunks draw, or the next draws after them, is computed on the host from tokens."""
+    wanted = (chunk.sequence.sampling for chunk in chunks)
+    return any(sampling.penalizes or sampling.top_logprobs >= 0 for sampling in wanted)
+
+
+def sampling_inputs(chunks: list[Chunk], vocabulary: int, device: torch.device) -> SamplingInputs:
+    """chunks: those that draw a token, in the order of the logits."""
+    wanted = [chunk.sequence.sampling for chunk in chunks]
+    placed = adjustments_of(chunks, vocabulary).to(device) if any(s.penalizes for s in wanted) else None
+    if device.type == "cpu" and all(s.temperature == 0 for s in wanted):
         return SamplingInputs(None, None, placed)
     rows = [
-        SamplingRow(p.temperature, p.top_k, p.top_p, p.min_p, uniform(p.seed, s.generated))
-        for p, s in zip(wanted, sequences, strict=True)
+        SamplingRow(s.temperature, s.top_k, s.top_p, s.min_p, uniform(s.seed, chunk.draw))
+        for s, chunk in zip(wanted, chunks, strict=True)
     ]
     return SamplingInputs(rows, settings_of(rows, device) if device.type != "cpu" else None, placed)
 
 
-def draw(logits: Tensor, sequences: list[Sequence], rules: SamplingInputs) -> list[SampledToken]:
-    """logits [M, vocab], one row a sequence."""
-    settings = [s.sampling for s in sequences]
+def draw(logits: Tensor, chunks: list[Chunk], rules: SamplingInputs) -> DrawnTokens:
+    """logits [M, vocab], one row a chunk."""
     ruled = penalized(logits, rules.placed)
     picked = most_likely(ruled) if rules.rows is None else sample(ruled, rules.rows, rules.settings)
-    asked = [i for i, s in enumerate(settings) if s.top_logprobs >= 0]
-    found = _logprobs(logits, picked, asked, max(settings[i].top_logprobs for i in asked)) if asked else {}
-    out = []
-    for i, token in enumerate(picked.tolist()):
-        known = found.get(i)
-        if known is not None:
-            top = settings[i].top_logprobs
-            known = Logprobs(known.chosen, known.ids[:top], known.values[:top])
-        out.append(SampledToken(token, known))
-    return out
+    return DrawnTokens(picked, logits.amax(-1).isfinite(), _logprobs(logits, picked, chunks))
 
 
-def _logprobs(logits: Tensor, picked: Tensor, rows: list[int], top: int) -> dict[int, Logprobs]:
-    chosen, ids, values = (x.tolist() for x in log_probabilities(logits[rows], picked[rows], top))
-    return {row: Logprobs(chosen[i], tuple(ids[i]), tuple(values[i])) for i, row in enumerate(rows)}
+def _logprobs(logits: Tensor, picked: Tensor, chunks: list[Chunk]) -> dict[int, Logprobs]:
+    tops = {row: top for row, c in enumerate(chunks) if (top := c.sequence.sampling.top_logprobs) >= 0}
+    if not tops:
+        return {}
+    rows = list(tops)
+    chosen, ids, values = (x.tolist() for x in log_probabilities(logits[rows], picked[rows], max(tops.values())))
+    return {
+        row: Logprobs(chosen[i], tuple(ids[i][: tops[row]]), tuple(values[i][: tops[row]]))
+        for i, row in enumerate(rows)
+    }
 
 
 def uniform(seed: int, index: int) -> float:
@@ -75,7 +106,7 @@ def uniform(seed: int, index: int) -> float:
     return ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
-def adjustments_of(sequences: list[Sequence], vocabulary: int) -> LogitAdjustments:
+def adjustments_of(chunks: list[Chunk], vocabulary: int) -> LogitAdjustments:
     """For the logits of one row a sequence. Made anew from the tokens at every step: nothing has to follow a
     preemption, and only requests that ask for it pay (about 50 µs for a thousand tokens).
 
@@ -83,7 +114,7 @@ def adjustments_of(sequences: list[Sequence], vocabulary: int) -> LogitAdjustmen
     The repetition penalty also looks at the prompt, as in transformers.
     """
     places = LogitAdjustments()
-    for row, sequence in enumerate(sequences):
+    for row, sequence in enumerate(chunk.sequence for chunk in chunks):
         rules = sequence.sampling
         if not rules.penalizes:
             continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.encoder_cache import Reservation, VisualStore
 
 Slots = TypeVar("Slots")
 
@@ -34,11 +34,11 @@ class CrossKVCache(VisualStore[Slots]):
         """Where the image's rows lie, or will."""
         return self._blocks[digest]
 
-    def reserve(self, digest: bytes, rows: int, owner: str) -> bool | None:
+    def reserve(self, digest: bytes, rows: int, owner: str) -> Reservation:
         size = self.size(rows)
         assert size <= self.budget, "checked when the request came"
         found = super().reserve(digest, rows, owner)
-        if found is None:
+        if found is Reservation.RESERVED:
             self._blocks[digest] = [self._free.pop() for _ in range(size)]
         return found
 

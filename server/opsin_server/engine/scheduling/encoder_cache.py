@@ -6,9 +6,20 @@ An entry is pinned while a running sequence still has rows of it to compute; unp
 from __future__ import annotations
 
 from collections import OrderedDict
+from enum import Enum, auto
 from typing import Generic, TypeVar
 
 Features = TypeVar("Features")
+
+
+class Reservation(Enum):
+    """What a store answers to a sequence that needs an image. PRESENT: it is there, or on its way in this step.
+    RESERVED: there was none, room was made, and the caller must `fill` it. FULL: there is no room while others are
+    pinned, and nothing changed."""
+
+    PRESENT = auto()
+    RESERVED = auto()
+    FULL = auto()
 
 
 class VisualStore(Generic[Features]):
@@ -37,9 +48,8 @@ class VisualStore(Generic[Features]):
     def __getitem__(self, digest: bytes) -> Features:
         return self._features[digest]
 
-    def reserve(self, digest: bytes, rows: int, owner: str) -> bool | None:
-        """Pins the entry for `owner`. True: it is there (or on its way in this step). None: there was none, room was
-        made, and the caller must `fill` it. False: there is no room while others are pinned; nothing changed.
+    def reserve(self, digest: bytes, rows: int, owner: str) -> Reservation:
+        """Pins the entry for `owner`, unless the store is full.
 
         One image larger than the whole budget is let in when it is alone: it must be computed at some time.
         """
@@ -49,11 +59,11 @@ class VisualStore(Generic[Features]):
                 self.hits += 1
             self._sizes.move_to_end(digest)
             self._pins[digest].add(owner)
-            return True
+            return Reservation.PRESENT
         size = self.size(rows)
         pinned = sum(n for d, n in self._sizes.items() if self._pins[d])
         if pinned and pinned + size > self.budget:
-            return False
+            return Reservation.FULL
         self.queries += 1
         for old in [d for d in self._sizes if not self._pins[d]]:
             if self.used + size <= self.budget:
@@ -61,7 +71,7 @@ class VisualStore(Generic[Features]):
             self.drop(old)
         self._sizes[digest], self._pins[digest] = size, {owner}
         self.used += size
-        return None
+        return Reservation.RESERVED
 
     def fill(self, digest: bytes, features: Features) -> None:
         assert digest in self._sizes

@@ -68,11 +68,11 @@ class BlockManager:
             self.queries += sequence.prompt_length
             self.hits += sequence.cached_tokens
 
-    def publish(self, sequence: Sequence, before: int) -> None:
-        """Blocks that became full since `before` tokens were computed can now be found by others."""
+    def publish(self, sequence: Sequence, start: int, stop: int) -> None:
+        """Blocks that became full as tokens start to stop - 1 were computed can now be found by others."""
         if not self.prefix_cache:
             return
-        for index in range(before // self.block_size, sequence.computed // self.block_size):
+        for index in range(start // self.block_size, stop // self.block_size):
             block = sequence.blocks[index]
             digest = sequence.digest(index, self.block_size)
             if self._digest[block] is None and digest not in self._by_digest:

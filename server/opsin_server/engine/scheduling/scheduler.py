@@ -10,17 +10,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.encoder_cache import Reservation, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
+from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, SequenceStatus
 
 
 @dataclass(frozen=True)
 class Limits:
     max_sequences: int
+    max_context: int  # tokens of a prompt and its answer
     max_batch_tokens: int
     max_encode_patches: int  # a step, beyond the first image: what bounds the pause of others
 
@@ -34,6 +36,15 @@ class Chunk:
     length: int
     samples: bool
 
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+    @property
+    def draw(self) -> int:
+        """Which token of the answer a chunk that samples draws, from 0 on."""
+        return self.stop - self.sequence.prompt_length
+
 
 @dataclass(slots=True)
 class Plan:
@@ -41,6 +52,17 @@ class Plan:
 
     chunks: list[Chunk] = field(default_factory=list)
     encode: list[tuple[Sequence, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A token that a step drew as number `row`. finish: "stop" (the token is an end), "length", "error" (there is no
+    token: the logits were no numbers), or None: the answer goes on."""
+
+    sequence: Sequence
+    row: int
+    token: int
+    finish: Literal["stop", "length", "error"] | None
 
 
 class Scheduler:
@@ -60,19 +82,25 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Finished, cancelled or failed: its blocks and pins are free again."""
-        if sequence in self.running:
+        """Finished, cancelled or failed: its blocks and pins are free again, once no launched step touches them."""
+        if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
-        elif sequence in self.waiting:
+        elif sequence.status is SequenceStatus.WAITING:
             self.waiting.remove(sequence)
-        self.blocks.release(sequence)
-        self.encoder.unpin_all(sequence.request_id)
+        sequence.status = SequenceStatus.FINISHED
+        self._release_if_idle(sequence)
+
+    def _release_if_idle(self, sequence: Sequence) -> None:
+        if not sequence.in_flight:
+            self.blocks.release(sequence)
+            self.encoder.unpin_all(sequence.request_id)
 
     def schedule(self) -> Plan:
+        """The next step, which counts as launched from here on: each plan must be committed, or failed."""
         plan, budget, preempted = Plan(), self.limits.max_batch_tokens, self.preemptions
         for decode in (True, False):
             for sequence in list(self.running):
-                if (sequence.remaining == 1) is decode and sequence in self.running and budget:
+                if (sequence.remaining == 1) is decode and budget and self._goes_on(sequence):
                     budget -= self._continue(plan, sequence, budget)
         while self._may_admit(budget) and self.preemptions == preempted:
             taken = self._admit(plan, self.waiting[0], budget)
@@ -82,7 +110,80 @@ class Scheduler:
         plan.chunks = [c for c in plan.chunks if c.sequence.blocks]  # (a later one may have preempted it)
         plan.chunks.sort(key=lambda chunk: chunk.length != 1)
         plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self._needed_elsewhere(plan, s, i)]
+        for chunk in plan.chunks:
+            chunk.sequence.computed = chunk.stop
+            chunk.sequence.pending += chunk.samples
+            chunk.sequence.in_flight += 1
         return plan
+
+    def can_run_ahead(self) -> bool:
+        """Whether the next step can be scheduled before the results of the last are known: nobody has to be preempted
+        for it, since a launched step may still write to the blocks of every sequence."""
+        if self.encoder.pinned_during_decode and any(s.computed < s.prompt_length for s in self.running):
+            return False  # (a prompt may wait for images that answers hold)
+        wanted = sum(max(0, self.blocks.blocks_for(s.length) - len(s.blocks)) for s in self.running)
+        return wanted <= self.blocks.free + self.blocks.cached
+
+    def commit(self, plan: Plan, tokens: Seq[int | None]) -> list[Committed]:
+        """Takes note of a step's results. tokens: one of each chunk that samples, in order; None: there is no number.
+        What was drawn for a sequence that has finished meanwhile is dropped."""
+        committed, row = [], -1
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            row += chunk.samples
+            self._land(chunk)
+            if sequence.status is SequenceStatus.FINISHED:
+                self._release_if_idle(sequence)
+                continue
+            token = tokens[row] if chunk.samples else None
+            if chunk.samples and token is None:
+                self.remove(sequence)
+                committed.append(Committed(sequence, row, -1, "error"))
+                continue
+            self.blocks.publish(sequence, chunk.start, chunk.stop)
+            for need in sequence.encoder_inputs:
+                if need.stop is not None and need.stop <= chunk.stop:
+                    self.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
+            if token is not None:
+                committed.append(self._append(sequence, row, token))
+        return committed
+
+    def fail(self, plan: Plan) -> list[Sequence]:
+        """Ends the sequences of a step that could not be computed; returns those that had not finished before."""
+        failed = []
+        for chunk in plan.chunks:
+            self._land(chunk)
+            if chunk.sequence.status is SequenceStatus.FINISHED:
+                self._release_if_idle(chunk.sequence)
+            else:
+                failed.append(chunk.sequence)
+                self.remove(chunk.sequence)
+        self.encoder.drop_unfilled()
+        return failed
+
+    def _land(self, chunk: Chunk) -> None:
+        chunk.sequence.in_flight -= 1
+        chunk.sequence.pending -= chunk.samples
+
+    def _append(self, sequence: Sequence, row: int, token: int) -> Committed:
+        sequence.tokens.append(token)
+        finish: Literal["stop", "length"] | None = None
+        if token in sequence.eos:
+            finish = "stop"
+        elif self._is_full(sequence, len(sequence.tokens)):
+            finish = "length"
+        if finish:
+            self.remove(sequence)
+        return Committed(sequence, row, token, finish)
+
+    def _is_full(self, sequence: Sequence, length: int) -> bool:
+        return length - sequence.prompt_length >= sequence.max_tokens or length >= self.limits.max_context
+
+    def _goes_on(self, sequence: Sequence) -> bool:
+        """Not when it was preempted in this very step, or the token that is still on its way is its last."""
+        return sequence.status is SequenceStatus.RUNNING and not (
+            sequence.pending and self._is_full(sequence, sequence.length)
+        )
 
     def _may_admit(self, budget: int) -> bool:
         return bool(self.waiting) and budget > 0 and len(self.running) < self.limits.max_sequences
@@ -125,17 +226,20 @@ class Scheduler:
             self.blocks.count(sequence)
         self.waiting.popleft()
         self.running.append(sequence)
+        sequence.status = SequenceStatus.RUNNING
         return self._chunk(plan, sequence, length)
 
     def _chunk(self, plan: Plan, sequence: Sequence, length: int) -> int:
         if length:
-            samples = sequence.computed + length == len(sequence.tokens)
+            samples = sequence.computed + length == sequence.length
             plan.chunks.append(Chunk(sequence, sequence.computed, length, samples))
         return length
 
     def _preempt(self, victim: Sequence) -> Sequence:
         """Recomputed later from its tokens; whole blocks may be found again in the prefix cache."""
+        assert not victim.in_flight, "see can_run_ahead"
         self.running.remove(victim)
+        victim.status = SequenceStatus.WAITING
         self.blocks.release(victim)
         self.encoder.unpin_all(victim.request_id)
         self.waiting.appendleft(victim)
@@ -153,9 +257,9 @@ class Scheduler:
             if entry.digest not in self.encoder and self._too_much(plan, sequence, need):
                 return max(0, need.start - row)
             reserved = self.encoder.reserve(entry.digest, entry.tokens, sequence.request_id)
-            if reserved is False:
+            if reserved is Reservation.FULL:
                 return max(0, need.start - row)
-            if reserved is None:
+            if reserved is Reservation.RESERVED:
                 plan.encode.append((sequence, need.item))
         return length
 
@@ -173,7 +277,7 @@ class Scheduler:
         digest = sequence.items[item].digest
         for chunk in plan.chunks:
             for need in chunk.sequence.encoder_inputs:
-                touched = need.touches(chunk.start, chunk.start + chunk.length)
+                touched = need.touches(chunk.start, chunk.stop)
                 if touched and chunk.sequence.items[need.item].digest == digest:
                     return True
         if digest in self.encoder:

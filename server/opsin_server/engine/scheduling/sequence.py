@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 import numpy as np
 
@@ -26,9 +27,19 @@ class EncoderInput:
         return self.start < end and (self.stop is None or start < self.stop)
 
 
+class SequenceStatus(Enum):
+    """Of a FINISHED one (it ended, failed or was cancelled) nothing is left but what a launched step still touches."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """`tokens` is the prompt and what was generated; `computed` of them have their keys and values in `blocks`."""
+    """`tokens` is the prompt and what was generated; of `length`, the last `pending` are drawn by steps whose results
+    have not come yet. `computed` have their keys and values in `blocks`, or will have them by launched steps, of which
+    `in_flight` are not committed."""
 
     request_id: str
     tokens: list[int]
@@ -47,7 +58,11 @@ class Sequence:
     arrange: Seq[I32 | None] = ()  # one an item
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter_slot: int = 0
+    status: SequenceStatus = SequenceStatus.WAITING
     computed: int = 0
+    pending: int = 0
+    in_flight: int = 0
+    drawn_at: int = 0  # which token of the last step that drew one is this sequence's
     cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were asked for
@@ -83,13 +98,18 @@ class Sequence:
         )
 
     @property
+    def length(self) -> int:
+        return len(self.tokens) + self.pending
+
+    @property
     def generated(self) -> int:
+        """Tokens of the answer whose numbers are known."""
         return len(self.tokens) - self.prompt_length
 
     @property
     def remaining(self) -> int:
         """Tokens without keys and values; the newest token always is one."""
-        return len(self.tokens) - self.computed
+        return self.length - self.computed
 
     def positions_of(self, start: int, stop: int) -> I32:
         """I32 [A, stop - start]: the prompt's own, and past it the running number plus delta on every axis."""

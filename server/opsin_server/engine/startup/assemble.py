@@ -26,7 +26,7 @@ log = logging.getLogger("opsin.engine")
 def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: ResolvedConfig) -> Engine:
     size = config.block_size
     blocks = BlockManager(resolved.memory.kv_blocks, size, config.prefix_cache)
-    limits = Limits(config.max_sequences, resolved.max_batch_tokens, resolved.max_encode_patches)
+    limits = Limits(config.max_sequences, resolved.max_context, resolved.max_batch_tokens, resolved.max_encode_patches)
     decoder, device, dtype = spec.decoder, resolved.device, resolved.dtype
     store: VisualStore[torch.Tensor]
     cross_kv_pool: KVPool = ()
@@ -40,7 +40,7 @@ def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Reso
     if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
         graphs = captured(model, pool, cross_kv_pool, config.max_sequences, resolved.max_context)
     runner = Runner(model, pool, store, device, cross_kv_pool, graphs)
-    return Engine(Scheduler(limits, blocks, store), runner, resolved.max_context)
+    return Engine(Scheduler(limits, blocks, store), runner, run_ahead=device.type == "cuda")
 
 
 @torch.no_grad()
