@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,19 @@ class LaunchedStep:
     plan: Plan
     kind: Literal["decode", "prefill"]
     drawn: DrawnTokens | None
+
+
+Images = list[tuple[Sequence, int]]
+
+
+def _error_of(work: Callable[[Images], None], images: Images) -> Exception | None:
+    """The error, logged, or None. It keeps no frame, and so none of the memory that the work had taken."""
+    try:
+        work(images)
+    except Exception as error:
+        log.exception("encoding %d images failed", len(images))
+        return error.with_traceback(None)
+    return None
 
 
 class Engine:
@@ -92,18 +106,35 @@ class Engine:
         kind: Literal["decode", "prefill"] = "decode" if all(c.length == 1 for c in plan.chunks) else "prefill"
         self.decode_steps += kind == "decode"
         clock = self._lap(f"{kind}.schedule", started)
+        failed: list[Output] = []
         try:
-            return LaunchedStep(plan, kind, self._compute(plan, kind, clock)), []
+            if plan.encode:
+                failed = self._encode(plan)
+                clock = self._lap(f"{kind}.encode", clock)
+            if not plan.chunks:
+                return None, failed
+            return LaunchedStep(plan, kind, self._compute(plan, kind, clock)), failed
         except Exception as error:  # whatever the model raises must not take the other requests down
-            return None, self._fail(plan, error)
+            return None, failed + self._fail(plan, error)
+
+    def _encode(self, plan: Plan) -> list[Output]:
+        """All images in one pass; where that fails, each alone, and those that fail then end the requests that need
+        them. (Together they may have been too large for the memory, or one of them a stranger's.)"""
+        if _error_of(self.runner.encode, plan.encode) is None:
+            return []
+        broken: dict[bytes, Exception] = {}
+        for sequence, item in plan.encode:
+            error = _error_of(self.runner.encode, [(sequence, item)])
+            if error is not None:
+                broken[sequence.items[item].digest] = error
+        if not broken:
+            return []
+        return self._ended(self.scheduler.fail_images(plan, broken.keys()), next(iter(broken.values())))
 
     def _compute(self, plan: Plan, kind: str, clock: float) -> DrawnTokens | None:
         runner = self.runner
         batch = build(plan, self.scheduler.blocks.block_size)
         clock = self._lap(f"{kind}.batch", clock)
-        if plan.encode:
-            runner.encode(plan.encode)
-            clock = self._lap(f"{kind}.encode", clock)
         rules = sampling_inputs(
             batch.sampled, runner.model.spec.decoder.vocab, runner.device
         )  # (before the model: it may run behind)
@@ -152,8 +183,11 @@ class Engine:
 
     def _fail(self, plan: Plan, error: Exception) -> list[Output]:
         log.error("a step of %d sequences failed", len(plan.chunks), exc_info=error)
+        return self._ended(self.scheduler.fail(plan), error)
+
+    def _ended(self, failed: list[Sequence], error: Exception) -> list[Output]:
+        """What requests hear that have been failed. Raises EngineBroken."""
         self._failures += 1
-        failed = self.scheduler.fail(plan)
         for sequence in failed:
             self.sequences.pop(sequence.request_id, None)
         if self._failures >= MAX_FAILURES or isinstance(error, torch.AcceleratorError):

@@ -47,6 +47,13 @@ def test_little_kv_memory_shortens_the_context_unless_it_was_asked_for(directory
         resolve(directory, kv_memory=10)
 
 
+def test_a_step_has_a_row_for_every_sequence(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="--max-batch-tokens 7 is less than --max-sequences 8"):
+        resolve(directory, max_batch_tokens=7, max_sequences=8)
+    assert resolve(directory, max_batch_tokens=8, max_sequences=8).max_batch_tokens == 8
+    assert resolve(directory, max_sequences=100_000).max_batch_tokens == 100_000
+
+
 def test_memory_that_was_asked_for_must_be_there_on_a_gpu(directory: Path) -> None:
     """A CPU's pages are taken when they are first used; a GPU's at once."""
     spec, device = oracle.load(directory).spec, torch.device("cuda")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -161,6 +161,21 @@ class Scheduler:
         self.encoder.drop_unfilled()
         return failed
 
+    def fail_images(self, plan: Plan, broken: Collection[bytes]) -> list[Sequence]:
+        """Ends the sequences of a plan that need an image, by digest, that cannot be encoded; the plan goes on without
+        them."""
+
+        def needs(chunk: Chunk) -> bool:
+            sequence = chunk.sequence
+            return any(
+                need.touches(chunk.start, chunk.stop) and sequence.items[need.item].digest in broken
+                for need in sequence.encoder_inputs
+            )
+
+        lost = Plan([chunk for chunk in plan.chunks if needs(chunk)])
+        plan.chunks = [chunk for chunk in plan.chunks if not needs(chunk)]
+        return self.fail(lost)
+
     def _land(self, chunk: Chunk) -> None:
         chunk.sequence.in_flight -= 1
         chunk.sequence.pending -= chunk.samples
@@ -211,10 +226,7 @@ class Scheduler:
     def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         self.blocks.adopt_prefix(sequence)
         length = min(sequence.remaining, budget)
-        if self.blocks.can_grow(sequence, sequence.computed + length):
-            length = self._cut_at_images(plan, sequence, length)
-        else:
-            length = 0
+        length = self._cut_at_images(plan, sequence, length) if self._can_finish_prompt(sequence) else 0
         if not length:
             self.blocks.release(sequence)
             self.encoder.unpin_all(sequence.request_id)
@@ -228,6 +240,13 @@ class Scheduler:
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
         return self._chunk(plan, sequence, length)
+
+    def _can_finish_prompt(self, sequence: Sequence) -> bool:
+        """Beside all that run, and what their prompts still want: otherwise two large prompts would preempt each other
+        in turn, and each begin again."""
+        beside = (*self.running, sequence)
+        wanted = sum(max(0, self.blocks.blocks_for(s.length) - len(s.blocks)) for s in beside)
+        return wanted <= self.blocks.free + self.blocks.cached
 
     def _chunk(self, plan: Plan, sequence: Sequence, length: int) -> int:
         if length:

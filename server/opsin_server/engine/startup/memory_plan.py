@@ -137,7 +137,12 @@ def resolve(
             f"--max-context {context} needs {-(-context // config.block_size) * per_block:,} bytes of KV memory; "
             f"there are {kv_bytes:,} (--kv-memory)"
         )
-    tokens = config.max_batch_tokens or BATCH_TOKENS[device.type]
+    tokens = config.max_batch_tokens or max(BATCH_TOKENS[device.type], config.max_sequences)
+    if tokens < config.max_sequences:
+        raise ConfigError(
+            f"--max-batch-tokens {tokens} is less than --max-sequences {config.max_sequences}: a step must have a row "
+            "for each sequence"
+        )
     return ResolvedConfig(
         device=device,
         dtype=dtype,
