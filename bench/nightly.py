@@ -12,14 +12,19 @@ import report
 
 
 def rows(path: Path) -> list[list[str]]:
-    """Name, outcome, seconds, and what the test recorded as its result."""
-    found = []
+    """Name, outcome, seconds, and what the test recorded as its result; one row for all cases of a test."""
+    cases: dict[str, list[ET.Element]] = {}
     for case in ET.parse(path).getroot().iter("testcase"):
-        failed = any(child.tag in ("failure", "error") for child in case)
-        said = [p.get("value", "") for p in case.iter("property") if p.get("name") == "result"]
-        name = case.get("name", "").removeprefix("test_").replace("_", " ")
-        found.append([name, "FAILED" if failed else "passed", f"{float(case.get('time', 0)):.0f}", "; ".join(said)])
-    return found
+        cases.setdefault(case.get("name", "").partition("[")[0], []).append(case)
+    return [[name.removeprefix("test_").replace("_", " "), *_summary(found)] for name, found in cases.items()]
+
+
+def _summary(cases: list[ET.Element]) -> tuple[str, str, str]:
+    failed = sum(any(child.tag in ("failure", "error") for child in case) for case in cases)
+    seconds = sum(float(case.get("time", 0)) for case in cases)
+    said = [p.get("value", "") for case in cases for p in case.iter("property") if p.get("name") == "result"]
+    outcome = f"{failed} FAILED" if failed else "passed"
+    return outcome, f"{seconds:.0f}", "; ".join([*([f"{len(cases)} cases"] if len(cases) > 1 else []), *said])
 
 
 def main() -> None:

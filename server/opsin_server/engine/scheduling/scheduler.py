@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -54,7 +54,7 @@ class Plan:
     encode: list[tuple[Sequence, int]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Committed:
     """A token that a step drew as number `row`. finish: "stop" (the token is an end), "length", "error" (there is no
     token: the logits were no numbers), or None: the answer goes on."""
@@ -98,10 +98,13 @@ class Scheduler:
     def schedule(self) -> Plan:
         """The next step, which counts as launched from here on: each plan must be committed, or failed."""
         plan, budget, preempted = Plan(), self.limits.max_batch_tokens, self.preemptions
-        for decode in (True, False):
-            for sequence in list(self.running):
-                if (sequence.remaining == 1) is decode and budget and self._goes_on(sequence):
-                    budget -= self._continue(plan, sequence, budget)
+        decodes: list[Sequence] = []
+        prompts: list[Sequence] = []
+        for sequence in self.running:
+            (decodes if sequence.remaining == 1 else prompts).append(sequence)
+        for sequence in (*decodes, *prompts):
+            if budget and self._goes_on(sequence):
+                budget -= self._continue(plan, sequence, budget)
         while self._may_admit(budget) and self.preemptions == preempted:
             taken = self._admit(plan, self.waiting[0], budget)
             if not taken:
@@ -121,8 +124,11 @@ class Scheduler:
         for it, since a launched step may still write to the blocks of every sequence."""
         if self.encoder.pinned_during_decode and any(s.computed < s.prompt_length for s in self.running):
             return False  # (a prompt may wait for images that answers hold)
-        wanted = sum(max(0, self.blocks.blocks_for(s.length) - len(s.blocks)) for s in self.running)
-        return wanted <= self.blocks.free + self.blocks.cached
+        return self._wanted(self.running) <= self.blocks.free + self.blocks.cached
+
+    def _wanted(self, sequences: Iterable[Sequence]) -> int:
+        """Blocks that all their tokens need beside those that they have."""
+        return sum(max(0, self.blocks.blocks_for(s.length) - len(s.blocks)) for s in sequences)
 
     def commit(self, plan: Plan, tokens: Seq[int | None]) -> list[Committed]:
         """Takes note of a step's results. tokens: one of each chunk that samples, in order; None: there is no number.
@@ -244,9 +250,7 @@ class Scheduler:
     def _can_finish_prompt(self, sequence: Sequence) -> bool:
         """Beside all that run, and what their prompts still want: otherwise two large prompts would preempt each other
         in turn, and each begin again."""
-        beside = (*self.running, sequence)
-        wanted = sum(max(0, self.blocks.blocks_for(s.length) - len(s.blocks)) for s in beside)
-        return wanted <= self.blocks.free + self.blocks.cached
+        return self._wanted((*self.running, sequence)) <= self.blocks.free + self.blocks.cached
 
     def _chunk(self, plan: Plan, sequence: Sequence, length: int) -> int:
         if length:
