@@ -184,9 +184,9 @@ def chat(root: Path) -> dict[str, list[str]]:
             [*command, "--port", str(port)], env={**os.environ, **environment}, stderr=subprocess.DEVNULL
         )
         try:
-            ask(port)  # what the first request alone imports is no part of a request's way
+            ask(port, "cat")  # what the first request alone imports is no part of a request's way
             flag.touch()
-            ask(port)
+            ask(port, "red_circle")  # a picture that is not known yet
             flag.unlink()
         finally:
             server.terminate()
@@ -202,8 +202,8 @@ def chat(root: Path) -> dict[str, list[str]]:
         return found
 
 
-def ask(port: int) -> None:
-    picture = Path(__file__).parents[1] / "server/opsin_server/models/samples/red_circle.png"
+def ask(port: int, name: str) -> None:
+    picture = Path(__file__).parents[1] / f"server/opsin_server/models/samples/{name}.png"
     url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is in the picture?"}]
     body = {"model": "opsin-mini", "stream": True, "messages": [{"role": "user", "content": content}]}

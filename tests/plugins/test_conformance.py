@@ -18,6 +18,7 @@ from opsin_plugins.families.encoders.clip import Clip
 from opsin_plugins.families.positions import line
 from opsin_plugins.loading.registry import GROUPS, Registry
 from opsin_plugins.spec import Architecture, Concat, Expanded, Ignore, ImageBudget, Rename
+from support import tiny
 
 BUILT_IN = sorted(
     p.name
@@ -51,6 +52,11 @@ def test_every_family_keeps_the_contract(name: str) -> None:
     assert not [f"{check} {said}" for check, said in found.items() if said.startswith("FAILED")]
     assert found["example"].startswith("ok"), "a built-in family brings an example"
     assert found["packed batch"].startswith("ok")
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    under_other_names = {"mistral_params": "llava.pixtral", "qwen.visual": "qwen"}
+    assert {under_other_names.get(name, name) for name in BUILT_IN} <= set(tiny.FAMILIES)
 
 
 # ------------------------------------------------------------------------------------------- deliberate faults

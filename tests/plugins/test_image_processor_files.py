@@ -154,6 +154,7 @@ def test_sizes_in_their_other_forms(directory: tuple[str, Path]) -> None:
         "llava": [
             {"size": 28},
             {"crop_size": 28},
+            {"crop_size": {"height": 28.0, "width": 28.0}},
             {"size": {"height": 28, "width": 28}},
             {"size": {"height": 28, "width": 28}, "do_center_crop": False},
             {"size": {"shortest_edge": 40}},
@@ -163,6 +164,7 @@ def test_sizes_in_their_other_forms(directory: tuple[str, Path]) -> None:
         "qwen2_vl": [
             {"min_pixels": None, "max_pixels": None, "size": {"shortest_edge": 256, "longest_edge": 1024}},
             {"min_pixels": None, "max_pixels": None, "size": None},
+            {"min_pixels": 256.0, "max_pixels": 1024.0},
             {"size": {"shortest_edge": 99999, "longest_edge": 99999}},  # (min_pixels and max_pixels count)
             {"min_pixels": None, "size": {"shortest_edge": 256, "longest_edge": 1}},
         ],

@@ -110,6 +110,27 @@ def test_true_ambiguity_is_refused(directory: Path) -> None:
         read_model_files(directory)
 
 
+def test_a_copy_of_the_shards_in_one_file_is_no_ambiguity(directory: Path) -> None:
+    index = json.loads((directory / INDEX).read_text())["weight_map"]
+    whole = {key: tensor for name in set(index.values()) for key, tensor in load_file(directory / name).items()}
+    save_file(whole, directory / "model.safetensors")
+    found = read_model_files(directory)
+    assert {info.file.name for info in found.tensors.values()} == set(index.values())
+    assert "model.safetensors" in found.ignored
+    key = next(key for key, tensor in whole.items() if tensor.is_floating_point())
+    save_file({**whole, key: whole[key] + 1}, directory / "model.safetensors")
+    with pytest.raises(SpecError, match="remove those"):
+        read_model_files(directory)
+
+
+def test_mistrals_weights_beside_another_forms_configuration_are_named(directory: Path) -> None:
+    for path in [*directory.glob("model*")]:
+        path.unlink()
+    save_file(GARBAGE, directory / "consolidated.safetensors")
+    with pytest.raises(SpecError, match=r"has consolidated\.safetensors, of Mistral's own form, and no params\.json"):
+        read_model_files(directory)
+
+
 def test_two_complete_sets_are_refused(directory: Path) -> None:
     (directory / INDEX).unlink()
     beside(directory, "model-00001-of-00001.safetensors")

@@ -202,7 +202,7 @@ def conversations(words: list[str], thoughts: list[str]) -> st.SearchStrategy[Tu
 
 
 def as_messages(turns: Turns) -> list[Message]:
-    return [Message(role, (TextPart(text),)) for role, text in turns]
+    return [Message(role, (TextPart(text),), is_string=True) for role, text in turns]
 
 
 def as_dicts(turns: Turns) -> list[dict]:

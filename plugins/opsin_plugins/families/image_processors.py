@@ -68,6 +68,7 @@ class ImageProcessor:
                 "where the model came from"
             )
         self._check_type(settings)
+        settings = {key: _whole(value) for key, value in settings.items()}
         given = {key: False if value is None and key.startswith("do_") else value for key, value in settings.items()}
         fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, **self.fixed}
         for key, value in given.items():
@@ -91,6 +92,15 @@ class ImageProcessor:
             return
         if not isinstance(said, str) or said.removesuffix("Fast").removesuffix("Pil") not in self.names:
             raise SpecError(f"image_processor_type {said!r} is not supported for this model ({', '.join(self.names)})")
+
+
+def _whole(value: object) -> object:
+    """Numbers that a program wrote as floats, as 336.0, are the integers that they are."""
+    if isinstance(value, Mapping):
+        return {name: _whole(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_whole, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _same(value: object, accepted: object) -> bool:

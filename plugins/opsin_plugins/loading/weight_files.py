@@ -32,6 +32,7 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safeten
 OTHERS = re.compile(r"\..*|(adapter|optimizer|scheduler|scaler|random_states|rng_state|training)[^/]*\.safetensors")
 MAX_HEADER_BYTES = 128 * 2**20
 COMPARED_BYTES = 2**20
+SAMPLED_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _choose(directory: Path, stem: str, names: Sequence[str], index: Mapping[str
     indexed = sorted(set(index.values())) if index is not None else []
     missing = [name for name in indexed if not (directory / name).is_file()]
     if indexed and not missing:
-        if single in names and single not in indexed:
+        if single in names and single not in indexed and not _holds_the_same(directory, single, indexed):
             raise SpecError(
                 f"{directory} has {single} beside the {len(indexed)} shards that {single}.index.json names, and "
                 "programs differ in which of them they read: remove those that are not this model's"
@@ -131,6 +132,8 @@ def _no_weights(directory: Path) -> str:
             f"{other}: only safetensors are read, since other formats can run code when loaded. Convert the files "
             f'where you trust them, in their folder: python -c "{CONVERT}"'
         )
+    if mistral := next((name for name in here if _of_other_form(name, "model")), None):
+        return f"{directory} has {mistral}, of Mistral's own form, and no params.json that would say what model it is"
     return f"{directory} has no *.safetensors"
 
 
@@ -164,6 +167,26 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             pointer = opened.read(20).startswith(b"version https://git")
         why = "a pointer of Git LFS: run `git lfs pull` there" if pointer else "is the download complete?"
         raise SpecError(f"{file}: {error} ({why})") from error
+
+
+def _holds_the_same(directory: Path, single: str, shards: Sequence[str]) -> bool:
+    """Whether a file and a set of shards hold the same tensors, by their headers and by the first bytes of each tensor:
+    two copies of one model differ nowhere, two models of one shape nearly everywhere."""
+    whole = read_header(directory / single)
+    parts = {key: info for name in shards for key, info in read_header(directory / name).items()}
+    return whole.keys() == parts.keys() and all(_starts_alike(key, whole[key], parts[key]) for key in whole)
+
+
+def _starts_alike(key: str, one: TensorInfo, two: TensorInfo) -> bool:
+    if (one.dtype, one.shape) != (two.dtype, two.shape):
+        return False
+    pieces = []
+    for file in (one.file, two.file):
+        at, end = _extent(file, key)
+        with file.open("rb") as opened:
+            opened.seek(at)
+            pieces.append(opened.read(min(end - at, SAMPLED_BYTES)))
+    return pieces[0] == pieces[1]
 
 
 def same_bytes(tensors: Mapping[str, TensorInfo], first: str, second: str) -> bool:

@@ -32,11 +32,13 @@ Part = TextPart | ImagePart
 
 @dataclass(frozen=True)
 class Message:
-    """reasoning: what an assistant thought before it said this, where a client sends it apart from the text."""
+    """reasoning: what an assistant thought before it said this, where a client sends it apart from the text.
+    is_string: its content came as a string, not as a list of parts; it is then one text."""
 
     role: Role
     parts: tuple[Part, ...]
     reasoning: str | None = None
+    is_string: bool = False
 
 
 def image_parts(messages: Sequence[Message]) -> list[ImagePart]:

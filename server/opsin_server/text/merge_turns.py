@@ -15,7 +15,7 @@ BETWEEN = "\n\n"
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
     """Puts the system text in front of the first user turn."""
-    system = [message.parts for message in messages if message.role == "system"]
+    system = [message for message in messages if message.role == "system"]
     turns = [message for message in messages if message.role != "system"]
     if not system:
         return turns
@@ -25,7 +25,9 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
             "this model's chat template takes no system message, and there is no user message to carry its text",
             param="messages",
         )
-    turns[first] = replace(turns[first], parts=reduce(_joined, [*system, turns[first].parts]))
+    folded = [*system, turns[first]]
+    parts = reduce(_joined, (message.parts for message in folded))
+    turns[first] = replace(turns[first], parts=parts, is_string=all(message.is_string for message in folded))
     return turns
 
 
@@ -37,7 +39,8 @@ def merge_turns(messages: Sequence[Message]) -> list[Message]:
 def _merged(turns: Sequence[Message]) -> Message:
     thoughts = [message.reasoning for message in turns if message.reasoning is not None]
     parts = reduce(_joined, (message.parts for message in turns))
-    return Message(turns[0].role, parts, BETWEEN.join(thoughts) if thoughts else None)
+    is_string = all(message.is_string for message in turns)
+    return Message(turns[0].role, parts, BETWEEN.join(thoughts) if thoughts else None, is_string)
 
 
 def one_text(parts: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -129,7 +129,8 @@ def _shape(messages: Sequence[Message]) -> tuple[Message, ...]:
         )  # (it may ask whether there is a text at all)
 
     return tuple(
-        Message(message.role, tuple(map(shape, message.parts)), message.reasoning and "x") for message in messages
+        Message(message.role, tuple(map(shape, message.parts)), message.reasoning and "x", message.is_string)
+        for message in messages
     )
 
 

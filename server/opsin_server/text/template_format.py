@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,13 +14,16 @@ from opsin_server.text.merge_turns import fold_system, merge_turns, one_text
 from opsin_server.text.trusted import own
 
 Form = Literal["parts", "text"]
+FORMS: tuple[Form, ...] = ("parts", "text")
 
 
 @dataclass(frozen=True)
 class TemplateFormat:
-    """forms: whether a role's content is a list of parts or a string. single: roles whose second text would be lost."""
+    """forms: whether a role's content may be a list of parts, a string or either. Where it may be either it is what the
+    client sent, since a template may treat the two in two ways. single: roles of whose list the second text would be
+    lost."""
 
-    forms: Mapping[Role, Form] = field(default_factory=dict)
+    forms: Mapping[Role, tuple[Form, ...]] = field(default_factory=dict)
     single: frozenset[Role] = frozenset()
     folds_system: bool = False
     merges: bool = False
@@ -36,8 +40,9 @@ class TemplateFormat:
         return turn
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
-        parts = message.parts
-        if self.forms.get(message.role, "parts") == "text":
+        parts, accepted = message.parts, self.forms.get(message.role, FORMS)
+        sent: Form = "text" if message.is_string else "parts"
+        if (sent if sent in accepted else accepted[0]) == "text":
             return "".join(part.text for part in parts if isinstance(part, TextPart))
         parts = one_text(parts) if message.role in self.single else parts
         return [_part(part) for part in parts]
@@ -67,27 +72,24 @@ def observe(show: Show) -> TemplateFormat:
     """Raises SpecError when the template cannot show what a user says."""
     template_format = TemplateFormat()
     for role, place in PLACES.items():
-        form = _form_of(show, template_format, role, place)
-        if form is not None:
-            template_format = replace(template_format, forms={**template_format.forms, role: form})
+        forms = tuple(form for form in FORMS if _shows(show, _given(template_format, role, (form,)), place))
+        if forms:
+            template_format = _given(template_format, role, forms)
         elif role == "system":
             template_format = replace(template_format, folds_system=True)
         elif role == "user":
             raise SpecError(f"the chat template renders no user message: {_failure(show, template_format)}")
-    listed = [role for role, form in template_format.forms.items() if form == "parts"]
+    listed = [role for role, forms in template_format.forms.items() if "parts" in forms]
     single = frozenset(role for role in listed if not _shows(show, template_format, PLACES[role], twice=role))
     merges = not all(_shows(show, template_format, turns) for turns in ALTERNATION)
     return replace(template_format, single=single, merges=merges)
 
 
-def _form_of(show: Show, template_format: TemplateFormat, role: Role, place: tuple[Role, ...]) -> Form | None:
-    forms: tuple[Form, ...] = ("parts", "text")
-    tries = (
-        form
-        for form in forms
-        if _shows(show, replace(template_format, forms={**template_format.forms, role: form}), place)
-    )
-    return next(tries, None)
+PRINTED = re.compile(r"""['"]text['"]\s*:""", re.IGNORECASE)  # a list of parts, as Python or as JSON
+
+
+def _given(template_format: TemplateFormat, role: Role, forms: tuple[Form, ...]) -> TemplateFormat:
+    return replace(template_format, forms={**template_format.forms, role: forms})
 
 
 def _shows(show: Show, template_format: TemplateFormat, roles: Sequence[Role], twice: Role | None = None) -> bool:
@@ -102,7 +104,7 @@ def _shows(show: Show, template_format: TemplateFormat, roles: Sequence[Role], t
         shown = show(messages, template_format)
     except OpsinError:
         return False
-    return all(text in shown for text in texts) and "'text':" not in shown.lower()
+    return all(text in shown for text in texts) and not PRINTED.search(shown)
 
 
 def _failure(show: Show, template_format: TemplateFormat) -> str:

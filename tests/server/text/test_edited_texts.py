@@ -184,6 +184,53 @@ def test_operations(name, cases):
     check()
 
 
+STRING_AND_LIST = {
+    "thoughts are cut from strings": "{% if m.content is string %}{% set c = m.content %}"
+    "{% if '</think>' in c %}{% set c = c.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "{{ c }}{% else %}LIST{% endif %}",
+    "strings are trimmed": "{% if m.content is string %}{{ m.content | trim }}{% else %}LIST{% endif %}",
+    "each is marked": "{% if m.content is string %}S:{{ m.content }}{% else %}L:LIST{% endif %}",
+    "what is no string is iterated": "{% if m.content is iterable and m.content is not string %}LIST"
+    "{% else %}{{ m.content }}{% endif %}",
+    "a mapping is asked for": "{% if m.content is sequence and m.content is not string %}LIST{% else %}"
+    "[{{ m.content }}]{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", STRING_AND_LIST)
+def test_strings_go_the_way_of_strings_and_lists_that_of_lists(name, cases):
+    """As the client sent them: a template may treat the two in two ways."""
+    listed = "{% for p in m.content %}({{ p.text }}){% endfor %}"
+    source = HEAD + STRING_AND_LIST[name].replace("LIST", listed) + TAIL
+    case = cases["thinking"].with_template(source)
+
+    @settings(SETTINGS, max_examples=60)
+    @given(conversations(WORDS, THOUGHTS), st.lists(st.booleans(), min_size=9, max_size=9))
+    def check(turns, are_strings):
+        messages, dicts = as_messages(turns), as_dicts(turns)
+        for i, is_string in enumerate(are_strings[: len(turns)]):
+            if not is_string:
+                messages[i] = Message(messages[i].role, messages[i].parts)
+                dicts[i] = {**dicts[i], "content": [{"type": "text", "text": dicts[i]["content"]}]}
+        rendered = case.oracle.apply_chat_template(
+            dicts, tokenize=False, add_generation_prompt=True, chat_template=source
+        )
+        assert case.encoder.template.render(messages) == rendered
+
+    check()
+
+
+def test_what_is_printed_as_json_is_a_string(cases):
+    source = HEAD + "{{ m['content'] | tojson }}" + TAIL
+    case = cases["thinking"].with_template(source)
+    turns = [("user", 'Hello "there"')]
+    rendered = case.oracle.apply_chat_template(
+        as_dicts(turns), tokenize=False, add_generation_prompt=True, chat_template=source
+    )
+    assert case.encoder.template.render(as_messages(turns)) == rendered
+    assert case.encoder.template.render([Message("user", (TextPart('Hello "there"'),))]) == rendered
+
+
 @pytest.mark.parametrize("body", ["{{ p.text | trim }}", "{{ p.text.split('</think>')[-1] }}", "{{ p['text'][:40] }}"])
 def test_lists_of_parts(body, cases, tools):
     source = HEAD + LISTS.replace("BODY", body) + TAIL

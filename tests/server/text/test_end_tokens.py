@@ -41,8 +41,18 @@ def test_the_tokenizer_alone_knows_it(case: Any) -> None:
 
 def test_all_are_added_up_each_once(case: Any) -> None:
     start = case.encoder.tokenizer.token_id("<|im_start|>")
-    configured = replace(case, spec=replace(case.spec, eos=(start,)))
+    configured = replace(case, spec=replace(case.spec, eos=(start, -1)))  # (-1: some programs' word for none)
     assert ends(configured, eos_token=END) == ["<|im_start|>", END]
+
+
+def test_the_oldest_chatml_writes_it_between_messages_alone(case: Any) -> None:
+    template = (
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']}}"
+        "{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '<|im_end|>' + '\n'}}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
+        "{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    assert ends(case.with_template(template)) == [END]
 
 
 @pytest.mark.parametrize("behind", [" " + END, "\n" + END + "\n"])

@@ -22,24 +22,24 @@ def per_message(body: str) -> ChatTemplate:
     return ChatTemplate("{% for m in messages %}" + body + "{% endfor %}", NAMES)
 
 
-@pytest.mark.parametrize("body", [PARTS, BOTH])
-def test_lists_are_preferred(body, tools):
+@pytest.mark.parametrize(("body", "forms"), [(PARTS, ("parts",)), (BOTH, ("parts", "text"))])
+def test_lists_are_given_as_lists(body, forms, tools):
     template = per_message("[{{ m.role }}]" + body)
-    assert set(template.template_format.forms.values()) == {"parts"}
+    assert set(template.template_format.forms.values()) == {forms}
     assert template.render([tools.say("user", tools.an_image(), "a", "b")]) == "[user]<image>ab"
 
 
 @pytest.mark.parametrize("content", ["{{ m.content }}", "{{ m.content | trim }}", "{{ '> ' + m.content }}"])
 def test_strings_where_lists_would_print_or_fail(content, tools):
     template = per_message(content)
-    assert set(template.template_format.forms.values()) == {"text"}
+    assert set(template.template_format.forms.values()) == {("text",)}
     assert template.render([tools.say("user", "a", "b")]).endswith("ab")
 
 
 @pytest.mark.parametrize("letters", ["upper", "lower", "title"])
 def test_a_list_is_told_by_its_print_in_any_letters(letters, tools):
     template = per_message("{{ m.content | " + letters + " }}")
-    assert set(template.template_format.forms.values()) == {"text"}
+    assert set(template.template_format.forms.values()) == {("text",)}
     assert template.render([tools.say("user", "a", "b")]) in ("AB", "ab", "Ab")
 
 
@@ -47,7 +47,11 @@ def test_each_role_has_its_own_form(tools):
     template = per_message(
         "{% if m.role == 'assistant' %}{{ m.content + eos_token }}{% else %}" + PARTS + "{% endif %}"
     )
-    assert template.template_format.forms == {"user": "parts", "system": "parts", "assistant": "text"}
+    assert template.template_format.forms == {
+        "user": ("parts",),
+        "system": ("parts",),
+        "assistant": ("text",),
+    }
     assert template.render([tools.say("user", "a"), tools.say("assistant", "b", "c")]) == "abc</s>"
 
 

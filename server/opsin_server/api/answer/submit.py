@@ -158,7 +158,12 @@ def to_prompt(request: ChatRequest, max_image_tokens: int | None) -> list[Messag
     options = request.mm_processor_kwargs
     default = ImageBudget(None if options is None else options.max_pixels, max_image_tokens)
     return [
-        Message(_role(message), _parts(message.content, f"messages[{index}].content", default), message.thoughts)
+        Message(
+            _role(message),
+            _parts(message.content, f"messages[{index}].content", default),
+            message.thoughts,
+            is_string=not isinstance(message.content, list),
+        )
         for index, message in enumerate(request.messages)
     ]
 

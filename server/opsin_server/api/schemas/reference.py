@@ -30,9 +30,9 @@ HEAD = """# Fields of a chat request
 What `POST /v1/chat/completions` does with each field that it knows. The list is written from the request's own model
 (`.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md`); a test keeps the two equal.
 
-A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it passes
-only at values that ask for what happens anyway, and is refused by name at any other. A field that is in no list is
-refused by name. Null stands for a field that was left out, whichever it is (a misspelt one too), and 16.0 for 16."""
+A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it is
+accepted only at the values that have no effect, and at any other value is refused with an error that names it. A field
+that is in no list is refused by name. Null stands for a field that was left out, whichever it is (a misspelt one too), and 16.0 for 16."""
 
 SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
     ChatRequest: ("The request", ""),
