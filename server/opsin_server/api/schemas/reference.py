@@ -32,7 +32,8 @@ What `POST /v1/chat/completions` does with each field that it knows. The list is
 
 A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it is
 accepted only at the values that have no effect, and at any other value is refused with an error that names it. A field
-that is in no list is refused by name. Null stands for a field that was left out, whichever it is (a misspelt one too), and 16.0 for 16."""
+that is in no list is refused by name. Null stands for a field that was left out, whichever it is (a misspelt one too),
+and 16.0 for 16."""
 
 SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
     ChatRequest: ("The request", ""),
