@@ -16,6 +16,7 @@ from opsin_plugins.spec import SpecError
 from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.runner import Runner
 from opsin_server.engine.running.sampler import DrawnTokens, draw, needs_tokens, sampling_inputs
+from opsin_server.engine.running.stopwatch import Stopwatch
 from opsin_server.engine.scheduling.scheduler import Committed, Plan, Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import check_items, check_spans, check_visible_images
@@ -32,10 +33,12 @@ class EngineBroken(RuntimeError):
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step whose results are not known yet. drawn None: no chunk samples."""
+    """A step whose results are not known yet. encoding: how long its images take, if it has any. drawn None: no chunk
+    samples."""
 
     plan: Plan
     kind: Literal["decode", "prefill"]
+    encoding: Stopwatch | None
     drawn: DrawnTokens | None
 
 
@@ -107,13 +110,16 @@ class Engine:
         self.decode_steps += kind == "decode"
         clock = self._lap(f"{kind}.schedule", started)
         failed: list[Output] = []
+        encoding: Stopwatch | None = None
         try:
             if plan.encode:
+                encoding = Stopwatch(self.runner.device)
                 failed = self._encode(plan)
+                encoding.mark()
                 clock = self._lap(f"{kind}.encode", clock)
             if not plan.chunks:
                 return None, failed
-            return LaunchedStep(plan, kind, self._compute(plan, kind, clock)), failed
+            return LaunchedStep(plan, kind, encoding, self._compute(plan, kind, clock)), failed
         except Exception as error:  # whatever the model raises must not take the other requests down
             return None, failed + self._fail(plan, error)
 
@@ -154,6 +160,9 @@ class Engine:
         clock = time.perf_counter()
         try:
             drawn = [] if step.drawn is None else step.drawn.read()
+            if step.encoding is not None:
+                patches = sum(sequence.items[item].shape[0] for sequence, item in step.plan.encode)
+                self.scheduler.pace.observe(patches, step.encoding.seconds())
         except Exception as error:
             return self._fail(step.plan, error)
         clock = self._lap(f"{step.kind}.sample", clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.penalties import DeviceAdjustments, LogitAdjustments, penalized
-from opsin_kernels.sampling import SamplingRow, log_probabilities, most_likely, sample, settings_of
+from opsin_kernels.sampling import SamplingRow, log_probabilities, sample, settings_of
 from opsin_server.engine.scheduling.scheduler import Chunk
 from opsin_server.ipc.messages import Logprobs
 
@@ -26,27 +27,28 @@ class SampledToken:
 
 class DrawnTokens:
     """What a step drew, on its way from the device. ids I64 [M], on the device, are numbers of the vocabulary in any
-    case; `read` waits for them, and not for what has been launched since."""
+    case; `read` waits for them, and not for what has been launched since.
 
-    def __init__(self, ids: Tensor, finite: Tensor, logprobs: dict[int, Logprobs]) -> None:
-        self.ids, self._logprobs = ids, logprobs
-        marked = torch.where(finite, ids, -1)
-        self._copied = None
+    largest: of each row's logits [M]; where that is no number, or infinite, nothing was drawn."""
+
+    def __init__(self, ids: Tensor, largest: Tensor, logprobs: dict[int, Logprobs]) -> None:
+        self.ids, self._largest, self._logprobs = ids, largest, logprobs
+        self._copied: torch.cuda.Event | None = None
         if ids.device.type == "cuda":
-            self._host = torch.empty(marked.shape, dtype=marked.dtype, pin_memory=True)
-            self._host.copy_(marked, non_blocking=True)
+            self._host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
+            self._host.copy_(torch.where(largest.isfinite(), ids, -1), non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
-        else:
-            self._host = marked
 
     def read(self) -> list[SampledToken]:
+        tokens: list[int | None]
         if self._copied is not None:
             self._copied.synchronize()
-        return [
-            SampledToken(None if token < 0 else token, self._logprobs.get(row))
-            for row, token in enumerate(self._host.tolist())
-        ]
+            tokens = [None if token < 0 else token for token in self._host.tolist()]
+        else:
+            pairs = zip(self.ids.tolist(), self._largest.tolist(), strict=True)
+            tokens = [token if math.isfinite(largest) else None for token, largest in pairs]
+        return [SampledToken(token, self._logprobs.get(row)) for row, token in enumerate(tokens)]
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,11 @@ def sampling_inputs(chunks: list[Chunk], vocabulary: int, device: torch.device) 
 def draw(logits: Tensor, chunks: list[Chunk], rules: SamplingInputs) -> DrawnTokens:
     """logits [M, vocab], one row a chunk."""
     ruled = penalized(logits, rules.placed)
-    picked = most_likely(ruled) if rules.rows is None else sample(ruled, rules.rows, rules.settings)
-    return DrawnTokens(picked, logits.amax(-1).isfinite(), _logprobs(logits, picked, chunks))
+    if rules.rows is None:
+        largest, picked = ruled.max(-1)
+    else:
+        largest, picked = ruled.amax(-1), sample(ruled, rules.rows, rules.settings)
+    return DrawnTokens(picked, largest, _logprobs(logits, picked, chunks))
 
 
 def _logprobs(logits: Tensor, picked: Tensor, chunks: list[Chunk]) -> dict[int, Logprobs]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from opsin_server.engine.scheduling.encode_pace import EncodePace
 from opsin_server.engine.scheduling.encoder_cache import Reservation, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, SequenceStatus
@@ -24,7 +25,7 @@ class Limits:
     max_sequences: int
     max_context: int  # tokens of a prompt and its answer
     max_batch_tokens: int
-    max_encode_patches: int  # a step, beyond the first image: what bounds the pause of others
+    max_encode_patches: int  # a step, beyond the first image, however fast they are encoded
 
 
 @dataclass(slots=True)
@@ -77,6 +78,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of admission
         self.preemptions = 0
+        self.pace = EncodePace(limits.max_encode_patches)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -290,7 +292,7 @@ class Scheduler:
         """Whether an image must wait for another step. Not when all that is encoded in this one are images without
         which this sequence's next row cannot be computed: they would be too much in every step."""
         encoded = sum(s.items[item].shape[0] for s, item in plan.encode)
-        if not plan.encode or encoded + sequence.items[need.item].shape[0] <= self.limits.max_encode_patches:
+        if not plan.encode or encoded + sequence.items[need.item].shape[0] <= self.pace.patches:
             return False
         alone = all(s is sequence for s, _ in plan.encode)
         return not (alone and need.touches(sequence.computed, sequence.computed + 1))
