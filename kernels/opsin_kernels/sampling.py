@@ -50,11 +50,6 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], settings: Tensor | None 
     return sample_ref(logits, rows)
 
 
-def most_likely(logits: Tensor) -> Tensor:
-    """logits [B, V] -> I64 [B]: the largest of each row, of equals the first. What greedy rows draw."""
-    return _with_largest(logits)[1].squeeze(-1)
-
-
 def _with_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """logits [B, V] with a finite largest in each row, and where it is, [B, 1]."""
     best = logits.argmax(-1, keepdim=True)  # (a NaN where there is one)

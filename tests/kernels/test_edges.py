@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsin_kernels.penalties import LogitAdjustments, penalized
-from opsin_kernels.sampling import SamplingRow, log_probabilities, most_likely, sample
+from opsin_kernels.sampling import SamplingRow, log_probabilities, sample
 from support.distributions import broken_logits, check_broken, check_edge, edge_logits, edge_rows
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -45,7 +45,7 @@ def test_greedy_is_the_same_alone_and_beside_drawn_rows(rows: list[list[float]],
     width = max(map(len, rows))
     logits = torch.tensor([row + [-math.inf] * (width - len(row)) for row in rows])
     greedy = SamplingRow(0.0, 0, 1.0, 0.0, 0.5)
-    alone = most_likely(logits).tolist()
+    alone = [sample(row[None], [greedy]).item() for row in logits]
     assert sample(logits, [greedy] * len(rows)).tolist() == alone
     mixed = sample(logits, [greedy] * (len(rows) - 1) + [beside]).tolist()
     assert mixed[:-1] == alone[:-1]
@@ -94,7 +94,7 @@ def test_log_probabilities_without_a_distribution_are_none_at_all() -> None:
     logits = torch.tensor(
         [[math.nan, 1.0, 0.0], [math.inf, 1.0, math.inf], [math.nan] * 3, [-math.inf, 2.0, -math.inf]]
     )
-    chosen, _, values = log_probabilities(logits, most_likely(logits), 2)
+    chosen, _, values = log_probabilities(logits, sample(logits, [SamplingRow(0.0, 0, 1.0, 0.0, 0.5)] * 4), 2)
     assert chosen[0] == pytest.approx(math.log(1 / (1 + math.exp(-1))))
     assert chosen[1:].tolist() == [-math.inf, -math.inf, 0.0]
     assert not values.isnan().any()

@@ -38,13 +38,7 @@ class Glimpse(Family):
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
         assert spec.vision is not None
         return [
-            *decoder_rules(
-                spec.decoder,
-                layers=f"{LANGUAGE}layers.{{i}}.",
-                embedding=f"{LANGUAGE}embed_tokens.weight",
-                norm=f"{LANGUAGE}norm.weight",
-                head="lm_head.weight",
-            ),
+            *decoder_rules(spec.decoder, LANGUAGE),
             *self.encoder.weights(spec.vision, VISION),
             *renames({f"{PROJECTOR}up": "projector.mlp.up", f"{PROJECTOR}down": "projector.mlp.down"}),
             Rename("model.gate", "fusion.gate"),

@@ -166,8 +166,9 @@ def _rope_scaling(config: Config) -> RopeScaling | None:
     return RopeScaling("llama3", factor, low, high, integer(config, "original_max_position_embeddings"))
 
 
-def decoder_rules(spec: DecoderSpec, layers: str, embedding: str, norm: str, head: str) -> list[Rule]:
-    """Rules from Llama-style names. layers: the prefix of a layer with `{i}`, such as "model.layers.{i}."."""
+def decoder_rules(spec: DecoderSpec, prefix: str) -> list[Rule]:
+    """Rules from Llama-style names. prefix: what stands before a language model's, as "model.language_model."."""
+    layers = f"{prefix}layers.{{i}}."
 
     def fused(parts: Sequence[str], target: str, bias: bool) -> list[Rule]:
         kinds = ("weight", "bias") if bias else ("weight",)
@@ -188,9 +189,9 @@ def decoder_rules(spec: DecoderSpec, layers: str, embedding: str, norm: str, hea
         Rename(f"{layers}input_layernorm.weight", f"{mine}attention_norm.weight"),
         Rename(f"{layers}post_attention_layernorm.weight", f"{mine}mlp_norm.weight"),
         Ignore(f"{layers}self_attn.rotary_emb.inv_freq", "a buffer that old checkpoints saved"),
-        Rename(embedding, "decoder.embedding.weight"),
-        Rename(norm, "decoder.norm.weight"),
-        head_rule(head, spec.tied),
+        Rename(f"{prefix}embed_tokens.weight", "decoder.embedding.weight"),
+        Rename(f"{prefix}norm.weight", "decoder.norm.weight"),
+        head_rule("lm_head.weight", spec.tied),
     ]
 
 

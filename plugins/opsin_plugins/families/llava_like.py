@@ -47,13 +47,7 @@ class LlavaStyle(Family):
         linears = {f"{PROJECTOR}linear_1": "projector.mlp.up", f"{PROJECTOR}linear_2": "projector.mlp.down"}
         return [
             *_dialects(encoder.claims.prefix),
-            *decoder_rules(
-                spec.decoder,
-                layers=f"{LANGUAGE}layers.{{i}}.",
-                embedding=f"{LANGUAGE}embed_tokens.weight",
-                norm=f"{LANGUAGE}norm.weight",
-                head="lm_head.weight",
-            ),
+            *decoder_rules(spec.decoder, LANGUAGE),
             *encoder.weights(spec.vision, TOWER),
             *renames(linears, ("weight", "bias") if spec.projector.bias else ("weight",)),
         ]

@@ -76,13 +76,7 @@ class Qwen2Style(Family):
             Prefix("model.layers.", "model.language_model.layers."),
             Prefix("model.embed_tokens.", "model.language_model.embed_tokens."),
             Prefix("model.norm.", "model.language_model.norm."),
-            *decoder_rules(
-                spec.decoder,
-                layers="model.language_model.layers.{i}.",
-                embedding="model.language_model.embed_tokens.weight",
-                norm="model.language_model.norm.weight",
-                head="lm_head.weight",
-            ),
+            *decoder_rules(spec.decoder, "model.language_model."),
             *self.encoder.weights(spec.vision, "model.visual."),
             *self.merger_rules(),
         ]

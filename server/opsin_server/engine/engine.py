@@ -99,7 +99,7 @@ class Engine:
         launched, failed = self._launch(plan, started) if plan.chunks else (None, [])
         outputs += self._commit_launched()
         self._launched = launched
-        if launched is not None and not (self.run_ahead and not needs_tokens(plan.chunks)):
+        if not self.run_ahead or needs_tokens(plan.chunks):
             outputs += self._commit_launched()
         return outputs + failed
 

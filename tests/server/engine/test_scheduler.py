@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from opsin_plugins.spec import Span
 from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
-from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
 from opsin_server.engine.scheduling.scheduler import Chunk, Limits, Plan, Scheduler
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
@@ -247,6 +247,20 @@ def test_a_prompt_is_looked_up_once_however_long_it_waits() -> None:
     scheduler.commit(plan, [5])
     scheduler.schedule()
     assert (blocks.queries, blocks.hits) == (24, 0)
+
+
+def test_an_image_that_cannot_be_encoded_ends_who_asked_for_it_without_a_chunk_too() -> None:
+    """It waits for the second image of a group while the first is encoded."""
+    encoder: CrossKVCache[int] = CrossKVCache(8, 4)
+    scheduler = Scheduler(Limits(4, 64, 64, 12), BlockManager(8, 4), encoder)
+    sequence, digest = _sequence("a", 12), b"image"
+    sequence.items = [Item(digest, (1, 2, 2), 4, (4, 3))]
+    scheduler.add(sequence)
+    scheduler.commit(scheduler.schedule(), [5])
+    assert encoder.reserve(digest, 4, "a") is Reservation.RESERVED
+    assert scheduler.fail_images(Plan([], [(sequence, 0)]), {digest}) == [sequence]
+    assert scheduler.running == []
+    assert scheduler.blocks.used == encoder.pinned == len(encoder) == 0
 
 
 def _sequence(name: str, length: int) -> Sequence:

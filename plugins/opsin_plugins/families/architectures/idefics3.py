@@ -66,13 +66,7 @@ class Idefics3(Family):
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
         assert spec.vision is not None
         return [
-            *decoder_rules(
-                spec.decoder,
-                layers=f"{LANGUAGE}layers.{{i}}.",
-                embedding=f"{LANGUAGE}embed_tokens.weight",
-                norm=f"{LANGUAGE}norm.weight",
-                head="lm_head.weight",
-            ),
+            *decoder_rules(spec.decoder, LANGUAGE),
             *self.encoder.weights(spec.vision, "model.vision_model."),
             Rename("model.connector.modality_projection.proj.weight", "projector.mlp.weight"),
         ]

@@ -80,13 +80,7 @@ class Mllama(Family):
             Prefix("multi_modal_projector.", "model.multi_modal_projector."),
             Prefix("language_model.lm_head.", "lm_head."),
             Prefix("language_model.model.", "model.language_model."),
-            *decoder_rules(
-                spec.decoder,
-                layers=layers,
-                embedding="model.language_model.embed_tokens.weight",
-                norm="model.language_model.norm.weight",
-                head="lm_head.weight",
-            ),
+            *decoder_rules(spec.decoder, "model.language_model."),
             # The names that both kinds of layers have go to the cross layers where the decoder has none of its own.
             Rename(f"{layers}input_layernorm.weight", f"{cross}attention_norm.weight"),
             Rename(f"{layers}post_attention_layernorm.weight", f"{cross}mlp_norm.weight"),

@@ -30,13 +30,7 @@ class TextModel(Family):
         )
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
-        return decoder_rules(
-            spec.decoder,
-            layers="model.layers.{i}.",
-            embedding="model.embed_tokens.weight",
-            norm="model.norm.weight",
-            head="lm_head.weight",
-        )
+        return decoder_rules(spec.decoder, "model.")
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         return llama_groups(r"model\.layers\.\d+\.")

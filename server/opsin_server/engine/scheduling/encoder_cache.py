@@ -5,6 +5,7 @@ An entry is pinned while a running sequence still has rows of it to compute; unp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from enum import Enum, auto
 from typing import Generic, TypeVar
@@ -22,7 +23,7 @@ class Reservation(Enum):
     FULL = auto()
 
 
-class VisualStore(Generic[Features]):
+class VisualStore(ABC, Generic[Features]):
     """Which images are there, who needs them, and who has to go. budget: in units of `size`."""
 
     pinned_during_decode = False  # whether the answer's tokens, too, attend to the images
@@ -35,9 +36,9 @@ class VisualStore(Generic[Features]):
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # least recently used first; reserved or filled
         self._pins: dict[bytes, set[str]] = {}
 
+    @abstractmethod
     def size(self, rows: int) -> int:
         """What an image of so many visual tokens takes of the budget."""
-        raise NotImplementedError
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._sizes

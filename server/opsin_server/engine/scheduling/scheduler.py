@@ -171,18 +171,23 @@ class Scheduler:
 
     def fail_images(self, plan: Plan, broken: Collection[bytes]) -> list[Sequence]:
         """Ends the sequences of a plan that need an image, by digest, that cannot be encoded; the plan goes on without
-        them."""
+        them. One that waits for further images of a group has no chunk that needs this one, or none at all."""
+        askers = {s.request_id: s for s, item in plan.encode if s.items[item].digest in broken}
 
         def needs(chunk: Chunk) -> bool:
             sequence = chunk.sequence
-            return any(
+            return sequence.request_id in askers or any(
                 need.touches(chunk.start, chunk.stop) and sequence.items[need.item].digest in broken
                 for need in sequence.encoder_inputs
             )
 
         lost = Plan([chunk for chunk in plan.chunks if needs(chunk)])
         plan.chunks = [chunk for chunk in plan.chunks if not needs(chunk)]
-        return self.fail(lost)
+        failed = self.fail(lost)
+        without_chunk = [s for s in askers.values() if s.status is not SequenceStatus.FINISHED]
+        for sequence in without_chunk:
+            self.remove(sequence)
+        return failed + without_chunk
 
     def _land(self, chunk: Chunk) -> None:
         chunk.sequence.in_flight -= 1
