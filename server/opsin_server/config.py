@@ -63,6 +63,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...], Option("An option of the model's family.", name="model-option", metavar="NAME=VALUE")
     ] = ()
     block_size: int = 16  # tokens of a KV block; no option
+    adapter_slots: int = 0  # adapters that lie on the device at the same time; no option yet, since none are served
+    adapter_rank: int = 16  # the largest that fits a slot
 
     def family_options(self) -> dict[str, str]:
         """`model_options` by name. Raises ConfigError for what is no pair, or gives a name two values."""

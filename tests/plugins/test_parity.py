@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from opsin_plugins.blocks.linear import AdapterSlots, Linear
+from opsin_plugins.blocks.weight_policy import WeightPolicy
 from support import mistral_format, oracle, tiny
 
 
@@ -148,7 +148,8 @@ def loss(logits: torch.Tensor) -> torch.Tensor:
 
 def matched_gradients(theirs: PreTrainedModel, ours: oracle.Ours):
     """Our parameters' gradients beside those of the tensors that the weight rules put into them."""
-    from opsin_plugins.blocks.checkpoint import assign, targets
+    from opsin_plugins.blocks.checkpoint import taken, targets
+    from opsin_plugins.loading.weight_matching import assign
     from opsin_plugins.spec import TensorInfo
 
     named = {k: v for k, v in theirs.named_parameters() if k != "lm_head.weight" or not ours.spec.decoder.tied}
@@ -156,11 +157,11 @@ def matched_gradients(theirs: PreTrainedModel, ours: oracle.Ours):
     shapes = {k: t.shape for k, t in targets(ours.model).items()}
     plan = assign(infos, ours.architecture.weights(ours.spec), shapes)
     for name, parameter in ours.model.named_parameters():
-        sources = plan[name.replace(".dense.weight", ".weight")]
+        sources = plan[name.replace(".stored.weight", ".weight")]
         tensors = [named[s.key] for s in sources]
         grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
         assert parameter.grad is not None, name
-        yield name, parameter.grad, torch.cat([s.take(g) for s, g in zip(sources, grads, strict=True)])
+        yield name, parameter.grad, torch.cat([taken(s, g) for s, g in zip(sources, grads, strict=True)])
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava", "mllama", "llava.pixtral"])
@@ -181,23 +182,7 @@ def test_bfloat16_keeps_the_order_of_the_likely_tokens(family: str, tmp_path: Pa
 @torch.no_grad()
 def test_int8_rows_stay_near_the_dense_model(tmp_path: Path) -> None:
     directory = tiny.save(CASES["qwen2_vl"](), tmp_path)
-    dense, small = oracle.load(directory), oracle.load(directory, "int8")
+    dense, small = oracle.load(directory), oracle.load(directory, WeightPolicy("int8"))
     asked = prompts(dense)
     for a, b in zip(oracle.our_logits(dense, asked), oracle.our_logits(small, asked), strict=True):
         assert 0 < (a - b).abs().max() < 0.25 * a.std()
-
-
-def test_adapter_slots_add_each_rows_own_delta() -> None:
-    torch.manual_seed(0)
-    linear = Linear(6, [5, 4], bias=True)
-    for parameter in linear.parameters():
-        torch.nn.init.normal_(parameter)
-    rank, a, b = 2, torch.randn(6, 6), torch.randn(6, 9)  # three slots of two columns
-    x, slot = torch.randn(7, 6), torch.tensor([0, 1, 3, 3, 2, 0, 1])
-    base = linear(x)
-    linear.slots = AdapterSlots(a, b, rank)
-    out = linear(x, slot)
-    for row, s in enumerate(slot.tolist()):
-        columns = slice((s - 1) * rank, s * rank)
-        delta = x[row] @ a[:, columns] @ b[columns] if s else torch.zeros(9)
-        assert torch.allclose(out[row], base[row] + delta, atol=1e-5)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opsin_plugins.blocks.checkpoint import assign, targets
+from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.loading.open_model import open_files
 from opsin_plugins.loading.registry import PluginError, Registry
+from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
 from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
 from opsin_server.engine.scheduling.encoder_cache import Reservation

@@ -15,6 +15,8 @@ from opsin_plugins.loading.open_model import open_files
 from opsin_plugins.loading.registry import GROUPS, PluginError, Registry
 from opsin_plugins.spec import API_VERSION, EncoderSpec, ModelFiles, ModelSpec
 
+CHANGED = "(docs/plugins.md ends with what has changed)"
+
 
 class Good(TextModel):
     name = "good"
@@ -165,7 +167,7 @@ def test_what_was_tried_and_failed_is_a_fault() -> None:
     assert isinstance(found.encoder_for("mine"), Reads)
     assert found.faults() == [
         "vision encoder 'bad' failed to load: RuntimeError: no such library [/for] this",
-        f"vision encoder 'newer' is written for api version {API_VERSION + 1}; this is {API_VERSION}",
+        f"vision encoder 'newer' is written for api version {API_VERSION + 1}; this is {API_VERSION} {CHANGED}",
     ]
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from opsin_plugins.loading.linears import linears_of
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import U8, ImageBudget
+from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
@@ -21,7 +24,6 @@ from opsin_server.ipc.messages import (
     Submit,
     arrays_of,
     describe,
-    visible_images,
 )
 from opsin_server.text.image_digest import image_digest
 from support.oracle import Ours, Prompt, prompt
@@ -43,6 +45,7 @@ def make_engine(
     cross_kv_blocks: int = 256,
     dtype: torch.dtype = torch.float32,
     max_encode_patches: int = 4096,
+    adapter_slots: int = 0,
 ) -> Engine:
     config = EngineConfig(
         model="",
@@ -50,6 +53,7 @@ def make_engine(
         block_size=block_size,
         encoder_memory=encoder_memory,
         prefix_cache=prefix_cache,
+        adapter_slots=adapter_slots,
     )
     memory = MemoryUse(tensor_bytes(ours.model), 0, blocks, block_size, encoder_memory)
     cpu = torch.device("cpu")
@@ -58,7 +62,7 @@ def make_engine(
     resolved = ResolvedConfig(
         cpu, dtype, context, max_batch_tokens, max_encode_patches, per_token, memory, cross_kv_blocks
     )
-    engine = assemble(ours.model, ours.spec, config, resolved)
+    engine = assemble(ours.model, linears_of(ours.spec, Registry()), config, resolved)
     engine.run_ahead = RUN_AHEAD
     return engine
 

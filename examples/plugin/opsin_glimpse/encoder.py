@@ -6,7 +6,19 @@ from opsin_plugins.families.base import renames
 from opsin_plugins.families.config_fields import integer, layer_count, three
 from opsin_plugins.families.image_processors import HALF, ImageProcessor
 from opsin_plugins.families.images import patches, resize
-from opsin_plugins.spec import API_VERSION, U8, Config, EncoderSpec, Grid, ImageBudget, ImageSpec, Rule, TowerSpec
+from opsin_plugins.spec import (
+    API_VERSION,
+    U8,
+    Config,
+    EncoderSpec,
+    Grid,
+    ImageBudget,
+    ImageSpec,
+    Linears,
+    Rule,
+    TowerSpec,
+    mlp_linears,
+)
 
 PROCESSOR = ImageProcessor(("GlimpseImageProcessor",), {"image_mean": HALF, "image_std": HALF})
 
@@ -33,6 +45,11 @@ class Mixer:
             std=three(settings, "image_std"),
             patch_bias=True,
         )
+
+    def linears(self, spec: TowerSpec) -> Linears:
+        """Those that adapters may change: a row of a token MLP is no patch, and so has no adapter."""
+        mlp = mlp_linears(spec.width, spec.mlp, spec.width, gated=False)
+        return {f"layers.{i}.channel_mlp.{name}": shape for i in range(spec.layers) for name, shape in mlp.items()}
 
     def image(self, spec: TowerSpec, config: Config, preprocessor: Config | None) -> ImageSpec:
         side = integer(config, "image_size")

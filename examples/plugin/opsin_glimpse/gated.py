@@ -4,7 +4,6 @@ from torch import Tensor
 
 from opsin_plugins.blocks.fusion import Fusion, Visual
 from opsin_plugins.blocks.layers import parameter
-from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.spec import ModelSpec
 
 
@@ -17,5 +16,5 @@ class GatedScatterFusion(Fusion):
         return x.index_add(0, visual.rows, (self.gate.tanh() * visual.tokens).to(x.dtype))
 
 
-def build(spec: ModelSpec, quantize: Quantize) -> Fusion:
+def build(spec: ModelSpec) -> Fusion:
     return GatedScatterFusion(spec.decoder.width)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from opsin_kernels.activations import Activation, activated, gated
 from opsin_kernels.layer_norm import add_layer_norm, layer_norm
 from opsin_kernels.rms_norm import add_rms_norm, rms_norm
-from opsin_plugins.blocks.linear import Linear, Quantize
+from opsin_plugins.blocks.linear import Linear
+from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.spec import Norm
 
 
@@ -63,26 +64,24 @@ def make_norm(kind: Norm, width: int, eps: float) -> RMSNorm | LayerNorm:
 class PlainMLP(nn.Module):
     """down(activation(up(x)))."""
 
-    def __init__(
-        self, width: int, hidden: int, out: int, activation: Activation, bias: bool, quantize: Quantize
-    ) -> None:
+    def __init__(self, width: int, hidden: int, out: int, activation: Activation, bias: bool) -> None:
         super().__init__()
-        self.up = Linear(width, [hidden], bias, quantize)
-        self.down = Linear(hidden, [out], bias, quantize)
+        self.up = Linear(width, [hidden], bias)
+        self.down = Linear(hidden, [out], bias)
         self.activation: Activation = activation
 
-    def forward(self, x: Tensor, slot: Tensor | None) -> Tensor:
-        return self.down(activated(self.up(x, slot), self.activation), slot)
+    def forward(self, x: Tensor, lora: Lora | None) -> Tensor:
+        return self.down(activated(self.up(x, lora), self.activation), lora)
 
 
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)), gate and up fused."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool, quantize: Quantize) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool) -> None:
         super().__init__()
-        self.gate_up = Linear(width, [hidden, hidden], bias, quantize)
-        self.down = Linear(hidden, [width], bias, quantize)
+        self.gate_up = Linear(width, [hidden, hidden], bias)
+        self.down = Linear(hidden, [width], bias)
         self.activation = activation
 
-    def forward(self, x: Tensor, slot: Tensor | None) -> Tensor:
-        return self.down(gated(self.gate_up(x, slot), self.activation), slot)
+    def forward(self, x: Tensor, lora: Lora | None) -> Tensor:
+        return self.down(gated(self.gate_up(x, lora), self.activation), lora)

@@ -11,20 +11,25 @@ from torch import Tensor, nn
 
 from opsin_plugins.blocks.decoder import Decoder, KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import Fusion, Visual
-from opsin_plugins.blocks.linear import Quantize
+from opsin_plugins.blocks.linear import Linear
+from opsin_plugins.blocks.lora import Lora
+from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.blocks.tower import Picture
+from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelSpec
 
 
 class TowerModule(Protocol):
-    """What an encoder's builder makes: an nn.Module with these."""
+    """What an encoder's builder makes: an nn.Module with these. It may have `stages(pictures, lora)` as `Tower` has it;
+    one without is a single piece."""
 
     def lengths(self, pictures: Sequence[Picture]) -> list[int]:
         """Features of each picture."""
 
-    def __call__(self, pixels: Tensor, pictures: Sequence[Picture], slot: Tensor | None = None) -> Tensor:
-        """pixels U8 [N, C·p·p] -> features [N', width]."""
+    def __call__(self, pixels: Tensor, pictures: Sequence[Picture], lora: Lora | None = None) -> Tensor:
+        """pixels U8 [N, C·p·p] -> features [N', width]. lora: of all patches, a run each picture; every `Linear` gets
+        it, with as many rows in each run as there are rows."""
 
 
 class ProjectorModule(Protocol):
@@ -33,8 +38,8 @@ class ProjectorModule(Protocol):
     def counts(self, lengths: Sequence[int]) -> list[int]:
         """Visual tokens of pictures with so many features."""
 
-    def __call__(self, x: Tensor, lengths: Sequence[int], slot: Tensor | None = None) -> Tensor:
-        """Features [N', width] -> visual tokens [M, H]."""
+    def __call__(self, x: Tensor, lengths: Sequence[int], lora: Lora | None = None) -> Tensor:
+        """Features [N', width] -> visual tokens [M, H]. lora: of all features, a run each picture."""
 
     def arrange(self, tokens: Tensor, order: Tensor) -> Tensor:
         """Visual tokens of one picture in the order of VisualItem.arrange."""
@@ -51,33 +56,64 @@ class Model(nn.Module):
         tower: TowerModule | None,
         projector: ProjectorModule | None,
         fusion: Fusion | None,
-        quantize: Quantize,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.vision, self.projector, self.fusion = tower, projector, fusion
-        self.decoder = Decoder(spec.decoder, quantize)
+        self.decoder = Decoder(spec.decoder)
 
     def encode(
         self,
         pixels: Tensor,
         pictures: Sequence[Picture],
         arrange: Sequence[Tensor | None] | None = None,
-        slot: Tensor | None = None,
+        lora: Lora | None = None,
     ) -> list[Tensor]:
         """Pixels U8 [N, C·p·p] of all pictures -> the visual tokens of each [M, H · (1 + levels)].
 
-        arrange: I64 [M] a picture, as of VisualItem. slot I64 [N]: each patch's adapter slot.
+        arrange: I64 [M] a picture, as of VisualItem. lora: a run each picture, of any number of rows.
         """
+        assert self.vision is not None
+        if lora is not None:
+            lora = lora.resized([_patches(picture) for picture in pictures])
+        return self._projected(self.vision(pixels, pictures, lora), pictures, arrange, lora)
+
+    def encode_stages(
+        self,
+        pictures: Sequence[Picture],
+        arrange: Sequence[Tensor | None] | None = None,
+        lora: Lora | None = None,
+    ) -> list[Stage]:
+        """From "pixels" to "tokens", the visual tokens of all pictures behind each other."""
+        assert self.vision is not None
+        if lora is not None:
+            lora = lora.resized([_patches(picture) for picture in pictures])
+
+        def project(features: Tensor) -> tuple[Tensor]:
+            return (torch.cat(self._projected(features, pictures, arrange, lora)),)
+
+        return [*self._tower_stages(pictures, lora), Stage("projector", ("features",), ("tokens",), project)]
+
+    def _tower_stages(self, pictures: Sequence[Picture], lora: Lora | None) -> list[Stage]:
+        tower = self.vision
+        assert tower is not None
+        if (stages := getattr(tower, "stages", None)) is not None:
+            found: list[Stage] = stages(pictures, lora)
+            return found
+        return [Stage("tower", ("pixels",), ("features",), lambda pixels: (tower(pixels, pictures, lora),))]
+
+    def _projected(
+        self,
+        features: Tensor,
+        pictures: Sequence[Picture],
+        arrange: Sequence[Tensor | None] | None,
+        lora: Lora | None,
+    ) -> list[Tensor]:
         assert self.vision is not None
         assert self.projector is not None
         lengths = self.vision.lengths(pictures)
-        features = self.vision(pixels, pictures, slot)
-        if slot is not None:  # all features of a picture have its adapter
-            firsts = torch.tensor([0, *(_patches(p) for p in pictures[:-1])]).cumsum(0).to(slot.device)
-            slot = slot[firsts].repeat_interleave(torch.tensor(lengths, device=slot.device))
-        counts = self.projector.counts(lengths)
-        tokens = self.projector(features, lengths, slot).split(counts)
+        of_features = None if lora is None else lora.resized(lengths)
+        tokens = self.projector(features, lengths, of_features).split(self.projector.counts(lengths))
         if arrange is None:
             return list(tokens)
         return [
@@ -92,17 +128,31 @@ class Model(nn.Module):
         return int(count)
 
     def forward(
-        self, ids: Tensor, rows: ModelInputs, pool: KVPool | None = None, visual: Visual | None = None
+        self, ids: Tensor, inputs: ModelInputs, pool: KVPool | None = None, visual: Visual | None = None
     ) -> Tensor:
-        """ids I64 [T] -> the last layer's states [T, H]; `logits` turns the rows that are wanted into logits."""
-        x = self.decoder.embedding(ids)
-        if visual is not None:
-            assert self.fusion is not None
-            x = self.fusion.on_embeddings(x, visual)
-        return self.decoder(x, rows, pool, self.fusion, visual)
+        """ids I64 [T] -> the last layer's states [T, H], or [M, H] of the wanted rows, which `logits` takes."""
+        return self.decoder(self._embedded(ids, visual), inputs, pool, self.fusion, visual)
 
-    def logits(self, states: Tensor) -> Tensor:
-        return self.decoder.logits(states)
+    def stages(self, ids: Tensor, inputs: ModelInputs, visual: Visual | None = None) -> list[Stage]:
+        """As `forward` without a pool, from the visual "tokens" (if there are any; or "states" of the cross inputs) to
+        the states "x"."""
+
+        def embed(tokens: Tensor | None = None) -> tuple[Tensor]:
+            return (self._embedded(ids, None if tokens is None or visual is None else Visual(tokens, visual.rows)),)
+
+        takes = () if visual is None else ("tokens",)
+        return [Stage("embed", takes, ("x",), embed), *self.decoder.stages(inputs, self.fusion, visual)]
+
+    def _embedded(self, ids: Tensor, visual: Visual | None) -> Tensor:
+        x = self.decoder.embedding(ids)
+        if visual is None:
+            return x
+        assert self.fusion is not None
+        return self.fusion.on_embeddings(x, visual)
+
+    def logits(self, states: Tensor, lora: Lora | None = None) -> Tensor:
+        """[M, vocab]. lora: of the rows of the states (`ModelInputs.output_lora`)."""
+        return self.decoder.logits(states, lora)
 
 
 def build_model(
@@ -111,26 +161,34 @@ def build_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    quantize: Quantize = "none",
+    policy: WeightPolicy = WeightPolicy(),  # noqa: B008
 ) -> Model:
-    """Unfilled weights on the device; `checkpoint.load_weights` fills them."""
+    """Unfilled weights on the device; `checkpoint.load_weights` fills them. policy: how weights of linears are
+    stored."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            tower = projector = fusion = None
-            if spec.vision is not None:
-                assert spec.encoder is not None
-                assert spec.projector is not None
-                assert spec.fusion is not None
-                assert spec.image is not None
-                tower = _builder(registry.encoder(spec.encoder).builder)(spec.vision, spec.image.merge, quantize)
-                projector = _builder(spec.projector.builder)(spec.projector, quantize)
-                fusion = _builder(registry.fusion(spec.fusion).builder)(spec, quantize)
-            model = Model(spec, tower, projector, fusion, quantize)
+            model = _declared(spec, registry)
+            for path, module in model.named_modules():
+                if isinstance(module, Linear):
+                    module.allocate(path, policy.choose(path, module.inputs, module.outputs))
     finally:
         torch.set_default_dtype(previous)
     return model.eval()
+
+
+def _declared(spec: ModelSpec, registry: Registry) -> Model:
+    """All modules, with linears that have no weight yet."""
+    if spec.vision is None:
+        return Model(spec, None, None, None)
+    assert spec.encoder is not None
+    assert spec.projector is not None
+    assert spec.fusion is not None
+    assert spec.image is not None
+    tower = _builder(registry.encoder(spec.encoder).builder)(spec.vision, spec.image.merge)
+    projector = _builder(spec.projector.builder)(spec.projector)
+    return Model(spec, tower, projector, _builder(registry.fusion(spec.fusion).builder)(spec))
 
 
 def _builder(name: str) -> Any:

@@ -7,6 +7,8 @@ but real rows do attend to it, so that it is part of the function: it is compute
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 
 from opsin_kernels.layout import Segments
 from opsin_plugins.blocks.layers import LayerNorm, parameter
-from opsin_plugins.blocks.linear import Quantize
+from opsin_plugins.blocks.lora import Lora
+from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.blocks.tower import Attended, Picture, Stem, TowerLayer
 from opsin_plugins.spec import SpecError, TiledTowerSpec, TowerSpec
 
@@ -35,10 +38,22 @@ class TileTable(nn.Module):
         return self.gate.tanh() * F.embedding(arrangement, self.weight).view(len(arrangement), self.tiles, -1)
 
 
+@dataclass(frozen=True)
+class _Packing:
+    """How the rows of some pictures lie. tiles: real ones of each; kind I64 [P]: how they are arranged; order I64
+    [P·tiles·padded]: the row of each place; kept I64: the places that are handed on."""
+
+    tiles: list[int]
+    kind: Tensor
+    order: Tensor
+    attended: Attended
+    kept: Tensor
+
+
 class TiledTower(nn.Module):
     """Also the builder that the encoder names."""
 
-    def __init__(self, spec: TowerSpec, merge: int = 1, quantize: Quantize = "none") -> None:
+    def __init__(self, spec: TowerSpec, merge: int = 1) -> None:
         super().__init__()
         if not isinstance(spec, TiledTowerSpec) or merge != 1:
             raise SpecError("a tiled tower needs a TiledTowerSpec and joins no neighbours")
@@ -50,7 +65,7 @@ class TiledTower(nn.Module):
         self.before_tiles, self.after_tiles = (TileTable(spec, spec.width) for _ in range(2))
         self.pre_norm, self.post_norm = (LayerNorm(spec.width, PRE_NORM_EPS) for _ in range(2))
         self.layers, self.global_layers = (
-            nn.ModuleList(TowerLayer(spec, quantize, gated) for _ in range(count))
+            nn.ModuleList(TowerLayer(spec, gated) for _ in range(count))
             for count, gated in ((spec.layers, False), (spec.global_layers, True))
         )
 
@@ -58,52 +73,81 @@ class TiledTower(nn.Module):
         """Rows that are handed on for each picture."""
         return [(self.spec.max_tiles if self.spec.keep_padding else p.grid[0]) * self.per_tile for p in pictures]
 
-    def forward(self, pixels: Tensor, pictures: Sequence[Picture], slot: Tensor | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, pictures: Sequence[Picture], lora: Lora | None = None) -> Tensor:
         """pixels U8 [N, C·p·p] of the real tiles -> [rows, width · (1 + taps)]: the last state, then the taps' values
-        interleaved, with the class token first in every tile."""
-        spec, count = self.spec, len(pictures)
-        kind = torch.tensor([spec.arrangements.index(p.tiles) + 1 for p in pictures], device=pixels.device)
-        x = self._embedded(self.patch(pixels), [p.grid[0] for p in pictures], kind)
-        x = F.pad(self.pre_norm(x), (0, 0, 0, -self.per_tile % MULTIPLE))  # [P, tiles, padded, width]
-        order, where = self._rows(pictures, x.shape[2], slot)
-        order = order.to(x.device)
+        interleaved, with the class token first in every tile. lora: of all patches, a run each picture."""
+        packing = self._packing(pictures, lora)
+        x, taps = self._embedded(pixels, packing), []
+        for i, layer in enumerate(self.layers):
+            x = layer(x, packing.attended)
+            if i in self.spec.taps:
+                taps.append(x)
+        x = self._between(x, packing)
+        for layer in self.global_layers:
+            x = layer(x, packing.attended)
+        return self._features(x, taps, packing)
 
-        def run(x: Tensor, layers: nn.ModuleList) -> tuple[Tensor, list[Tensor]]:
-            rows, taps = x.flatten(0, 2).index_select(0, order), []
-            for i, layer in enumerate(layers):
-                rows = layer(rows, where)
-                if layers is self.layers and i in spec.taps:
-                    taps.append(rows)
-            return rows, taps
+    def stages(self, pictures: Sequence[Picture], lora: Lora | None = None) -> list[Stage]:
+        """From "pixels" to "features"."""
+        packing, taps = self._packing(pictures, lora), [f"tap.{i}" for i in sorted(self.spec.taps)]
 
-        local, taps = run(x, self.layers)
-        spread = torch.zeros_like(x).flatten(0, 2).index_copy(0, order, self.post_norm(local)).view(x.shape)
-        last, _ = run(spread + self.after_tiles(kind)[:, :, None], self.global_layers)
-        out = torch.cat([last, torch.stack(taps, -1).flatten(-2)], -1) if taps else last
-        kept = torch.cat([torch.arange(n) + i * (len(order) // count) for i, n in enumerate(self.lengths(pictures))])
-        return out.index_select(0, kept.to(x.device))
+        def run(i: int | None, layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+            x = layer(x, packing.attended)
+            return (x, x) if i in self.spec.taps else (x,)
 
-    def _embedded(self, patches: Tensor, tiles: list[int], kind: Tensor) -> Tensor:
-        """[N, width] -> [P, tiles, 1 + n, width]; the patches of padding tiles are zeros."""
-        spec, n = self.spec, self.per_tile - 1
-        padded = [
-            F.pad(x.view(t, n, -1), (0, 0, 0, 0, 0, spec.max_tiles - t))
-            for x, t in zip(patches.split([t * n for t in tiles]), tiles, strict=True)
+        return [
+            Stage("embed", ("pixels",), ("x",), lambda pixels: (self._embedded(pixels, packing),)),
+            *(
+                Stage(f"layers.{i}", ("x",), ("x", *(t for t in taps if t == f"tap.{i}")), partial(run, i, layer))
+                for i, layer in enumerate(self.layers)
+            ),
+            Stage("between", ("x",), ("x",), lambda x: (self._between(x, packing),)),
+            *(
+                Stage(f"global_layers.{i}", ("x",), ("x",), partial(run, None, layer))
+                for i, layer in enumerate(self.global_layers)
+            ),
+            Stage("features", ("x", *taps), ("features",), lambda x, *taps: (self._features(x, taps, packing),)),
         ]
-        x = torch.stack(padded) + self.before_tiles(kind)[:, :, None]
-        cls = self.class_token.to(x.dtype).expand(*x.shape[:2], 1, -1)
-        x = torch.cat([cls, x], 2) + (1 - self.tile_positions.gate.tanh()) * self.positions
-        return x + self.tile_positions(kind).view(x.shape)
 
-    def _rows(self, pictures: Sequence[Picture], padded: int, slot: Tensor | None) -> tuple[Tensor, Attended]:
-        """The order that brings each picture's real rows to the front, then the other tiles', then the odd ends."""
-        spec, order, real = self.spec, [], []
+    def _packing(self, pictures: Sequence[Picture], lora: Lora | None) -> _Packing:
+        """Each picture's real rows are brought to the front, then those of its other tiles, then the odd ends."""
+        spec, device, order, real = self.spec, self.class_token.device, [], []
+        padded = -(-self.per_tile // MULTIPLE) * MULTIPLE
         place = torch.arange(spec.max_tiles * padded).view(spec.max_tiles, padded)
         for i, picture in enumerate(pictures):
             whole = torch.cat([place[:, : self.per_tile].flatten(), place[:, self.per_tile :].flatten()])
             order.append(whole + i * place.numel())
             real.append(picture.grid[0] * self.per_tile)
-        if slot is not None:  # a picture has one adapter
-            firsts = torch.tensor([0, *(p.grid[0] * (self.per_tile - 1) for p in pictures[:-1])]).cumsum(0)
-            slot = slot[firsts.to(slot.device)].repeat_interleave(place.numel())
-        return torch.cat(order), Attended(Segments([place.numel()] * len(pictures), real), None, slot)
+        lengths = [place.numel()] * len(pictures)
+        kept = [torch.arange(n) + i * place.numel() for i, n in enumerate(self.lengths(pictures))]
+        return _Packing(
+            tiles=[p.grid[0] for p in pictures],
+            kind=torch.tensor([spec.arrangements.index(p.tiles) + 1 for p in pictures], device=device),
+            order=torch.cat(order).to(device),
+            attended=Attended(Segments(lengths, real), None, None if lora is None else lora.resized(lengths)),
+            kept=torch.cat(kept).to(device),
+        )
+
+    def _between(self, x: Tensor, packing: _Packing) -> Tensor:
+        """From the last local layer to the first global one."""
+        shape = (len(packing.tiles), self.spec.max_tiles, -1, self.spec.width)
+        spread = torch.zeros_like(x).index_copy(0, packing.order, self.post_norm(x)).view(shape)
+        spread = spread + self.after_tiles(packing.kind)[:, :, None]
+        return spread.flatten(0, 2).index_select(0, packing.order)
+
+    def _features(self, x: Tensor, taps: Sequence[Tensor], packing: _Packing) -> Tensor:
+        x = torch.cat([x, torch.stack(list(taps), -1).flatten(-2)], -1) if taps else x
+        return x.index_select(0, packing.kept)
+
+    def _embedded(self, pixels: Tensor, packing: _Packing) -> Tensor:
+        """[P·tiles·padded, width], in the packing's order; the patches of padding tiles are zeros."""
+        spec, n = self.spec, self.per_tile - 1
+        padded = [
+            F.pad(x.view(t, n, -1), (0, 0, 0, 0, 0, spec.max_tiles - t))
+            for x, t in zip(self.patch(pixels).split([t * n for t in packing.tiles]), packing.tiles, strict=True)
+        ]
+        x = torch.stack(padded) + self.before_tiles(packing.kind)[:, :, None]
+        cls = self.class_token.to(x.dtype).expand(*x.shape[:2], 1, -1)
+        x = torch.cat([cls, x], 2) + (1 - self.tile_positions.gate.tanh()) * self.positions
+        x = self.pre_norm(x + self.tile_positions(packing.kind).view(x.shape))
+        return F.pad(x, (0, 0, 0, -self.per_tile % MULTIPLE)).flatten(0, 2).index_select(0, packing.order)

@@ -1,38 +1,75 @@
-"""Prompts through a model as the server runs them: packed, with or without a paged pool of keys and values.
-
-The server's own batches are made by code of its own; this one is written against the contract, row by row.
-"""
+"""Prompts through a model as the server runs them: packed, with or without a paged pool of keys and values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opsin_kernels.cross_attention import CrossRun, CrossRuns
 from opsin_kernels.layout import Layout
+from opsin_plugins.blocks import inputs
+from opsin_plugins.blocks.adapter_slots import AdapterSlots
 from opsin_plugins.blocks.decoder import ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs, Visual
+from opsin_plugins.blocks.lora import Lora, Run
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.rope import frequencies
-from opsin_plugins.spec import I32, Expanded, RopeSpec, VisualItem
+from opsin_plugins.spec import I32, Expanded, RopeSpec, Span, VisibleImages, VisualItem
+from opsin_plugins.spec.visual_items import visible_images
 
 BLOCK = 4
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """sizes: (height, width) of its pictures as they came. blocks: of the pool, where there is one."""
+
     expanded: Expanded
     items: Sequence[VisualItem]
     positions: I32
     delta: int
+    rope: RopeSpec
+    sizes: Sequence[tuple[int, int]] = ()
+    blocks: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.expanded.ids)
+
+    @property
+    def ids(self) -> Tensor:
+        return torch.from_numpy(self.expanded.ids).long()
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        return self.expanded.spans
+
+    @property
+    def visible(self) -> Sequence[VisibleImages]:
+        return visible_images(self.expanded.visible)
+
+    @property
+    def stretch(self) -> int:
+        return self.rope.stretch(len(self))
+
+    def ids_of(self, start: int, stop: int) -> I32:
+        return self.expanded.ids[start:stop]
+
+    def positions_of(self, start: int, stop: int) -> I32:
+        return self.positions[:, start:stop]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Adapters on the device, and which slot each prompt has; 0: the base model."""
+
+    slots: AdapterSlots
+    of_prompts: Sequence[int]
+
+    def lora(self, prompts: Sequence[int], rows: Sequence[int]) -> Lora:
+        """rows: of each of these prompts, by number; or of each of their pictures."""
+        return Lora(self.slots, tuple(Run(self.of_prompts[p], n) for p, n in zip(prompts, rows, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -40,7 +77,7 @@ class Piece:
     """Rows `start` to `stop` - 1 of one prompt; tokens: the visual tokens of each of its pictures."""
 
     number: int
-    prompt: Prompt
+    sequence: Prompt
     tokens: Sequence[Tensor]
     start: int
     stop: int
@@ -50,121 +87,115 @@ class Piece:
         return self.stop - self.start
 
 
-class Cache:
-    """A pool whose blocks lie in no order, and hold numbers that nobody wrote."""
+class Pool:
+    """Keys and values in blocks that lie in no order, and hold numbers that nobody wrote."""
 
     def __init__(self, model: Model, prompts: Sequence[Prompt]) -> None:
         spec, generator = model.spec.decoder, torch.Generator().manual_seed(0)
         most = max(-(-len(p) // BLOCK) for p in prompts)
-        self.table = torch.randperm(len(prompts) * most, generator=generator).view(len(prompts), most)
-        shape = (self.table.numel(), BLOCK, 2 * spec.kv_heads, spec.head_dim)
-        self.pool = [torch.randn(shape, generator=generator) for _ in range(spec.own_layers)]
-
-    def layout(self, pieces: Sequence[Piece]) -> Layout:
-        slots = []
-        for piece in pieces:
-            places = torch.arange(piece.start, piece.stop)
-            slots.append(self.table[piece.number][places // BLOCK] * BLOCK + places % BLOCK)
-        table = self.table[[piece.number for piece in pieces]]
-        return Layout([p.length for p in pieces], [p.stop for p in pieces], table, torch.cat(slots))
+        table = torch.randperm(len(prompts) * most, generator=generator).view(len(prompts), most)
+        self.prompts = [replace(p, blocks=row) for p, row in zip(prompts, table.tolist(), strict=True)]
+        shape = (table.numel(), BLOCK, 2 * spec.kv_heads, spec.head_dim)
+        self.layers = [torch.randn(shape, generator=generator) for _ in range(spec.own_layers)]
 
 
-def encode(model: Model, items: Sequence[VisualItem]) -> list[Tensor]:
+def encode(model: Model, items: Sequence[VisualItem], lora: Lora | None = None) -> list[Tensor]:
     """The visual tokens of each picture, all in one call."""
     if not items:
         return []
-    orders = [None if i.arrange is None else torch.from_numpy(i.arrange).long() for i in items]
-    return model.encode(torch.from_numpy(np.concatenate([i.pixels for i in items])), items, orders)
+    return model.encode(pixels_of(items), items, orders_of(items), lora)
 
 
-def whole(model: Model, prompts: Sequence[Prompt]) -> list[Tensor]:
+def pixels_of(items: Sequence[VisualItem]) -> Tensor:
+    """U8 [N, C·p·p]."""
+    return torch.from_numpy(np.concatenate([i.pixels for i in items]))
+
+
+def orders_of(items: Sequence[VisualItem]) -> list[Tensor | None]:
+    return [None if i.arrange is None else torch.from_numpy(i.arrange).long() for i in items]
+
+
+def whole(model: Model, prompts: Sequence[Prompt], adapters: Adapters | None = None) -> list[Tensor]:
     """Logits [T, vocab] of each prompt; all in one batch without a pool, as training runs them."""
-    tokens = _encoded(model, prompts)
+    tokens = _encoded(model, prompts, adapters)
     pieces = [Piece(i, p, tokens[i], 0, len(p)) for i, p in enumerate(prompts)]
-    return _step(model, pieces, None)
+    return _step(model, pieces, None, adapters)
 
 
-def paged(model: Model, prompts: Sequence[Prompt], chunk: int) -> list[Tensor]:
+def paged(model: Model, prompts: Sequence[Prompt], chunk: int, adapters: Adapters | None = None) -> list[Tensor]:
     """The same, `chunk` rows of each prompt a step, as serving runs them."""
-    tokens, cache = _encoded(model, prompts), Cache(model, prompts)
+    tokens, pool = _encoded(model, prompts, adapters), Pool(model, prompts)
     found: list[list[Tensor]] = [[] for _ in prompts]
     for start in range(0, max(len(p) for p in prompts), chunk):
         pieces = [
-            Piece(i, p, tokens[i], start, min(start + chunk, len(p))) for i, p in enumerate(prompts) if start < len(p)
+            Piece(i, p, tokens[i], start, min(start + chunk, len(p)))
+            for i, p in enumerate(pool.prompts)
+            if start < len(p)
         ]
         pieces.sort(key=lambda piece: piece.length > 1)  # single rows stand first, see Layout
-        for piece, logits in zip(pieces, _step(model, pieces, cache), strict=True):
+        for piece, logits in zip(pieces, _step(model, pieces, pool, adapters), strict=True):
             found[piece.number].append(logits)
     return [torch.cat(parts) for parts in found]
 
 
-def _encoded(model: Model, prompts: Sequence[Prompt]) -> list[list[Tensor]]:
-    rest = iter(encode(model, [item for p in prompts for item in p.items]))
+def _encoded(model: Model, prompts: Sequence[Prompt], adapters: Adapters | None) -> list[list[Tensor]]:
+    owners = [number for number, p in enumerate(prompts) for _ in p.items]
+    lora = None if adapters is None else adapters.lora(owners, [0] * len(owners))
+    rest = iter(encode(model, [item for p in prompts for item in p.items], lora))
     return [[next(rest) for _ in p.items] for p in prompts]
 
 
-def _step(model: Model, pieces: Sequence[Piece], cache: Cache | None) -> list[Tensor]:
+def _step(model: Model, pieces: Sequence[Piece], pool: Pool | None, adapters: Adapters | None) -> list[Tensor]:
+    rows = model_inputs(model, pieces, pool, adapters)
+    layers = None if pool is None else pool.layers
+    states = model(inputs.token_ids(pieces), rows, layers, visual(pieces))
+    return list(model.logits(states, rows.output_lora).split([p.length for p in pieces]))
+
+
+def model_inputs(
+    model: Model, pieces: Sequence[Piece], pool: Pool | None = None, adapters: Adapters | None = None
+) -> ModelInputs:
     decoder, lengths = model.spec.decoder, [p.length for p in pieces]
-    ids = np.concatenate([p.prompt.expanded.ids[p.start : p.stop] for p in pieces])
-    positions = np.concatenate([p.prompt.positions[:, p.start : p.stop] for p in pieces], 1)
-    layout = Layout(lengths, lengths) if cache is None else cache.layout(pieces)
-    rows = ModelInputs(torch.from_numpy(positions).long(), layout)
-    rows.cross = None if model.spec.cross is None else _cross_inputs(model, pieces, stored=cache is not None)
-    rows.frequencies = _stretched(pieces, decoder.rope, decoder.head_dim)
-    states = model(torch.from_numpy(ids).long(), rows, None if cache is None else cache.pool, _visual(pieces))
-    return list(model.logits(states).split(lengths))
+    layout = Layout(lengths, lengths)
+    if pool is not None:
+        table, indexes = inputs.block_table(pieces, BLOCK), inputs.kv_indexes(pieces, BLOCK)
+        layout = Layout(lengths, [p.stop for p in pieces], table, indexes)
+    lora = None if adapters is None else adapters.lora([p.number for p in pieces], lengths)
+    return ModelInputs(
+        inputs.positions(pieces),
+        layout,
+        lora,
+        None if model.spec.cross is None else _cross_inputs(model, pieces, lora, adapters, stored=pool is not None),
+        inputs.rotary_frequencies(pieces, decoder.rope, decoder.head_dim),
+    )
 
 
-def _visual(pieces: Sequence[Piece]) -> Visual | None:
-    tokens, rows, first = [], [], 0
-    for piece in pieces:
-        for span in piece.prompt.expanded.spans:
-            marks = np.ones(span.length, bool) if span.visual_mask is None else np.asarray(span.visual_mask)
-            places = torch.from_numpy(span.start + np.flatnonzero(marks))
-            here = (places >= piece.start) & (places < piece.stop)
-            if here.any():
-                tokens.append(piece.tokens[span.item][here])
-                rows.append(places[here] - piece.start + first)
-        first += piece.length
-    return Visual(torch.cat(tokens), torch.cat(rows)) if rows else None
+def visual(pieces: Sequence[Piece]) -> Visual | None:
+    places = inputs.visual_places(pieces)
+    if not places:
+        return None
+    tokens = [pieces[p.part].tokens[p.item][p.first : p.first + len(p.rows)] for p in places]
+    return Visual(torch.cat(tokens), torch.cat([p.rows for p in places]))
 
 
-def _cross_inputs(model: Model, pieces: Sequence[Piece], stored: bool) -> CrossInputs | None:
+def _cross_inputs(
+    model: Model, pieces: Sequence[Piece], lora: Lora | None, adapters: Adapters | None, stored: bool
+) -> CrossInputs | None:
     """stored: keys and values are made beforehand, as serving keeps them; else by each layer itself."""
-    runs: list[CrossRun] = []
-    rows: list[int] = []
-    before: list[bool] = []
-    states: list[Tensor] = []
-    row = first = 0
-    for piece in pieces:
-        starts = np.cumsum([first, *(len(t) for t in piece.tokens)])
-        first = int(starts[-1])
-        states += piece.tokens
-        seen = piece.prompt.expanded.visible
-        ranges = [(0, 0)] * piece.length if seen is None else [(lo, hi) for lo, hi in seen[piece.start : piece.stop]]
-        for (lo, hi), group in groupby(ranges):
-            count = len(list(group))
-            if lo != hi:
-                hidden = [item.hidden if lo >= 0 else 0 for item in piece.prompt.items]
-                slots = [torch.arange(starts[i], starts[i + 1] - hidden[i]) for i in range(max(lo, 0), hi)]
-                runs.append(CrossRun(count, torch.cat(slots)))
-                rows += range(row, row + count)
-                before += [bool(lo < 0)] * count
-            row += count
-    if not runs:
+    found = inputs.cross_inputs(pieces, lora, torch.device("cpu"), _slots(pieces))
+    if found is None:
         return None
-    inputs = CrossInputs(CrossRuns(runs), torch.tensor(rows), torch.tensor(before) if any(before) else None)
-    if stored:
-        assert model.fusion is not None
-        inputs.pool = model.fusion.keys_values(torch.cat(states))
-    else:
-        inputs.states = torch.cat(states)
-    return inputs
+    states = [tokens for piece in pieces for tokens in piece.tokens]
+    owners = [piece.number for piece in pieces for _ in piece.tokens]
+    of_states = None if adapters is None else adapters.lora(owners, [len(tokens) for tokens in states])
+    if not stored:
+        return replace(found, states=torch.cat(states), lora_of_states=of_states)
+    assert model.fusion is not None
+    return replace(found, pool=model.fusion.keys_values(torch.cat(states), of_states))
 
 
-def _stretched(pieces: Sequence[Piece], rope: RopeSpec, head_dim: int) -> Tensor | None:
-    factors = [rope.stretch(len(p.prompt)) for p in pieces]
-    if all(factor == 1 for factor in factors):
-        return None
-    parts = [np.tile(frequencies(rope, head_dim, f), (p.length, 1)) for f, p in zip(factors, pieces, strict=True)]
-    return torch.from_numpy(np.concatenate(parts))
+def _slots(pieces: Sequence[Piece]) -> Callable[[int, int, int], Tensor]:
+    """The visual tokens of all pieces lie behind each other."""
+    ends = iter(np.cumsum([0, *(len(tokens) for piece in pieces for tokens in piece.tokens)]).tolist())
+    starts = [[next(ends) for _ in piece.tokens] for piece in pieces]
+    return lambda piece, item, tokens: torch.arange(starts[piece][item], starts[piece][item] + tokens)

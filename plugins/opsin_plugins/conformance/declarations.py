@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from opsin_plugins.blocks.checkpoint import assign, targets
+from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.conformance.published import Published, invert
 from opsin_plugins.conformance.subject import Subject
 from opsin_plugins.conformance.verdicts import Failed, Skipped, same
+from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import ModelFiles, Prefix
 from opsin_plugins.spec.weight_rules import name_pattern
 

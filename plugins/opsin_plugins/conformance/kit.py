@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from opsin_plugins.conformance import declarations, parity, prompts, tiny_model
+from opsin_plugins.conformance import adapters, declarations, parity, pieces, prompts, tiny_model
 from opsin_plugins.conformance.subject import NO_EXAMPLE, Subject
 from opsin_plugins.conformance.verdicts import Failed, Skipped
 from opsin_plugins.loading.registry import PluginError, Registry
@@ -37,6 +37,9 @@ CHECKS: Sequence[Check] = (
     Check("pictures alone", tiny_model.pictures_alone, ("weights", "expand")),
     Check("packed batch", tiny_model.packed, ("weights", "expand", "positions")),
     Check("chunks", tiny_model.chunks, ("weights", "expand", "positions")),
+    Check("stages", pieces.stages, ("packed batch",)),
+    Check("linears", adapters.linears, ("lora groups",)),
+    Check("adapters", adapters.adapters, ("linears", "chunks")),
     Check("gradients", tiny_model.gradients, ("weights", "expand", "positions")),
     Check("int8", tiny_model.int8, ("weights", "expand", "positions")),
     Check("transformers", parity.transformers, ("weights", "expand", "positions")),

@@ -13,14 +13,15 @@ import numpy as np
 from torch import Tensor
 
 from opsin_plugins.blocks.checkpoint import load_weights
-from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.conformance.batches import Prompt
 from opsin_plugins.conformance.published import Published, invert, random_weights, write
 from opsin_plugins.conformance.verdicts import Skipped
 from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
-from opsin_plugins.spec import U8, Architecture, ImageBudget, ModelFiles, ModelSpec, Rule
+from opsin_plugins.spec import U8, Architecture, ImageBudget, Linears, ModelFiles, ModelSpec, Rule
 
 IMAGE = -1  # stands for the placeholder in TURNS; the other numbers choose a text id
 # Every form of a batch: one picture, none, two of different sizes. Text comes last, as a template writes it.
@@ -64,6 +65,10 @@ class Subject:
         return build_model(self.spec, self.registry, device="meta")
 
     @cached_property
+    def linears(self) -> Linears:
+        return linears_of(self.spec, self.registry)
+
+    @cached_property
     def published(self) -> Mapping[str, Published]:
         """What a checkpoint of this model holds, by its published names."""
         return invert(self.rules, self.sketch)
@@ -82,8 +87,8 @@ class Subject:
     def model(self) -> Model:
         return self.load()
 
-    def load(self, quantize: Quantize = "none") -> Model:
-        model = build_model(self.spec, self.registry, quantize=quantize)
+    def load(self, policy: WeightPolicy = WeightPolicy()) -> Model:  # noqa: B008
+        model = build_model(self.spec, self.registry, policy=policy)
         load_weights(model, self.rules, self.files)
         return model
 
@@ -106,7 +111,7 @@ class Subject:
         items = self.architecture.preprocess(images, self.spec, ImageBudget())
         expanded = self.architecture.expand(self.ids(turn), items, self.spec, self.encode)
         positions, delta = self.architecture.positions(expanded, items, self.spec)
-        return Prompt(expanded, items, positions, delta)
+        return Prompt(expanded, items, positions, delta, self.spec.decoder.rope)
 
     @cached_property
     def turns(self) -> Sequence[tuple[Sequence[int], Sequence[tuple[int, int]]]]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.conformance.batches import encode, paged, whole
 from opsin_plugins.conformance.subject import Subject
 from opsin_plugins.conformance.verdicts import Failed, Skipped, near
@@ -75,7 +76,7 @@ def _loss(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def int8(subject: Subject) -> str:
     """Linears as 8-bit rows stay near."""
-    small = subject.load("int8")
+    small = subject.load(WeightPolicy("int8"))
     worst = 0.0
     for a, b in zip(whole(subject.model, subject.prompts), whole(small, subject.prompts), strict=True):
         worst = max(worst, float((a - b).abs().max() / a.std()))

@@ -191,9 +191,11 @@ def decoder_rules(spec: DecoderSpec, prefix: str) -> list[Rule]:
         Ignore(f"{layers}self_attn.rotary_emb.inv_freq", "a buffer that old checkpoints saved"),
         Rename(f"{prefix}embed_tokens.weight", "decoder.embedding.weight"),
         Rename(f"{prefix}norm.weight", "decoder.norm.weight"),
-        head_rule("lm_head.weight", spec.tied),
+        *head_rules("lm_head.weight", spec.tied),
     ]
 
 
-def head_rule(source: str, tied: bool) -> Rule:
-    return Ignore(source, "the head is the embedding, saved twice") if tied else Rename(source, "decoder.head.weight")
+def head_rules(source: str, tied: bool) -> list[Rule]:
+    """A tied head has no weight of its own, but adapters know it as a linear."""
+    head = Rename(source, "decoder.head.weight")
+    return [head, Ignore(source, "the head is the embedding, saved twice")] if tied else [head]

@@ -201,7 +201,10 @@ class Registry:
         except (Exception, SystemExit) as error:  # whatever a stranger's module raises must not stop the server
             raise PluginError(f"{kind} {name!r} failed to load: {type(error).__name__}: {error}") from error
         if (version := getattr(plugin, "api_version", None)) != API_VERSION:
-            raise PluginError(f"{kind} {name!r} is written for api version {version}; this is {API_VERSION}")
+            raise PluginError(
+                f"{kind} {name!r} is written for api version {version}; this is {API_VERSION} (docs/plugins.md "
+                "ends with what has changed)"
+            )
         if missing := [member for member in MEMBERS[kind] if not hasattr(plugin, member)]:
             raise PluginError(f"{kind} {name!r} has no {', '.join(missing)}")
         if kind == "vision encoder":

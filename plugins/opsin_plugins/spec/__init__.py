@@ -18,6 +18,7 @@ from opsin_plugins.spec.base_types import (
     SpecError,
 )
 from opsin_plugins.spec.encoder_spec import EncoderSpec
+from opsin_plugins.spec.linears import Linears, LinearShape, mlp_linears
 from opsin_plugins.spec.model_files import ModelFiles, TensorInfo
 from opsin_plugins.spec.model_spec import (
     CrossSpec,
@@ -33,7 +34,7 @@ from opsin_plugins.spec.model_spec import (
     TowerSpec,
 )
 from opsin_plugins.spec.protocols import Architecture, FusionStrategy, VisionEncoder
-from opsin_plugins.spec.visual_items import Expanded, ImageBudget, Span, VisualItem
+from opsin_plugins.spec.visual_items import Expanded, ImageBudget, Span, VisibleImages, VisualItem
 from opsin_plugins.spec.weight_rules import Concat, Ignore, Prefix, Rename, Reorder, Rule, Split
 
 __all__ = [
@@ -55,6 +56,8 @@ __all__ = [
     "ImageBudget",
     "ImageSpec",
     "LevelsProjectorSpec",
+    "LinearShape",
+    "Linears",
     "ModelFiles",
     "ModelSpec",
     "Norm",
@@ -73,6 +76,8 @@ __all__ = [
     "TensorInfo",
     "TiledTowerSpec",
     "TowerSpec",
+    "VisibleImages",
     "VisionEncoder",
     "VisualItem",
+    "mlp_linears",
 ]

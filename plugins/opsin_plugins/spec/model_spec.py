@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from opsin_plugins.spec.base_types import Activation, Norm, SpecError
+from opsin_plugins.spec.linears import LinearShape, attention_linears, mlp_linears, under
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,17 @@ class DecoderSpec:
         """Layers that keep keys and values of the tokens themselves."""
         return self.layers - len(self.replaced)
 
+    def linears(self) -> dict[str, LinearShape]:
+        """Of its own layers, and the head, tied or not."""
+        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = {
+            **under("attention", attention_linears(self.width, query, key_value)),
+            **under("mlp", mlp_linears(self.width, self.mlp, self.width, gated=True)),
+        }
+        own = (i for i in range(self.layers) if i not in self.replaced)
+        found = {name: shape for i in own for name, shape in under(f"layers.{i}", layer).items()}
+        return {**found, "head": LinearShape(self.width, (self.vocab,))}
+
 
 @dataclass(frozen=True)
 class TowerSpec:
@@ -136,6 +148,17 @@ class TowerSpec:
         """Values of one patch of one frame: channels × patch × patch, the order of a VisualItem's pixels."""
         return self.channels * self.patch * self.patch
 
+    def linears(self) -> dict[str, LinearShape]:
+        """Of all layers. The patch embedding is a convolution, and not among them."""
+        return self._layers("layers", self.layers)
+
+    def _layers(self, name: str, count: int) -> dict[str, LinearShape]:
+        layer = {
+            **under("attention", attention_linears(self.width, self.width, self.width)),
+            **under("mlp", mlp_linears(self.width, self.mlp, self.width, self.gated_mlp)),
+        }
+        return {linear: shape for i in range(count) for linear, shape in under(f"{name}.{i}", layer).items()}
+
 
 @dataclass(frozen=True)
 class TiledTowerSpec(TowerSpec):
@@ -149,6 +172,9 @@ class TiledTowerSpec(TowerSpec):
     global_layers: int = 0
     arrangements: tuple[tuple[int, int], ...] = ()  # (rows, columns) of tiles; the tables know them by their index
     keep_padding: bool = False  # hand on the rows of padding tiles as well, behind the real ones
+
+    def linears(self) -> dict[str, LinearShape]:
+        return {**super().linears(), **self._layers("global_layers", self.global_layers)}
 
 
 @dataclass(frozen=True)
@@ -171,6 +197,15 @@ class ProjectorSpec:
     newline: bool = False
     builder: str = "opsin_plugins.blocks.projector:Projector"  # called with this spec
 
+    def linears(self) -> dict[str, LinearShape]:
+        """All that the builder's module has."""
+        neighbours = self.in_width * self.merge**2
+        width = self.joined or neighbours
+        join = {"join": LinearShape(neighbours, (self.joined,))} if self.joined else {}
+        if not self.hidden:
+            return {**join, "mlp": LinearShape(width, (self.out_width,))}
+        return {**join, **under("mlp", mlp_linears(width, self.hidden, self.out_width, gated=False))}
+
 
 @dataclass(frozen=True)
 class LevelsProjectorSpec(ProjectorSpec):
@@ -178,6 +213,11 @@ class LevelsProjectorSpec(ProjectorSpec):
 
     levels: int = 0
     builder: str = "opsin_plugins.blocks.projector:LevelsProjector"
+
+    def linears(self) -> dict[str, LinearShape]:
+        level = under("mlp", mlp_linears(self.in_width * self.merge**2, self.hidden, self.out_width, gated=False))
+        levels = {name: shape for i in range(self.levels) for name, shape in under(f"levels.{i}", level).items()}
+        return {**super().linears(), **levels}
 
 
 @dataclass(frozen=True)
@@ -187,6 +227,13 @@ class ResamplerSpec(ProjectorSpec):
     queries: int = 256
     heads: int = 32
     builder: str = "opsin_plugins.blocks.resampler:Resampler"
+
+    def linears(self) -> dict[str, LinearShape]:
+        square = LinearShape(self.out_width, (self.out_width,))
+        return {
+            "kv_in": LinearShape(self.in_width, (self.out_width,)),
+            **dict.fromkeys(("q", "k", "v", "out", "proj"), square),
+        }
 
 
 @dataclass(frozen=True)

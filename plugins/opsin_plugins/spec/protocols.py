@@ -49,11 +49,15 @@ class Architecture(Protocol):
 
 
 class VisionEncoder(Protocol):
-    """The torch-free half of a vision encoder, and the name of the builder that only the engine imports."""
+    """The torch-free half of a vision encoder, and the name of the builder that only the engine imports.
+
+    One whose tower has other linears than `TowerSpec.linears` says has `linears(self, spec: TowerSpec) -> Linears` as
+    well.
+    """
 
     api_version: int
     name: str  # that of its entry point
-    builder: str  # "package.module:function", called with the TowerSpec, ImageSpec.merge and how linears are quantized
+    builder: str  # "package.module:function", called with the TowerSpec and ImageSpec.merge
     claims: EncoderSpec
 
     def spec(self, config: Config, preprocessor: Config | None) -> TowerSpec:
@@ -69,8 +73,9 @@ class VisionEncoder(Protocol):
 
 
 class FusionStrategy(Protocol):
-    """How visual tokens enter the decoder: the name of a builder, "package.module:function", called with the ModelSpec
-    and with how linears are quantized. One that stores what rows attend to sets `ModelSpec.cross`."""
+    """How visual tokens enter the decoder: the name of a builder, "package.module:function", called with the ModelSpec.
+    One that stores what rows attend to sets `ModelSpec.cross`. One with linears has `linears(self, spec: ModelSpec) ->
+    Linears` as well."""
 
     api_version: int
     name: str

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from opsin_plugins.spec.base_types import I32, U8, Grid
 
 
@@ -56,6 +58,23 @@ class Span:
     item: int
     visual_mask: tuple[bool, ...] | None = None
     bidirectional: bool = False
+
+
+@dataclass(frozen=True)
+class VisibleImages:
+    """From prompt token `start` on, tokens attend to the items lo to hi - 1 (see `Expanded.visible`)."""
+
+    start: int
+    lo: int
+    hi: int
+
+
+def visible_images(visible: I32 | None) -> tuple[VisibleImages, ...]:
+    """`Expanded.visible` I32 [T, 2] in runs of equal rows."""
+    if visible is None:
+        return ()
+    starts = np.flatnonzero(np.any(visible[1:] != visible[:-1], 1)) + 1
+    return tuple(VisibleImages(int(at), *visible[at].tolist()) for at in (0, *starts))
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from opsin_plugins.blocks.checkpoint import assign, targets
+from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.families.config_fields import integer
 from opsin_plugins.loading.open_model import open_files, open_model
 from opsin_plugins.loading.registry import Registry
+from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import Architecture, ImageBudget, ModelFiles, ModelSpec, SpecError, TensorInfo
 from opsin_server.compose.atomic_directory import check_out, check_room, whole_or_nothing
 from opsin_server.compose.placeholder import PLACEHOLDER, Words, picture_template, with_placeholder

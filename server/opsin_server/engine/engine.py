@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from opsin_plugins.spec import SpecError
+from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.runner import Runner
 from opsin_server.engine.running.sampler import DrawnTokens, draw, needs_tokens, sampling_inputs
@@ -58,19 +59,26 @@ def _error_of(work: Callable[[Images], None], images: Images) -> Exception | Non
 class Engine:
     """run_ahead: whether a step is scheduled and launched while the one before still runs, so that the device does not
     wait for the host. A batch of which the host needs the tokens (penalties, log probabilities) is always waited for.
+    loader: reads adapters, where there are slots for any.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, run_ahead: bool = False) -> None:
-        self.scheduler, self.runner, self.run_ahead = scheduler, runner, run_ahead
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, run_ahead: bool = False, loader: AdapterLoader | None = None
+    ) -> None:
+        self.scheduler, self.runner, self.run_ahead, self.loader = scheduler, runner, run_ahead, loader
         self.sequences: dict[str, Sequence] = {}
         self.steps = self.decode_steps = self.steps_ahead = 0
         self._launched: LaunchedStep | None = None
+        self._only_loads = False  # nothing can be computed before an adapter is loaded
         self._failures = 0  # steps in a row
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
     def busy(self) -> bool:
-        return bool(self.sequences) or self._launched is not None
+        """Whether a step may do something now. When all that is left waits for adapters, whoever drives the engine can
+        wait as well, for messages and for `loader`."""
+        waits = self._only_loads and self.loader is not None and not self.loader.has_results
+        return (bool(self.sequences) and not waits) or self._launched is not None
 
     def submit(self, message: Submit, arrays: Arrays) -> None:
         """Raises SpecError for a prompt that must not reach the model; nothing of it is kept then."""
@@ -78,6 +86,7 @@ class Engine:
         sequence = Sequence.from_submit(message, arrays, self.runner.model.spec.decoder.rope)
         self.sequences[sequence.request_id] = sequence
         self.scheduler.add(sequence)
+        self._only_loads = False
 
     def cancel(self, request_id: str) -> None:
         """Unknown ids are ignored: the request may have ended while the message travelled."""
@@ -91,27 +100,61 @@ class Engine:
 
         A failure ends the requests that were in the batch, and no others. Raises EngineBroken when step after step
         fails, or the device does not answer any more."""
-        outputs: list[Output] = []
+        outputs = self._take_adapters()
         if self._launched is not None and not self.scheduler.can_run_ahead():
             outputs += self._commit_launched()
         started = time.perf_counter()
         plan = self.scheduler.schedule()
-        launched, failed = self._launch(plan, started) if plan.chunks else (None, [])
+        launched, failed = self._launch(plan, started)
         outputs += self._commit_launched()
         self._launched = launched
+        self._only_loads = launched is None and self.scheduler.adapters.loading
         if not self.run_ahead or needs_tokens(plan.chunks):
             outputs += self._commit_launched()
         return outputs + failed
 
+    def _take_adapters(self) -> list[Output]:
+        """Adapters that have been read since the last step, and those that must be read next."""
+        if self.loader is None:
+            return []
+        outputs = []
+        adapters = self.scheduler.adapters
+        for result in self.loader.results():
+            if result.adapter is not None:
+                adapters.fill(result.digest, result.adapter)
+                continue
+            message = f"the adapter cannot be loaded: {result.error}"
+            log.warning("%s", message)
+            for sequence in self.scheduler.fail_adapter(result.digest):
+                self.sequences.pop(sequence.request_id, None)
+                outputs.append(Output(sequence.request_id, finish="error", error=message))
+        for ref in adapters.take_wanted():
+            self.loader.request(ref)
+        return outputs
+
+    def _place(self, plan: Plan) -> None:
+        """Adapters into their slots. When that fails, nothing in them can be relied on."""
+        try:
+            for slot, loaded in plan.place.values():
+                self.runner.place(slot, loaded.weights)
+        except Exception:
+            for digest in plan.place:
+                self.scheduler.adapters.drop(digest)
+            raise
+
     def _launch(self, plan: Plan, started: float) -> tuple[LaunchedStep | None, list[Output]]:
+        if not (plan.chunks or plan.place):
+            return None, []
         self.steps += 1
         self.steps_ahead += self._launched is not None
-        kind: Literal["decode", "prefill"] = "decode" if all(c.length == 1 for c in plan.chunks) else "prefill"
+        decodes = bool(plan.chunks) and all(chunk.length == 1 for chunk in plan.chunks)
+        kind: Literal["decode", "prefill"] = "decode" if decodes else "prefill"
         self.decode_steps += kind == "decode"
         clock = self._lap(f"{kind}.schedule", started)
         failed: list[Output] = []
         encoding: Stopwatch | None = None
         try:
+            self._place(plan)
             if plan.encode:
                 encoding = Stopwatch(self.runner.device)
                 failed = self._encode(plan)
@@ -132,7 +175,7 @@ class Engine:
         for sequence, item in plan.encode:
             error = _error_of(self.runner.encode, [(sequence, item)])
             if error is not None:
-                broken[sequence.items[item].digest] = error
+                broken[sequence.visual_keys[item]] = error
         if not broken:
             return []
         return self._ended(self.scheduler.fail_images(plan, broken.keys()), next(iter(broken.values())))
@@ -214,8 +257,10 @@ class Engine:
             raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
         if message.axes != max(1, len(decoder.rope.sections)):
             raise SpecError(f"{message.axes} position axes; the model has {max(1, len(decoder.rope.sections))}")
-        if message.adapter is not None or message.guided is not None:
-            raise SpecError("adapters and guided decoding are not served by this version")
+        if message.guided is not None:
+            raise SpecError("guided decoding is not served by this version")
+        if message.adapter is not None and self.loader is None:
+            raise SpecError("this engine has no slots for adapters")
         check_items(message, arrays, self.runner.model)
         check_spans(message, total)
         if self.runner.model.spec.cross is not None:

@@ -85,7 +85,7 @@ def serve(engine: Engine, door: EngineSocket) -> None:
     """Steps while there is work, listens between steps, shows that it lives when there is none."""
     while True:
         refused: list[Output] = []
-        for message, arrays in door.receive(0 if engine.busy else HEARTBEAT):
+        for message, arrays in door.receive(0 if engine.busy else HEARTBEAT, engine.loader):
             if isinstance(message, Stop):
                 return
             refused += _handle(engine, message, arrays)

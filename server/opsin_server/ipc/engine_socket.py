@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import zmq
 
 from opsin_server.ipc.messages import Arrays, FromEngine, ToEngine, pack, unpack_to_engine
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 class EngineSocket:
@@ -20,10 +25,14 @@ class EngineSocket:
     def send(self, message: FromEngine) -> None:
         self._socket.send_multipart(pack(message))
 
-    def receive(self, wait_seconds: float) -> Iterator[tuple[ToEngine, Arrays | None]]:
-        """Everything that has arrived; when nothing has, waits so long for the first."""
-        if wait_seconds and not self._socket.poll(int(wait_seconds * 1000)):
-            return
+    def receive(self, wait_seconds: float, other: HasFileno | None = None) -> Iterator[tuple[ToEngine, Arrays | None]]:
+        """Everything that has arrived; when nothing has, waits so long for the first, or for `other` to be readable."""
+        if wait_seconds:
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
+            if other is not None:
+                poller.register(other.fileno(), zmq.POLLIN)
+            poller.poll(int(wait_seconds * 1000))
         while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             yield unpack_to_engine(self._socket.recv_multipart())
 

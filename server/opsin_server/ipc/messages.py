@@ -14,7 +14,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from opsin_plugins.spec import I32, U8, Span, VisualItem
+from opsin_plugins.spec import I32, U8, Span, VisibleImages, VisualItem
 from opsin_server.config import EngineConfig
 
 # ------------------------------------------------------------------------------------- to the engine
@@ -53,12 +53,12 @@ class Item(msgspec.Struct, frozen=True):
     arranged: bool = False
 
 
-class VisibleImages(msgspec.Struct, frozen=True, array_like=True):
-    """From prompt token `start` on, tokens attend to the items lo to hi - 1 (see `Expanded.visible`)."""
+class AdapterRef(msgspec.Struct, frozen=True):
+    """An adapter by its content: SHA-256 of the file at `path`. The engine reads it when a request first names it, and
+    keeps it as long as it has room; nothing has to be said before, or again after it was restarted."""
 
-    start: int
-    lo: int
-    hi: int
+    digest: bytes
+    path: str
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -72,7 +72,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     items: tuple[Item, ...] = ()
     visible: tuple[VisibleImages, ...] = ()
     salt: bytes = b""  # a tenant's part of every cache key
-    adapter: str | None = None  # None: the base model
+    adapter: AdapterRef | None = None  # None: the base model
     guided: bytes | None = None  # reserved for guided decoding
 
 
@@ -218,14 +218,6 @@ def describe(items: Sequence[VisualItem]) -> tuple[Item, ...]:
 def arrays_of(ids: I32, positions: I32, items: Sequence[VisualItem]) -> Arrays:
     arrange = tuple(i.arrange for i in items if i.arrange is not None)
     return Arrays(ids, positions, tuple(i.pixels for i in items), arrange)
-
-
-def visible_images(visible: I32 | None) -> tuple[VisibleImages, ...]:
-    """`Expanded.visible` I32 [T, 2] in runs of equal rows."""
-    if visible is None:
-        return ()
-    starts = np.flatnonzero(np.any(visible[1:] != visible[:-1], 1)) + 1
-    return tuple(VisibleImages(int(at), *visible[at].tolist()) for at in (0, *starts))
 
 
 def pack(message: ToEngine | FromEngine, arrays: Arrays | None = None) -> list[bytes | memoryview]:

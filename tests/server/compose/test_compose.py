@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.weight_files import INDEX
-from opsin_plugins.spec import ImageBudget
+from opsin_plugins.spec import Expanded, ImageBudget
 from opsin_server.compose import tensors as parts
 from opsin_server.compose.command import Request, compose
 from opsin_server.text.conversation import ImagePart, Message, TextPart
@@ -34,7 +34,7 @@ def composed(encoder: HalfModel, language: HalfModel, out: Path, **choices: obje
 def prompted(out: Path, ours: oracle.Ours, messages: list[Message]) -> oracle.Prompt:
     images = [PICTURE] * sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
     made = PromptEncoder(read_model_files(out), ours.architecture, ours.spec).encode(messages, images)
-    return oracle.Prompt(oracle.Expanded(made.ids, made.spans), made.items, made.positions, made.delta)
+    return oracle.Prompt(Expanded(made.ids, made.spans), made.items, made.positions, made.delta, ours.spec.decoder.rope)
 
 
 def stored(out: Path) -> dict[str, torch.Tensor]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opsin_plugins.spec import Span, SpecError
-from opsin_server.ipc.messages import Sampling, Submit, VisibleImages, arrays_of, describe, visible_images
+from opsin_plugins.spec import Span, SpecError, VisibleImages
+from opsin_plugins.spec.visual_items import visible_images
+from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe
 from support import engines, oracle, tiny
 from support.engines import Asked
 

@@ -1,4 +1,4 @@
-"""The scheduler, the block ledger and the encoder cache under any order of events: nothing is lost, nothing leaks."""
+"""The scheduler and its ledgers under any order of events: nothing is lost, nothing leaks, nothing is stale."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from opsin_plugins.spec import Span
 from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
 from opsin_server.engine.scheduling.scheduler import Chunk, Limits, Plan, Scheduler
-from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
-from opsin_server.ipc.messages import Item, Sampling
+from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, visual_keys
+from opsin_server.ipc.messages import AdapterRef, Item, Sampling
 
 EOS = 0
 
@@ -28,7 +29,8 @@ class Launched:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Plays the engine: submits, steps (drawing tokens of its own), cancels, in any order."""
+    """Plays the engine: submits, loads adapters, steps (drawing tokens of its own), cancels, in any order. Adapters
+    with even numbers change what is kept of pictures."""
 
     @initialize(
         blocks=st.integers(4, 24),
@@ -39,6 +41,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache=st.booleans(),
         pinned_during_decode=st.booleans(),
         run_ahead=st.booleans(),
+        slots=st.integers(1, 3),
     )
     def begin(
         self,
@@ -50,18 +53,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache: bool,
         pinned_during_decode: bool,
         run_ahead: bool,
+        slots: int,
     ) -> None:
         """pinned_during_decode: images stand outside of the prompt, and the whole answer needs the last group of them.
         run_ahead: a step is committed after the next one has been launched."""
         self.blocks = BlockManager(blocks, block_size, prefix_cache)
         # (a memory must hold two images of the largest size: what the engine refuses never comes here)
-        self.encoder: VisualStore[int] = (
+        self.encoder: VisualStore[tuple[bytes, bytes]] = (
             CrossKVCache(encoder // 4 + 2 * -(-6 // block_size), block_size)
             if pinned_during_decode
             else EncoderCache(encoder, 2)
         )
         limits = Limits(max_sequences, blocks * block_size, budget, max_encode_patches=12)
-        self.scheduler = Scheduler(limits, self.blocks, self.encoder)
+        self.adapters: ResidentAdapters[bytes] = ResidentAdapters(slots)
+        self.scheduler = Scheduler(limits, self.blocks, self.encoder, self.adapters)
+        self.loads: list[AdapterRef] = []
+        self.in_slots: dict[int, bytes] = {}
         self.capacity = blocks * block_size
         self.alive: dict[str, Sequence] = {}
         self.written: dict[int, tuple[bytes, ...]] = {}  # what each block's rows hold, as a model would have left them
@@ -76,8 +83,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         family=st.integers(0, 2),
         images=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), max_size=2),
         max_tokens=st.integers(1, 12),
+        adapter=st.integers(-3, 5),
     )
-    def submit(self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int) -> None:
+    def submit(self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int, adapter: int) -> None:
+        """adapter: its number; below 0, the base model's."""
+        ref = None if adapter < 0 else AdapterRef(bytes([adapter]), "")
         tokens = [(family * 7 + i) % 5 + 1 for i in range(length)]  # few families: prefixes are shared
         spans, items, pinned_during_decode = [], [], self.encoder.pinned_during_decode
         for name, rows in images:
@@ -100,7 +110,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             sampling=Sampling(),
             max_tokens=max_tokens,
             eos=frozenset({EOS}),
-            cache_root=b"",
+            cache_root=b"" if ref is None else ref.digest,
+            adapter=ref,
+            visual_keys=visual_keys(items, b"", b"") if ref is None else (),
             encoder_inputs=self._encoder_inputs(spans, len(tokens)),
         )
         self.alive[sequence.request_id] = sequence
@@ -125,20 +137,38 @@ class SchedulerMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.alive)))
         self.scheduler.remove(self.alive.pop(name))
 
+    @rule(fails=st.integers(0, 9))
+    def load(self, fails: int) -> None:
+        """One adapter, of those that are asked for."""
+        self.loads += self.adapters.take_wanted()
+        if not self.loads:
+            return
+        digest = self.loads.pop(0).digest
+        if fails:
+            self.adapters.fill(digest, LoadedAdapter(digest, _changes(digest)))
+            return
+        for sequence in self.scheduler.fail_adapter(digest):
+            del self.alive[sequence.request_id]
+
     @rule(eos=st.integers(0, 9), fails=st.integers(0, 40))
     def step(self, eos: int, fails: int = 40) -> None:
+        """fails 0: in the model, 1: while adapters are placed."""
         if self.launched and not self.scheduler.can_run_ahead():
             self._commit()
         before = len(self.launched)
-        self._launch(eos, fails == 0)
+        self._launch(eos, fails)
         while len(self.launched) > (1 if self.run_ahead and before < len(self.launched) else 0):
             self._commit()
 
-    def _launch(self, eos: int, fails: bool) -> None:
+    def _launch(self, eos: int, fails: int) -> None:
         plan = self.scheduler.schedule()
+        for digest, (slot, loaded) in plan.place.items():
+            self.in_slots[slot] = b"" if fails == 1 else loaded.weights
+            if fails == 1:
+                self.adapters.drop(digest)
         if not plan.chunks:
             return
-        if fails:
+        if fails == 0 or (fails == 1 and plan.place):
             for sequence in self.scheduler.fail(plan):
                 del self.alive[sequence.request_id]
             return
@@ -149,19 +179,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         lengths = [c.length == 1 for c in plan.chunks]
         assert lengths == sorted(lengths, reverse=True), "rows of decode stand first"
         for sequence, item in plan.encode:
-            self.encoder.fill(sequence.items[item].digest, 1)
+            made_of = sequence.items[item].digest, _changes(self.in_slots.get(sequence.adapter_slot, b""))
+            self.encoder.fill(sequence.visual_keys[item], made_of)
         for chunk in plan.chunks:
+            digest = b"" if chunk.sequence.adapter is None else chunk.sequence.adapter.digest
+            assert self.in_slots.get(chunk.sequence.adapter_slot, b"") == digest, "its own adapter lies in its slot"
             self._check_reads(chunk.sequence, chunk.start)
             for need in chunk.sequence.encoder_inputs:
                 if need.touches(chunk.start, chunk.start + chunk.length):
-                    assert self.encoder[chunk.sequence.items[need.item].digest] == 1, "visual tokens are there"
+                    found = self.encoder[chunk.sequence.visual_keys[need.item]]
+                    assert found == (chunk.sequence.items[need.item].digest, _changes(digest)), "its own visual tokens"
             self._write(chunk.sequence, chunk.start, chunk.length)
         self.launched.append(Launched(plan, [self._drawn(c, eos) for c in plan.chunks if c.samples]))
 
     def _content(self, sequence: Sequence, at: int) -> bytes:
         """What the keys and values of one row depend on: all tokens up to it, and the images among them."""
         images = [(s.start, sequence.items[s.item].digest) for s in sequence.spans if s.start <= at]
-        return hashlib.sha256(repr((self.shadows[sequence.request_id][: at + 1], images)).encode()).digest()
+        known = self.shadows[sequence.request_id][: at + 1], images, sequence.adapter
+        return hashlib.sha256(repr(known).encode()).digest()
 
     def _write(self, sequence: Sequence, start: int, length: int) -> None:
         size = self.blocks.block_size
@@ -214,10 +249,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(200 * (len(self.alive) + 1)):
             if not self.alive and not self.launched:
                 break
+            self.load(fails=1)
             self.step(eos=1)
         assert not self.alive, "every request ends"
         assert self.blocks.used == 0
         assert self.encoder.pinned == 0
+        assert self.adapters.idle
+
+
+def _changes(digest: bytes) -> bytes:
+    """Of the adapter with this digest: what it changes of pictures."""
+    return digest if digest and digest[0] % 2 == 0 else b""
 
 
 SchedulerMachine.TestCase.settings = settings(
@@ -254,7 +296,7 @@ def test_an_image_that_cannot_be_encoded_ends_who_asked_for_it_without_a_chunk_t
     encoder: CrossKVCache[int] = CrossKVCache(8, 4)
     scheduler = Scheduler(Limits(4, 64, 64, 12), BlockManager(8, 4), encoder)
     sequence, digest = _sequence("a", 12), b"image"
-    sequence.items = [Item(digest, (1, 2, 2), 4, (4, 3))]
+    sequence.items, sequence.visual_keys = [Item(digest, (1, 2, 2), 4, (4, 3))], [digest]
     scheduler.add(sequence)
     scheduler.commit(scheduler.schedule(), [5])
     assert encoder.reserve(digest, 4, "a") is Reservation.RESERVED

@@ -6,7 +6,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from opsin_plugins.blocks.fusion import Context, Fusion, Visual
-from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.spec import ModelSpec
 
 
@@ -27,6 +26,6 @@ class LevelsFusion(Fusion):
         return x.index_add(0, context.visual.rows, part.to(x.dtype))
 
 
-def build(spec: ModelSpec, quantize: Quantize) -> Fusion:
+def build(spec: ModelSpec) -> Fusion:
     assert spec.vision is not None
     return LevelsFusion(spec.decoder.width, len(spec.vision.taps))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from opsin_plugins.blocks.fusion import Fusion, Visual
-from opsin_plugins.blocks.linear import Quantize
 from opsin_plugins.spec import ModelSpec
 
 
@@ -14,5 +13,5 @@ class ScatterFusion(Fusion):
         return x.index_copy(0, visual.rows, visual.tokens.to(x.dtype))
 
 
-def build(spec: ModelSpec, quantize: Quantize) -> Fusion:
+def build(spec: ModelSpec) -> Fusion:
     return ScatterFusion()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from opsin_plugins.families.base import end_ids, renames
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
-from opsin_plugins.families.language import head_rule, is_tied
+from opsin_plugins.families.language import head_rules, is_tied
 from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template, join_rule
 from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import (
@@ -79,7 +79,7 @@ class MistralParams(PixtralStyle):
             *_layers("vision_encoder.transformer.layers.{i}.", "vision.layers.{i}.", (spec.vision.heads,) * 2, head),
             Rename("tok_embeddings.weight", "decoder.embedding.weight"),
             Rename("norm.weight", "decoder.norm.weight"),
-            head_rule("output.weight", decoder.tied),
+            *head_rules("output.weight", decoder.tied),
             Rename("vision_encoder.patch_conv.weight", "vision.patch.weight"),
             Rename("vision_encoder.ln_pre.weight", "vision.pre_norm.weight"),
             Rename("pre_mm_projector_norm.weight", "projector.norm.weight"),

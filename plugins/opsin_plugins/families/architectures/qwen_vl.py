@@ -14,7 +14,7 @@ from dataclasses import replace
 from opsin_plugins.families.base import Family, end_ids, renames, vision_groups
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
 from opsin_plugins.families.encoders.qwen_vl import QwenVLEncoder
-from opsin_plugins.families.language import head_rule, is_tied
+from opsin_plugins.families.language import head_rules, is_tied
 from opsin_plugins.spec import (
     U8,
     Concat,
@@ -80,7 +80,7 @@ class QwenVL(Family):
         return [
             Rename("transformer.wte.weight", "decoder.embedding.weight"),
             Rename("transformer.ln_f.weight", "decoder.norm.weight"),
-            head_rule("lm_head.weight", spec.decoder.tied),
+            *head_rules("lm_head.weight", spec.decoder.tied),
             *renames({f"{layers}attn.c_attn": f"{mine}attention.qkv"}),
             *renames(
                 {

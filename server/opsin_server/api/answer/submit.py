@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from opsin_plugins.spec import ImageBudget
+from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.api.answer.generation import Generation, Identity
 from opsin_server.api.answer.output_text import OutputText
 from opsin_server.api.engine_status import facts
@@ -16,7 +17,7 @@ from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, Cont
 from opsin_server.api.services import Services
 from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
-from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe, visible_images
+from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe
 from opsin_server.media.load_images import load_images
 from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts, texts
 from opsin_server.text.detokenizer import Detokenizer

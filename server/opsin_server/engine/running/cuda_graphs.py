@@ -16,8 +16,10 @@ from torch import Tensor
 
 from opsin_kernels.cross_attention import CrossRuns
 from opsin_kernels.layout import Bounds, Layout
+from opsin_plugins.blocks.adapter_slots import AdapterSlots
 from opsin_plugins.blocks.decoder import KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs
+from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
 from opsin_server.engine.running.batch import Batch
 
@@ -46,8 +48,9 @@ class GraphCapture:
 
 class DecodeGraphs:
     """Steps in which every sequence has one row and draws a token. Recordings are made when a size is first needed, or
-    for all sizes by `prepare`. memory_rows: the pool of visual tokens that stand outside of the prompts, of each
-    cross-attention layer; a model that has one is recorded with and without."""
+    for all sizes by `prepare`. cross_kv: the pool of visual tokens that stand outside of the prompts, of each
+    cross-attention layer. adapters: the slots. A model that has either is recorded with and without, so that steps that
+    need neither pay for neither."""
 
     def __init__(
         self,
@@ -57,23 +60,25 @@ class DecodeGraphs:
         max_context: int,
         record: Capture,
         cross_kv: Sequence[Tensor] = (),
+        adapters: AdapterSlots | None = None,
     ) -> None:
+        self.adapters = adapters
         self.model, self.pool, self._record = model, pool, record
         self.sizes, self.contexts = batch_sizes(max_sequences), context_sizes(max_context)
         block = pool[0].shape[1]
         self._buffers = Buffers(model, self.sizes[-1], -(-self.contexts[-1] // block), pool[0].device, pool[0].dtype)
         self._cross = CrossBuffers(self.sizes[-1], cross_kv) if cross_kv else None
-        self._made: dict[tuple[int, int, bool], Callable[[], object]] = {}
+        self._made: dict[tuple[int, int, bool, bool], Callable[[], object]] = {}
 
     def can_replay(self, batch: Batch, cross: CrossInputs | None) -> bool:
-        """Whether a batch is such a step. Not with images, nor with rotary frequencies or adapters of its own: what
-        those need differs from step to step in shape."""
-        rows, layout = batch.rows, batch.rows.layout
-        plain = rows.adapter_slot is None and not batch.visual and all(c.sequence.stretch == 1 for c in batch.chunks)
+        """Whether a batch is such a step. Not with images, nor with rotary frequencies of its own: what those need
+        differs from step to step in shape."""
+        layout = batch.layout
         return (
-            plain
+            not batch.visual
+            and all(c.sequence.stretch == 1 for c in batch.chunks)
             and (cross is None or cross.before is None)
-            and batch.sample_rows is None
+            and batch.wanted is None
             and layout.decodes == len(layout.query_lengths) <= self.sizes[-1]
             and max(layout.kv_lengths) <= self.contexts[-1]
         )
@@ -81,9 +86,9 @@ class DecodeGraphs:
     def run(self, batch: Batch, cross: CrossInputs | None, drawn: Tensor | None = None) -> Tensor:
         """Logits [B, vocab], valid until the next step. drawn: the tokens of the step before, which `batch.carried`
         takes ids from."""
-        count = len(batch.ids)
+        count = len(batch.chunks)
         size = self.sizes[bisect_left(self.sizes, count)]
-        context = self.contexts[bisect_left(self.contexts, max(batch.rows.layout.kv_lengths))]
+        context = self.contexts[bisect_left(self.contexts, max(batch.layout.kv_lengths))]
         self._buffers.fill(batch, size)
         if batch.carried is not None:
             assert drawn is not None
@@ -91,7 +96,7 @@ class DecodeGraphs:
             self._buffers.ids[rows] = drawn[places]
         if cross is not None and self._cross is not None:
             self._cross.fill(cross, size)
-        self._captured(size, context, cross is not None)()
+        self._captured(size, context, cross is not None, batch.has_adapters)()
         return self._buffers.logits[:count]
 
     def prepare(self) -> None:
@@ -99,19 +104,25 @@ class DecodeGraphs:
         self._buffers.empty()
         for size in reversed(self.sizes):
             for context in reversed(self.contexts):
-                for with_cross_attention in (False, True) if self._cross is not None else (False,):
-                    self._captured(size, context, with_cross_attention)
+                for crossed in (False, True) if self._cross is not None else (False,):
+                    for adapted in (False, True) if self.adapters is not None else (False,):
+                        self._captured(size, context, crossed, adapted)
 
-    def _captured(self, size: int, context: int, with_cross_attention: bool) -> Callable[[], object]:
-        key = (size, self._parts(size, context), with_cross_attention)
+    @property
+    def count(self) -> int:
+        """Recordings that there are."""
+        return len(self._made)
+
+    def _captured(self, size: int, context: int, crossed: bool, adapted: bool) -> Callable[[], object]:
+        key = (size, self._parts(size, context), crossed, adapted)
         if key not in self._made:
-            (ids, rows), out = self._buffers.views(size, context), self._buffers.logits[:size]
+            out = self._buffers.logits[:size]
 
             def step() -> object:
-                if with_cross_attention:
-                    assert self._cross is not None
-                    rows.cross = self._cross.views(size)
-                return out.copy_(self.model.logits(self.model(ids, rows, self.pool)))
+                cross = self._cross.views(size) if crossed and self._cross is not None else None
+                lora = self._buffers.lora(self.adapters, size) if adapted and self.adapters is not None else None
+                ids, inputs = self._buffers.views(size, context, lora, cross)
+                return out.copy_(self.model.logits(self.model(ids, inputs, self.pool), lora))
 
             self._made[key] = self._record(step)
         return self._made[key]
@@ -132,12 +143,12 @@ class Buffers:
 
     def __init__(self, model: Model, size: int, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         axes = max(1, len(model.spec.decoder.rope.sections))
-        count = (2 + axes) * size + -(-size // 2)  # the lengths are 32 bit
+        count = (3 + axes) * size + -(-size // 2)  # the lengths are 32 bit
         self._host = torch.zeros(count, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._device = torch.zeros(count, dtype=torch.int64, device=device)
         self._rows, self._host_lengths = self._split(self._host, size)
         rows, self.lengths = self._split(self._device, size)
-        self.ids, self.slots, self.positions = rows[0], rows[1], rows[2:]
+        self.ids, self.slots, self.adapters, self.positions = rows[0], rows[1], rows[2], rows[3:]
         self.table = torch.zeros((size, blocks), dtype=torch.int32, device=device)
         self._last_table: Tensor | None = None
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
@@ -147,7 +158,7 @@ class Buffers:
 
     @staticmethod
     def _split(flat: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Ids, slots and the axes' positions I64 [2 + A, size]; lengths I32 [size]."""
+        """Ids, KV indexes, adapter slots and the axes' positions I64 [3 + A, size]; lengths I32 [size]."""
         wide = len(flat) - -(-size // 2)
         return flat[:wide].view(-1, size), flat[wide:].view(torch.int32)[:size]
 
@@ -161,12 +172,13 @@ class Buffers:
         """batch: on the host."""
         if self._copied is not None:
             self._copied.synchronize()  # (at once, unless the step before failed with its copy still waiting)
-        count, layout = len(batch.ids), batch.rows.layout
+        count, layout = len(batch.chunks), batch.layout
         assert layout.block_table is not None
-        self._rows[:2, :count] = batch.numbers[:2]
-        self._rows[2:, :count] = batch.rows.positions
+        self._rows[:3, :count] = batch.numbers
+        self._rows[3:, :count] = batch.positions
         self._host_lengths[:count] = torch.tensor(layout.kv_lengths, dtype=torch.int32)
         self._rows[1, count:size] = -1
+        self._rows[2, count:size] = 0
         self._host_lengths[count:size] = 0
         self._device.copy_(self._host, non_blocking=True)
         if self._copied is not None:
@@ -176,11 +188,17 @@ class Buffers:
             self.table[:count, : table.shape[1]].copy_(table)
             self._last_table = table
 
-    def views(self, size: int, context: int) -> tuple[Tensor, ModelInputs]:
+    def lora(self, adapters: AdapterSlots, size: int) -> Lora:
+        """Of rows whose adapters only the device knows."""
+        return Lora(adapters, None, self.adapters[:size])
+
+    def views(
+        self, size: int, context: int, lora: Lora | None, cross: CrossInputs | None
+    ) -> tuple[Tensor, ModelInputs]:
         layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size])
         bounds = Bounds(self.starts[: size + 1], self.lengths[:size], self.table[:size], 1, context)
         layout.launches = [(slice(0, size), bounds)]
-        return self.ids[:size], ModelInputs(self.positions[:, :size], layout)
+        return self.ids[:size], ModelInputs(self.positions[:, :size], layout, lora, cross)
 
 
 class CrossBuffers:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opsin_plugins.blocks.decoder import KVPool
+from opsin_kernels.layout import Layout
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
+from opsin_plugins.blocks.decoder import KVPool, ModelInputs
+from opsin_plugins.blocks.fusion import CrossInputs, Visual
+from opsin_plugins.blocks.inputs import cross_inputs, rotary_frequencies
+from opsin_plugins.blocks.lora import Lora, Run
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import DecoderSpec
-from opsin_server.engine.running.batch import Batch, cross_inputs, stretched, visual_tokens
+from opsin_server.engine.running.batch import Batch
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
 from opsin_server.engine.scheduling.encoder_cache import VisualStore
@@ -40,7 +46,8 @@ def _lazy_zeros(size: int) -> Tensor:
 
 
 class Runner:
-    """cross_kv_pool: keys and values of visual tokens (models with cross-attention); graphs: captured decode steps."""
+    """cross_kv_pool: keys and values of visual tokens (models with cross-attention); graphs: captured decode steps;
+    adapters: the slots, if there are any."""
 
     def __init__(
         self,
@@ -50,51 +57,99 @@ class Runner:
         device: torch.device,
         cross_kv_pool: KVPool = (),
         graphs: DecodeGraphs | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self.model, self.pool, self.store, self.device, self.graphs = model, pool, store, device, graphs
+        self.adapters = adapters
         self.cross_kv = [layer.view(-1, *layer.shape[2:]) for layer in cross_kv_pool]
         self.drawn: Tensor | None = None  # I64 [M], the tokens of the last step that drew some, on the device
 
+    def place(self, slot: int, weights: AdapterWeights) -> None:
+        """Puts an adapter into a slot that nothing reads."""
+        assert self.adapters is not None
+        self.adapters.load(slot, weights)
+
     def encode(self, images: list[tuple[Sequence, int]]) -> None:
-        """Visual tokens of all images of a step in one pass; each is kept under its digest."""
+        """Visual tokens of all images of a step in one pass; each is kept under its key."""
         pixels = np.concatenate([sequence.pixels[item] for sequence, item in images])
         entries = [sequence.items[item] for sequence, item in images]
         orders = [sequence.arrange[item] for sequence, item in images]
         arrange = [None if o is None else torch.from_numpy(o).to(self.device, torch.int64) for o in orders]
-        found = self.model.encode(torch.from_numpy(pixels).to(self.device), entries, arrange)
-        for entry, tokens in zip(entries, found, strict=True):
+        lora = self._lora([(sequence.adapter_slot, 0) for sequence, _ in images])
+        found = self.model.encode(torch.from_numpy(pixels).to(self.device), entries, arrange, lora)
+        for (sequence, item), tokens in zip(images, found, strict=True):
+            key = sequence.visual_keys[item]
             if isinstance(self.store, CrossKVCache):
-                self.store.fill(entry.digest, self._store_cross_kv(self.store, entry.digest, tokens))
+                of_tokens = self._lora([(sequence.adapter_slot, len(tokens))])
+                self.store.fill(key, self._store_cross_kv(self.store, key, tokens, of_tokens))
             else:
                 # A copy: a view would keep the whole step's features alive past the cache's own count.
-                self.store.fill(entry.digest, tokens.clone() if len(entries) > 1 else tokens)
+                self.store.fill(key, tokens.clone() if len(entries) > 1 else tokens)
 
-    def _store_cross_kv(self, store: CrossKVCache[Tensor], digest: bytes, tokens: Tensor) -> Tensor:
+    def _store_cross_kv(self, store: CrossKVCache[Tensor], key: bytes, tokens: Tensor, lora: Lora | None) -> Tensor:
         """Writes an image's keys and values for all cross-attention layers; returns where, I64 [rows]."""
-        size, blocks = store.block_size, torch.tensor(store.blocks(digest), device=self.device)
+        size, blocks = store.block_size, torch.tensor(store.blocks(key), device=self.device)
         slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: len(tokens)]
         assert self.model.fusion is not None
-        for rows, kv in zip(self.cross_kv, self.model.fusion.keys_values(tokens), strict=True):
+        for rows, kv in zip(self.cross_kv, self.model.fusion.keys_values(tokens, lora), strict=True):
             rows.index_copy_(0, slots, kv.to(rows.dtype))
         return slots
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [M, vocab] of the rows that draw a token, valid until the next step."""
-        decoder = self.model.spec.decoder
-        cross = cross_inputs(batch.chunks, self.store, self.cross_kv, self.device) if self.cross_kv else None
+        lora = self._lora([(chunk.sequence.adapter_slot, chunk.length) for chunk in batch.chunks])
+        cross = self._cross_inputs(batch, lora) if self.cross_kv else None
         if self.graphs is not None and self.graphs.can_replay(batch, cross):
             return self.graphs.run(batch, cross, self.drawn)
-        batch = batch.to(self.device)
+        numbers = batch.numbers.to(self.device)
+        ids, inputs = numbers[0], self._inputs(batch, numbers, lora, cross)
         if batch.carried is not None:
             assert self.drawn is not None
-            batch.ids[batch.carried[0]] = self.drawn[batch.carried[1]]
-        batch.rows.cross = cross
+            rows, places = (x.to(self.device) for x in batch.carried)
+            ids[rows] = self.drawn[places]
+        states = self.model(ids, inputs, self.pool, self._visual(batch))
+        return self.model.logits(states, inputs.output_lora)
+
+    def _inputs(self, batch: Batch, numbers: Tensor, lora: Lora | None, cross: CrossInputs | None) -> ModelInputs:
+        decoder, host = self.model.spec.decoder, batch.layout
+        assert host.block_table is not None
+        frequencies = None
         if decoder.rope.ntk_from:
-            batch.rows.frequencies = stretched(batch.chunks, decoder.rope, decoder.head_dim, self.device)
-        states = self.model(batch.ids, batch.rows, self.pool, visual_tokens(batch, self.store))
-        if batch.sample_rows is not None:
-            states = states.index_select(0, batch.sample_rows)
-        return self.model.logits(states)
+            frequencies = rotary_frequencies(batch.chunks, decoder.rope, decoder.head_dim)
+        return ModelInputs(
+            positions=batch.positions.to(self.device),
+            layout=Layout(host.query_lengths, host.kv_lengths, host.block_table.to(self.device), numbers[1]),
+            lora=lora,
+            cross=cross,
+            frequencies=None if frequencies is None else frequencies.to(self.device),
+            wanted=None if batch.wanted is None else batch.wanted.to(self.device),
+            lora_of_wanted=None if lora is None else lora.resized([int(chunk.samples) for chunk in batch.chunks]),
+        )
+
+    def _lora(self, rows: list[tuple[int, int]]) -> Lora | None:
+        """rows: adapter slot and number of rows of each sequence or picture. None: all are the base model's."""
+        if self.adapters is None or not any(slot for slot, _ in rows):
+            return None
+        return Lora(self.adapters, tuple(Run(slot, count) for slot, count in rows))
+
+    def _visual(self, batch: Batch) -> Visual | None:
+        """The visual tokens that the batch's rows are overwritten with."""
+        if not batch.visual:
+            return None
+        tokens = []
+        for place in batch.visual:
+            key = batch.chunks[place.part].sequence.visual_keys[place.item]
+            tokens.append(self.store[key][place.first : place.first + len(place.rows)])
+        return Visual(torch.cat(tokens), torch.cat([place.rows for place in batch.visual]).to(self.device))
+
+    def _cross_inputs(self, batch: Batch, lora: Lora | None) -> CrossInputs | None:
+        """What the batch's rows attend to outside of their sequences; None when no row attends to anything."""
+
+        def slots_of(chunk: int, item: int, tokens: int) -> Tensor:
+            return self.store[batch.chunks[chunk].sequence.visual_keys[item]][:tokens]
+
+        found = cross_inputs(batch.chunks, lora, self.device, slots_of)
+        return None if found is None else replace(found, pool=self.cross_kv)
 
     def encoder_bytes(self) -> int:
         """What the stored images take."""

@@ -1,6 +1,6 @@
 """The ledger of the second layer group: blocks for keys and values of visual tokens that stand outside of the prompt.
 
-An image's rows are written once, shared by digest, and leave all together. A row costs the cross-attention layers only.
+An image's rows are written once, shared by key, and leave all together. A row costs the cross-attention layers only.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class CrossKVCache(VisualStore[Slots]):
     def size(self, rows: int) -> int:
         return -(-rows // self.block_size)
 
-    def blocks(self, digest: bytes) -> list[int]:
+    def blocks(self, key: bytes) -> list[int]:
         """Where the image's rows lie, or will."""
-        return self._blocks[digest]
+        return self._blocks[key]
 
-    def reserve(self, digest: bytes, rows: int, owner: str) -> Reservation:
+    def reserve(self, key: bytes, rows: int, owner: str) -> Reservation:
         size = self.size(rows)
         assert size <= self.budget, "checked when the request came"
-        found = super().reserve(digest, rows, owner)
+        found = super().reserve(key, rows, owner)
         if found is Reservation.RESERVED:
-            self._blocks[digest] = [self._free.pop() for _ in range(size)]
+            self._blocks[key] = [self._free.pop() for _ in range(size)]
         return found
 
-    def drop(self, digest: bytes) -> None:
-        super().drop(digest)
-        self._free += self._blocks.pop(digest)
+    def drop(self, key: bytes) -> None:
+        super().drop(key)
+        self._free += self._blocks.pop(key)

@@ -1,4 +1,4 @@
-"""Visual tokens by content digest, within a budget. No torch: it holds whatever the runner computed.
+"""Visual tokens by key (see `Sequence.visual_keys`), within a budget. No torch: it holds whatever the runner computed.
 
 An entry is pinned while a running sequence still has rows of it to compute; unpinned ones go least recently used first.
 """
@@ -40,26 +40,26 @@ class VisualStore(ABC, Generic[Features]):
     def size(self, rows: int) -> int:
         """What an image of so many visual tokens takes of the budget."""
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._sizes
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._sizes
 
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def __getitem__(self, digest: bytes) -> Features:
-        return self._features[digest]
+    def __getitem__(self, key: bytes) -> Features:
+        return self._features[key]
 
-    def reserve(self, digest: bytes, rows: int, owner: str) -> Reservation:
+    def reserve(self, key: bytes, rows: int, owner: str) -> Reservation:
         """Pins the entry for `owner`, unless the store is full.
 
         One image larger than the whole budget is let in when it is alone: it must be computed at some time.
         """
-        if digest in self._sizes:
-            if owner not in self._pins[digest]:
+        if key in self._sizes:
+            if owner not in self._pins[key]:
                 self.queries += 1
                 self.hits += 1
-            self._sizes.move_to_end(digest)
-            self._pins[digest].add(owner)
+            self._sizes.move_to_end(key)
+            self._pins[key].add(owner)
             return Reservation.PRESENT
         size = self.size(rows)
         pinned = sum(n for d, n in self._sizes.items() if self._pins[d])
@@ -70,17 +70,17 @@ class VisualStore(ABC, Generic[Features]):
             if self.used + size <= self.budget:
                 break
             self.drop(old)
-        self._sizes[digest], self._pins[digest] = size, {owner}
+        self._sizes[key], self._pins[key] = size, {owner}
         self.used += size
         return Reservation.RESERVED
 
-    def fill(self, digest: bytes, features: Features) -> None:
-        assert digest in self._sizes
-        self._features[digest] = features
+    def fill(self, key: bytes, features: Features) -> None:
+        assert key in self._sizes
+        self._features[key] = features
 
-    def unpin(self, digest: bytes, owner: str) -> None:
-        if digest in self._pins:
-            self._pins[digest].discard(owner)
+    def unpin(self, key: bytes, owner: str) -> None:
+        if key in self._pins:
+            self._pins[key].discard(owner)
 
     def unpin_all(self, owner: str) -> None:
         for pins in self._pins.values():
@@ -88,13 +88,13 @@ class VisualStore(ABC, Generic[Features]):
 
     def drop_unfilled(self) -> None:
         """After a failed step: reservations whose features never came."""
-        for digest in [d for d in self._sizes if d not in self._features]:
-            self.drop(digest)
+        for key in [d for d in self._sizes if d not in self._features]:
+            self.drop(key)
 
-    def drop(self, digest: bytes) -> None:
-        self.used -= self._sizes.pop(digest)
-        self._features.pop(digest, None)
-        del self._pins[digest]
+    def drop(self, key: bytes) -> None:
+        self.used -= self._sizes.pop(key)
+        self._features.pop(key, None)
+        del self._pins[key]
 
     @property
     def pinned(self) -> int:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from opsin_server.engine.scheduling.encode_pace import EncodePace
 from opsin_server.engine.scheduling.encoder_cache import Reservation, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, SequenceStatus
+from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
+from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, SequenceStatus, visual_keys
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Chunk:
 
 @dataclass(slots=True)
 class Plan:
-    """chunks: those of one row first. encode: (sequence, item index) of images whose visual tokens must be computed."""
+    """chunks: those of one row first. encode: (sequence, item index) of images whose visual tokens must be computed.
+    place: adapters that must be put into their slots first, by digest."""
 
     chunks: list[Chunk] = field(default_factory=list)
     encode: list[tuple[Sequence, int]] = field(default_factory=list)
+    place: dict[bytes, tuple[int, LoadedAdapter[Any]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -72,9 +75,11 @@ class Scheduler:
         limits: Limits,
         blocks: BlockManager,
         encoder: VisualStore[Any],
+        adapters: ResidentAdapters[Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits, self.blocks, self.encoder, self.clock = limits, blocks, encoder, clock
+        self.adapters: ResidentAdapters[Any] = ResidentAdapters(0) if adapters is None else adapters
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of admission
         self.preemptions = 0
@@ -82,6 +87,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
+        if sequence.adapter is not None:
+            self.adapters.expect(sequence.adapter, sequence.request_id)
 
     def remove(self, sequence: Sequence) -> None:
         """Finished, cancelled or failed: its blocks and pins are free again, once no launched step touches them."""
@@ -96,6 +103,16 @@ class Scheduler:
         if not sequence.in_flight:
             self.blocks.release(sequence)
             self.encoder.unpin_all(sequence.request_id)
+            if sequence.adapter is not None:
+                self.adapters.forget(sequence.adapter, sequence.request_id)
+
+    def fail_adapter(self, digest: bytes) -> list[Sequence]:
+        """Ends the sequences that wait for an adapter which cannot be loaded."""
+        self.adapters.fail(digest)
+        failed = [s for s in self.waiting if s.adapter is not None and s.adapter.digest == digest]
+        for sequence in failed:
+            self.remove(sequence)
+        return failed
 
     def schedule(self) -> Plan:
         """The next step, which counts as launched from here on: each plan must be committed, or failed."""
@@ -107,11 +124,7 @@ class Scheduler:
         for sequence in (*decodes, *prompts):
             if budget and self._goes_on(sequence):
                 budget -= self._continue(plan, sequence, budget)
-        while self._may_admit(budget) and self.preemptions == preempted:
-            taken = self._admit(plan, self.waiting[0], budget)
-            if not taken:
-                break
-            budget -= taken
+        self._admit_waiting(plan, budget, preempted)
         plan.chunks = [c for c in plan.chunks if c.sequence.blocks]  # (a later one may have preempted it)
         plan.chunks.sort(key=lambda chunk: chunk.length != 1)
         plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self._needed_elsewhere(plan, s, i)]
@@ -120,6 +133,34 @@ class Scheduler:
             chunk.sequence.pending += chunk.samples
             chunk.sequence.in_flight += 1
         return plan
+
+    def _admit_waiting(self, plan: Plan, budget: int, preempted: int) -> None:
+        """First come first served, except that nobody waits for another's adapter to be loaded. When one waits for a
+        slot, whoever comes behind it takes none, or it might wait for ever."""
+        passed, slots_are_wanted = 0, False
+        while self._may_admit(passed, budget) and self.preemptions == preempted:
+            sequence = self.waiting[passed]
+            if not (sequence.adapter is None or (not slots_are_wanted and self._take_slot(plan, sequence))):
+                slots_are_wanted |= self.adapters.is_ready(sequence.adapter.digest)
+                passed += 1
+                continue
+            taken = self._admit(plan, sequence, budget)
+            if not taken:
+                break
+            budget -= taken
+
+    def _take_slot(self, plan: Plan, sequence: Sequence) -> bool:
+        """Whether a sequence's adapter is in a slot, or will be when the plan is launched."""
+        assert sequence.adapter is not None
+        reserved = self.adapters.reserve(sequence.adapter, sequence.request_id)
+        if reserved is None:
+            return False
+        sequence.adapter_slot, loaded = reserved
+        if loaded is not None:
+            plan.place[sequence.adapter.digest] = sequence.adapter_slot, loaded
+        changes = self.adapters.changes_pictures(sequence.adapter)
+        sequence.visual_keys = visual_keys(sequence.items, sequence.salt, changes)
+        return True
 
     def can_run_ahead(self) -> bool:
         """Whether the next step can be scheduled before the results of the last are known: nobody has to be preempted
@@ -151,7 +192,7 @@ class Scheduler:
             self.blocks.publish(sequence, chunk.start, chunk.stop)
             for need in sequence.encoder_inputs:
                 if need.stop is not None and need.stop <= chunk.stop:
-                    self.encoder.unpin(sequence.items[need.item].digest, sequence.request_id)
+                    self.encoder.unpin(sequence.visual_keys[need.item], sequence.request_id)
             if token is not None:
                 committed.append(self._append(sequence, row, token))
         return committed
@@ -170,14 +211,14 @@ class Scheduler:
         return failed
 
     def fail_images(self, plan: Plan, broken: Collection[bytes]) -> list[Sequence]:
-        """Ends the sequences of a plan that need an image, by digest, that cannot be encoded; the plan goes on without
+        """Ends the sequences of a plan that need an image, by key, that cannot be encoded; the plan goes on without
         them. One that waits for further images of a group has no chunk that needs this one, or none at all."""
-        askers = {s.request_id: s for s, item in plan.encode if s.items[item].digest in broken}
+        askers = {s.request_id: s for s, item in plan.encode if s.visual_keys[item] in broken}
 
         def needs(chunk: Chunk) -> bool:
             sequence = chunk.sequence
             return sequence.request_id in askers or any(
-                need.touches(chunk.start, chunk.stop) and sequence.items[need.item].digest in broken
+                need.touches(chunk.start, chunk.stop) and sequence.visual_keys[need.item] in broken
                 for need in sequence.encoder_inputs
             )
 
@@ -213,8 +254,8 @@ class Scheduler:
             sequence.pending and self._is_full(sequence, sequence.length)
         )
 
-    def _may_admit(self, budget: int) -> bool:
-        return bool(self.waiting) and budget > 0 and len(self.running) < self.limits.max_sequences
+    def _may_admit(self, passed: int, budget: int) -> bool:
+        return passed < len(self.waiting) and budget > 0 and len(self.running) < self.limits.max_sequences
 
     def _continue(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
@@ -233,7 +274,7 @@ class Scheduler:
         row = sequence.computed
         missing = (n for n in sequence.encoder_inputs if n.touches(row, row + 1))
         return any(
-            sequence.items[n.item].digest not in self.encoder and not self._too_much(plan, sequence, n) for n in missing
+            sequence.visual_keys[n.item] not in self.encoder and not self._too_much(plan, sequence, n) for n in missing
         )
 
     def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
@@ -241,15 +282,14 @@ class Scheduler:
         length = min(sequence.remaining, budget)
         length = self._cut_at_images(plan, sequence, length) if self._can_finish_prompt(sequence) else 0
         if not length:
-            self.blocks.release(sequence)
-            self.encoder.unpin_all(sequence.request_id)
+            self._give_back(sequence)
             return 0
         self.blocks.grow(sequence, sequence.computed + length)
         if sequence.queue_seconds is None:
             sequence.queue_seconds = self.clock() - sequence.arrived
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
             self.blocks.count(sequence)
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.status = SequenceStatus.RUNNING
         return self._chunk(plan, sequence, length)
@@ -270,11 +310,17 @@ class Scheduler:
         assert not victim.in_flight, "see can_run_ahead"
         self.running.remove(victim)
         victim.status = SequenceStatus.WAITING
-        self.blocks.release(victim)
-        self.encoder.unpin_all(victim.request_id)
+        self._give_back(victim)
         self.waiting.appendleft(victim)
         self.preemptions += 1
         return victim
+
+    def _give_back(self, sequence: Sequence) -> None:
+        """What one that waits (again) does not hold."""
+        self.blocks.release(sequence)
+        self.encoder.unpin_all(sequence.request_id)
+        if sequence.adapter is not None:
+            self.adapters.unpin(sequence.adapter, sequence.request_id)
 
     def _cut_at_images(self, plan: Plan, sequence: Sequence, length: int) -> int:
         """The visual tokens of every image that the chunk needs must be there or computed in this step; the chunk ends
@@ -283,10 +329,10 @@ class Scheduler:
         for need in sequence.encoder_inputs:
             if not need.touches(row, row + length):
                 continue
-            entry = sequence.items[need.item]
-            if entry.digest not in self.encoder and self._too_much(plan, sequence, need):
+            key, tokens = sequence.visual_keys[need.item], sequence.items[need.item].tokens
+            if key not in self.encoder and self._too_much(plan, sequence, need):
                 return max(0, need.start - row)
-            reserved = self.encoder.reserve(entry.digest, entry.tokens, sequence.request_id)
+            reserved = self.encoder.reserve(key, tokens, sequence.request_id)
             if reserved is Reservation.FULL:
                 return max(0, need.start - row)
             if reserved is Reservation.RESERVED:
@@ -304,12 +350,12 @@ class Scheduler:
 
     def _needed_elsewhere(self, plan: Plan, sequence: Sequence, item: int) -> bool:
         """Of a sequence that was preempted after its image was planned: does another chunk of this step need it?"""
-        digest = sequence.items[item].digest
+        key = sequence.visual_keys[item]
         for chunk in plan.chunks:
             for need in chunk.sequence.encoder_inputs:
                 touched = need.touches(chunk.start, chunk.stop)
-                if touched and chunk.sequence.items[need.item].digest == digest:
+                if touched and chunk.sequence.visual_keys[need.item] == key:
                     return True
-        if digest in self.encoder:
-            self.encoder.drop(digest)
+        if key in self.encoder:
+            self.encoder.drop(key)
         return False

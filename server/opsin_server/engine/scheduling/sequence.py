@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import numpy as np
 
-from opsin_plugins.spec import I32, U8, RopeSpec, Span
-from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit, VisibleImages
+from opsin_plugins.spec import I32, U8, RopeSpec, Span, VisibleImages
+from opsin_server.ipc.messages import AdapterRef, Arrays, Item, Sampling, Submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,10 @@ class SequenceStatus(Enum):
 class Sequence:
     """`tokens` is the prompt and what was generated; of `length`, the last `pending` are drawn by steps whose results
     have not come yet. `computed` have their keys and values in `blocks`, or will have them by launched steps, of which
-    `in_flight` are not committed."""
+    `in_flight` are not committed.
+
+    salt: its tenant's part of every cache key. visual_keys: of each item, what is kept of it is found under; empty as
+    long as it is not known what the adapter changes."""
 
     request_id: str
     tokens: list[int]
@@ -53,11 +55,14 @@ class Sequence:
     max_tokens: int
     eos: frozenset[int]
     cache_root: bytes  # what every block digest starts from: tenant, adapter, and what all rows depend on
+    salt: bytes = b""
     encoder_inputs: Seq[EncoderInput] = ()
     visible: Seq[VisibleImages] = ()
     arrange: Seq[I32 | None] = ()  # one an item
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
-    adapter_slot: int = 0
+    adapter: AdapterRef | None = None
+    adapter_slot: int = 0  # while it is running; 0: the base model
+    visual_keys: Seq[bytes] = ()
     status: SequenceStatus = SequenceStatus.WAITING
     computed: int = 0
     pending: int = 0
@@ -73,7 +78,7 @@ class Sequence:
     def from_submit(cls, message: Submit, arrays: Arrays, rope: RopeSpec) -> Sequence:
         stretch = rope.stretch(len(arrays.ids))
         root = hashlib.sha256(len(message.salt).to_bytes(4, "little") + message.salt)
-        root.update((message.adapter or "").encode())
+        root.update(b"" if message.adapter is None else message.adapter.digest)
         root.update(stretch.to_bytes(8, "little"))
         if any(reach.lo < 0 for reach in message.visible):  # rows before the images depend on all of them
             root.update(b"".join(item.digest for item in message.items))
@@ -91,6 +96,9 @@ class Sequence:
             max_tokens=message.max_tokens,
             eos=frozenset(message.eos),
             cache_root=root.digest(),
+            salt=message.salt,
+            adapter=message.adapter,
+            visual_keys=() if message.adapter is not None else visual_keys(message.items, message.salt, b""),
             encoder_inputs=_encoder_inputs(message),
             visible=message.visible,
             arrange=[next(arranged) if item.arranged else None for item in message.items],
@@ -110,6 +118,11 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens without keys and values; the newest token always is one."""
         return self.length - self.computed
+
+    def ids_of(self, start: int, stop: int) -> Seq[int]:
+        """Token ids; 0 for one whose number has not come yet."""
+        known = self.tokens[start:stop]
+        return known if len(known) == stop - start else [*known, *([0] * (stop - start - len(known)))]
 
     def positions_of(self, start: int, stop: int) -> I32:
         """I32 [A, stop - start]: the prompt's own, and past it the running number plus delta on every axis."""
@@ -134,13 +147,13 @@ class Sequence:
             self.digests.append(hasher.digest())
         return self.digests[index]
 
-    def reach(self, start: int, end: int) -> Iterator[tuple[int, VisibleImages]]:
-        """Which items rows start to end - 1 attend to: runs of rows, in order, each with how many it has."""
-        for i, reach in enumerate(self.visible):
-            stop = self.visible[i + 1].start if i + 1 < len(self.visible) else end
-            count = min(stop, end) - max(reach.start, start)
-            if count > 0:
-                yield count, reach
+
+def visual_keys(items: Seq[Item], salt: bytes, changes: bytes) -> tuple[bytes, ...]:
+    """What is kept of each picture is found under its key, in every ledger. salt: the tenant's; changes: the digest of
+    what an adapter changes in tower, projector and the keys and values of cross-attention (`b""`: nothing), so that an
+    adapter that leaves those alone shares the base model's entries, and any other never does."""
+    root = b"".join(len(part).to_bytes(4, "little") + part for part in (salt, changes))
+    return tuple(hashlib.sha256(root + item.digest).digest() for item in items)
 
 
 def _encoder_inputs(message: Submit) -> tuple[EncoderInput, ...]:

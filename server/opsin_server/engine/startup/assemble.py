@@ -7,24 +7,28 @@ import logging
 import torch
 
 from opsin_kernels.dispatch import implementation
+from opsin_plugins.blocks.adapter_slots import AdapterSlots
 from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.spec import ModelSpec
+from opsin_plugins.spec import Linears
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
+from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs, GraphCapture
 from opsin_server.engine.running.runner import Runner, make_pool
 from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.resident_adapters import ResidentAdapters
 from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 
 log = logging.getLogger("opsin.engine")
 
 
-def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: ResolvedConfig) -> Engine:
-    size = config.block_size
+def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: ResolvedConfig) -> Engine:
+    """linears: all that adapters may change (`loading.linears.linears_of`)."""
+    spec, size = model.spec, config.block_size
     blocks = BlockManager(resolved.memory.kv_blocks, size, config.prefix_cache)
     limits = Limits(config.max_sequences, resolved.max_context, resolved.max_batch_tokens, resolved.max_encode_patches)
     decoder, device, dtype = spec.decoder, resolved.device, resolved.dtype
@@ -36,20 +40,30 @@ def assemble(model: Model, spec: ModelSpec, config: EngineConfig, resolved: Reso
     else:
         store = EncoderCache(resolved.memory.encoder_bytes, resolved.bytes_per_visual_token)
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
+    adapters, loader = None, None
+    if config.adapter_slots:
+        adapters = AdapterSlots(linears, config.adapter_slots, config.adapter_rank, device, dtype)
+        loader = AdapterLoader(linears, config.adapter_rank, dtype)
     graphs = None
     if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
-        graphs = captured(model, pool, cross_kv_pool, config.max_sequences, resolved.max_context)
-    runner = Runner(model, pool, store, device, cross_kv_pool, graphs)
-    return Engine(Scheduler(limits, blocks, store), runner, run_ahead=device.type == "cuda")
+        graphs = captured(model, pool, cross_kv_pool, config.max_sequences, resolved.max_context, adapters)
+    runner = Runner(model, pool, store, device, cross_kv_pool, graphs, adapters)
+    scheduler = Scheduler(limits, blocks, store, ResidentAdapters(config.adapter_slots))
+    return Engine(scheduler, runner, run_ahead=device.type == "cuda", loader=loader)
 
 
 @torch.no_grad()
 def captured(
-    model: Model, pool: KVPool, cross_kv_pool: KVPool, max_sequences: int, max_context: int
+    model: Model,
+    pool: KVPool,
+    cross_kv_pool: KVPool,
+    max_sequences: int,
+    max_context: int,
+    adapters: AdapterSlots | None = None,
 ) -> DecodeGraphs | None:
     """Recorded decode steps; None, and said so, where the device cannot record them."""
     cross_kv = [layer.flatten(0, 1) for layer in cross_kv_pool]
-    graphs = DecodeGraphs(model, pool, max_sequences, max_context, GraphCapture(), cross_kv)
+    graphs = DecodeGraphs(model, pool, max_sequences, max_context, GraphCapture(), cross_kv, adapters)
     try:
         graphs.prepare()
     except RuntimeError:

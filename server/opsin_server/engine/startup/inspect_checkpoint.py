@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from opsin_plugins.blocks.checkpoint import assign, targets
-from opsin_plugins.blocks.linear import Quantize
+from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.blocks.weight_policy import WeightPolicy
+from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.registry import Registry
+from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import (
     Architecture,
     ImageBudget,
     ImageSpec,
+    Linears,
     ModelFiles,
     ModelSpec,
     Rule,
@@ -57,13 +60,22 @@ class InspectedCheckpoint:
     parameters: int
     weight_bytes: int
 
+    @property
+    def linears(self) -> Linears:
+        """All that adapters may change."""
+        return linears_of(self.spec, self.registry)
+
+
+def policy_of(config: EngineConfig) -> WeightPolicy:
+    return WeightPolicy() if config.quantize == "none" else WeightPolicy(config.quantize)
+
 
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
     """Raises ConfigError or SpecError, with a sentence for the operator. free: bytes on the device."""
     opened = open_model(Path(config.model), config.plugins, config.family_options())
     registry, files, architecture, spec = opened.registry, opened.files, opened.architecture, opened.spec
     dtype = choose_dtype(config.dtype, device, files)
-    sketch = build_model(spec, registry, device="meta", dtype=dtype, quantize=config.quantize)
+    sketch = build_model(spec, registry, device="meta", dtype=dtype, policy=policy_of(config))
     places = {name: target.shape for name, target in targets(sketch).items()}
     parameters = sum(math.prod(shape) for shape in places.values())
     refuse_quantized(files, parameters, device, free)
@@ -93,7 +105,7 @@ def estimate(
         family=spec.family,
         parameters=inspected.parameters,
         tensors=len(inspected.files.tensors),
-        dtype=stored_types(inspected.dtype, config.quantize),
+        dtype=policy_of(config).describe(str(inspected.dtype).removeprefix("torch.")),
         weights=inspected.weight_bytes,
         kv_per_1000=1000 * kv,
         image_tokens=0 if largest is None else largest.tokens,
@@ -152,7 +164,8 @@ def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, free: int) -> 
     """Which flag would help weights that do not fit."""
     if inspected.weight_bytes <= free or config.quantize == "int8":
         return ""
-    sketch = build_model(inspected.spec, inspected.registry, device="meta", dtype=inspected.dtype, quantize="int8")
+    policy = WeightPolicy("int8")
+    sketch = build_model(inspected.spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=policy)
     size = tensor_bytes(sketch)
     verdict = "which fits" if size < free else f"still {size - free:,} too many"
     return f". With --quantize int8 they need {size:,}: {verdict}"
@@ -170,8 +183,3 @@ def check_directory(config: EngineConfig, gpu: int | None) -> Estimate:
 
 def tensor_bytes(model: Model) -> int:
     return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-
-
-def stored_types(dtype: torch.dtype, quantize: Quantize) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return name if quantize == "none" else f"linears {quantize}, the rest {name}"

@@ -12,7 +12,7 @@ from opsin_plugins.blocks.model import build_model
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
-from opsin_server.engine.startup.inspect_checkpoint import estimate, examine
+from opsin_server.engine.startup.inspect_checkpoint import estimate, examine, policy_of
 from opsin_server.engine.startup.memory_plan import choose_device, free_bytes
 from opsin_server.engine.startup.warmup import warmup
 from opsin_server.errors import ConfigError
@@ -33,12 +33,13 @@ def load_engine(
     if resolved is None:
         raise ConfigError(said.refusal)
     tell(said)
-    spec, dtype = inspected.spec, inspected.dtype
-    model = build_model(spec, inspected.registry, device=device, dtype=dtype, quantize=config.quantize)
+    model = build_model(
+        inspected.spec, inspected.registry, device=device, dtype=inspected.dtype, policy=policy_of(config)
+    )
     load_weights(model, inspected.rules, inspected.files, progress)
     if implementation(device.type) == "triton":
-        warmup(model, inspected.architecture, spec, config, resolved)
-    engine = assemble(model, spec, config, resolved)
+        warmup(model, inspected.architecture, inspected.linears, config, resolved)
+    engine = assemble(model, inspected.linears, config, resolved)
     ready = Ready(
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)",
         dtype=said.dtype,

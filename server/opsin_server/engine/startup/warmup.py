@@ -12,11 +12,12 @@ import numpy as np
 from msgspec import structs
 
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.spec import Architecture, ImageBudget, ModelSpec
+from opsin_plugins.spec import Architecture, ImageBudget, Linears, ModelSpec
+from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
-from opsin_server.ipc.messages import Arrays, Sampling, Submit, arrays_of, describe, visible_images
+from opsin_server.ipc.messages import Arrays, Sampling, Submit, arrays_of, describe
 
 log = logging.getLogger("opsin.engine")
 TEXT, COUNT, EDGE = 8, 2, 56
@@ -24,19 +25,20 @@ PENALIZED = Sampling(temperature=0.5, top_k=20, top_p=0.9, min_p=0.01, frequency
 
 
 def warmup(
-    model: Model, architecture: Architecture, spec: ModelSpec, config: EngineConfig, resolved: ResolvedConfig
+    model: Model, architecture: Architecture, linears: Linears, config: EngineConfig, resolved: ResolvedConfig
 ) -> None:
     """Answers made-up requests with an engine of its own, so that nothing of them is left in pools or counts."""
     from opsin_kernels.gpu.forms import compiling_every_form
 
-    started = time.monotonic()
+    started, spec = time.monotonic(), model.spec
     requests = _requests(architecture, spec, resolved.max_context)
     block = resolved.memory.block_size
     blocks = sum(-(-(len(arrays.ids) + COUNT) // block) for _, arrays in requests) + len(requests)
     cross_kv_blocks = sum(-(-item.tokens // block) for message, _ in requests for item in message.items)
     use = structs.replace(resolved.memory, kv_blocks=blocks)
     small = replace(resolved, memory=use, cross_kv_blocks=cross_kv_blocks)
-    engine = assemble(model, spec, structs.replace(config, eager=True, prefix_cache=False), small)
+    alone = structs.replace(config, eager=True, prefix_cache=False, adapter_slots=0)
+    engine = assemble(model, linears, alone, small)
     with compiling_every_form():
         for message, arrays in requests:
             engine.submit(message, arrays)

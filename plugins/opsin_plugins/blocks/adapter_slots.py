@@ -1,0 +1,141 @@
+"""The weights of adapters on the device: a fixed number of slots, each with room for factors of every linear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from opsin_plugins.spec import Linears, LinearShape, SpecError
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What an adapter adds to one segment of a linear: y += (x · aᵀ) · b. a [rank, inputs]; b [rank, outputs], which
+    holds the adapter's scale."""
+
+    a: Tensor
+    b: Tensor
+
+
+AdapterWeights = Mapping[str, Sequence[Factors | None]]
+"""Of each linear that an adapter changes: factors of each of its segments, None where it leaves one alone."""
+
+
+class LinearSlots:
+    """One linear's part of all slots. a [S, segments, R, inputs]; b: of each segment, [S, R, outputs]. What an adapter
+    has no factors for is zeros."""
+
+    def __init__(self, shape: LinearShape, slots: int, rank: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.a = torch.zeros(slots, len(shape.segments), rank, shape.inputs, device=device, dtype=dtype)
+        self.b = [torch.zeros(slots, rank, outputs, device=device, dtype=dtype) for outputs in shape.segments]
+        ends = accumulate(shape.segments)
+        self.columns = [slice(end - size, end) for end, size in zip(ends, shape.segments, strict=True)]
+        self._factors: list[list[Factors | None]] = [[] for _ in range(slots)]
+
+    def changed_by(self, slot: int) -> bool:
+        """Whether the adapter in slot 1 or following has any factors here."""
+        return bool(self._factors[slot - 1])
+
+    def factors(self, slot: int) -> Sequence[Factors | None]:
+        """Of each segment, without the rows that fill a slot up to its rank; empty: the adapter changes nothing."""
+        return self._factors[slot - 1]
+
+    def load(self, slot: int, given: Sequence[Factors | None]) -> None:
+        """Copies; `given` has one for each segment."""
+        self.clear(slot)
+        if all(factors is None for factors in given):
+            return
+        a, held = self.a[slot - 1], self._factors[slot - 1]
+        for segment, factors in enumerate(given):
+            if factors is None:
+                held.append(None)
+                continue
+            rank, b = len(factors.a), self.b[segment][slot - 1]
+            a[segment, :rank].copy_(factors.a, non_blocking=True)
+            b[:rank].copy_(factors.b, non_blocking=True)
+            held.append(Factors(a[segment, :rank], b[:rank]))
+
+    def clear(self, slot: int) -> None:
+        if self._factors[slot - 1]:
+            self._factors[slot - 1] = []
+            for tensor in (self.a, *self.b):
+                tensor[slot - 1].zero_()
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.a, *self.b))
+
+
+class AdapterSlots:
+    """count slots of `rank`, numbered from 1 on (0 is the base model), on the model's device and in its type.
+
+    A slot's contents change between two steps only, and never while a launched step may read it.
+    """
+
+    def __init__(
+        self,
+        linears: Linears,
+        count: int,
+        rank: int,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.count, self.rank = count, rank
+        self._linears = {name: LinearSlots(shape, count, rank, device, dtype) for name, shape in linears.items()}
+        self._shapes = linears
+        self.numbers = torch.arange(1, count + 1, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.numbers.device
+
+    @property
+    def bytes(self) -> int:
+        return sum(linear.bytes for linear in self._linears.values())
+
+    def __getitem__(self, name: str) -> LinearSlots:
+        """Raises SpecError for a linear that the model's spec does not list."""
+        try:
+            return self._linears[name]
+        except KeyError:
+            raise SpecError(f"{name or 'a linear without a name'} is none of the linears that the spec lists") from None
+
+    def load(self, slot: int, adapter: AdapterWeights) -> None:
+        """Puts an adapter in place of what was there. Raises SpecError, and nothing has changed, for one that does not
+        fit the model or the slots."""
+        check_adapter(adapter, self._shapes, self.rank)
+        for name, linear in self._linears.items():
+            linear.load(slot, adapter.get(name, ()))
+
+
+def slot_bytes(linears: Linears, rank: int, itemsize: int) -> int:
+    """What one slot takes."""
+    return sum(rank * (shape.inputs * len(shape.segments) + shape.outputs) * itemsize for shape in linears.values())
+
+
+def check_adapter(adapter: AdapterWeights, linears: Linears, rank: int) -> None:
+    """Raises SpecError for names, shapes and ranks that do not fit, and for numbers that are not finite: rows that are
+    left out are multiplied by them as zeros, and 0 · infinity is no number."""
+    for name, given in adapter.items():
+        shape = linears.get(name)
+        if shape is None:
+            raise SpecError(f"the adapter changes {name!r}, which is no linear of this model")
+        if len(given) != len(shape.segments):
+            raise SpecError(f"{name}: factors of {len(given)} segments; it has {len(shape.segments)}")
+        for factors, outputs in zip(given, shape.segments, strict=True):
+            if factors is not None:
+                _check_factors(name, factors, shape.inputs, outputs, rank)
+
+
+def _check_factors(name: str, factors: Factors, inputs: int, outputs: int, rank: int) -> None:
+    a, b = tuple(factors.a.shape), tuple(factors.b.shape)
+    if len(a) != 2 or len(b) != 2 or a[1] != inputs or b[1] != outputs or a[0] != b[0]:
+        raise SpecError(f"{name}: factors {list(a)} and {list(b)} do not fit {inputs} inputs and {outputs} outputs")
+    if not 0 < a[0] <= rank:
+        raise SpecError(f"{name}: rank {a[0]}; the slots have rank {rank}")
+    if not (factors.a.isfinite().all() and factors.b.isfinite().all()):
+        raise SpecError(f"{name}: a factor is not finite")

@@ -1,0 +1,114 @@
+"""Which adapter each row of a batch has. One object a step, which blocks hand on and linears ask by their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from opsin_kernels.lora import add_lora, add_lora_slots
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors, LinearSlots
+
+BASE = 0  # the slot of rows that have no adapter
+TRAINEE = -1  # of rows that the adapter in training is for
+ROWS = 16  # from so many rows a run on, runs are multiplied one by one
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows that follow each other and have one adapter: a sequence's of a step, or a picture's."""
+
+    slot: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Lora:
+    """slots: the weights of adapters 1 and following, on the device. runs: of all rows, in order. None: only the device
+    knows, and `slot_of_row` says it (a captured step).
+
+    trainee: factors of the adapter in training, by linear and segment, for rows of slot TRAINEE. They need gradients,
+    and are handed in since slots are copies that must not change while a backward pass is to come.
+    """
+
+    slots: AdapterSlots
+    runs: tuple[Run, ...] | None
+    slot_of_row: Tensor | None = None
+    trainee: Mapping[str, Sequence[Factors | None]] = field(default_factory=dict)
+
+    def resized(self, counts: Sequence[int]) -> Lora:
+        """The same runs with other numbers of rows, 0 among them: a picture's features in place of its patches, a
+        prompt's last row in place of all. Where only the device knows, rows cannot change their number."""
+        assert self.runs is not None
+        runs = tuple(Run(run.slot, count) for run, count in zip(self.runs, counts, strict=True))
+        return Lora(self.slots, runs, None, self.trainee)
+
+    def add(self, name: str, x: Tensor, out: Tensor) -> Tensor:
+        """out [T, N], which the base weight of linear `name` has made of x [T, K], and what adapters add to it. Into
+        `out` itself unless something needs a gradient. Raises SpecError for a linear that the model's spec does
+        not list."""
+        held = self.slots[name]
+        if self.runs is None:
+            return self._add_side_by_side(held, x, out, 0, self.slots.count)
+        active = [(at, run) for at, run in self._active if run.slot == TRAINEE or held.changed_by(run.slot)]
+        numbers = {run.slot for _, run in active}
+        few = sum(run.rows for _, run in active) < ROWS * len(active)
+        if few and len(active) > 1 and TRAINEE not in numbers:
+            return self._add_side_by_side(held, x, out, min(numbers) - 1, max(numbers))
+        return self._add_run_by_run(name, active, x, out)
+
+    def _add_run_by_run(self, name: str, active: Sequence[tuple[int, Run]], x: Tensor, out: Tensor) -> Tensor:
+        for at, run in active:
+            rows = slice(at, at + run.rows)
+            mine, part = x[rows], out[rows]
+            for columns, factors in self._factors(name, run.slot):
+                before = part[:, columns]
+                after = add_lora(before, mine, factors.a, factors.b)
+                if after is not before:  # (a gradient is needed: nothing is changed in place)
+                    part = torch.slice_scatter(part, after, 1, columns.start, columns.stop)
+                    out = torch.slice_scatter(out, part, 0, rows.start, rows.stop)
+        return out
+
+    def _factors(self, name: str, slot: int) -> Iterator[tuple[slice, Factors]]:
+        """Of each segment that the adapter changes, and where its outputs stand."""
+        held = self.slots[name]
+        given = self.trainee.get(name, ()) if slot == TRAINEE else held.factors(slot)
+        for columns, factors in zip(held.columns, given, strict=False):
+            if factors is not None:
+                yield columns, factors
+
+    def _add_side_by_side(self, held: LinearSlots, x: Tensor, out: Tensor, first: int, stop: int) -> Tensor:
+        """Slots first + 1 to `stop` in one product: for few rows of many adapters."""
+        mine = self._mine[:, first:stop]
+        for segment, columns in enumerate(held.columns):
+            before = out[:, columns]
+            after = add_lora_slots(before, x, held.a[first:stop, segment], held.b[segment][first:stop], mine)
+            if after is not before:
+                out = torch.slice_scatter(out, after, 1, columns.start, columns.stop)
+        return out
+
+    @cached_property
+    def _active(self) -> list[tuple[int, Run]]:
+        """The first row of each run that has an adapter; neighbours with the same are one run."""
+        assert self.runs is not None
+        found, at = [], 0
+        for slot, group in groupby(self.runs, key=lambda run: run.slot):
+            rows = sum(run.rows for run in group)
+            if slot != BASE and rows:
+                found.append((at, Run(slot, rows)))
+            at += rows
+        return found
+
+    @cached_property
+    def _mine(self) -> Tensor:
+        """bool [T, S]: whether a row has the adapter of slot s + 1. Built once a step, not once a linear."""
+        rows = self.slot_of_row
+        if rows is None:
+            assert self.runs is not None
+            numbers = [run.slot for run in self.runs for _ in range(run.rows)]
+            rows = torch.tensor(numbers, device=self.slots.device)
+        return rows[:, None] == self.slots.numbers
