@@ -17,6 +17,7 @@ from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
 from opsin_server.ipc.messages import (
+    AdapterRef,
     Logprobs,
     MemoryUse,
     Output,
@@ -84,7 +85,14 @@ class Answer:
     error: str | None = None
 
 
-def submit(engine: Engine, ours: Ours, name: str, asked: Asked, eos: tuple[int, ...] = ()) -> Prompt:
+def submit(
+    engine: Engine,
+    ours: Ours,
+    name: str,
+    asked: Asked,
+    eos: tuple[int, ...] = (),
+    adapter: AdapterRef | None = None,
+) -> Prompt:
     made = prompt(ours, asked.ids, asked.images)
     digests = [image_digest(image, ours.spec, ImageBudget()) for image in asked.images]
     items = [replace(item, digest=digest) for item, digest in zip(made.items, digests, strict=True)]
@@ -98,6 +106,7 @@ def submit(engine: Engine, ours: Ours, name: str, asked: Asked, eos: tuple[int, 
         made.expanded.spans,
         describe(items),
         visible_images(made.expanded.visible),
+        adapter=adapter,
     )
     engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made

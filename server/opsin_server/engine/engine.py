@@ -121,11 +121,11 @@ class Engine:
         adapters = self.scheduler.adapters
         for result in self.loader.results():
             if result.adapter is not None:
-                adapters.fill(result.digest, result.adapter)
+                adapters.fill(result.ref.digest, result.adapter)
                 continue
             message = f"the adapter cannot be loaded: {result.error}"
             log.warning("%s", message)
-            for sequence in self.scheduler.fail_adapter(result.digest):
+            for sequence in self.scheduler.fail_adapter(result.ref):
                 self.sequences.pop(sequence.request_id, None)
                 outputs.append(Output(sequence.request_id, finish="error", error=message))
         for ref in adapters.take_wanted():

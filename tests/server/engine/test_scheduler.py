@@ -87,7 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def submit(self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int, adapter: int) -> None:
         """adapter: its number; below 0, the base model's."""
-        ref = None if adapter < 0 else AdapterRef(bytes([adapter]), "")
+        ref = None if adapter < 0 else AdapterRef(bytes([adapter]), str(length % 2))
         tokens = [(family * 7 + i) % 5 + 1 for i in range(length)]  # few families: prefixes are shared
         spans, items, pinned_during_decode = [], [], self.encoder.pinned_during_decode
         for name, rows in images:
@@ -143,11 +143,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.loads += self.adapters.take_wanted()
         if not self.loads:
             return
-        digest = self.loads.pop(0).digest
+        ref = self.loads.pop(0)
         if fails:
-            self.adapters.fill(digest, LoadedAdapter(digest, _changes(digest)))
+            self.adapters.fill(ref.digest, LoadedAdapter(ref.digest, _changes(ref.digest)))
             return
-        for sequence in self.scheduler.fail_adapter(digest):
+        for sequence in self.scheduler.fail_adapter(ref):
             del self.alive[sequence.request_id]
 
     @rule(eos=st.integers(0, 9), fails=st.integers(0, 40))
@@ -195,7 +195,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _content(self, sequence: Sequence, at: int) -> bytes:
         """What the keys and values of one row depend on: all tokens up to it, and the images among them."""
         images = [(s.start, sequence.items[s.item].digest) for s in sequence.spans if s.start <= at]
-        known = self.shadows[sequence.request_id][: at + 1], images, sequence.adapter
+        known = self.shadows[sequence.request_id][: at + 1], images, sequence.cache_root
         return hashlib.sha256(repr(known).encode()).digest()
 
     def _write(self, sequence: Sequence, start: int, length: int) -> None:

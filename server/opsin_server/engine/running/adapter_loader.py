@@ -34,7 +34,7 @@ HEADER_BYTES = 2**24  # of a file, beside its tensors
 class LoadResult:
     """Either an adapter, or a sentence that says why there is none."""
 
-    digest: bytes
+    ref: AdapterRef
     adapter: LoadedAdapter[AdapterWeights] | None
     error: str = ""
 
@@ -83,12 +83,12 @@ class AdapterLoader:
 
     def _load(self, ref: AdapterRef) -> LoadResult:
         try:
-            return LoadResult(ref.digest, read_adapter(ref, self._linears, self._rank, self._dtype))
+            return LoadResult(ref, read_adapter(ref, self._linears, self._rank, self._dtype))
         except (SpecError, OSError) as error:
-            return LoadResult(ref.digest, None, str(error))
+            return LoadResult(ref, None, str(error))
         except Exception as error:  # nothing may end this thread: sequences would wait for ever
             log.exception("an adapter cannot be loaded")
-            return LoadResult(ref.digest, None, f"{type(error).__name__}: {error}")
+            return LoadResult(ref, None, f"{type(error).__name__}: {error}")
 
 
 def read_adapter(ref: AdapterRef, linears: Linears, rank: int, dtype: torch.dtype) -> LoadedAdapter[AdapterWeights]:

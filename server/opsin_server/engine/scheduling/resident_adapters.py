@@ -87,9 +87,9 @@ class ResidentAdapters(Generic[Weights]):
         if digest in self._waiters and digest not in self._slot_of:
             self._loaded[digest] = adapter
 
-    def fail(self, digest: bytes) -> None:
-        """It cannot be loaded. Who waits for it must be ended."""
-        self._loading.discard(digest)
+    def fail(self, ref: AdapterRef) -> None:
+        """It cannot be loaded from there. Who named this very place must be ended; others may have named a better."""
+        self._loading.discard(ref.digest)
 
     def is_ready(self, digest: bytes) -> bool:
         """Whether only a slot may be lacking."""

@@ -19,6 +19,7 @@ from opsin_server.engine.scheduling.encoder_cache import Reservation, VisualStor
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, SequenceStatus, visual_keys
+from opsin_server.ipc.messages import AdapterRef
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,10 @@ class Scheduler:
             if sequence.adapter is not None:
                 self.adapters.forget(sequence.adapter, sequence.request_id)
 
-    def fail_adapter(self, digest: bytes) -> list[Sequence]:
-        """Ends the sequences that wait for an adapter which cannot be loaded."""
-        self.adapters.fail(digest)
-        failed = [s for s in self.waiting if s.adapter is not None and s.adapter.digest == digest]
+    def fail_adapter(self, ref: AdapterRef) -> list[Sequence]:
+        """Ends the sequences that wait for an adapter which cannot be loaded from where they say that it is."""
+        self.adapters.fail(ref)
+        failed = [sequence for sequence in self.waiting if sequence.adapter == ref]
         for sequence in failed:
             self.remove(sequence)
         return failed
