@@ -14,6 +14,7 @@ from torch import nn
 
 from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
 from opsin_server.config import EngineConfig
@@ -69,6 +70,7 @@ class RandomModel:
         of, registry = files(name, size), Registry()
         self.architecture = registry.architecture(of)
         self.spec: ModelSpec = self.architecture.spec(of)
+        self.linears = linears_of(self.spec, registry)
         self.model: Model = build_model(self.spec, registry, device=device, dtype=dtype)
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -77,7 +79,7 @@ class RandomModel:
     def engine(self, sequences: int, context: int, captured: bool) -> Engine:
         """captured: its decode steps, where the device can; without one they run on a capture's fixed buffers."""
         config, resolved = self._resolved(sequences, context, captured)
-        engine = assemble(self.model, self.spec, config, resolved)
+        engine = assemble(self.model, self.linears, config, resolved)
         if captured and self.device.type != "cuda":  # on fixed buffers, as a capture runs them
             runner = engine.runner
             runner.graphs = DecodeGraphs(self.model, runner.pool, sequences, context, lambda run: run, runner.cross_kv)
@@ -87,7 +89,7 @@ class RandomModel:
         """Compiles every kernel that serving launches, as a server does before its first request."""
         if implementation(self.device.type) != "torch":
             config, resolved = self._resolved(1, 512, captured=False)
-            warmup(self.model, self.architecture, self.spec, config, resolved)
+            warmup(self.model, self.architecture, self.linears, config, resolved)
 
     def _resolved(self, sequences: int, context: int, captured: bool) -> tuple[EngineConfig, ResolvedConfig]:
         config = EngineConfig(

@@ -10,6 +10,8 @@ import torch
 from opsin_kernels import activations, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import attention_shapes
+from opsin_plugins.loading.linears import linears_of
+from opsin_plugins.loading.registry import Registry
 from opsin_server.config import EngineConfig
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
@@ -37,7 +39,7 @@ def start(ours: oracle.Ours) -> None:
     memory = MemoryUse(0, 0, 256, 16, 2**20)
     per_token = visual_token_bytes(ours.spec, 2)
     resolved = ResolvedConfig(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, per_token, memory, 256)
-    warmup(ours.model, ours.architecture, ours.spec, EngineConfig(model=""), resolved)
+    warmup(ours.model, ours.architecture, linears_of(ours.spec, Registry()), EngineConfig(model=""), resolved)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from opsin_server.engine.engine import Engine
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs, batch_sizes, context_sizes
-from support import engines, oracle, tiny
+from support import adapters, engines, oracle, tiny
 from support.engines import Asked
 
 IMAGE = tiny.IMAGE_TOKEN
@@ -52,13 +53,48 @@ def test_recorded_steps_give_the_same_tokens(family: str, tmp_path) -> None:
     run = graphs.run
 
     def counted(batch, *others):
-        sizes.append(len(batch.ids))
+        sizes.append(len(batch.chunks))
         return run(batch, *others)
 
     graphs.run = counted
     assert [a.tokens for a in engines.ask(engine, ours, mix)] == expected
     assert len(sizes) >= 6, "they were recorded steps, those with a picture too"
     assert len(set(sizes)) > 1, "of several sizes"
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "mllama"])
+def test_recorded_steps_hold_adapters(family: str, tmp_path) -> None:
+    """The same tokens as steps that are launched anew; base rows beside them, and alone."""
+    directory = tiny.save(tiny.FAMILIES[family].make(), tmp_path / "model")
+    ours = oracle.load(directory, options=tiny.FAMILIES[family].options)
+    refs = [None] + [adapters.write(tmp_path / f"{n}.safetensors", adapters.random(ours, 2 + n, n)) for n in range(2)]
+    shown = [oracle.picture(0, 40, 30)]
+    turns = [([5, 6, IMAGE, 7, 8, 9], shown, 1), ([4, 3, 11], [], 0), ([9, 8, 7], [], 2), ([9, 8, 7], [], 0)]
+
+    def answers(engine: Engine) -> list[list[int]]:
+        found: dict[str, engines.Answer] = {}
+        for number, (ids, images, adapter) in enumerate(turns):
+            engines.submit(engine, ours, str(number), Asked(ids, images, 4 + 2 * number), adapter=refs[adapter])
+        while engine.sequences:
+            engines.collect(engine.step(), found)
+        return [found[str(number)].tokens for number in range(len(turns))]
+
+    expected = answers(engines.make_engine(ours, adapter_slots=2))
+    engine = engines.make_engine(ours, adapter_slots=2)
+    runner, recorded = engine.runner, []
+    runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 400, record, runner.cross_kv, runner.adapters)
+    runner.graphs.prepare()
+    made, run = runner.graphs.count, runner.graphs.run
+
+    def counted(batch, *others):
+        recorded.append(batch.has_adapters)
+        return run(batch, *others)
+
+    runner.graphs.run = counted
+    assert answers(engine) == expected
+    assert set(recorded) == {True, False}, "base rows alone pay nothing"
+    assert runner.graphs.count == made, "all were recorded at the start"
+    assert made == len(batch_sizes(16)) * 2 * (1 + bool(runner.cross_kv))
 
 
 @pytest.mark.parametrize(
