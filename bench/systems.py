@@ -148,10 +148,10 @@ def status(url: str) -> int:
 
 
 def engine_seconds(metrics: str) -> dict[str, float]:
-    """Part of a step -> cumulative seconds (or steps), from Opsin's /metrics."""
-    rows = re.findall(r'^opsin_step_seconds_total\{part="([^"]+)"\} (\S+)$', metrics, re.MULTILINE)
+    """Part of a step -> cumulative seconds (or steps), from the /metrics of an Opsin with one engine."""
+    rows = re.findall(r'^opsin_step_seconds_total\{[^}]*part="([^"]+)"\} (\S+)$', metrics, re.MULTILINE)
     found = {part: float(value) for part, value in rows if not math.isnan(float(value))}
-    counts = dict(re.findall(r"^opsin_(steps|decode_steps)_total (\S+)$", metrics, re.MULTILINE))
+    counts = dict(re.findall(r"^opsin_(steps|decode_steps)_total\S* (\S+)$", metrics, re.MULTILINE))
     if len(counts) == 2:  # beside the seconds, so that both are differences of one look at the metrics
         found["decode.steps"] = float(counts["decode_steps"])
         found["prefill.steps"] = float(counts["steps"]) - found["decode.steps"]

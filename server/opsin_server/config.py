@@ -17,6 +17,7 @@ from opsin_server.option import Option
 
 # As browsers send it: no path, no upper case, no default port. "null" is what a page in a file has.
 ORIGIN = re.compile(r"\*|null|(?!http://[^:]+:80$|https://[^:]+:443$)[a-z][a-z0-9+.-]*://[^/\s?#@,*A-Z]+")
+DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 Count = Annotated[int, Meta(ge=1)]
@@ -25,10 +26,13 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the engine process is told. None means "auto", settled in `startup.memory_plan.resolve`."""
+    """What the engine process is told. None means "auto", settled in `startup.memory_plan.resolve`. Raises ValueError
+    for a device that is written wrongly."""
 
     model: str
-    device: Annotated[Literal["auto", "cpu", "cuda"], Option("Where the model runs.")] = "auto"
+    device: Annotated[
+        str, Option("Where the model runs. cuda:1 is the second GPU.", metavar="<auto|cpu|cuda|cuda:N>")
+    ] = "auto"
     dtype: Annotated[DType, Option("auto: float32 on a CPU, else 16 bit.")] = "auto"
     quantize: Annotated[Literal["none", "int8"], Option("Store linears as 8-bit rows (smaller, not faster).")] = "none"
     threads: Annotated[Count, Option("Threads of the engine on a CPU.")] = 1
@@ -65,6 +69,12 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block_size: int = 16  # tokens of a KV block; no option
     adapter_slots: int = 0  # adapters that lie on the device at the same time; no option yet, since none are served
     adapter_rank: int = 16  # the largest that fits a slot
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(
+                f"--device {self.device!r} is no device: write auto, cpu, cuda, or cuda:1 for the second GPU"
+            )
 
     def family_options(self) -> dict[str, str]:
         """`model_options` by name. Raises ConfigError for what is no pair, or gives a name two values."""

@@ -185,8 +185,11 @@ def device():
     import torch
     if not torch.cuda.is_available():
         return "cpu (torch sees no CUDA device)"
-    free, total = torch.cuda.mem_get_info()
-    return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+        gpus.append(f"cuda:{index} {torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free")
+    return "; ".join(gpus)
 def kernels():
     import torch
     from opsin_kernels.dispatch import implementation

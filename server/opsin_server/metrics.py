@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -50,6 +50,19 @@ class EngineStats(Protocol):
     def seconds(self) -> Mapping[str, float]: ...
 
 
+class EngineCounts(Protocol):
+    """What is published of one engine process. restarts: how often it was started again."""
+
+    @property
+    def stats(self) -> EngineStats: ...
+    @property
+    def restarts(self) -> int: ...
+
+
+Engines: TypeAlias = Callable[[], Mapping[str, EngineCounts]]
+"""By name."""
+
+
 class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)
@@ -89,65 +102,98 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def watch(
-        self, stats: Callable[[], EngineStats], in_flight: Callable[[], int], restarts: Callable[[], int]
-    ) -> None:
-        """Publishes the newest of the engine's own counts whenever Prometheus asks."""
-        self.registry.register(_EngineCollector(stats, in_flight, restarts))
+    def watch(self, engines: Engines, in_flight: Callable[[], int], model: str) -> None:
+        """Publishes the newest of the engines' own counts whenever Prometheus asks. model: what clients call it."""
+        self.registry.register(_EngineCollector(engines, in_flight, model))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
 
 class _EngineCollector(Collector):
-    def __init__(
-        self, stats: Callable[[], EngineStats], in_flight: Callable[[], int], restarts: Callable[[], int]
-    ) -> None:
-        self._stats, self._in_flight, self._restarts = stats, in_flight, restarts
+    """Every sample of an engine has the label `engine`, its name."""
+
+    def __init__(self, engines: Engines, in_flight: Callable[[], int], model: str) -> None:
+        self._engines, self._in_flight, self._model = engines, in_flight, model
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        usage = _usage(stats)
-        yield _gauge("opsin_requests_in_flight", "Admitted requests: fetching, waiting or running.", self._in_flight())
-        yield _gauge("opsin_requests_running", "Requests in the engine's batch.", stats.running)
-        yield _gauge("opsin_requests_waiting", "Requests in the engine's queue.", stats.waiting)
-        yield _gauge("opsin_kv_cache_usage_ratio", "Used part of the KV cache, 0 to 1.", usage)
-        blocks = GaugeMetricFamily("opsin_kv_blocks", "Blocks of the KV cache.", labels=("state",))
-        for state, count in (("used", stats.blocks_used), ("cached", stats.blocks_cached), ("free", stats.blocks_free)):
-            blocks.add_metric((state,), count)
-        yield blocks
-        yield _gauge("opsin_encoder_cache_bytes", "Visual tokens in the encoder cache.", stats.encoder_bytes)
-        yield _count("opsin_engine_restarts", "Times the engine was started again.", self._restarts())
-        yield _count("opsin_steps", "Steps of the engine.", stats.steps)
-        yield _count("opsin_decode_steps", "Steps in which every request computes one token.", stats.decode_steps)
-        yield _count(
-            "opsin_steps_ahead", "Steps launched before the step before them had ended (on a GPU).", stats.steps_ahead
+        yield GaugeMetricFamily(
+            "opsin_requests_in_flight", "Admitted requests: fetching, waiting or running.", value=self._in_flight()
         )
-        yield _count("opsin_preemptions", "Requests put back to be computed again.", stats.preemptions)
-        yield _count("opsin_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_queries)
-        yield _count("opsin_prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits)
-        yield _count("opsin_encoder_cache_queries", "Images looked up in the encoder cache.", stats.encoder_queries)
-        yield _count("opsin_encoder_cache_hits", "Images found in the encoder cache.", stats.encoder_hits)
+        engines = self._engines()
+        stats = {name: counts.stats for name, counts in engines.items()}
+        for title, text, value in GAUGES:
+            yield _filled(GaugeMetricFamily(title, text, labels=("engine",)), stats, value)
+        for title, text, value in COUNTERS:
+            yield _filled(CounterMetricFamily(title, text, labels=("engine",)), stats, value)
+        restarts = CounterMetricFamily(
+            "opsin_engine_restarts", "Times the engine was started again.", labels=("engine",)
+        )
+        blocks = GaugeMetricFamily("opsin_kv_blocks", "Blocks of the KV cache.", labels=("engine", "state"))
         seconds = CounterMetricFamily(
-            "opsin_step_seconds", "Time in the parts of the engine's steps.", labels=("part",)
+            "opsin_step_seconds", "Time in the parts of the engine's steps.", labels=("engine", "part")
         )
-        for part, value in stats.seconds.items():
-            seconds.add_metric((part,), value)
-        yield seconds
-        # What llm-d's endpoint picker reads, under vLLM's names.
-        yield _gauge("vllm:num_requests_running", "As opsin_requests_running.", stats.running)
-        yield _gauge("vllm:num_requests_waiting", "As opsin_requests_waiting.", stats.waiting)
-        yield _gauge("vllm:kv_cache_usage_perc", "As opsin_kv_cache_usage_ratio.", usage)
+        for name, counts in engines.items():
+            restarts.add_metric((name,), counts.restarts)
+            for state, count in _blocks(counts.stats).items():
+                blocks.add_metric((name, state), count)
+            for part, value_s in counts.stats.seconds.items():
+                seconds.add_metric((name, part), value_s)
+        yield from (restarts, blocks, seconds)
+        for title, text, value in VLLM_GAUGES:
+            yield _filled(GaugeMetricFamily(title, text, labels=("model_name", "engine")), stats, value, self._model)
+
+
+Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
+
+
+def _filled(
+    family: Family, stats: Mapping[str, EngineStats], value: Callable[[EngineStats], float], *labels: str
+) -> Family:
+    """labels: that all engines have alike, before the engine's name."""
+    for name, one in stats.items():
+        family.add_metric((*labels, name), value(one))
+    return family
+
+
+def _blocks(stats: EngineStats) -> dict[str, int]:
+    return {"used": stats.blocks_used, "cached": stats.blocks_cached, "free": stats.blocks_free}
 
 
 def _usage(stats: EngineStats) -> float:
-    total = stats.blocks_used + stats.blocks_cached + stats.blocks_free
+    total = sum(_blocks(stats).values())
     return stats.blocks_used / total if total else 0.0
 
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=value)
+Row = tuple[str, str, Callable[[EngineStats], float]]
 
-
-def _count(name: str, text: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(name, text, value=value)
+GAUGES: tuple[Row, ...] = (
+    ("opsin_requests_running", "Requests in the engine's batch.", lambda stats: stats.running),
+    ("opsin_requests_waiting", "Requests in the engine's queue.", lambda stats: stats.waiting),
+    ("opsin_kv_cache_usage_ratio", "Used part of the KV cache, 0 to 1.", _usage),
+    ("opsin_encoder_cache_bytes", "Visual tokens in the encoder cache.", lambda stats: stats.encoder_bytes),
+)
+COUNTERS: tuple[Row, ...] = (
+    ("opsin_steps", "Steps of the engine.", lambda stats: stats.steps),
+    ("opsin_decode_steps", "Steps in which every request computes one token.", lambda stats: stats.decode_steps),
+    (
+        "opsin_steps_ahead",
+        "Steps launched before the step before them had ended (on a GPU).",
+        lambda stats: stats.steps_ahead,
+    ),
+    ("opsin_preemptions", "Requests put back to be computed again.", lambda stats: stats.preemptions),
+    (
+        "opsin_prefix_cache_queries",
+        "Prompt tokens looked up in the prefix cache.",
+        lambda stats: stats.prefix_queries,
+    ),
+    ("opsin_prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda stats: stats.prefix_hits),
+    ("opsin_encoder_cache_queries", "Images looked up in the encoder cache.", lambda stats: stats.encoder_queries),
+    ("opsin_encoder_cache_hits", "Images found in the encoder cache.", lambda stats: stats.encoder_hits),
+)
+# What llm-d's endpoint picker reads, with vLLM's names and labels.
+VLLM_GAUGES: tuple[Row, ...] = (
+    ("vllm:num_requests_running", "As opsin_requests_running.", lambda stats: stats.running),
+    ("vllm:num_requests_waiting", "As opsin_requests_waiting.", lambda stats: stats.waiting),
+    ("vllm:kv_cache_usage_perc", "As opsin_kv_cache_usage_ratio.", _usage),
+)

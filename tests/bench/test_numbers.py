@@ -116,8 +116,10 @@ def test_a_step_is_split_without_the_prefill_that_ran_meanwhile():
 
 
 def test_the_parts_of_a_step_are_read_from_prometheus_text():
-    text = '# HELP x\nopsin_step_seconds_total{part="decode.model"} 1.5\nopsin_steps_total 4.0\n'
+    text = '# HELP x\nopsin_step_seconds_total{engine="0",part="decode.model"} 1.5\nopsin_steps_total{engine="0"} 4.0\n'
     assert engine_seconds(text) == {"decode.model": 1.5}
+    text += 'opsin_decode_steps_total{engine="0"} 3.0\n'
+    assert engine_seconds(text) == {"decode.model": 1.5, "decode.steps": 3, "prefill.steps": 1}
 
 
 def document() -> dict[str, object]:

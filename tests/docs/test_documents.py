@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from opsin_server.cli import SERVE
-from opsin_server.ipc.messages import Stats
 from opsin_server.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +146,7 @@ def test_every_option_is_in_the_reference(reference: dict[str, str]):
 
 def test_every_metric_is_in_the_reference(reference: dict[str, str]):
     metrics = Metrics()
-    metrics.watch(Stats, lambda: 0, lambda: 0)
+    metrics.watch(dict, lambda: 0, "model")
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)", metrics.text().decode(), re.MULTILINE))
     kinds = {name: kind for name, kind in kinds.items() if not name.endswith("_created")}
     assert kinds == {code: kind for code, kind in reference.items() if re.fullmatch(r"(opsin_|vllm:)[a-z_]+", code)}

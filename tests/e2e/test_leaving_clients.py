@@ -20,7 +20,7 @@ GENEROUS = 20.0  # seconds for what takes one on a machine that does nothing els
 
 
 def steps(server: Served) -> float:
-    return server.metrics()["opsin_steps_total"]
+    return server.metrics()['opsin_steps_total{engine="0"}']
 
 
 def raw_post(server: Served, body: dict, cut: int | None = None) -> socket.socket:

@@ -88,7 +88,9 @@ def test_a_file_says_the_same_and_a_flag_counts_before_it(monkeypatch: pytest.Mo
         ("port = ", "is not TOML"),
         ('port = "9"', "--port: expected `int`, got `str`"),
         ("threads = 0", "--threads: expected `int` >= 1"),
-        ('device = "tpu"', "--device: invalid enum value 'tpu'"),
+        ('device = "tpu"', "--device 'tpu' is no device: write auto, cpu, cuda, or cuda:1 for the second GPU"),
+        ('device = "cuda:-1"', "--device 'cuda:-1' is no device"),
+        ("device = 1", "--device: expected `str`, got `int`"),
         ('kv-memory = "lots"', "--kv-memory: 'lots' is no size"),
         ("kv-memory = 1.5", "--kv-memory: expected `int | null`, got `float`"),
         ("kv-memory = [1]", "--kv-memory: expected `int | null`, got `array`"),
@@ -109,6 +111,20 @@ def test_what_a_file_says_wrongly_is_named(tmp_path: Path, text: str, said: str)
 )
 def test_sizes(text: Any, count: int) -> None:
     assert size(text) == count
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15"])
+def test_devices_are_taken_from_flags_and_files(device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "opsin.toml"
+    file.write_text(f'device = "{device}"\n')
+    assert served(monkeypatch, "m", "--device", device).engine.device == device
+    assert served(monkeypatch, "m", "--config", str(file)).engine.device == device
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:01", "cuda: 1", "cuda:1000", "cpu:0"])
+def test_what_is_no_device_is_refused_before_anything_starts(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=f"^--device {device!r} is no device: write auto, cpu, cuda, or cuda:1"):
+        served(monkeypatch, "m", "--device", device, code=1)
 
 
 @pytest.mark.parametrize("options", [("a",), ("a=b", "a=c"), ("=b",)])

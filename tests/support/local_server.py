@@ -16,8 +16,8 @@ from opsin_server.api.app import create_app
 from opsin_server.api.sampling_defaults import read_sampling_defaults
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.engine.startup.load import load_engine
-from opsin_server.ipc.client import Stream
 from opsin_server.ipc.messages import Arrays, Stats, Submit
+from opsin_server.ipc.stream import Stream
 from opsin_server.text.encode_prompt import PromptEncoder
 
 MODEL = "tiny"
@@ -36,6 +36,9 @@ class LocalEngine:
     @property
     def stats(self) -> Stats:
         return self._engine.stats()
+
+    def engines(self) -> dict[str, LocalEngine]:
+        return {"0": self}
 
     @property
     def heard(self) -> float:

@@ -318,6 +318,8 @@ STAND_INS: dict[str, Any] = {
     "is_initialized": lambda: True,
     "_lazy_init": lambda: None,
     "current_device": lambda: 0,
+    "device_count": lambda: 1,
+    "set_device": lambda device: None,
     "synchronize": lambda *device: DEVICE.arrive(DEVICE.late),
     "empty_cache": lambda: None,
     "mem_get_info": lambda *device: (10**9, 141 * 10**9),

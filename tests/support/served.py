@@ -233,8 +233,13 @@ class Served(Process):
     def census(self, **options: Any) -> dict[str, float]:
         """What must be zero when nobody asks for anything."""
         found = self.metrics(**options)
-        names = ("requests_in_flight", "requests_running", "requests_waiting", 'kv_blocks{state="used"}')
-        return {name: found[f"opsin_{name}"] for name in names}
+        names = {
+            "requests_in_flight": "opsin_requests_in_flight",
+            "requests_running": 'opsin_requests_running{engine="0"}',
+            "requests_waiting": 'opsin_requests_waiting{engine="0"}',
+            "blocks_used": 'opsin_kv_blocks{engine="0",state="used"}',
+        }
+        return {what: found[name] for what, name in names.items()}
 
     def running(self, **options: Any) -> int:
         """Requests in the engine's batch."""

@@ -52,7 +52,7 @@ def create_app(
         metrics=Metrics(),
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
     )
-    services.metrics.watch(lambda: engine.stats, lambda: len(services.admission), lambda: engine.restarts)
+    services.metrics.watch(engine.engines, lambda: len(services.admission), names[0])
     app = FastAPI(
         title="Opsin",
         lifespan=_lifespan,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Literal, Protocol
 
 from opsin_server.errors import Unavailable
-from opsin_server.ipc.messages import Arrays, Output, Ready, Stats, Submit
+from opsin_server.ipc.messages import Arrays, Output, Ready, Submit
+from opsin_server.metrics import EngineCounts
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
@@ -30,11 +31,11 @@ class TokenStream(Protocol):
 
 
 class Engine(Protocol):
-    @property
-    def ready(self) -> Ready | None: ...
+    """Takes requests: one engine process, or what shares them out among several and speaks for all. `engines` tells
+    them apart: the counts of each, by its name, which stays the same when it is started again."""
 
     @property
-    def stats(self) -> Stats: ...
+    def ready(self) -> Ready | None: ...
 
     @property
     def state(self) -> EngineState: ...
@@ -45,8 +46,7 @@ class Engine(Protocol):
     @property
     def heard(self) -> float: ...
 
-    @property
-    def restarts(self) -> int: ...
+    def engines(self) -> Mapping[str, EngineCounts]: ...
 
     def submit(self, message: Submit, arrays: Arrays) -> TokenStream: ...
 

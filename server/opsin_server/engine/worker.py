@@ -16,6 +16,7 @@ import shutil  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 # isort: off
@@ -29,7 +30,6 @@ from opsin_server.engine.startup.load import load_engine  # noqa: E402
 from opsin_server.errors import ConfigError  # noqa: E402
 from opsin_server.ipc.engine_socket import EngineSocket  # noqa: E402
 from opsin_server.ipc.messages import (  # noqa: E402
-    Arrays,
     Cancel,
     Failed,
     Output,
@@ -38,9 +38,14 @@ from opsin_server.ipc.messages import (  # noqa: E402
     Stop,
     Submit,
     ToEngine,
+    Unreadable,
     read_config_line,
+    unpack_to_engine,
 )
+from opsin_server.ipc.submit_frames import WrongFrames, arrays_from  # noqa: E402
 from opsin_server.served_name import readable  # noqa: E402
+
+log = logging.getLogger("opsin.engine")
 
 HEARTBEAT = 1.0  # seconds between signs of life when idle
 PROGRESS = 0.1  # seconds between reports while loading
@@ -85,25 +90,50 @@ def serve(engine: Engine, door: EngineSocket) -> None:
     """Steps while there is work, listens between steps, shows that it lives when there is none."""
     while True:
         refused: list[Output] = []
-        for message, arrays in door.receive(0 if engine.busy else HEARTBEAT, engine.loader):
+        for parts in door.receive(0 if engine.busy else HEARTBEAT, engine.loader):
+            try:
+                message, frames = unpack_to_engine(parts)
+            except Unreadable as error:
+                refused += _unreadable(error)
+                continue
             if isinstance(message, Stop):
                 return
-            refused += _handle(engine, message, arrays)
+            refused += _handle(engine, message, frames)
         outputs = engine.step() if engine.busy else []
         door.send(Outputs((*refused, *outputs), engine.stats()))
 
 
-def _handle(engine: Engine, message: ToEngine, arrays: Arrays | None) -> list[Output]:
+def _unreadable(error: Unreadable) -> list[Output]:
+    """It is nobody's, or one request's: no reason to leave the others."""
+    log.error("a message is ignored: %s", error)
+    return [] if error.request_id is None else [_refusal(error.request_id, "the engine could not read this request")]
+
+
+def _handle(engine: Engine, message: ToEngine, frames: Sequence[bytes]) -> list[Output]:
+    """What is refused at once."""
     if isinstance(message, Submit):
-        assert arrays is not None
-        try:
-            engine.submit(message, arrays)
-        except SpecError as error:
-            return [Output(message.request_id, finish="error", error=str(error))]
-    elif isinstance(message, Cancel):
+        return _submit(engine, message, frames)
+    if isinstance(message, Cancel):
         for request_id in message.request_ids:
             engine.cancel(request_id)
     return []
+
+
+def _submit(engine: Engine, message: Submit, frames: Sequence[bytes]) -> list[Output]:
+    """Whatever is wrong with a request ends that one. (It is refused whole: the engine keeps nothing of it.)"""
+    try:
+        engine.submit(message, arrays_from(message, frames))
+    except (SpecError, WrongFrames) as error:
+        log.warning("request %s is refused: %s", message.request_id, error)
+        return [_refusal(message.request_id, str(error))]
+    except Exception:
+        log.exception("request %s could not be taken", message.request_id)
+        return [_refusal(message.request_id, "the engine could not take this request")]
+    return []
+
+
+def _refusal(request_id: str, why: str) -> Output:
+    return Output(request_id, finish="error", error=why)
 
 
 def _leave_with_parent(address: str) -> None:

@@ -1,30 +1,25 @@
-"""The API process's side of the door: starts the engine process, watches it, starts it again when it dies, and gives
-each request a stream of its outputs. A request never waits in silence: when the engine dies its stream raises."""
+"""The API process's side of the door: keeps an engine process alive, and gives each request a stream of its outputs. A
+request never waits in silence: when the engine dies its stream raises."""
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import logging
-import os
-import shutil
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-import zmq
 import zmq.asyncio
 
 from opsin_server.config import EngineConfig
-from opsin_server.errors import ConfigError, EngineFailed, Unavailable
+from opsin_server.errors import ConfigError, Unavailable
+from opsin_server.ipc.engine_process import EngineProcess
 from opsin_server.ipc.messages import (
     Arrays,
     Cancel,
     Estimate,
-    Failed,
+    FromEngine,
     Output,
     Outputs,
     Progress,
@@ -32,87 +27,30 @@ from opsin_server.ipc.messages import (
     Stats,
     Stop,
     Submit,
-    ToEngine,
-    config_line,
-    pack,
-    unpack_from_engine,
+    Unreadable,
 )
-from opsin_server.ipc.private_folder import bind_privately
+from opsin_server.ipc.restart_policy import RestartPolicy
+from opsin_server.ipc.stream import Stream
+from opsin_server.ipc.submit_frames import frames_of
 
 log = logging.getLogger("opsin.ipc")
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
-MAX_RESTARTS = 5  # deaths in a row, without one finished request or STEADY_SECONDS of being ready between them
-STEADY_SECONDS = 300.0
 STOP_SECONDS = 5.0
-LAST_WORDS_SECONDS = 0.5
-
-
-class Stream:
-    """The outputs of one request, in order. Ends after one whose finish is set; raises EngineFailed when the engine
-    could not compute the request, or died."""
-
-    def __init__(self, request_id: str, cancel: Callable[[str], None]) -> None:
-        self.request_id = request_id
-        self._cancel = cancel
-        self._waiting: list[Output] = []
-        self._arrived = asyncio.Event()
-        self._error: str | None = None
-        self._over = False
-
-    def push(self, output: Output) -> None:
-        self._waiting.append(output)
-        self._arrived.set()
-
-    def fail(self, message: str) -> None:
-        self._error = message
-        self._arrived.set()
-
-    async def __aiter__(self) -> AsyncIterator[Output]:
-        while not self._over:
-            await self._arrived.wait()
-            self._arrived.clear()
-            if self._waiting:
-                output = merge(self._waiting)
-                self._waiting = []
-                if output.finish == "error":
-                    self._over = True
-                    raise EngineFailed(output.error or "the engine could not compute this request")
-                self._over = output.finish is not None
-                yield output
-            if self._error is not None and not self._over:
-                self._over = True
-                raise EngineFailed(self._error)
-
-    def cancel(self) -> None:
-        """Tells the engine that nobody reads on. Does nothing after the end, or twice."""
-        if not self._over:
-            self._over = True
-            self._arrived.set()
-            self._cancel(self.request_id)
-
-
-def merge(outputs: list[Output]) -> Output:
-    """What a slow reader missed, as one output."""
-    if len(outputs) == 1:
-        return outputs[0]
-    first, last = outputs[0], outputs[-1]
-    return Output(
-        first.request_id,
-        tuple(i for o in outputs for i in o.ids),
-        tuple(p for o in outputs for p in o.logprobs),
-        last.finish,
-        last.error,
-        max(o.cached_tokens for o in outputs),
-        max(o.queue_seconds for o in outputs),
-    )
 
 
 class EngineClient:
+    """name: which engine it is, where several are looked at together, as in metrics. policy: how often and when the
+    process is started again."""
+
     def __init__(
-        self, config: EngineConfig, on_progress: Callable[[Estimate | Progress], None] = lambda progress: None
+        self,
+        config: EngineConfig,
+        on_progress: Callable[[Estimate | Progress], None] = lambda progress: None,
+        name: str = "0",
+        policy: RestartPolicy | None = None,
     ) -> None:
-        self.config, self._on_progress = config, on_progress
+        self.config, self.name, self._on_progress = config, name, on_progress
         self.state: State = "starting"
         self.ready: Ready | None = None
         self.stats = Stats()
@@ -122,15 +60,21 @@ class EngineClient:
         self._streams: dict[str, Stream] = {}
         self._changed, self._spawned = asyncio.Event(), asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._socket: zmq.asyncio.Socket | None = None
+        self._process: EngineProcess | None = None
         self._context = zmq.asyncio.Context()
-        self._deaths = 0
-        self._ready_since = time.monotonic()
+        self._policy = policy or RestartPolicy()
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return None if self._process is None else self._process.pid
+
+    @property
+    def open_streams(self) -> int:
+        return len(self._streams)
+
+    def engines(self) -> Mapping[str, EngineClient]:
+        """The engine processes behind this, by name: it alone."""
+        return {self.name: self}
 
     async def start(self) -> None:
         """Returns when the engine process runs; `wait_ready` waits until it has loaded."""
@@ -147,25 +91,25 @@ class EngineClient:
         return self.ready
 
     def submit(self, message: Submit, arrays: Arrays) -> Stream:
-        """Raises Unavailable when the engine is not ready."""
+        """Raises Unavailable when the engine is not ready, and ValueError for what it would refuse: an id that is in
+        use, arrays that are not what the message says (WrongFrames)."""
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
-        stream = Stream(message.request_id, self._cancel)
-        self._streams[message.request_id] = stream
-        self._send(message, arrays)
+        assert self._process is not None
+        if message.request_id in self._streams:
+            raise ValueError(f"request {message.request_id} is already open")
+        frames = frames_of(message, arrays)
+        stream = self._streams[message.request_id] = Stream(message.request_id, self._cancel)
+        self._process.send(message, frames)
         return stream
-
-    @property
-    def open_streams(self) -> int:
-        return len(self._streams)
 
     async def stop(self) -> None:
         """Ends the engine process; after this no child is left."""
         listens = self.state == "ready"
         self._set("stopped")
         if self._supervisor is not None:
-            if listens:
-                self._send(Stop())
+            if listens and self._process is not None:
+                self._process.send(Stop())
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(asyncio.shield(self._supervisor), STOP_SECONDS)
             self._supervisor.cancel()
@@ -177,82 +121,57 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         while True:
-            try:
-                reason = await self._run_once()
-            except Exception as error:  # nothing may end this task: the server would wait for the engine for ever
-                reason = f"the engine process cannot be run: {error}"
-                if not isinstance(error, OSError | ConfigError):
-                    log.exception("the engine's supervisor failed")
-                self._spawned.set()
+            reason = await self._run_once()
             for stream in self._streams.values():
                 stream.fail("the engine stopped while it worked on this request")
             self._streams.clear()
             self.stats = Stats()
             if self.state == "stopped":
                 return
-            if self.state == "ready" and time.monotonic() - self._ready_since > STEADY_SECONDS:
-                self._deaths = 0
-            self._deaths += 1
-            if self.ready is None or self._deaths > MAX_RESTARTS:
+            pause = self._policy.died(time.monotonic())
+            if pause is None:
                 self.failure = reason
                 if self.ready is not None:
                     log.error("%s; it is not started again", reason)
                 self._set("failed")
                 return
             self.restarts += 1
-            log.warning("%s; starting it again (%d of %d in a row)", reason, self._deaths, MAX_RESTARTS)
+            deaths, most = self._policy.deaths, self._policy.max_restarts
+            log.warning("%s; starting it again (%d of %d in a row)", reason, deaths, most)
             self._set("restarting")
-            await asyncio.sleep(min(10.0, 0.1 * 2**self._deaths) if self._deaths > 1 else 0)
+            await asyncio.sleep(pause)
 
     async def _run_once(self) -> str:
         """One life of the engine process. Returns why it ended."""
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.set_hwm(0)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        folder = None
         try:
-            folder, address = bind_privately(self._socket)
-            self._process = process = await _spawn(address, self.config)
-            self._spawned.set()
-            said: list[str] = []
-            ended = asyncio.create_task(process.wait())
-            listener = asyncio.create_task(self._listen(said))
-            printer = asyncio.create_task(_print_on(process))
+            self._process = process = EngineProcess(self.config, self._context, self._hear)
             try:
-                await asyncio.wait({ended, listener}, return_when=asyncio.FIRST_COMPLETED)
-                if not ended.done():
-                    raise RuntimeError("the engine's messages cannot be read") from listener.exception()
-                await asyncio.wait({printer}, timeout=LAST_WORDS_SECONDS)  # (a child of its may hold the stream open)
-                await asyncio.sleep(0.05)  # its last message may still be on the way
+                await process.start()
+                self._spawned.set()
+                return await process.ended()
             finally:
-                for task in (ended, listener, printer):
-                    task.cancel()
-                await asyncio.wait({ended, listener, printer})
-            return said[0] if said else f"the engine process ended with {_ending(ended.result())}"
-        finally:
-            if self._process is not None and self._process.returncode is None:
-                self._process.kill()
-                await self._process.wait()
-            self._socket.close()
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                await process.close()
+        except Exception as error:  # nothing may end the supervisor: the server would wait for the engine for ever
+            if not isinstance(error, OSError | ConfigError):
+                log.exception("the engine's supervisor failed")
+            self._spawned.set()
+            return f"the engine process cannot be run: {error}"
 
-    async def _listen(self, said: list[str]) -> None:
-        assert self._socket is not None
-        while True:
-            message = unpack_from_engine(await self._socket.recv())
-            self.heard = time.monotonic()
-            if isinstance(message, Outputs):
-                self.stats = message.stats
-                for output in message.outputs:
-                    self._deliver(output)
-            elif isinstance(message, Estimate | Progress):
-                self._tell(message)
-            elif isinstance(message, Failed):
-                said.append(message.message)
-            else:
-                self.ready, self._ready_since = message, time.monotonic()
-                self._set("ready")
+    def _hear(self, message: FromEngine, frames: Sequence[bytes]) -> None:
+        """frames: none, behind all that is expected."""
+        self.heard = time.monotonic()
+        if isinstance(message, Outputs):
+            self.stats = message.stats
+            for output in message.outputs:
+                self._deliver(output)
+        elif isinstance(message, Estimate | Progress):
+            self._tell(message)
+        elif isinstance(message, Ready):
+            self.ready = message
+            self._policy.ready(self.heard)
+            self._set("ready")
+        else:
+            raise Unreadable(f"a {type(message).__name__} came, which is not expected")
 
     def _tell(self, progress: Estimate | Progress) -> None:
         try:
@@ -265,66 +184,15 @@ class EngineClient:
         if stream is None:  # cancelled while the output travelled
             return
         if output.finish is not None:
-            self._deaths = 0
+            self._policy.finished_request()
             del self._streams[output.request_id]
         stream.push(output)
 
     def _cancel(self, request_id: str) -> None:
         if self._streams.pop(request_id, None) is not None and self.state == "ready":
-            self._send(Cancel((request_id,)))
-
-    def _send(self, message: ToEngine, arrays: Arrays | None = None) -> None:
-        """Goes out at once, or as soon as the engine can take it; `max_queue` bounds what can be waiting. Nobody awaits
-        the future: when the engine dies the socket is closed, and its requests hear of that elsewhere."""
-        assert self._socket is not None
-        sent = asyncio.ensure_future(self._socket.send_multipart(pack(message, arrays), copy=arrays is None))
-        sent.add_done_callback(lambda future: future.cancelled() or future.exception())
+            assert self._process is not None
+            self._process.send(Cancel((request_id,)))
 
     def _set(self, state: State) -> None:
         self.state = state
         self._changed.set()
-
-
-async def _spawn(address: str, config: EngineConfig) -> asyncio.subprocess.Process:
-    """The engine's process, its configuration written and its standard input open. What it prints comes through a pipe
-    to this process, so that a terminal, a log or a reader that fails is this process's care alone."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "opsin_server.engine.worker",
-        address,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=engine_environment(config),
-        start_new_session=True,  # what happens to the terminal is this process's to hear, from its first moment on
-    )
-    assert process.stdin is not None
-    process.stdin.write(config_line(config))
-    return process
-
-
-async def _print_on(process: asyncio.subprocess.Process) -> None:
-    """What the process prints, to standard error."""
-    assert process.stdout is not None
-    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
-    while data := await process.stdout.read(2**16):
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(decode(data))
-            sys.stderr.flush()
-
-
-def _ending(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "signal 9 (is there enough memory?)"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def engine_environment(config: EngineConfig) -> dict[str, str]:
-    """What must be set before torch is imported. Waiting threads sleep: with a busy neighbour, spinning ones turn 18 µs
-    a parallel region into 8 ms."""
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": str(config.threads),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-    }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import zmq
 
-from opsin_server.ipc.messages import Arrays, FromEngine, ToEngine, pack, unpack_to_engine
+from opsin_server.ipc.messages import Frame, FromEngine, pack
 
 
 class HasFileno(Protocol):
@@ -22,11 +22,12 @@ class EngineSocket:
         self._socket.setsockopt(zmq.LINGER, 1000)  # ms: what was said last must still arrive
         self._socket.connect(address)
 
-    def send(self, message: FromEngine) -> None:
-        self._socket.send_multipart(pack(message))
+    def send(self, message: FromEngine, frames: Sequence[Frame] = ()) -> None:
+        self._socket.send_multipart(pack(message, frames))
 
-    def receive(self, wait_seconds: float, other: HasFileno | None = None) -> Iterator[tuple[ToEngine, Arrays | None]]:
-        """Everything that has arrived; when nothing has, waits so long for the first, or for `other` to be readable."""
+    def receive(self, wait_seconds: float, other: HasFileno | None = None) -> Iterator[list[bytes]]:
+        """Everything that has arrived, for `unpack_to_engine`; when nothing has, waits so long for the first, or until
+        `other` can be read."""
         if wait_seconds:
             poller = zmq.Poller()
             poller.register(self._socket, zmq.POLLIN)
@@ -34,7 +35,7 @@ class EngineSocket:
                 poller.register(other.fileno(), zmq.POLLIN)
             poller.poll(int(wait_seconds * 1000))
         while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            yield unpack_to_engine(self._socket.recv_multipart())
+            yield self._socket.recv_multipart()
 
     def close(self) -> None:
         self._socket.close()

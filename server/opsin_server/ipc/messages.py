@@ -1,18 +1,18 @@
-"""Every message that crosses the door. No torch, no HTTP, no text: ids, positions, pixels, numbers. (The engine's
-configuration goes before, as a line on its standard input.)
+"""Every message that crosses the door, and how it travels. No torch, no HTTP, no text: ids, positions, pixels, numbers.
+(The engine's configuration goes before, as a line on its standard input.)
 
-A Submit travels with raw frames behind it, in this order: ids I32 [T], positions I32 [A, T], then the pixels of each
-item U8 [N, C·p·p], then I32 [tokens] of each item that is arranged. All other messages are one frame.
+In both directions a message travels in msgpack, with any number of raw frames behind it. A Submit's are, in this order:
+ids I32 [T], positions I32 [A, T], then the pixels of each item U8 [N, C·p·p], then I32 [tokens] of each item that is
+arranged. All other messages have none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
 
 import msgspec
-import numpy as np
 
 from opsin_plugins.spec import I32, U8, Span, VisibleImages, VisualItem
 from opsin_server.config import EngineConfig
@@ -192,13 +192,11 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 
 FromEngine: TypeAlias = Estimate | Progress | Ready | Failed | Outputs
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
-_decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+# ------------------------------------------------------------------------------- a request's arrays
 
 
 class Arrays(msgspec.Struct, frozen=True):
-    """The raw frames of a Submit."""
+    """What travels as the raw frames of a Submit (`ipc.submit_frames`)."""
 
     ids: I32
     positions: I32
@@ -220,38 +218,59 @@ def arrays_of(ids: I32, positions: I32, items: Sequence[VisualItem]) -> Arrays:
     return Arrays(ids, positions, tuple(i.pixels for i in items), arrange)
 
 
-def pack(message: ToEngine | FromEngine, arrays: Arrays | None = None) -> list[bytes | memoryview]:
-    frames: list[bytes | memoryview] = [_encode(message)]
-    if arrays is not None:
-        everything = (arrays.ids, arrays.positions, *arrays.pixels, *arrays.arrange)
-        frames += [np.ascontiguousarray(a).data for a in everything]
-    return frames
+# ----------------------------------------------------------------------------------- how they travel
+
+Frame: TypeAlias = bytes | memoryview
+Decoded = TypeVar("Decoded")
 
 
-def unpack_to_engine(frames: list[bytes]) -> tuple[ToEngine, Arrays | None]:
-    """Raises msgspec.ValidationError or ValueError when frames do not fit their message."""
-    message = _decode_to_engine(frames[0])
-    if not isinstance(message, Submit):
-        return message, None
-    arranged = [item for item in message.items if item.arranged]
-    if len(frames) != 3 + len(message.items) + len(arranged):
-        raise ValueError(f"{len(frames)} frames for {len(message.items)} items, {len(arranged)} of them arranged")
-    ids = np.frombuffer(frames[1], np.int32)
-    positions = np.frombuffer(frames[2], np.int32).reshape(message.axes, len(ids))
-    behind = 3 + len(message.items)
-    pixels = tuple(
-        np.frombuffer(frame, np.uint8).reshape(item.shape)
-        for frame, item in zip(frames[3:behind], message.items, strict=True)
-    )
-    arrange = tuple(
-        np.frombuffer(frame, np.int32).reshape(item.tokens)
-        for frame, item in zip(frames[behind:], arranged, strict=True)
-    )
-    return message, Arrays(ids, positions, pixels, arrange)
+class Unreadable(ValueError):
+    """What came is no message of its direction. request_id: the request that it speaks of, where that can be read."""
+
+    def __init__(self, message: str, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
 
 
-def unpack_from_engine(frame: bytes) -> FromEngine:
-    return _decode_from_engine(frame)
+class _OfRequest(msgspec.Struct):
+    """Whatever has a request's id."""
+
+    request_id: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+_decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+_decode_of_request = msgspec.msgpack.Decoder(_OfRequest).decode
+
+
+def pack(message: ToEngine | FromEngine, frames: Sequence[Frame] = ()) -> list[Frame]:
+    """What is sent, in either direction: the message, then its raw frames as they are."""
+    return [_encode(message), *frames]
+
+
+def unpack_to_engine(parts: Sequence[bytes]) -> tuple[ToEngine, Sequence[bytes]]:
+    """The message to the engine, and its raw frames. Raises Unreadable."""
+    return _decoded(_decode_to_engine, parts[0]), parts[1:]
+
+
+def unpack_from_engine(parts: Sequence[bytes]) -> tuple[FromEngine, Sequence[bytes]]:
+    """The message from the engine, and its raw frames. Raises Unreadable."""
+    return _decoded(_decode_from_engine, parts[0]), parts[1:]
+
+
+def _decoded(decode: Callable[[bytes], Decoded], data: bytes) -> Decoded:
+    try:
+        return decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Unreadable(f"{len(data)} bytes are no message: {error}", _request_of(data)) from error
+
+
+def _request_of(data: bytes) -> str | None:
+    try:
+        return _decode_of_request(data).request_id
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def config_line(config: EngineConfig) -> bytes:

@@ -88,7 +88,10 @@ class FakeEngine:
     arrays: list[Arrays] = field(default_factory=list)
     silent_since: float | None = None
 
-    restarts = 0
+    restarts: int = 0
+
+    def engines(self) -> dict[str, FakeEngine]:
+        return {"0": self}
 
     @property
     def heard(self) -> float:

@@ -21,6 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from running_server import post, read_all, wait_for
 
 from opsin_server import __version__
+from opsin_server.ipc.messages import Stats
+from opsin_server.metrics import Metrics
 from support.served import dispositions
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
@@ -97,12 +99,41 @@ def test_metrics_count_what_happened(start: Any) -> None:
     assert values["opsin_inter_token_seconds_count",] == 8
     assert values["opsin_queue_seconds_sum",] == 0.5
     assert values["opsin_requests_in_flight",] == 0
-    assert values["opsin_requests_running",] == values["vllm:num_requests_running",] == 1
-    assert values["opsin_requests_waiting",] == values["vllm:num_requests_waiting",] == 2
-    assert values["opsin_kv_cache_usage_ratio",] == values["vllm:kv_cache_usage_perc",] == 0.25
-    assert values["opsin_kv_blocks", "free"] == 9
+    for ours, theirs, value in (
+        ("opsin_requests_running", "vllm:num_requests_running", 1),
+        ("opsin_requests_waiting", "vllm:num_requests_waiting", 2),
+        ("opsin_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc", 0.25),
+    ):
+        assert values[ours, "0"] == values[theirs, "0", "opsin-test"] == value
+    assert values["opsin_kv_blocks", "0", "free"] == 9
     for name in families:
         assert re.fullmatch(r"opsin_[a-z_]+(?<!_ms)|vllm:[a-z_]+", name)
+
+
+def test_each_engine_has_its_own_counts() -> None:
+    engines = {
+        "0": FakeEngine(stats=Stats(running=1, blocks_used=1, blocks_free=3, seconds={"decode.model": 1.5})),
+        "1": FakeEngine(stats=Stats(running=2, steps=7, blocks_free=4), restarts=3),
+    }
+    metrics = Metrics()
+    metrics.watch(lambda: engines, lambda: 5, "name")
+    lines = metrics.text().decode().splitlines()
+    for line in (
+        "opsin_requests_in_flight 5.0",
+        'opsin_requests_running{engine="0"} 1.0',
+        'opsin_requests_running{engine="1"} 2.0',
+        'vllm:num_requests_running{engine="1",model_name="name"} 2.0',
+        'opsin_kv_cache_usage_ratio{engine="0"} 0.25',
+        'vllm:kv_cache_usage_perc{engine="1",model_name="name"} 0.0',
+        'opsin_kv_blocks{engine="1",state="free"} 4.0',
+        'opsin_steps_total{engine="1"} 7.0',
+        'opsin_step_seconds_total{engine="0",part="decode.model"} 1.5',
+        'opsin_engine_restarts_total{engine="0"} 0.0',
+        'opsin_engine_restarts_total{engine="1"} 3.0',
+    ):
+        assert line in lines
+    engines["0"].stats = Stats(running=9)
+    assert b'opsin_requests_running{engine="0"} 9.0' in metrics.text(), "the newest are published"
 
 
 def test_two_applications_share_no_metrics(start: Any) -> None:

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from opsin_server.config import EngineConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError, EngineFailed, Unavailable
-from opsin_server.ipc.client import EngineClient, Stream
-from opsin_server.ipc.messages import Arrays, Sampling, Submit
+from opsin_server.ipc.client import EngineClient
+from opsin_server.ipc.messages import Arrays, Cancel, Item, Sampling, Submit, Unreadable, unpack_from_engine
+from opsin_server.ipc.restart_policy import RestartPolicy
+from opsin_server.ipc.stream import Stream
+from opsin_server.ipc.submit_frames import WrongFrames
 
 IDS = np.arange(10, 30, dtype=np.int32)
 POSITIONS = np.broadcast_to(np.arange(20, dtype=np.int32), (3, 20))
+PICTURE = (Item(b"d" * 32, (1, 2, 2), 1, (4, 6)),)
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A temporary directory for each test, in which nothing is left at its end."""
+    with tempfile.TemporaryDirectory(prefix="opsin-test-", dir="/tmp") as folder:  # (a socket's path must be short)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+        assert not list(Path(folder).iterdir())
+
+
+def request(name: str, count: int, items: tuple[Item, ...] = ()) -> Submit:
+    return Submit(name, Sampling(temperature=0), count, (), 0, 3, items=items)
 
 
 def submit(client: EngineClient, name: str, count: int) -> Stream:
-    return client.submit(Submit(name, Sampling(temperature=0), count, (), 0, 3), Arrays(IDS, POSITIONS, ()))
+    return client.submit(request(name, count), Arrays(IDS, POSITIONS, ()))
 
 
 async def tokens(stream: Stream) -> list[int]:
     return [token async for output in stream for token in output.ids]
 
 
-def with_engine(body: Callable[[EngineClient], Awaitable[None]]) -> None:
+def with_engine(body: Callable[[EngineClient], Awaitable[None]], policy: RestartPolicy | None = None) -> None:
     async def main() -> None:
-        client = EngineClient(EngineConfig(model=str(MODEL)))
+        client = EngineClient(EngineConfig(model=str(MODEL)), policy=policy)
         await client.start()
         try:
             await client.wait_ready()
@@ -42,19 +62,7 @@ def with_engine(body: Callable[[EngineClient], Awaitable[None]]) -> None:
             await client.stop()
         assert pid is None or not Path(f"/proc/{pid}").exists(), "no child is left"
 
-    folders = set(Path(tempfile.gettempdir()).glob("opsin-*"))
     asyncio.run(asyncio.wait_for(main(), 120))
-    left = set(Path(tempfile.gettempdir()).glob("opsin-*")) - folders
-    assert not [f for f in left if (f / "engine").exists() and f.stat().st_uid == os.getuid() and not _in_use(f)]
-
-
-def _in_use(folder: Path) -> bool:
-    """Another test's engine, running beside this one."""
-    return any(str(folder) in p.read_bytes().decode(errors="replace") for p in _command_lines())
-
-
-def _command_lines() -> list[Path]:
-    return [p for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
 
 
 def test_streams_cancel_and_refusals() -> None:
@@ -96,10 +104,8 @@ def test_a_killed_engine_fails_its_streams_and_is_started_again() -> None:
     with_engine(body)
 
 
-def test_one_that_dies_while_it_loads_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_dies_while_it_loads_again_and_again_is_given_up() -> None:
     """However long it had served before: only what was ready counts as steady."""
-    monkeypatch.setattr("opsin_server.ipc.client.STEADY_SECONDS", 0.0)
-    monkeypatch.setattr("opsin_server.ipc.client.MAX_RESTARTS", 2)
 
     async def body(client: EngineClient) -> None:
         client.config = EngineConfig(model="/nowhere")
@@ -111,7 +117,7 @@ def test_one_that_dies_while_it_loads_again_and_again_is_given_up(monkeypatch: p
         assert client.restarts == 2
         assert "/nowhere" in str(client.failure)
 
-    with_engine(body)
+    with_engine(body, RestartPolicy(max_restarts=2, steady_seconds=0.0))
 
 
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -146,25 +152,145 @@ def test_a_progress_bar_that_fails_keeps_no_engine_from_being_ready() -> None:
     asyncio.run(asyncio.wait_for(main(), 120))
 
 
-def test_an_engine_that_cannot_be_understood_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is ended, and nobody waits for it."""
+def unreadable(parts: Sequence[bytes]) -> Any:
+    raise Unreadable("what is this?")
 
-    def fail(frame: bytes) -> None:
-        raise ValueError("what is this?")
 
-    monkeypatch.setattr("opsin_server.ipc.client.unpack_from_engine", fail)
+def unexpected(parts: Sequence[bytes]) -> Any:
+    return Cancel(("a",)), ()
+
+
+def broken(parts: Sequence[bytes]) -> Any:
+    raise RuntimeError("the client's own fault")
+
+
+@pytest.mark.parametrize(
+    ("unpack", "said"),
+    [
+        (unreadable, "messages cannot be read: what is this?"),
+        (unexpected, "messages cannot be read: a Cancel came, which is not expected"),
+        (broken, "cannot be run: the client's own fault"),
+    ],
+)
+def test_an_engine_that_cannot_be_understood_is_no_engine(unpack, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended, and nobody waits for it. Least of all is it ready."""
+    monkeypatch.setattr("opsin_server.ipc.engine_process.unpack_from_engine", unpack)
 
     async def main() -> None:
         client = EngineClient(EngineConfig(model=str(MODEL)))
         await client.start()
         try:
-            with pytest.raises(ConfigError, match="messages cannot be read"):
+            with pytest.raises(ConfigError, match=said):
                 await client.wait_ready()
+            assert client.state == "failed"
+            assert client.ready is None
             assert client.pid is None
         finally:
             await client.stop()
 
     asyncio.run(asyncio.wait_for(main(), 120))
+
+
+@pytest.mark.parametrize("unpack", [unreadable, unexpected])
+def test_an_engine_that_talks_nonsense_is_replaced_for_a_reason(
+    unpack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "opsin.ipc")
+    now = [unpack_from_engine]
+    monkeypatch.setattr("opsin_server.ipc.engine_process.unpack_from_engine", lambda parts: now[0](parts))
+
+    async def body(client: EngineClient) -> None:
+        before, now[0] = client.pid, unpack
+        with pytest.raises(EngineFailed, match="stopped while it worked"):
+            await tokens(submit(client, "a", 900))
+        now[0] = unpack_from_engine
+        await client.wait_ready()
+        assert client.restarts == 1
+        assert client.pid != before
+        assert len(await tokens(submit(client, "b", 3))) == 3
+
+    with_engine(body)
+    assert [r.message for r in caplog.records if "messages cannot be read" in r.message and "starting it" in r.message]
+
+
+# --------------------------------------------------------------------------------- what no engine should die of
+
+
+def as_they_are(message: Submit, arrays: Arrays) -> list[bytes]:
+    return [np.ascontiguousarray(array).tobytes() for array in (arrays.ids, arrays.positions, *arrays.pixels)]
+
+
+WRONG = {
+    "positions of another prompt": (request("wrong", 5), Arrays(IDS, POSITIONS[:, :19], ())),
+    "an axis too few": (request("wrong", 5), Arrays(IDS, POSITIONS[:2], ())),
+    "ids of another type": (request("wrong", 5), Arrays(IDS.astype(np.int64), POSITIONS, ())),
+    "a picture that was not mentioned": (request("wrong", 5), Arrays(IDS, POSITIONS, (np.zeros((4, 6), np.uint8),))),
+    "a picture without pixels": (request("wrong", 5, PICTURE), Arrays(IDS, POSITIONS, ())),
+    "a picture that cannot be": (
+        request("wrong", 5, (Item(b"d" * 32, (1, 2, 2), 1, (0, 2**63)),)),
+        Arrays(IDS, POSITIONS, (np.zeros((0, 6), np.uint8),)),
+    ),
+    "half a picture": (request("wrong", 5, PICTURE), Arrays(IDS, POSITIONS, (np.zeros((2, 6), np.uint8),))),
+}
+
+
+def test_arrays_that_do_not_fit_are_refused_before_they_travel() -> None:
+    async def body(client: EngineClient) -> None:
+        for message, arrays in WRONG.values():
+            with pytest.raises(WrongFrames):
+                client.submit(message, arrays)
+        assert client.open_streams == 0
+        stream = submit(client, "twice", 12)
+        with pytest.raises(ValueError, match="twice is already open"):
+            submit(client, "twice", 12)
+        assert len(await tokens(stream)) == 12
+
+    with_engine(body)
+
+
+def test_frames_that_do_not_fit_end_their_request_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(client: EngineClient) -> None:
+        alone, before = await tokens(submit(client, "a", 50)), client.pid
+        company = asyncio.create_task(tokens(submit(client, "company", 50)))
+        with monkeypatch.context() as patch:
+            patch.setattr("opsin_server.ipc.client.frames_of", as_they_are)
+            for message, arrays in WRONG.values():
+                with pytest.raises(EngineFailed, match=r"by their request|could not take"):
+                    await tokens(client.submit(message, arrays))
+        assert await company == alone
+        assert await tokens(submit(client, "b", 50)) == alone
+        assert (client.pid, client.restarts, client.open_streams) == (before, 0, 0)
+
+    with_engine(body)
+
+
+NONSENSE = {
+    b"\xc1": None,
+    msgspec.msgpack.encode({"type": "Execute", "code": "1"}): None,
+    msgspec.msgpack.encode({"type": "Execute", "request_id": "wrong"}): "could not read this request",
+    msgspec.msgpack.encode({"type": "Submit", "request_id": "wrong"}): "could not read this request",
+}
+
+
+def test_what_an_engine_cannot_read_ends_at_most_one_request(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def body(client: EngineClient) -> None:
+        before = client.pid
+        for sent, said in NONSENSE.items():
+            with monkeypatch.context() as patch:
+                patch.setattr("opsin_server.ipc.engine_process.pack", lambda message, frames=(), sent=sent: [sent])
+                stream = submit(client, "wrong", 5)
+            if said is None:
+                stream.cancel()
+            else:
+                with pytest.raises(EngineFailed, match=said):
+                    await tokens(stream)
+            assert len(await tokens(submit(client, "right", 12))) == 12
+        assert (client.pid, client.restarts, client.open_streams) == (before, 0, 0)
+
+    with_engine(body)
+    assert capfd.readouterr().err.count("a message is ignored") == len(NONSENSE)
 
 
 def test_a_path_that_is_no_utf8_reaches_the_engine(tmp_path: Path) -> None:

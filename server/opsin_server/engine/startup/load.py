@@ -25,8 +25,11 @@ def load_engine(
     tell: Callable[[Estimate], None] = lambda estimate: None,
 ) -> tuple[Engine, Ready]:
     """tell: hears what the model will take, before it takes it. Raises ConfigError or SpecError, with a sentence for
-    the operator, before any weight is read."""
+    the operator, before any weight is read. A CUDA device becomes the calling thread's current one, in which the engine
+    is to be stepped: streams, events, graphs and kernels are made and launched there."""
     device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     free = free_bytes(device)
     inspected = examine(config, device, free)
     said, resolved = estimate(inspected, config, device, free)
@@ -41,7 +44,9 @@ def load_engine(
         warmup(model, inspected.architecture, inspected.linears, config, resolved)
     engine = assemble(model, inspected.linears, config, resolved)
     ready = Ready(
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)",
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} thread(s)",
         dtype=said.dtype,
         kernels=implementation(device.type),
         max_context=resolved.max_context,

@@ -38,13 +38,15 @@ class ResolvedConfig:
 
 
 def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name!r} is not auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device")
-    return torch.device(name)
+    """name: as in `EngineConfig.device`. A CUDA device has its index. Raises ConfigError for one that is not there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch sees no CUDA device")
+    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError(f"--device {name}: torch sees {count} CUDA device{'s' * (count > 1)}, counted from cuda:0")
+    return torch.device("cuda", index)
 
 
 def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dtype:
