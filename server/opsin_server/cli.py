@@ -100,17 +100,21 @@ def check(
     gpu: Annotated[
         int | None, typer.Option(parser=_gpu, metavar="SIZE", help="A GPU's memory, as 24GiB. Default: this machine.")
     ] = None,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Read the weights through for the content digest, and keep it.")
+    ] = False,
     **given: Any,
 ) -> None:
-    """Will it serve, and what does it take? Reads headers only, never weights."""
-    from opsin_server.console import estimate_rows, show
+    """Will it serve, and what does it take? Reads headers only, no weights unless --digest asks for it."""
+    from opsin_server.console import digest_row, estimate_rows, show
     from opsin_server.engine.startup.inspect_checkpoint import check_directory
     from opsin_server.text.encode_prompt import read_encoder
 
     config = build(EngineConfig, given, CHECK, {"model": str(model)})
     estimate = check_directory(config, gpu)
     read_encoder(config)  # tokenizer and chat template, too: no verdict before all is read
-    show(Console(), estimate_rows(estimate))
+    console = Console()
+    show(console, [digest_row(console, model, computed=digest), *estimate_rows(estimate)])
     raise typer.Exit(1 if estimate.refusal else 0)
 
 

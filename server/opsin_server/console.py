@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
+from opsin_plugins.loading.content_digest import ContentDigest
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelFiles, ModelSpec
 from opsin_server.config import ServerConfig
@@ -135,6 +137,15 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
             )
         )
     return [*rows, ("verdict", _verdict(said))]
+
+
+def digest_row(console: Console, directory: Path, *, computed: bool) -> tuple[str, str]:
+    """The content digest. computed: read the weights for it where it is not kept; a terminal says so meanwhile."""
+    content = ContentDigest(read_model_files(directory))
+    if not computed:
+        return "digest", content.known() or f"not known yet: --digest reads {_size(content.nbytes)} for it"
+    with console.status(f"reading {_size(content.nbytes)} of weights"):
+        return "digest", content.compute()
 
 
 def _verdict(said: Estimate) -> str:

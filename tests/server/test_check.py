@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from opsin_plugins.loading import digest_store
+from opsin_plugins.loading.content_digest import ContentDigest
+from opsin_plugins.loading.files import read_model_files
 from opsin_server.cli import app
-from support import published
+from support import published, tiny
 
 GIB = 2**30
 
@@ -52,6 +56,7 @@ def test_a_model_that_serves(tmp_path: Path) -> None:
     found = check(sparse("Llama-3.2-11B-Vision-Instruct", tmp_path), "--gpu", "24GiB")
     assert found.exit_code == 0
     for said in (
+        "not known yet: --digest reads 19.9 GiB for it",
         "mllama: 10,670,220,835 parameters, 906 tensors, each with its place",
         "19.9 GiB as bfloat16; 23.5 GiB are free",
         "125.0 MiB of keys and values",
@@ -59,6 +64,25 @@ def test_a_model_that_serves(tmp_path: Path) -> None:
         "serves: context 20,192 of the model's 131,072, 3 of the largest images at once",
     ):
         assert said in found.output, found.output
+
+
+def test_the_digest_is_printed_where_it_costs_nothing_or_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest_store, "SETTLED_NS", 0)
+    directory = tiny.save(tiny.FAMILIES["llama"].make(), tmp_path / "model")
+    write_tokenizer(directory, 3)
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    digest = ContentDigest(read_model_files(directory)).compute()
+    assert f"digest         {digest}\n" in check(directory).output
+    monkeypatch.setattr("opsin_plugins.loading.content_digest.SMALL_BYTES", 0)
+    assert re.search(
+        r"^digest +not known yet: --digest reads [\d.]+ KiB for it$", check(directory).output, re.MULTILINE
+    )
+    assert not (directory / digest_store.NAME).exists()
+    for flags in (("--digest",), ()):
+        assert f"digest         {digest}\n" in check(directory, *flags).output
+    assert (directory / digest_store.NAME).exists()
 
 
 def test_one_that_does_not_fit_and_the_flag_that_helps(tmp_path: Path) -> None:

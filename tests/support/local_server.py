@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 
-from opsin_plugins.loading.files import fingerprint
+from opsin_plugins.loading.content_digest import fingerprint
 from opsin_plugins.loading.open_model import open_model
+from opsin_server import __version__
 from opsin_server.api.app import create_app
 from opsin_server.api.sampling_defaults import read_sampling_defaults
 from opsin_server.config import EngineConfig, ServerConfig
@@ -69,7 +70,7 @@ class LocalServer:
         self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
         self.sampling = read_sampling_defaults(self.files.generation)
         self.engine = LocalEngine(engine)
-        config, version = ServerConfig(engine), fingerprint(model.files)
+        config, version = ServerConfig(engine), fingerprint(model.files, __version__)
         self._app = create_app(config, self.engine, self.encoder, (MODEL,), version, self.sampling)
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:

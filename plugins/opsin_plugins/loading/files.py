@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,15 +77,3 @@ def _image_processor(directory: Path, processor: Mapping[str, object]) -> Mappin
         raise SpecError(f"{directory / 'processor_config.json'}: image_processor is no object: {nested!r:.100}")
     path = directory / "preprocessor_config.json"
     return read_json(path) if path.is_file() else None
-
-
-def fingerprint(files: ModelFiles) -> str:
-    """What tells a model from another of the same name, without reading its weights through: of the configuration, and
-    of every tensor's name, type, shape, and its file's size and time of change."""
-    hasher = hashlib.sha256(json.dumps(files.config, sort_keys=True).encode())
-    for name, info in sorted(files.tensors.items()):
-        hasher.update(f"{name} {info.dtype} {info.shape}\n".encode())
-    for file in sorted({info.file for info in files.tensors.values()}):
-        stat = file.stat()
-        hasher.update(os.fsencode(file.name) + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return f"fp_{hasher.hexdigest()[:16]}"

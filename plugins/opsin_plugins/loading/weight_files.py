@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -207,10 +207,32 @@ def same_bytes(tensors: Mapping[str, TensorInfo], first: str, second: str) -> bo
 
 
 def _extent(file: Path, key: str) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end. The format: 8 bytes with the header's length, the header, the data."""
     with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise SpecError(f"{file}: a header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
-        start, end = json.loads(opened.read(length))[key]["data_offsets"]
-    return 8 + length + int(start), 8 + length + int(end)
+        found = read_extents(opened)[key]
+    return found.begin, found.end
+
+
+class Extent(NamedTuple):
+    """A tensor where it is stored: dtype and shape as of TensorInfo, and where in the file its bytes begin and end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_extents(opened: BinaryIO) -> dict[str, Extent]:
+    """Of every tensor of an opened file that `read_header` takes. The format: 8 bytes with the header's length, the
+    header, the data. Raises SpecError when it is no such file any more."""
+    length = int.from_bytes(opened.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise SpecError(f"{opened.name}: a header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
+    try:
+        header = json.loads(opened.read(length))
+        return {
+            key: Extent(one["dtype"], tuple(one["shape"]), *(8 + length + at for at in one["data_offsets"]))
+            for key, one in header.items()
+            if key != "__metadata__"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SpecError(f"{opened.name}: its header cannot be read: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -37,9 +37,10 @@ def create_app(
     names: Sequence[str],
     version: str,
     sampling: SamplingDefaults,
+    digest: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
-    """names: what the model is called; version: what tells it from another of that name.
-    The engine is started and stopped by the caller, and may still be loading."""
+    """names: what the model is called; version: its fingerprint; digest: asks for its content digest, which may be
+    known later, or never. The engine is started and stopped by the caller, and may still be loading."""
     services = Services(
         config=config,
         engine=engine,
@@ -47,6 +48,7 @@ def create_app(
         names=tuple(names),
         version=version,
         sampling=sampling,
+        digest=digest,
         created=int(time.time()),
         admission=Admission(config.max_queue),
         metrics=Metrics(),

@@ -16,11 +16,13 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from opsin_plugins.loading.files import fingerprint
+from opsin_plugins.loading.content_digest import ContentDigest, fingerprint
 from opsin_plugins.loading.open_model import OpenModel, open_model
 from opsin_plugins.loading.registry import installed
 from opsin_plugins.spec import SpecError
+from opsin_server import __version__
 from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
+from opsin_server.api.model_digest import ModelDigest
 from opsin_server.config import ServerConfig
 from opsin_server.console import Loading, Rows, announce, model_rows
 from opsin_server.errors import ConfigError
@@ -58,6 +60,7 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
         loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
         opened = open_model(Path(config.engine.model), config.engine.plugins, config.engine.family_options())
+        digest = ModelDigest(ContentDigest(opened.files))  # before the engine reads them: of what it will have read
     except SpecError as error:
         raise ConfigError(str(error)) from error
     families = installed(opened.registry.allowed)  # what families ask
@@ -69,7 +72,7 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
         engine = EngineClient(config.engine, loading)
         try:
             await engine.start()
-            await _serve(config, engine, loading, listeners, opened)
+            await _serve(config, engine, loading, listeners, opened, digest)
         finally:
             loading.done()
             await engine.stop()
@@ -81,6 +84,7 @@ async def _serve(
     loading: Loading,
     listeners: Sequence[socket.socket],
     model: OpenModel,
+    digest: ModelDigest,
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
     from opsin_server.api.app import create_app
@@ -92,7 +96,8 @@ async def _serve(
     try:
         encoder = PromptEncoder(model.files, model.architecture, model.spec)
         sampling = read_sampling_defaults(model.files.generation if config.generation_config == "auto" else {})
-        app = create_app(config, engine, encoder, names, fingerprint(model.files), sampling)
+        version = fingerprint(model.files, __version__)
+        app = create_app(config, engine, encoder, names, version, sampling, lambda: digest.value)
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     gc.collect()
@@ -108,9 +113,11 @@ async def _serve(
             ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
             facts = model_rows(model.files, model.spec, ends, sampling.described())
             _announce(loading, config, ready.result(), facts, url, names[0])
+            digest.start()
         await serving
     finally:  # also when the engine did not start, or a signal came before `serve` had its own
         server.should_exit = True
+        digest.stop()
         ready.cancel()
         await asyncio.wait({serving, ready})
         if not ready.cancelled():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
@@ -27,8 +27,9 @@ class Services:
     engine: Engine
     encoder: PromptEncoder
     names: tuple[str, ...]  # what the model is called, the canonical name first
-    version: str
+    version: str  # the model's fingerprint
     sampling: SamplingDefaults
+    digest: Callable[[], str | None]  # the model's content digest, once it is known
     created: int  # Unix seconds
     admission: Admission
     metrics: Metrics

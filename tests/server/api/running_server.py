@@ -32,9 +32,16 @@ def config(**changes: Any) -> ServerConfig:
 class RunningServer:
     def __init__(self, engine: FakeEngine, encoder: Any = None, sampling: Any = None, **changes: Any) -> None:
         self.engine = engine
+        self.digest: str | None = None
         self.config = config(**changes)
         self.app = create_app(
-            self.config, engine, encoder or FakeEncoder(), NAMES, "v1-test", sampling or SamplingDefaults()
+            self.config,
+            engine,
+            encoder or FakeEncoder(),
+            NAMES,
+            "v1-test",
+            sampling or SamplingDefaults(),
+            lambda: self.digest,
         )
         self.loop = uvloop.new_event_loop()
         self.url = ""

@@ -16,11 +16,13 @@ from fake_engine import FakeEngine, Script
 from rich.console import Console
 from running_server import RunningServer, config, post, read_all, wait_for
 
+from opsin_plugins.loading.content_digest import ContentDigest
 from opsin_plugins.loading.open_model import open_model
 from opsin_server import embedded
 from opsin_server.api import process
 from opsin_server.api.listen_addresses import addresses, bind
 from opsin_server.api.listener import Server
+from opsin_server.api.model_digest import ModelDigest
 from opsin_server.console import Loading
 from opsin_server.ipc.messages import Ready
 
@@ -285,12 +287,14 @@ def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypat
 
     monkeypatch.setattr("opsin_server.api.listener.Server", Ends)
     said = io.StringIO()
+    model = open_model(embedded.MODEL)
     serving = process._serve(
         config(),
         Late(),
         Loading(Console(file=said, width=200)),
         bind(addresses("127.0.0.1"), 0),
-        open_model(embedded.MODEL),
+        model,
+        ModelDigest(ContentDigest(model.files)),
     )
     with ThreadPoolExecutor(1) as elsewhere:  # no signals outside of the main thread
         elsewhere.submit(asyncio.run, serving).result(30)

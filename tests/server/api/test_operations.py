@@ -73,6 +73,9 @@ def test_models_and_version(start: Any) -> None:
     said = json.loads(get(server, "/version")[2])
     assert said["fingerprint"] == "v1-test"
     assert said["version"] == __version__
+    assert said["digest"] is None
+    server.digest = "sha256:0123"
+    assert json.loads(get(server, "/version")[2]) == {**said, "digest": "sha256:0123"}
 
 
 def test_metrics_count_what_happened(start: Any) -> None:

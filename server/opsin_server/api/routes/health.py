@@ -44,4 +44,5 @@ async def metrics(services: ServicesDep) -> Response:
 
 @router.api_route("/version", methods=READ)
 async def version(services: ServicesDep) -> Response:
-    return JSONResponse({"version": __version__, "model": services.names[0], "fingerprint": services.version})
+    about = {"version": __version__, "model": services.names[0], "fingerprint": services.version}
+    return JSONResponse({**about, "digest": services.digest()})
