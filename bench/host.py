@@ -54,7 +54,7 @@ def round_of(size: int) -> dict[str, float]:
     """Microseconds a step, by part; messages: the outputs and the engine's count, packed."""
     blocks = BlockManager(size * 64, 16)
     limits = Limits(size, 1024, max(1024, size), 4096)
-    engine = Engine(Scheduler(limits, blocks, EncoderCache(0, 1)), StubRunner())  # type: ignore[arg-type]
+    engine = Engine(Scheduler(limits, blocks, EncoderCache(0, 16)), StubRunner())  # type: ignore[arg-type]
     for name in range(size):
         ids = np.arange(PROMPT, dtype=np.int32) % VOCABULARY
         ids[0] = name % VOCABULARY

@@ -17,12 +17,13 @@ from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
-from opsin_server.config import EngineConfig
+from opsin_server.config import EngineConfig, image_limit
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.assemble import assemble
-from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
-from opsin_server.engine.startup.memory_plan import ResolvedConfig, free_bytes, resolve
+from opsin_server.engine.startup.device import free_bytes
+from opsin_server.engine.startup.inspect_checkpoint import largest_image, tensor_bytes
+from opsin_server.engine.startup.memory_plan import ModelNeeds, ResolvedConfig, resolve
 from opsin_server.engine.startup.warmup import made_up_request, warmup
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
@@ -82,7 +83,14 @@ class RandomModel:
         engine = assemble(self.model, self.linears, config, resolved)
         if captured and self.device.type != "cuda":  # on fixed buffers, as a capture runs them
             runner = engine.runner
-            runner.graphs = DecodeGraphs(self.model, runner.pool, sequences, context, lambda run: run, runner.cross_kv)
+            runner.graphs = DecodeGraphs(
+                self.model,
+                runner.pool,
+                sequences,
+                context,
+                lambda run: run,
+                runner.visual_pool if runner.crosses else (),
+            )
         return engine
 
     def warm(self) -> None:
@@ -100,7 +108,10 @@ class RandomModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         weights = tensor_bytes(self.model)
-        return config, resolve(config, self.spec, self.device, self.dtype, weights, free_bytes(self.device) + weights)
+        limit = image_limit(None, context)
+        largest = largest_image(self.architecture, self.spec, limit)
+        needs = ModelNeeds(self.spec, self.linears, weights, self.dtype, limit, largest)
+        return config, resolve(config, needs, self.device, free_bytes(self.device) + weights)
 
     def request(self, text: int, edges: Sequence[int], count: int, sampling: Sampling) -> tuple[Submit, Arrays]:
         """A prompt of random tokens behind random pictures, which is answered with `count` tokens."""

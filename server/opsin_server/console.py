@@ -22,7 +22,7 @@ from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelFiles, ModelSpec
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
-from opsin_server.ipc.messages import Estimate, Ready
+from opsin_server.ipc.messages import Estimate, MemoryLedger, Ready
 from opsin_server.ipc.messages import Progress as Loaded
 
 SHOW_AFTER = 1.0  # seconds of loading before a bar is worth a line
@@ -99,11 +99,10 @@ def announce(
         (
             "KV memory",
             (
-                f"{_size(memory.kv_bytes)}: {memory.kv_blocks:,} blocks of {memory.block_size} tokens, "
+                f"{_size(memory['keys and values'])}: {memory.kv_blocks:,} blocks of {memory.block_size} tokens, "
                 f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once"
             ),
         ),
-        ("visual tokens", f"{_size(memory.encoder_bytes)} kept"),
         ("ready after", f"{seconds:.1f} s"),
     ]
     show(console, rows)
@@ -136,7 +135,15 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
                 ),
             )
         )
-    return [*rows, ("verdict", _verdict(said))]
+    ledger = [] if said.ledger is None else memory_rows(said.ledger)
+    return [*rows, *ledger, ("verdict", _verdict(said))]
+
+
+def memory_rows(ledger: MemoryLedger) -> list[tuple[str, str]]:
+    """What the memory that is free is set aside for, one line each."""
+    parts = [(reserve.bytes, reserve.name) for reserve in ledger.reserves]
+    lines = [("", f"{_size(count):>10}  {name}") for count, name in [*parts, (ledger.slack, "left")]]
+    return [("memory", f"{_size(ledger.free)} are free, for"), *lines]
 
 
 def digest_row(console: Console, directory: Path, *, computed: bool) -> tuple[str, str]:
@@ -207,7 +214,7 @@ def kernels():
     return implementation("cuda" if torch.cuda.is_available() else "cpu")
 def memory():
     import torch
-    from opsin_server.engine.startup.memory_plan import free_bytes
+    from opsin_server.engine.startup.device import free_bytes
     return f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB free for this process"
 for name, look in (("torch", torch_version), ("triton", triton_version), ("device", device), ("kernels", kernels),
                    ("memory", memory)):

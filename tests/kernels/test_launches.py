@@ -14,9 +14,9 @@ from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_server.config import EngineConfig
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
-from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
+from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.warmup import warmup
-from opsin_server.ipc.messages import MemoryUse, Sampling
+from opsin_server.ipc.messages import MemoryLedger, Sampling
 from support import absent_gpu, engines, oracle, tiny
 from support.engines import Asked
 
@@ -36,9 +36,8 @@ def made(family: str, directory: Path) -> oracle.Ours:
 
 
 def start(ours: oracle.Ours) -> None:
-    memory = MemoryUse(0, 0, 256, 16, 2**20)
-    per_token = visual_token_bytes(ours.spec, 2)
-    resolved = ResolvedConfig(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, per_token, memory, 256)
+    memory = MemoryLedger(0, (), 256, 256, 16)
+    resolved = ResolvedConfig(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, 64, memory)
     warmup(ours.model, ours.architecture, linears_of(ours.spec, Registry()), EngineConfig(model=""), resolved)
 
 
@@ -58,7 +57,9 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
             )
             runner = engine.runner
             if recorded:
-                runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 1300, lambda run: run, runner.cross_kv)
+                runner.graphs = DecodeGraphs(
+                    ours.model, runner.pool, 16, 1300, lambda run: run, runner.visual_pool if runner.crosses else ()
+                )
                 runner.graphs.prepare()
             mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
             assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)

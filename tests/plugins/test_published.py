@@ -11,8 +11,7 @@ from opsin_plugins.loading.open_model import open_files
 from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
-from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
-from opsin_server.engine.scheduling.encoder_cache import Reservation
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation
 from opsin_server.engine.startup.memory_plan import cross_kv_bytes_per_token, kv_bytes_per_token
 from support import oracle, published
 
@@ -75,7 +74,7 @@ def test_an_image_of_four_tiles_costs_the_11b_model_200_mib() -> None:
     (item,) = architecture.preprocess([picture(spec)], spec, ImageBudget())
     assert (item.grid, item.tokens) == ((4, 40, 40), 6404)
     assert item.tokens * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.2)
-    ledger: CrossKVCache[None] = CrossKVCache(1000, 16)
+    ledger: EncoderCache[None] = EncoderCache(1000, 16, pinned_during_decode=True)
     assert ledger.reserve(b"picture", item.tokens, "request") is Reservation.RESERVED
     assert ledger.used * 16 * cross_kv_bytes_per_token(spec.decoder, 2) / 2**20 == pytest.approx(200, abs=0.6)
 

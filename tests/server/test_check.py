@@ -61,7 +61,9 @@ def test_a_model_that_serves(tmp_path: Path) -> None:
         "19.9 GiB as bfloat16; 23.5 GiB are free",
         "125.0 MiB of keys and values",
         "6,404 visual tokens, 200.1 MiB of keys and values",
-        "serves: context 20,192 of the model's 131,072, 3 of the largest images at once",
+        "  742.0 MiB  cross-attention keys and values",
+        "  327.2 MiB  largest encode",
+        "serves: context 14,784 of the model's 131,072, 3 of the largest images at once",
     ):
         assert said in found.output, found.output
 
@@ -91,7 +93,10 @@ def test_one_that_does_not_fit_and_the_flag_that_helps(tmp_path: Path) -> None:
     assert found.exit_code == 1
     assert "does not fit: the weights need 16,582,757,092 bytes as bfloat16" in found.output
     assert "4,234,726,116 too few. With --quantize int8 they need 10,063,031,012: which fits" in found.output
-    assert "serves: context 32,768" in check(directory, "--gpu", "12GiB", "--quantize", "int8").output
+    assert (
+        "serves: context 17,296 of the model's 32,768"
+        in check(directory, "--gpu", "12GiB", "--quantize", "int8").output
+    )
     assert "still" in check(directory, "--gpu", "6GiB").output
 
 

@@ -14,12 +14,11 @@ from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
-from opsin_server.engine.startup.inspect_checkpoint import tensor_bytes
-from opsin_server.engine.startup.memory_plan import ResolvedConfig, visual_token_bytes
+from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.ipc.messages import (
     AdapterRef,
     Logprobs,
-    MemoryUse,
+    MemoryLedger,
     Output,
     Sampling,
     Submit,
@@ -41,9 +40,8 @@ def make_engine(
     max_context: int = 400,
     max_batch_tokens: int = 64,
     max_sequences: int = 16,
-    encoder_memory: int = 2**20,
     prefix_cache: bool = True,
-    cross_kv_blocks: int = 256,
+    encoder_blocks: int = 256,
     dtype: torch.dtype = torch.float32,
     max_encode_patches: int = 4096,
     adapter_slots: int = 0,
@@ -52,17 +50,13 @@ def make_engine(
         model="",
         max_sequences=max_sequences,
         block_size=block_size,
-        encoder_memory=encoder_memory,
         prefix_cache=prefix_cache,
         adapter_slots=adapter_slots,
     )
-    memory = MemoryUse(tensor_bytes(ours.model), 0, blocks, block_size, encoder_memory)
+    memory = MemoryLedger(0, (), blocks, encoder_blocks, block_size)
     cpu = torch.device("cpu")
     context = min(max_context, blocks * block_size)
-    per_token = visual_token_bytes(ours.spec, dtype.itemsize)
-    resolved = ResolvedConfig(
-        cpu, dtype, context, max_batch_tokens, max_encode_patches, per_token, memory, cross_kv_blocks
-    )
+    resolved = ResolvedConfig(cpu, dtype, context, max_batch_tokens, max_encode_patches, 64, memory)
     engine = assemble(ours.model, linears_of(ours.spec, Registry()), config, resolved)
     engine.run_ahead = RUN_AHEAD
     return engine

@@ -261,7 +261,7 @@ class Engine:
             raise SpecError("guided decoding is not served by this version")
         if message.adapter is not None and self.loader is None:
             raise SpecError("this engine has no slots for adapters")
-        check_items(message, arrays, self.runner.model)
+        check_items(message, arrays, self.runner.model, self.scheduler.encoder)
         check_spans(message, total)
         if self.runner.model.spec.cross is not None:
             check_visible_images(message, total, self.scheduler.encoder)

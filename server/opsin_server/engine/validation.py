@@ -7,11 +7,11 @@ from typing import Any
 
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import SpecError, TiledTowerSpec
-from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.ipc.messages import Arrays, Item, Submit
 
 
-def check_items(message: Submit, arrays: Arrays, model: Model) -> None:
+def check_items(message: Submit, arrays: Arrays, model: Model, cache: EncoderCache[Any]) -> None:
     arranged = iter(arrays.arrange)
     for item in message.items:
         vision = model.spec.vision
@@ -30,6 +30,11 @@ def check_items(message: Submit, arrays: Arrays, model: Model) -> None:
                 raise SpecError(f"an image is arranged from {count} tokens, but names {order.min()} to {order.max()}")
         elif item.tokens != count:
             raise SpecError(f"pixels {item.shape} and {item.tokens} visual tokens do not fit grid {item.grid}")
+        if (size := cache.size(item.tokens)) > cache.total:
+            raise SpecError(
+                f"an image of {item.tokens} visual tokens needs {size} encoder blocks; there are {cache.total} "
+                "(--encoder-memory)"
+            )
         if not 0 <= item.hidden < item.tokens:
             raise SpecError(f"{item.hidden} of {item.tokens} visual tokens are hidden")
 
@@ -57,7 +62,7 @@ def check_spans(message: Submit, total: int) -> None:
         at = span.start + span.length
 
 
-def check_visible_images(message: Submit, total: int, store: VisualStore[Any]) -> None:
+def check_visible_images(message: Submit, total: int, cache: EncoderCache[Any]) -> None:
     """Also that all images that a row sees at once fit into the store."""
     count, before = len(message.items), -1
     if count and not message.visible:
@@ -68,8 +73,8 @@ def check_visible_images(message: Submit, total: int, store: VisualStore[Any]) -
             raise SpecError(f"rows from {reach.start} on see {lo} to {reach.hi} of {count} images in {total} rows")
         before = reach.start
         group = {item.digest: item.tokens for item in message.items[lo : reach.hi]}
-        if (size := sum(store.size(rows) for rows in group.values())) > store.budget:
+        if (size := sum(cache.size(tokens) for tokens in group.values())) > cache.total:
             raise SpecError(
-                f"{len(group)} images that are seen together need {size} encoder blocks; there are {store.budget} "
+                f"{len(group)} images that are seen together need {size} encoder blocks; there are {cache.total} "
                 "(--encoder-memory)"
             )

@@ -96,12 +96,43 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: int
 
 
+class Reserve(msgspec.Struct, frozen=True):
+    """A part of the device's memory, and what it is for."""
+
+    name: str
+    bytes: int
+
+
+class MemoryLedger(msgspec.Struct, frozen=True):
+    """How the device's memory is divided, once, before anything is allocated. free: bytes at that time. Reserves of
+    nothing are left out. kv_blocks, encoder_blocks: of `block_size` tokens."""
+
+    free: int
+    reserves: tuple[Reserve, ...]
+    kv_blocks: int
+    encoder_blocks: int
+    block_size: int
+
+    @property
+    def reserved(self) -> int:
+        return sum(reserve.bytes for reserve in self.reserves)
+
+    @property
+    def slack(self) -> int:
+        """What is left on purpose: for libraries, fragments, and whatever else runs there."""
+        return self.free - self.reserved
+
+    def __getitem__(self, name: str) -> int:
+        return next((reserve.bytes for reserve in self.reserves if reserve.name == name), 0)
+
+
 class Estimate(msgspec.Struct, frozen=True, tag=True):
     """What a model takes and whether it serves, known before its weights are read. Bytes, except for counts.
 
     kv_per_1000: keys and values of 1,000 tokens. image_tokens, image_bytes: visual tokens of the largest image, and
     what they take while a request has it. encoder_peak: activations while that image is encoded, about. context,
-    images: the tokens that fit, and how many of the largest images. refusal: why it does not serve; empty when it does.
+    images: the tokens that fit, and how many of the largest images. refusal: why it does not serve; empty when it does,
+    and then there is a ledger.
     """
 
     family: str
@@ -118,16 +149,7 @@ class Estimate(msgspec.Struct, frozen=True, tag=True):
     context: int
     images: int
     refusal: str = ""
-
-
-class MemoryUse(msgspec.Struct, frozen=True):
-    """How memory was divided once, at start. Bytes, except for counts."""
-
-    weights: int
-    kv_bytes: int
-    kv_blocks: int
-    block_size: int
-    encoder_bytes: int
+    ledger: MemoryLedger | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -135,8 +157,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     kernels: str
     max_context: int
+    max_image_tokens: int  # of one image, where its family can resize
     max_sequences: int
-    memory: MemoryUse
+    memory: MemoryLedger
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

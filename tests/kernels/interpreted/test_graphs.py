@@ -82,7 +82,7 @@ def test_recorded_steps_hold_adapters(family: str, tmp_path) -> None:
     expected = answers(engines.make_engine(ours, adapter_slots=2))
     engine = engines.make_engine(ours, adapter_slots=2)
     runner, recorded = engine.runner, []
-    runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 400, record, runner.cross_kv, runner.adapters)
+    runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 400, record, engine.runner.cross_kv, runner.adapters)
     runner.graphs.prepare()
     made, run = runner.graphs.count, runner.graphs.run
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from opsin_server.api.engine_status import EngineState
+from opsin_server.config import image_limit
 from opsin_server.errors import EngineFailed, Unavailable
-from opsin_server.ipc.messages import Arrays, Logprobs, MemoryUse, Output, Ready, Stats, Submit
+from opsin_server.ipc.messages import Arrays, Logprobs, MemoryLedger, Output, Ready, Stats, Submit
 
 
 @dataclass
@@ -101,7 +102,8 @@ class FakeEngine:
     def ready(self) -> Ready | None:
         if self.state == "starting":
             return None
-        return Ready("cpu", "float32", "torch", self.max_context, 8, MemoryUse(1, 1, 1, 16, 1))
+        limit, ledger = image_limit(None, self.max_context), MemoryLedger(1, (), 1, 1, 16)
+        return Ready("cpu", "float32", "torch", self.max_context, limit, 8, ledger)
 
     def submit(self, message: Submit, arrays: Arrays) -> FakeStream:
         if self.state != "ready":

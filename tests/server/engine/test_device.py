@@ -8,8 +8,8 @@ import torch
 from opsin_server.config import EngineConfig
 from opsin_server.embedded import MODEL
 from opsin_server.engine.startup import load
+from opsin_server.engine.startup.device import choose_device
 from opsin_server.engine.startup.load import load_engine
-from opsin_server.engine.startup.memory_plan import choose_device
 from opsin_server.errors import ConfigError
 
 

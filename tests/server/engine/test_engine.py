@@ -59,6 +59,13 @@ def alone(pair) -> list[list[int]]:
     return [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), a.count) for a in MIX]
 
 
+def largest(ours: oracle.Ours) -> int:
+    """Blocks of the pictures that a row of one of MIX needs at once: one, or all of a group."""
+    together = 2 if ours.spec.cross is not None else 1
+    sizes = [-(-i.tokens // 4) for a in MIX for i in oracle.prompt(ours, a.ids, a.images).items]
+    return together * max(sizes, default=0)
+
+
 def tight(ours) -> int:
     """Blocks of four for the longest request and little more."""
     lengths = [len(oracle.prompt(ours, a.ids, a.images).ids) + a.count for a in MIX]
@@ -105,11 +112,13 @@ def test_the_same_picture_is_encoded_once(pair, alone) -> None:
     assert (stats.encoder_queries, stats.encoder_hits) == (3, 2)
 
 
-@pytest.mark.parametrize("encoder_memory", [0, 4096])
-def test_forced_preemption_changes_no_token(pair, alone, encoder_memory: int) -> None:
-    """A pool that holds the longest request and little more."""
+@pytest.mark.parametrize("more", [0, 4])
+def test_forced_preemption_changes_no_token(pair, alone, more: int) -> None:
+    """A pool that holds the longest request and little more, and room for the largest picture, or for `more` blocks
+    beside it."""
     _, ours = pair
-    engine = engines.make_engine(ours, blocks=tight(ours), block_size=4, encoder_memory=encoder_memory)
+    held = largest(ours) + more
+    engine = engines.make_engine(ours, blocks=tight(ours), block_size=4, encoder_blocks=held)
     assert tokens(engines.ask(engine, ours, MIX)) == alone
     assert engine.stats().preemptions > 0
     assert engine.stats().blocks_used == 0
@@ -264,7 +273,7 @@ def test_images_that_must_leave_come_back_and_change_no_token(mllama, blocks: in
     asked = [Asked([5, IMAGE, 7, 8, 9 + i], [oracle.picture(i, 40, 30)], count=9) for i in range(5)]
     asked.append(Asked([IMAGE, IMAGE, 7, 8], [oracle.picture(i, 40, 30) for i in (0, 3)], count=9))
     expected = [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), 9) for a in asked]
-    engine = engines.make_engine(ours, cross_kv_blocks=blocks)
+    engine = engines.make_engine(ours, encoder_blocks=blocks)
     for _ in range(2):
         assert tokens(engines.ask(engine, ours, asked)) == expected
     assert engine.stats().encoder_queries > len(asked) + 1, "some were encoded more than once"
@@ -273,7 +282,7 @@ def test_images_that_must_leave_come_back_and_change_no_token(mllama, blocks: in
 
 def test_more_images_at_once_than_the_memory_holds_are_refused(mllama) -> None:
     _, ours = mllama
-    engine = engines.make_engine(ours, cross_kv_blocks=26)
+    engine = engines.make_engine(ours, encoder_blocks=26)
     with pytest.raises(SpecError, match="2 images that are seen together need 52 encoder blocks; there are 26"):
         engines.ask(engine, ours, [Asked([IMAGE, IMAGE, 7], [oracle.picture(i, 40, 30) for i in range(2)])])
     (answer,) = engines.ask(engine, ours, [Asked([IMAGE, 7, IMAGE, 8], [oracle.picture(i, 40, 30) for i in range(2)])])
@@ -300,7 +309,7 @@ def test_a_known_prompt_whose_pictures_were_evicted_is_answered_again(mllama) ->
     two = Asked([9, IMAGE, IMAGE, *range(3, 40)], [oracle.picture(n, 40, 60) for n in (1, 2)], count=4)
     others = [Asked([7, IMAGE, IMAGE, 5], [oracle.picture(n, 40, 60) for n in (m, m + 1)], count=2) for m in (3, 5)]
     need = sum(-(-item.tokens // 4) for item in oracle.prompt(ours, two.ids, two.images).items)
-    engine = engines.make_engine(ours, cross_kv_blocks=need, max_encode_patches=1)
+    engine = engines.make_engine(ours, encoder_blocks=need, max_encode_patches=1)
     (first,) = engines.ask(engine, ours, [two])
     for other in others:
         engines.ask(engine, ours, [other])

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from opsin_plugins.spec import Span
-from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
-from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation, VisualStore
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
 from opsin_server.engine.scheduling.scheduler import Chunk, Limits, Plan, Scheduler
@@ -58,11 +57,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         """pinned_during_decode: images stand outside of the prompt, and the whole answer needs the last group of them.
         run_ahead: a step is committed after the next one has been launched."""
         self.blocks = BlockManager(blocks, block_size, prefix_cache)
-        # (a memory must hold two images of the largest size: what the engine refuses never comes here)
-        self.encoder: VisualStore[tuple[bytes, bytes]] = (
-            CrossKVCache(encoder // 4 + 2 * -(-6 // block_size), block_size)
-            if pinned_during_decode
-            else EncoderCache(encoder, 2)
+        # (it must hold the largest image, or two that are seen at once: what the engine refuses never comes here)
+        most = -(-6 // block_size) * (2 if pinned_during_decode else 1)
+        self.encoder: EncoderCache[tuple[bytes, bytes]] = EncoderCache(
+            encoder // 4 + most, block_size, pinned_during_decode
         )
         limits = Limits(max_sequences, blocks * block_size, budget, max_encode_patches=12)
         self.adapters: ResidentAdapters[bytes] = ResidentAdapters(slots)
@@ -235,10 +233,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = {b for s in (*self.scheduler.running, *launched) for b in s.blocks}
         assert self.blocks.used == len(held)
         assert all(not s.blocks for s in self.scheduler.waiting)
-        if isinstance(self.encoder, CrossKVCache):
-            assert self.encoder.used + self.encoder.free == self.encoder.budget, "every memory block is counted once"
-        else:
-            assert self.encoder.used <= self.encoder.budget or len(self.encoder) == 1, "one too large may be in alone"
+        held = [block for key in self.encoder._blocks for block in self.encoder.blocks(key)]
+        assert len(set(held)) == len(held) == self.encoder.used, "every encoder block is one picture's"
         if not self.scheduler.running and not self.launched:
             assert self.encoder.pinned == 0
 
@@ -275,7 +271,7 @@ TestScheduler = SchedulerMachine.TestCase
 
 def test_a_prompt_is_looked_up_once_however_long_it_waits() -> None:
     blocks = BlockManager(4, 4, prefix_cache=True)
-    scheduler = Scheduler(Limits(4, 64, 64, 12), blocks, EncoderCache(0, 2))
+    scheduler = Scheduler(Limits(4, 64, 64, 12), blocks, EncoderCache(0, 4))
     first, second = _sequence("a", 12), _sequence("b", 12)
     first.max_tokens = 1
     scheduler.add(first)
@@ -293,7 +289,7 @@ def test_a_prompt_is_looked_up_once_however_long_it_waits() -> None:
 
 def test_an_image_that_cannot_be_encoded_ends_who_asked_for_it_without_a_chunk_too() -> None:
     """It waits for the second image of a group while the first is encoded."""
-    encoder: CrossKVCache[int] = CrossKVCache(8, 4)
+    encoder: EncoderCache[int] = EncoderCache(8, 4, pinned_during_decode=True)
     scheduler = Scheduler(Limits(4, 64, 64, 12), BlockManager(8, 4), encoder)
     sequence, digest = _sequence("a", 12), b"image"
     sequence.items, sequence.visual_keys = [Item(digest, (1, 2, 2), 4, (4, 3))], [digest]

@@ -15,7 +15,6 @@ from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, ContentPart
 from opsin_server.api.services import Services
-from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe
 from opsin_server.media.load_images import load_images
@@ -33,8 +32,9 @@ async def submit(body: ChatRequest, log: RequestLog, services: Services, held: A
     """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine. held: what its closing
     gives back."""
     log.model = body.model
-    context = facts(services.engine).max_context
-    messages = to_prompt(body, image_limit(services.config.engine.max_image_tokens, context))
+    engine = facts(services.engine)
+    context = engine.max_context
+    messages = to_prompt(body, engine.max_image_tokens)
     services.encoder.check(messages)
     check_length(messages, services.encoder.tokenizer.longest_token, context)
     check_bias(body, services.encoder.vocabulary)

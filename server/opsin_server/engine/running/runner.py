@@ -16,14 +16,18 @@ from opsin_plugins.blocks.fusion import CrossInputs, Visual
 from opsin_plugins.blocks.inputs import cross_inputs, rotary_frequencies
 from opsin_plugins.blocks.lora import Lora, Run
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.spec import DecoderSpec
+from opsin_plugins.spec import DecoderSpec, ModelSpec
 from opsin_server.engine.running.batch import Batch
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
-from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
-from opsin_server.engine.scheduling.encoder_cache import VisualStore
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.sequence import Sequence
 
 ALIGNMENT = 64  # bytes
+
+
+def visual_levels(spec: ModelSpec) -> int:
+    """Widths that a visual token has beside its own: what is added after the first layers."""
+    return len(spec.vision.taps) if spec.vision is not None and spec.fusion == "levels" else 0
 
 
 def make_pool(
@@ -45,24 +49,43 @@ def _lazy_zeros(size: int) -> Tensor:
     return torch.from_numpy(raw[start : start + size])
 
 
+def make_visual_pool(
+    spec: ModelSpec, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """What is kept of pictures, a row a visual token: the tokens themselves [P, H · (1 + levels)], or of a model with
+    cross-attention each layer's keys and values [P, 2K, D]."""
+    decoder = spec.decoder
+    if spec.cross is not None:
+        kv = make_pool(decoder, len(decoder.replaced), blocks, block_size, device, dtype)
+        return [layer.view(-1, *layer.shape[2:]) for layer in kv]
+    shape = (blocks * block_size, decoder.width * (1 + visual_levels(spec)))
+    if device.type != "cpu":
+        return [torch.empty(shape, device=device, dtype=dtype)]
+    return [_lazy_zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)]
+
+
 class Runner:
-    """cross_kv_pool: keys and values of visual tokens (models with cross-attention); graphs: captured decode steps;
-    adapters: the slots, if there are any."""
+    """visual_pool: what is kept of pictures (`make_visual_pool`), whose ledger is `cache`; graphs: captured decode
+    steps; adapters: the slots, if there are any."""
 
     def __init__(
         self,
         model: Model,
         pool: KVPool,
-        store: VisualStore[Tensor],
+        cache: EncoderCache[Tensor],
         device: torch.device,
-        cross_kv_pool: KVPool = (),
+        visual_pool: list[Tensor],
         graphs: DecodeGraphs | None = None,
         adapters: AdapterSlots | None = None,
     ) -> None:
-        self.model, self.pool, self.store, self.device, self.graphs = model, pool, store, device, graphs
-        self.adapters = adapters
-        self.cross_kv = [layer.view(-1, *layer.shape[2:]) for layer in cross_kv_pool]
+        self.model, self.pool, self.cache, self.device, self.graphs = model, pool, cache, device, graphs
+        self.visual_pool, self.adapters = visual_pool, adapters
         self.drawn: Tensor | None = None  # I64 [M], the tokens of the last step that drew some, on the device
+
+    @property
+    def cross_kv(self) -> list[Tensor]:
+        """Keys and values of visual tokens that rows attend to; empty for a model without cross-attention."""
+        return self.visual_pool if self.model.spec.cross is not None else []
 
     def place(self, slot: int, weights: AdapterWeights) -> None:
         """Puts an adapter into a slot that nothing reads."""
@@ -79,20 +102,18 @@ class Runner:
         found = self.model.encode(torch.from_numpy(pixels).to(self.device), entries, arrange, lora)
         for (sequence, item), tokens in zip(images, found, strict=True):
             key = sequence.visual_keys[item]
-            if isinstance(self.store, CrossKVCache):
-                of_tokens = self._lora([(sequence.adapter_slot, len(tokens))])
-                self.store.fill(key, self._store_cross_kv(self.store, key, tokens, of_tokens))
-            else:
-                # A copy: a view would keep the whole step's features alive past the cache's own count.
-                self.store.fill(key, tokens.clone() if len(entries) > 1 else tokens)
+            self.cache.fill(key, self._keep(key, tokens, self._lora([(sequence.adapter_slot, len(tokens))])))
 
-    def _store_cross_kv(self, store: CrossKVCache[Tensor], key: bytes, tokens: Tensor, lora: Lora | None) -> Tensor:
-        """Writes an image's keys and values for all cross-attention layers; returns where, I64 [rows]."""
-        size, blocks = store.block_size, torch.tensor(store.blocks(key), device=self.device)
+    def _keep(self, key: bytes, tokens: Tensor, lora: Lora | None) -> Tensor:
+        """Writes what is kept of a picture into its blocks; returns where, I64 [tokens]."""
+        size, blocks = self.cache.block_size, torch.tensor(self.cache.blocks(key), device=self.device)
         slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: len(tokens)]
-        assert self.model.fusion is not None
-        for rows, kv in zip(self.cross_kv, self.model.fusion.keys_values(tokens, lora), strict=True):
-            rows.index_copy_(0, slots, kv.to(rows.dtype))
+        kept = [tokens]
+        if self.cross_kv:
+            assert self.model.fusion is not None
+            kept = self.model.fusion.keys_values(tokens, lora)
+        for pool, rows in zip(self.visual_pool, kept, strict=True):
+            pool.index_copy_(0, slots, rows.to(pool.dtype))
         return slots
 
     def run(self, batch: Batch) -> Tensor:
@@ -136,24 +157,22 @@ class Runner:
         """The visual tokens that the batch's rows are overwritten with."""
         if not batch.visual:
             return None
-        tokens = []
+        slots = []
         for place in batch.visual:
             key = batch.chunks[place.part].sequence.visual_keys[place.item]
-            tokens.append(self.store[key][place.first : place.first + len(place.rows)])
-        return Visual(torch.cat(tokens), torch.cat([place.rows for place in batch.visual]).to(self.device))
+            slots.append(self.cache[key][place.first : place.first + len(place.rows)])
+        rows = torch.cat([place.rows for place in batch.visual]).to(self.device)
+        return Visual(self.visual_pool[0].index_select(0, torch.cat(slots)), rows)
 
     def _cross_inputs(self, batch: Batch, lora: Lora | None) -> CrossInputs | None:
         """What the batch's rows attend to outside of their sequences; None when no row attends to anything."""
 
         def slots_of(chunk: int, item: int, tokens: int) -> Tensor:
-            return self.store[batch.chunks[chunk].sequence.visual_keys[item]][:tokens]
+            return self.cache[batch.chunks[chunk].sequence.visual_keys[item]][:tokens]
 
         found = cross_inputs(batch.chunks, lora, self.device, slots_of)
         return None if found is None else replace(found, pool=self.cross_kv)
 
     def encoder_bytes(self) -> int:
-        """What the stored images take."""
-        if not self.cross_kv:
-            return self.store.used
-        assert isinstance(self.store, CrossKVCache)
-        return self.store.used * self.store.block_size * sum(layer[0].nbytes for layer in self.cross_kv)
+        """What the pictures that are kept take."""
+        return self.cache.used * self.cache.block_size * sum(pool[0].nbytes for pool in self.visual_pool)

@@ -1,20 +1,21 @@
-"""Visual tokens by key (see `Sequence.visual_keys`), within a budget. No torch: it holds whatever the runner computed.
+"""The ledger of what is kept of pictures: where it lies, who needs it, who has to go. No torch: it hands out blocks.
 
-An entry is pinned while a running sequence still has rows of it to compute; unpinned ones go least recently used first.
+A picture's visual tokens (or, of a model with cross-attention, their keys and values) are written once into blocks of a
+pool, shared by key (see `Sequence.visual_keys`), and leave all together. An entry is pinned while a running sequence
+still has rows of it to compute; unpinned ones go least recently used first.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-Features = TypeVar("Features")
+Slots = TypeVar("Slots")
 
 
 class Reservation(Enum):
-    """What a store answers to a sequence that needs an image. PRESENT: it is there, or on its way in this step.
+    """What the cache answers to a sequence that needs a picture. PRESENT: it is there, or on its way in this step.
     RESERVED: there was none, room was made, and the caller must `fill` it. FULL: there is no room while others are
     pinned, and nothing changed."""
 
@@ -23,90 +24,101 @@ class Reservation(Enum):
     FULL = auto()
 
 
-class VisualStore(ABC, Generic[Features]):
-    """Which images are there, who needs them, and who has to go. budget: in units of `size`."""
+class EncoderCache(Generic[Slots]):
+    """total blocks of `block_size` visual tokens. What is filled in for a picture is where its tokens lie, as the
+    runner wants it. pinned_during_decode: whether the answer's tokens, too, attend to the pictures."""
 
-    pinned_during_decode = False  # whether the answer's tokens, too, attend to the images
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.used = 0  # by entries and reservations
+    def __init__(self, total: int, block_size: int, pinned_during_decode: bool = False) -> None:
+        self.total, self.block_size, self.pinned_during_decode = total, block_size, pinned_during_decode
         self.queries = self.hits = 0
-        self._features: dict[bytes, Features] = {}
-        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # least recently used first; reserved or filled
+        self._free = list(range(total - 1, -1, -1))  # those that were used are used again first: memory is touched late
+        self._blocks: OrderedDict[bytes, list[int]] = OrderedDict()  # least recently used first; reserved or filled
+        self._filled: dict[bytes, Slots] = {}
         self._pins: dict[bytes, set[str]] = {}
+        self._held: dict[str, set[bytes]] = {}  # the same, by owner
+        self._pinned_blocks = 0
 
-    @abstractmethod
-    def size(self, rows: int) -> int:
-        """What an image of so many visual tokens takes of the budget."""
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def used(self) -> int:
+        """Blocks of entries and reservations."""
+        return self.total - self.free
+
+    def size(self, tokens: int) -> int:
+        """Blocks that a picture of so many visual tokens takes."""
+        return -(-tokens // self.block_size)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._sizes
+        return key in self._blocks
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._blocks)
 
-    def __getitem__(self, key: bytes) -> Features:
-        return self._features[key]
+    def __getitem__(self, key: bytes) -> Slots:
+        return self._filled[key]
 
-    def reserve(self, key: bytes, rows: int, owner: str) -> Reservation:
-        """Pins the entry for `owner`, unless the store is full.
+    def blocks(self, key: bytes) -> list[int]:
+        """Where the picture's tokens lie, or will."""
+        return self._blocks[key]
 
-        One image larger than the whole budget is let in when it is alone: it must be computed at some time.
-        """
-        if key in self._sizes:
+    def reserve(self, key: bytes, tokens: int, owner: str) -> Reservation:
+        """Pins the entry for `owner`, unless the cache is full."""
+        if key in self._blocks:
             if owner not in self._pins[key]:
                 self.queries += 1
                 self.hits += 1
-            self._sizes.move_to_end(key)
-            self._pins[key].add(owner)
+            self._blocks.move_to_end(key)
+            self._pin(key, owner)
             return Reservation.PRESENT
-        size = self.size(rows)
-        pinned = sum(n for d, n in self._sizes.items() if self._pins[d])
-        if pinned and pinned + size > self.budget:
+        size = self.size(tokens)
+        assert size <= self.total, "checked when the request came"
+        if self._pinned_blocks + size > self.total:
             return Reservation.FULL
         self.queries += 1
-        for old in [d for d in self._sizes if not self._pins[d]]:
-            if self.used + size <= self.budget:
-                break
-            self.drop(old)
-        self._sizes[key], self._pins[key] = size, {owner}
-        self.used += size
+        while self.free < size:
+            self.drop(next(k for k in self._blocks if not self._pins[k]))
+        self._blocks[key], self._pins[key] = [self._free.pop() for _ in range(size)], set()
+        self._pin(key, owner)
         return Reservation.RESERVED
 
-    def fill(self, key: bytes, features: Features) -> None:
-        assert key in self._sizes
-        self._features[key] = features
+    def _pin(self, key: bytes, owner: str) -> None:
+        if not self._pins[key]:
+            self._pinned_blocks += len(self._blocks[key])
+        self._pins[key].add(owner)
+        self._held.setdefault(owner, set()).add(key)
+
+    def fill(self, key: bytes, slots: Slots) -> None:
+        assert key in self._blocks
+        self._filled[key] = slots
 
     def unpin(self, key: bytes, owner: str) -> None:
-        if key in self._pins:
-            self._pins[key].discard(owner)
+        if owner in self._pins.get(key, ()):
+            self._pins[key].remove(owner)
+            self._held[owner].remove(key)
+            if not self._pins[key]:
+                self._pinned_blocks -= len(self._blocks[key])
 
     def unpin_all(self, owner: str) -> None:
-        for pins in self._pins.values():
-            pins.discard(owner)
+        for key in list(self._held.get(owner, ())):
+            self.unpin(key, owner)
+        self._held.pop(owner, None)
 
     def drop_unfilled(self) -> None:
-        """After a failed step: reservations whose features never came."""
-        for key in [d for d in self._sizes if d not in self._features]:
+        """After a failed step: reservations that were never filled."""
+        for key in [k for k in self._blocks if k not in self._filled]:
             self.drop(key)
 
     def drop(self, key: bytes) -> None:
-        self.used -= self._sizes.pop(key)
-        self._features.pop(key, None)
+        for owner in list(self._pins[key]):
+            self.unpin(key, owner)
+        self._free += self._blocks.pop(key)
+        self._filled.pop(key, None)
         del self._pins[key]
 
     @property
     def pinned(self) -> int:
+        """Entries that some sequence needs."""
         return sum(1 for pins in self._pins.values() if pins)
-
-
-class EncoderCache(VisualStore[Features]):
-    """The visual tokens themselves. budget: bytes."""
-
-    def __init__(self, budget: int, bytes_per_token: int) -> None:
-        super().__init__(budget)
-        self.bytes_per_token = bytes_per_token
-
-    def size(self, rows: int) -> int:
-        return rows * self.bytes_per_token

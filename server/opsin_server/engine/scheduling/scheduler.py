@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opsin_server.engine.scheduling.encode_pace import EncodePace
-from opsin_server.engine.scheduling.encoder_cache import Reservation, VisualStore
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, SequenceStatus, visual_keys
@@ -75,7 +75,7 @@ class Scheduler:
         self,
         limits: Limits,
         blocks: BlockManager,
-        encoder: VisualStore[Any],
+        encoder: EncoderCache[Any],
         adapters: ResidentAdapters[Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -15,9 +16,8 @@ from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs, GraphCapture
-from opsin_server.engine.running.runner import Runner, make_pool
-from opsin_server.engine.scheduling.cross_kv_cache import CrossKVCache
-from opsin_server.engine.scheduling.encoder_cache import EncoderCache, VisualStore
+from opsin_server.engine.running.runner import Runner, make_pool, make_visual_pool
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
 from opsin_server.engine.scheduling.resident_adapters import ResidentAdapters
 from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
@@ -32,13 +32,9 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
     blocks = BlockManager(resolved.memory.kv_blocks, size, config.prefix_cache)
     limits = Limits(config.max_sequences, resolved.max_context, resolved.max_batch_tokens, resolved.max_encode_patches)
     decoder, device, dtype = spec.decoder, resolved.device, resolved.dtype
-    store: VisualStore[torch.Tensor]
-    cross_kv_pool: KVPool = ()
-    if spec.cross is not None:
-        store = CrossKVCache(resolved.cross_kv_blocks, size)
-        cross_kv_pool = make_pool(decoder, len(decoder.replaced), resolved.cross_kv_blocks, size, device, dtype)
-    else:
-        store = EncoderCache(resolved.memory.encoder_bytes, resolved.bytes_per_visual_token)
+    kept = resolved.memory.encoder_blocks
+    cache: EncoderCache[torch.Tensor] = EncoderCache(kept, size, pinned_during_decode=spec.cross is not None)
+    visual_pool = make_visual_pool(spec, kept, size, device, dtype)
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
     adapters, loader = None, None
     if config.adapter_slots:
@@ -46,9 +42,9 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
         loader = AdapterLoader(linears, config.adapter_rank, dtype)
     graphs = None
     if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
-        graphs = captured(model, pool, cross_kv_pool, config.max_sequences, resolved.max_context, adapters)
-    runner = Runner(model, pool, store, device, cross_kv_pool, graphs, adapters)
-    scheduler = Scheduler(limits, blocks, store, ResidentAdapters(config.adapter_slots))
+        graphs = captured(model, pool, visual_pool, config.max_sequences, resolved.max_context, adapters)
+    runner = Runner(model, pool, cache, device, visual_pool, graphs, adapters)
+    scheduler = Scheduler(limits, blocks, cache, ResidentAdapters(config.adapter_slots))
     return Engine(scheduler, runner, run_ahead=device.type == "cuda", loader=loader)
 
 
@@ -56,17 +52,19 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
 def captured(
     model: Model,
     pool: KVPool,
-    cross_kv_pool: KVPool,
+    visual_pool: Sequence[torch.Tensor],
     max_sequences: int,
     max_context: int,
     adapters: AdapterSlots | None = None,
 ) -> DecodeGraphs | None:
     """Recorded decode steps; None, and said so, where the device cannot record them."""
-    cross_kv = [layer.flatten(0, 1) for layer in cross_kv_pool]
+    cross_kv = visual_pool if model.spec.cross is not None else ()
     graphs = DecodeGraphs(model, pool, max_sequences, max_context, GraphCapture(), cross_kv, adapters)
+    before = torch.cuda.mem_get_info()[0]
     try:
         graphs.prepare()
     except RuntimeError:
         log.exception("decode steps cannot be recorded as CUDA graphs; each is launched anew (as with --eager)")
         return None
+    log.info("%d decode steps are captured, in %d bytes", graphs.count, before - torch.cuda.mem_get_info()[0])
     return graphs

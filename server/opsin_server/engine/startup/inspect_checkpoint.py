@@ -25,17 +25,14 @@ from opsin_plugins.spec import (
     ModelFiles,
     ModelSpec,
     Rule,
-    TiledTowerSpec,
-    TowerSpec,
     VisualItem,
 )
 from opsin_server.config import EngineConfig, image_limit
+from opsin_server.engine.startup.activations import encode_bytes
+from opsin_server.engine.startup.device import choose_device, choose_dtype, free_bytes
 from opsin_server.engine.startup.memory_plan import (
+    ModelNeeds,
     ResolvedConfig,
-    choose_device,
-    choose_dtype,
-    cross_kv_bytes_per_token,
-    free_bytes,
     kv_bytes_per_token,
     refuse_quantized,
     resolve,
@@ -89,18 +86,15 @@ def estimate(
 ) -> tuple[Estimate, ResolvedConfig | None]:
     """What the model takes and whether it serves; None for the settings when it does not."""
     spec, item = inspected.spec, inspected.dtype.itemsize
-    refusal, resolved = "", None
+    refusal, resolved, needs = "", None, _needs(inspected, config, config.max_context or spec.max_positions)
     try:
-        resolved = resolve(config, spec, device, inspected.dtype, inspected.weight_bytes, free)
+        resolved = _settled(inspected, config, device, free)
+        needs = _needs(inspected, config, resolved.max_context)
     except ConfigError as error:
         refusal = str(error) + _remedy(inspected, config, free)
-    context = spec.max_positions if resolved is None else resolved.max_context
-    largest = _largest_image(inspected, image_limit(config.max_image_tokens, context))
-    in_prompt = 0 if largest is None or spec.cross is not None else largest.tokens
+    largest = needs.largest
     kv = kv_bytes_per_token(spec.decoder, item)
-    per_image = (
-        largest.tokens * cross_kv_bytes_per_token(spec.decoder, item) if largest and spec.cross else in_prompt * kv
-    )
+    tokens = 0 if largest is None else largest.tokens
     said = Estimate(
         family=spec.family,
         parameters=inspected.parameters,
@@ -108,26 +102,44 @@ def estimate(
         dtype=policy_of(config).describe(str(inspected.dtype).removeprefix("torch.")),
         weights=inspected.weight_bytes,
         kv_per_1000=1000 * kv,
-        image_tokens=0 if largest is None else largest.tokens,
-        image_bytes=per_image,
-        encoder_peak=0 if largest is None or spec.vision is None else encoder_peak(spec.vision, largest, item),
+        image_tokens=tokens,
+        image_bytes=tokens * (kv if spec.cross is None else needs.visual_token_bytes),
+        encoder_peak=0 if largest is None or spec.vision is None else encode_bytes(spec, largest, item),
         free=free,
         max_positions=spec.max_positions,
         context=0 if resolved is None else resolved.max_context,
         images=_images_that_fit(spec, resolved, largest),
         refusal=refusal,
+        ledger=None if resolved is None else resolved.memory,
     )
     return said, resolved
 
 
-def _largest_image(inspected: InspectedCheckpoint, limit: int) -> VisualItem | None:
+def _settled(inspected: InspectedCheckpoint, config: EngineConfig, device: torch.device, free: int) -> ResolvedConfig:
+    """The largest image follows from the context, and the context from what images leave: where memory shortens it,
+    images are smaller, and what they need is counted again. The smaller limit stays."""
+    context = config.max_context or inspected.spec.max_positions
+    for _ in range(2):
+        found = resolve(config, _needs(inspected, config, context), device, free)
+        if found.max_context >= context:
+            break
+        context = found.max_context
+    return found
+
+
+def _needs(inspected: InspectedCheckpoint, config: EngineConfig, context: int) -> ModelNeeds:
+    limit = image_limit(config.max_image_tokens, context)
+    largest = largest_image(inspected.architecture, inspected.spec, limit)
+    return ModelNeeds(inspected.spec, inspected.linears, inspected.weight_bytes, inspected.dtype, limit, largest)
+
+
+def largest_image(architecture: Architecture, spec: ModelSpec, limit: int) -> VisualItem | None:
     """A square picture as large as the family's rule reads, under the limit of visual tokens."""
-    image = inspected.spec.image
-    if image is None:
+    if spec.image is None:
         return None
-    side = min(LARGEST_SIDE, _side(image))
+    side = min(LARGEST_SIDE, _side(spec.image))
     budget = ImageBudget(max_tokens=limit)
-    (item,) = inspected.architecture.preprocess([np.zeros((side, side, 3), np.uint8)], inspected.spec, budget)
+    (item,) = architecture.preprocess([np.zeros((side, side, 3), np.uint8)], spec, budget)
     return item
 
 
@@ -137,26 +149,12 @@ def _side(image: ImageSpec) -> int:
     return max(image.longest_edge, *image.size, int(image.max_pixels**0.5), image.patch * image.merge)
 
 
-def encoder_peak(vision: TowerSpec, item: VisualItem, itemsize: int) -> int:
-    """Bytes of activations while a picture goes through the tower, about: the wider of attention (its input, q, k and
-    v, two of them turned, its output) and MLP (its input and two or three times its hidden width)."""
-    frames, rows, columns = item.grid
-    if isinstance(vision, TiledTowerSpec):
-        count = vision.max_tiles * (-(-vision.positions // 8) * 8)
-    else:
-        count = frames * (rows * columns + vision.class_token)
-    hidden = (3 if vision.gated_mlp else 2) * vision.mlp
-    layer = max(8 * vision.width, 2 * vision.width + hidden) + (len(vision.taps) + 1) * vision.width
-    pixels = frames * rows * columns * vision.patch_dim * (1 + 4 + itemsize)
-    return count * layer * itemsize + pixels
-
-
 def _images_that_fit(spec: ModelSpec, resolved: ResolvedConfig | None, largest: VisualItem | None) -> int:
     """Of the largest, in one prompt."""
     if resolved is None or largest is None:
         return 0
     if spec.cross is not None:
-        return resolved.cross_kv_blocks // -(-largest.tokens // resolved.memory.block_size)
+        return resolved.memory.encoder_blocks // -(-largest.tokens // resolved.memory.block_size)
     return (resolved.max_context - 2) // largest.tokens
 
 

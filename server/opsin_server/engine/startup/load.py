@@ -12,8 +12,9 @@ from opsin_plugins.blocks.model import build_model
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
-from opsin_server.engine.startup.inspect_checkpoint import estimate, examine, policy_of
-from opsin_server.engine.startup.memory_plan import choose_device, free_bytes
+from opsin_server.engine.startup.device import choose_device, free_bytes
+from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine, policy_of
+from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.warmup import warmup
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Estimate, Ready
@@ -36,6 +37,30 @@ def load_engine(
     if resolved is None:
         raise ConfigError(said.refusal)
     tell(said)
+    try:
+        return _allocated(config, inspected, resolved, said, progress)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        raise ConfigError(
+            f"{resolved.memory.reserved:,} bytes were counted and {free:,} were free on {device.type}, but no more "
+            f"could be allocated: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """torch says so on a CPU by a RuntimeError of many kinds."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _allocated(
+    config: EngineConfig,
+    inspected: InspectedCheckpoint,
+    resolved: ResolvedConfig,
+    said: Estimate,
+    progress: Callable[[int, int], None],
+) -> tuple[Engine, Ready]:
+    device = resolved.device
     model = build_model(
         inspected.spec, inspected.registry, device=device, dtype=inspected.dtype, policy=policy_of(config)
     )
@@ -50,6 +75,7 @@ def load_engine(
         dtype=said.dtype,
         kernels=implementation(device.type),
         max_context=resolved.max_context,
+        max_image_tokens=resolved.max_image_tokens,
         max_sequences=config.max_sequences,
         memory=resolved.memory,
     )

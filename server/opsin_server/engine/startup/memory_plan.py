@@ -1,26 +1,56 @@
-"""Settles every "auto" of the engine once: device, types, and how memory is divided. Nothing is decided later."""
+"""One ledger of memory, written before anything is allocated: named reserves, and what is left. Nothing is decided
+later."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from opsin_plugins.spec import DecoderSpec, ModelFiles, ModelSpec
+from opsin_plugins.blocks.adapter_slots import slot_bytes
+from opsin_plugins.spec import DecoderSpec, Linears, ModelFiles, ModelSpec, VisualItem
 from opsin_server.config import EngineConfig
+from opsin_server.engine.running.runner import visual_levels
+from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import MemoryUse
+from opsin_server.ipc.messages import MemoryLedger, Reserve
 
 GIB = 2**30
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# On a CPU the pool shares memory with everything else that runs there; on a GPU it may have what the weights leave.
-KV_SHARE = {"cpu": 0.25, "cuda": 0.85}
+# On a CPU the pool shares memory with everything else that runs there; on a GPU it may have what the others leave.
+KV_SHARE = {"cpu": 0.25, "cuda": 0.9}
 KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
 BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a prefill step of 256 rows keeps the pause of others near ten decode steps
-ENCODER_BYTES = 256 * 2**20  # of cached visual tokens
-MEMORY_IMAGES, MEMORY_SHARE = 16, 0.2  # how many of the largest images a memory holds, if that much is free
-ENCODE_PATCHES = {"cpu": 4096, "cuda": 65536}
+ENCODER_BYTES, ENCODER_SHARE = 256 * 2**20, 0.1  # of visual tokens that are kept, if so little of what is free
+CROSS_IMAGES, CROSS_SHARE = 16, 0.2  # how many of the largest images with keys and values, if that much is free
+ENCODE_PATCHES, ENCODE_SHARE = {"cpu": 4096, "cuda": 65536}, 0.05
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """What must be known of a model to divide memory for it. weights: bytes of all its tensors. largest: the largest
+    image under a limit of `image_tokens`, where its family can resize; None: it takes none."""
+
+    spec: ModelSpec
+    linears: Linears
+    weights: int
+    dtype: torch.dtype
+    image_tokens: int
+    largest: VisualItem | None
+
+    @property
+    def visual_token_bytes(self) -> int:
+        """What is kept of a visual token."""
+        decoder, item = self.spec.decoder, self.dtype.itemsize
+        if self.spec.cross is not None:
+            return cross_kv_bytes_per_token(decoder, item)
+        return decoder.width * (1 + visual_levels(self.spec)) * item
+
+    @property
+    def largest_image(self) -> int:
+        """Visual tokens of it that are kept."""
+        if self.spec.cross is not None:
+            return self.spec.cross.max_tokens
+        return 0 if self.largest is None else self.largest.tokens
 
 
 @dataclass(frozen=True)
@@ -32,60 +62,8 @@ class ResolvedConfig:
     max_context: int
     max_batch_tokens: int
     max_encode_patches: int
-    bytes_per_visual_token: int
-    memory: MemoryUse
-    cross_kv_blocks: int = 0  # of the second layer group, for visual tokens outside of the prompt
-
-
-def choose_device(name: str) -> torch.device:
-    """name: as in `EngineConfig.device`. A CUDA device has its index. Raises ConfigError for one that is not there."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: torch sees no CUDA device")
-    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
-    if index >= count:
-        raise ConfigError(f"--device {name}: torch sees {count} CUDA device{'s' * (count > 1)}, counted from cuda:0")
-    return torch.device("cuda", index)
-
-
-def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dtype:
-    """auto: 16 bit as stored on a GPU; float32 on a CPU, where 16-bit products are slower and less exact."""
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cpu":
-        return torch.float32
-    stored = {info.dtype for info in files.tensors.values()}
-    return torch.float16 if stored == {"F16"} else torch.bfloat16
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that could be allocated now: the device's own, or the machine's within this process's control group."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(_meminfo("MemAvailable"), _cgroup_left())
-
-
-def _meminfo(field: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError(f"/proc/meminfo has no {field}")
-
-
-def _cgroup_left() -> int:
-    """A container's limit less what it uses. Kubernetes sets one far below the machine's memory."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            maximum, current = Path(limit).read_text().strip(), Path(used).read_text().strip()
-        except OSError:
-            continue
-        if maximum.isdigit():
-            return max(0, int(maximum) - int(current))
-    return 2**63
+    max_image_tokens: int  # of one image, where its family can resize
+    memory: MemoryLedger
 
 
 def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device, free: int) -> None:
@@ -102,82 +80,125 @@ def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device, f
     )
 
 
-def resolve(
-    config: EngineConfig,
-    spec: ModelSpec,
-    device: torch.device,
-    dtype: torch.dtype,
-    weights: int,
-    free: int,
-) -> ResolvedConfig:
-    """weights: bytes that the model's tensors take on the device, of which `free` are free. Raises ConfigError when it
-    does not fit."""
-    if weights > free:
+def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free: int) -> ResolvedConfig:
+    """free: bytes on the device before anything is there. Raises ConfigError when the model does not fit."""
+    if model.weights > free:
         raise ConfigError(
-            f"the weights need {weights:,} bytes as {str(dtype).removeprefix('torch.')}; {free:,} are free on "
-            f"{device.type}: {weights - free:,} too few"
+            f"the weights need {model.weights:,} bytes as {str(model.dtype).removeprefix('torch.')}; {free:,} are free "
+            f"on {device.type}: {model.weights - free:,} too few"
         )
-    item, decoder = dtype.itemsize, spec.decoder
+    spec, size = model.spec, config.block_size
     if config.max_context is not None and config.max_context > spec.max_positions:
         raise ConfigError(f"--max-context {config.max_context}: this model was made for {spec.max_positions} positions")
-    per_block = kv_bytes_per_token(decoder, item) * config.block_size
     context = config.max_context or spec.max_positions
-    wanted = config.max_sequences * -(-context // config.block_size) * per_block
-    images = _image_memory(config, spec, item, free - weights)
-    share = int((free - weights - images) * KV_SHARE[device.type])
-    kv_bytes = config.kv_memory if config.kv_memory is not None else min(wanted, share, KV_LIMIT[device.type])
-    needed = weights + images + kv_bytes
-    if device.type != "cpu" and needed > free:  # (the CPU's pages are taken when they are first used)
-        raise ConfigError(
-            f"weights, --encoder-memory and --kv-memory need {needed:,} bytes; {free:,} are free on {device.type}"
-        )
-    blocks = kv_bytes // per_block
+    tokens, patches, encode = _batch_tokens(config, device), *_encode(model, device, free - model.weights)
+    encoder_blocks = _encoder_blocks(config, model, free - model.weights)
+    reserves = _fixed_reserves(config, model, device, tokens, context, encoder_blocks)
+    reserves["largest encode"] = encode
+    kv = _kv_bytes(config, model, device, free - sum(reserves.values()), context)
+    per_block = kv_bytes_per_token(spec.decoder, model.dtype.itemsize) * size
+    blocks = kv // per_block
     if blocks < 1:
-        raise ConfigError(f"{kv_bytes:,} bytes hold no KV block of {per_block:,} (--kv-memory)")
-    if config.max_context is not None and blocks * config.block_size < context:
+        raise ConfigError(f"{kv:,} bytes hold no KV block of {per_block:,} (--kv-memory)")
+    if config.max_context is not None and blocks * size < context:
         raise ConfigError(
-            f"--max-context {context} needs {-(-context // config.block_size) * per_block:,} bytes of KV memory; "
-            f"there are {kv_bytes:,} (--kv-memory)"
+            f"--max-context {context} needs {-(-context // size) * per_block:,} bytes of KV memory; there are {kv:,} "
+            "(--kv-memory)"
         )
+    reserves["keys and values"] = blocks * per_block
+    if device.type == "cpu":
+        reserves["largest step"] += gathered_bytes(spec.decoder, min(blocks * size, config.max_sequences * context))
+    ledger = MemoryLedger(
+        free, tuple(Reserve(name, count) for name, count in reserves.items() if count), blocks, encoder_blocks, size
+    )
+    if ledger.slack < 0:
+        parts = ", ".join(f"{reserve.name} {reserve.bytes:,}" for reserve in ledger.reserves)
+        raise ConfigError(
+            f"{parts} are {ledger.reserved:,} bytes; {free:,} are free on {device.type}: {-ledger.slack:,} too few "
+            "(see --kv-memory, --encoder-memory, --max-batch-tokens)"
+        )
+    return ResolvedConfig(
+        device=device,
+        dtype=model.dtype,
+        max_context=min(context, blocks * size),
+        max_batch_tokens=tokens,
+        max_encode_patches=patches,
+        max_image_tokens=model.image_tokens,
+        memory=ledger,
+    )
+
+
+def _batch_tokens(config: EngineConfig, device: torch.device) -> int:
     tokens = config.max_batch_tokens or max(BATCH_TOKENS[device.type], config.max_sequences)
     if tokens < config.max_sequences:
         raise ConfigError(
             f"--max-batch-tokens {tokens} is less than --max-sequences {config.max_sequences}: a step must have a row "
             "for each sequence"
         )
-    return ResolvedConfig(
-        device=device,
-        dtype=dtype,
-        max_context=min(context, blocks * config.block_size),
-        max_batch_tokens=tokens,
-        max_encode_patches=ENCODE_PATCHES[device.type],
-        bytes_per_visual_token=visual_token_bytes(spec, item),
-        memory=MemoryUse(weights, blocks * per_block, blocks, config.block_size, images),
-        cross_kv_blocks=0
-        if spec.cross is None
-        else images // (cross_kv_bytes_per_token(decoder, item) * config.block_size),
-    )
+    return tokens
 
 
-def _image_memory(config: EngineConfig, spec: ModelSpec, item: int, free: int) -> int:
-    """Bytes for visual tokens: cached ones, or for models with cross-attention their keys and values, which must hold
-    the largest image."""
-    if spec.cross is None:
-        return ENCODER_BYTES if config.encoder_memory is None else config.encoder_memory
-    block = cross_kv_bytes_per_token(spec.decoder, item) * config.block_size
-    image = -(-spec.cross.max_tokens // config.block_size) * block
+def _encode(model: ModelNeeds, device: torch.device, free: int) -> tuple[int, int]:
+    """Patches that a step encodes at most beyond its first image, and what encoding takes: of the largest image in any
+    case, and of several where they fit into a share of what is free."""
+    if model.largest is None:
+        return ENCODE_PATCHES[device.type], 0
+    frames, rows, columns = model.largest.grid
+    one, patches = encode_bytes(model.spec, model.largest, model.dtype.itemsize), frames * rows * columns
+    several = max(1, min(ENCODE_PATCHES[device.type] // patches, int(free * ENCODE_SHARE) // one))
+    return min(ENCODE_PATCHES[device.type], several * patches), several * one
+
+
+def _fixed_reserves(
+    config: EngineConfig, model: ModelNeeds, device: torch.device, tokens: int, context: int, encoder_blocks: int
+) -> dict[str, int]:
+    """All that does not depend on how much is left for keys and values. Bytes, by name."""
+    spec, item = model.spec, model.dtype.itemsize
+    slot = slot_bytes(model.linears, config.adapter_rank, item)
+    found = {
+        "weights": model.weights,
+        "visual tokens" if spec.cross is None else "cross-attention keys and values": (
+            encoder_blocks * config.block_size * model.visual_token_bytes
+        ),
+        "largest step": step_bytes(spec, tokens, config.max_sequences, item),
+        "largest encode": 0,
+        "captures": 0,
+        "adapter slots": config.adapter_slots * slot,
+        # Adapters that are read and wait for a slot: as many as there are slots, in the machine's own memory.
+        "host copies": config.adapter_slots * slot if device.type == "cpu" else 0,
+        "training": 0,
+    }
+    if device.type == "cuda" and not config.eager:
+        forms = (2 if config.adapter_slots else 1) * (2 if spec.cross is not None else 1)
+        found["captures"] = capture_bytes(spec, config.max_sequences, context, config.block_size, item, forms)
+    return found
+
+
+def _kv_bytes(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:
+    """left: bytes that no other reserve has."""
+    if config.kv_memory is not None:
+        return config.kv_memory
+    per_block = kv_bytes_per_token(model.spec.decoder, model.dtype.itemsize) * config.block_size
+    wanted = config.max_sequences * -(-context // config.block_size) * per_block
+    return max(0, min(wanted, int(left * KV_SHARE[device.type]), KV_LIMIT[device.type]))
+
+
+def _encoder_blocks(config: EngineConfig, model: ModelNeeds, free: int) -> int:
+    """Blocks for what is kept of pictures. They hold the largest in any case: it must be computed at some time."""
+    if model.spec.vision is None:
+        return 0
+    block = model.visual_token_bytes * config.block_size
+    image = -(-model.largest_image // config.block_size)
     if config.encoder_memory is None:
-        return max(image, min(MEMORY_IMAGES * image, int(free * MEMORY_SHARE)) // block * block)
-    if config.encoder_memory < image:
+        if model.spec.cross is not None:
+            return max(image, min(CROSS_IMAGES * image, int(free * CROSS_SHARE) // block))
+        return max(image, min(ENCODER_BYTES, int(free * ENCODER_SHARE)) // block)
+    if config.encoder_memory < image * block:
         raise ConfigError(
-            f"--encoder-memory {config.encoder_memory:,} bytes do not hold the largest image, which takes {image:,}"
+            f"--encoder-memory {config.encoder_memory:,} bytes do not hold the largest image, which takes "
+            f"{image * block:,} (see --max-image-tokens)"
         )
-    return config.encoder_memory // block * block
-
-
-def visual_token_bytes(spec: ModelSpec, item: int) -> int:
-    levels = len(spec.vision.taps) if spec.vision is not None and spec.fusion == "levels" else 0
-    return spec.decoder.width * (1 + levels) * item
+    return config.encoder_memory // block
 
 
 def kv_bytes_per_token(spec: DecoderSpec, item: int) -> int:

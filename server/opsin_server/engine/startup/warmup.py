@@ -34,9 +34,8 @@ def warmup(
     requests = _requests(architecture, spec, resolved.max_context)
     block = resolved.memory.block_size
     blocks = sum(-(-(len(arrays.ids) + COUNT) // block) for _, arrays in requests) + len(requests)
-    cross_kv_blocks = sum(-(-item.tokens // block) for message, _ in requests for item in message.items)
-    use = structs.replace(resolved.memory, kv_blocks=blocks)
-    small = replace(resolved, memory=use, cross_kv_blocks=cross_kv_blocks)
+    kept = sum(-(-item.tokens // block) for message, _ in requests for item in message.items)
+    small = replace(resolved, memory=structs.replace(resolved.memory, kv_blocks=blocks, encoder_blocks=kept))
     alone = structs.replace(config, eager=True, prefix_cache=False, adapter_slots=0)
     engine = assemble(model, linears, alone, small)
     with compiling_every_form():

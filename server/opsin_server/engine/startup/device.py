@@ -1,0 +1,63 @@
+"""Where the engine runs, in which type, and how much memory is free there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from opsin_plugins.spec import ModelFiles
+from opsin_server.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """name: as in `EngineConfig.device`. A CUDA device has its index. Raises ConfigError for one that is not there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch sees no CUDA device")
+    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError(f"--device {name}: torch sees {count} CUDA device{'s' * (count > 1)}, counted from cuda:0")
+    return torch.device("cuda", index)
+
+
+def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dtype:
+    """auto: 16 bit as stored on a GPU; float32 on a CPU, where 16-bit products are slower and less exact."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    stored = {info.dtype for info in files.tensors.values()}
+    return torch.float16 if stored == {"F16"} else torch.bfloat16
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that could be allocated now: the device's own, or the machine's within this process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_meminfo("MemAvailable"), _cgroup_left())
+
+
+def _meminfo(field: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ConfigError(f"/proc/meminfo has no {field}")
+
+
+def _cgroup_left() -> int:
+    """A container's limit less what it uses. Kubernetes sets one far below the machine's memory."""
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            maximum, current = Path(limit).read_text().strip(), Path(used).read_text().strip()
+        except OSError:
+            continue
+        if maximum.isdigit():
+            return max(0, int(maximum) - int(current))
+    return 2**63
