@@ -89,7 +89,7 @@ class RandomModel:
                 sequences,
                 context,
                 lambda run: run,
-                runner.visual_pool if runner.crosses else (),
+                runner.cross_kv,
             )
         return engine
 

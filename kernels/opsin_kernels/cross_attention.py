@@ -31,13 +31,17 @@ class CrossRun:
 
 @dataclass
 class CrossRuns:
-    """The runs of one packed batch, in order."""
+    """The runs of one packed batch, in order. given: their numbers, where they lie on the device already (a recorded
+    step's buffers)."""
 
     runs: Sequence[CrossRun]
+    given: Bounds | None = None
 
     @cached_property
     def bounds(self) -> Bounds:
         """As the kernel takes it, on the slots' device: a page has one row. Built once a step, not once a layer."""
+        if self.given is not None:
+            return self.given
         counts, lengths = [run.queries for run in self.runs], [len(run.slots) for run in self.runs]
         device = self.runs[0].slots.device
         numbers = on_device([*accumulate(counts, initial=0), *lengths], torch.int32, device)

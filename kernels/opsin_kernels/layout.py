@@ -61,12 +61,15 @@ class Layout:
     query_lengths, kv_lengths: host integers, one a sequence; kv_lengths count the rows after this step's are written.
     block_table I64 [S, max blocks], slots I64 [T] (block · block size + offset): None without a cache (training), where
     a sequence attends to its own rows only and kv_lengths equal query_lengths.
+
+    given: launches whose numbers lie on the device already (a recorded step's buffers).
     """
 
     query_lengths: Sequence[int]
     kv_lengths: Sequence[int]
     block_table: Tensor | None = None
     slots: Tensor | None = None
+    given: Sequence[tuple[slice, Bounds]] | None = None
 
     @cached_property
     def decodes(self) -> int:
@@ -91,9 +94,11 @@ class Layout:
         return torch.zeros(absent.shape, device=ends.device).masked_fill_(absent, -torch.inf)[:, None, None]
 
     @cached_property
-    def launches(self) -> list[tuple[slice, Bounds]]:
+    def launches(self) -> Sequence[tuple[slice, Bounds]]:
         """Query rows and bounds of each launch: those that decode and those that prefill want tiles, and parts that
         keys are split into, of their own. Built once a step."""
+        if self.given is not None:
+            return self.given
         assert self.block_table is not None
         count, first = len(self.query_lengths), self.decodes
         groups = [slice(0, first), slice(first, count)] if 0 < first < count else [slice(0, count)]

@@ -56,6 +56,7 @@ def _their_tokens(out: Path, messages: list[dict]) -> list[list[int]]:
     encoder = PromptEncoder(read_model_files(out), ours.architecture, ours.spec)
     request = ChatRequest.model_validate({"model": "tiny", "messages": messages})
     made = encoder.encode(to_prompt(request, None), [PICTURE])
-    prompt = oracle.Prompt(Expanded(made.ids, made.spans), made.items, made.positions, made.delta)
+    expanded, rope = Expanded(made.ids, made.spans), ours.spec.decoder.rope
+    prompt = oracle.Prompt(expanded, made.items, made.positions, made.delta, rope)
     tokens = oracle.their_tokens(theirs, ours, prompt, TOKENS)
     return [list(encoder.tokenizer.token_bytes(i)) for i in tokens if not encoder.tokenizer.is_special(i)]

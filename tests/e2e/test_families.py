@@ -105,4 +105,5 @@ def encoded(family: Family, messages: list[dict], images: list[U8]) -> oracle.Pr
     request = ChatRequest.model_validate({"model": "tiny", "messages": messages})
     prompt = family.encoder.encode(to_prompt(request, None), images)
     made = Expanded(prompt.ids, prompt.spans, prompt.visible)
-    return oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, [i.shape[:2] for i in images])
+    rope, sizes = family.encoder.spec.decoder.rope, [i.shape[:2] for i in images]
+    return oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, rope, sizes)

@@ -57,9 +57,7 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
             )
             runner = engine.runner
             if recorded:
-                runner.graphs = DecodeGraphs(
-                    ours.model, runner.pool, 16, 1300, lambda run: run, runner.visual_pool if runner.crosses else ()
-                )
+                runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 1300, lambda run: run, runner.cross_kv)
                 runner.graphs.prepare()
             mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
             assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)

@@ -8,7 +8,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 
+from opsin_kernels.activations import activated
 from opsin_plugins.blocks.fusions.scatter import ScatterFusion
+from opsin_plugins.blocks.lora import Lora, Run
 from opsin_plugins.blocks.tower import Tower
 from opsin_plugins.conformance.kit import CHECKS, Result, check_architecture, named, run
 from opsin_plugins.families.architectures.llava import Llava
@@ -17,7 +19,7 @@ from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
 from opsin_plugins.families.encoders.clip import Clip
 from opsin_plugins.families.positions import line
 from opsin_plugins.loading.registry import GROUPS, Registry
-from opsin_plugins.spec import Architecture, Concat, Expanded, Ignore, ImageBudget, Rename
+from opsin_plugins.spec import Architecture, Concat, Expanded, Ignore, ImageBudget, LinearShape, Rename
 from support import tiny
 
 BUILT_IN = sorted(
@@ -234,8 +236,8 @@ def test_queries_and_keys_that_are_swapped_differ_from_transformers(monkeypatch:
 
 @pytest.mark.usefixtures("quick")
 def test_a_picture_that_leaks_into_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaking(self, pixels, pictures, slot=None):
-        features = Tower.forward(self, pixels, pictures, slot)
+    def leaking(self, pixels, pictures, lora=None):
+        features = Tower.forward(self, pixels, pictures, lora)
         return features + 1e-3 * features.mean(0)
 
     monkeypatch.setattr("opsin_plugins.blocks.tower.Tower.__call__", leaking, raising=False)
@@ -264,6 +266,89 @@ def test_a_weight_that_nothing_uses_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ScatterFusion, "on_embeddings", detached)
     found = verdicts(check_architecture("llava", Llava(), Registry()))
     assert "no gradient reaches 45 weights: vision.class_token" in found["gradients"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("place", "dropping", "named_"),
+    [
+        (
+            "opsin_plugins.blocks.tower.Tower.__call__",
+            lambda self, pixels, pictures, lora=None: Tower.forward(self, pixels, pictures, None),
+            "no adapter reaches vision.layers.0.attention.qkv, vision.layers.0.attention.out, ",
+        ),
+        (
+            "opsin_plugins.blocks.layers.PlainMLP.forward",
+            lambda self, x, lora: self.down(activated(self.up(x, lora), self.activation)),
+            "no adapter reaches vision.layers.0.mlp.down, vision.layers.1.mlp.down, projector.mlp.down: ",
+        ),
+        (
+            "opsin_plugins.blocks.lora.Lora.resized",
+            lambda self, counts: Lora(self.slots, tuple(Run(r.slot, n) for r, n in zip(self.runs[::-1], counts))),  # noqa: B905
+            "with adapters and with merged weights differ by",
+        ),
+    ],
+)
+def test_a_linear_that_no_adapter_reaches_is_named(
+    monkeypatch: pytest.MonkeyPatch, place: str, dropping: Callable[..., object], named_: str
+) -> None:
+    monkeypatch.setattr(place, dropping, raising=False)
+    found = verdicts(check_architecture("qwen2_vl", Qwen2VL(), Registry()))
+    assert found["packed batch"].startswith("ok"), "without adapters nothing is wrong"
+    assert found["adapters"].startswith("FAILED")
+    assert named_ in found["adapters"]
+
+
+class ListsTooMuch(Clip):
+    def linears(self, spec):
+        return {**spec.linears(), "layers.7.attention.qkv": LinearShape(32, (32, 32, 32))}
+
+
+class ListsOtherShapes(Clip):
+    def linears(self, spec):
+        return {**spec.linears(), "layers.0.attention.qkv": LinearShape(32, (96,))}
+
+
+class ListsTooLittle(Clip):
+    def linears(self, spec):
+        return {name: shape for name, shape in spec.linears().items() if "mlp" not in name}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        (
+            ListsTooMuch,
+            "vision.layers.7.attention.qkv is listed (see VisionEncoder.linears), but the model has no such",
+        ),
+        (ListsOtherShapes, "the shape of vision.layers.0.attention.qkv: "),
+        (ListsTooLittle, "no linear (vision.layers."),
+    ],
+)
+def test_linears_that_are_listed_wrongly_are_named(
+    monkeypatch: pytest.MonkeyPatch, encoder: type[Clip], said: str
+) -> None:
+    registry = Registry()
+    monkeypatch.setattr(registry, "encoder", lambda name: encoder())
+    found = verdicts(check_architecture("llava", Llava(), registry))
+    assert found["linears"].startswith("FAILED")
+    assert said in found["linears"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_stages_that_are_not_the_forward_pass_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = Tower.stages
+    monkeypatch.setattr(Tower, "stages", lambda self, *given: [s for s in stages(self, *given) if s.name != "layers.1"])
+    found = verdicts(check_architecture("qwen2_vl", Qwen2VL(), Registry()))
+    assert "visual tokens in stages and at once differ by" in found["stages"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_tower_without_stages_is_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Tower, "stages")
+    found = verdicts(check_architecture("qwen2_vl", Qwen2VL(), Registry()))
+    assert found["stages"].startswith("ok")
 
 
 @pytest.mark.usefixtures("quick")

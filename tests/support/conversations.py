@@ -50,7 +50,8 @@ def encoded(encoder: PromptEncoder, conversation: Conversation) -> oracle.Prompt
     prompt = encoder.encode(to_prompt(request, None), list(conversation.images))
     sizes = [image.shape[:2] for image in conversation.images]
     made = Expanded(prompt.ids, prompt.spans, prompt.visible)
-    return oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, sizes)
+    rope = encoder.spec.decoder.rope
+    return oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, rope, sizes)
 
 
 def fitting(encoder: PromptEncoder) -> dict[str, Conversation]:

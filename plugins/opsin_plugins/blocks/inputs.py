@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.cross_attention import CrossRun, CrossRuns
+from opsin_kernels.transfer import on_device
 from opsin_plugins.blocks.fusion import CrossInputs
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.rope import frequencies
@@ -157,8 +158,8 @@ def cross_inputs(
     every = len(rows) == row
     return CrossInputs(
         CrossRuns(runs),
-        rows=None if every else torch.tensor(rows, device=device),
-        before=torch.tensor(before, device=device) if any(before) else None,
+        rows=None if every else on_device(rows, torch.int64, device),
+        before=on_device(before, torch.bool, device) if any(before) else None,
         lora=lora if lora is None or every else lora.resized(counts),
     )
 

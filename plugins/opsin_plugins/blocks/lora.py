@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.lora import add_lora, add_lora_slots
+from opsin_kernels.transfer import on_device
 from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors, LinearSlots
 
 BASE = 0  # the slot of rows that have no adapter
@@ -110,5 +111,5 @@ class Lora:
         if rows is None:
             assert self.runs is not None
             numbers = [run.slot for run in self.runs for _ in range(run.rows)]
-            rows = torch.tensor(numbers, device=self.slots.device)
+            rows = on_device(numbers, torch.int64, self.slots.device)
         return rows[:, None] == self.slots.numbers

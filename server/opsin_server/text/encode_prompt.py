@@ -55,7 +55,7 @@ class PromptEncoder:
         self.template = read_chat_template(files, architecture, self.tokenizer.names)
         self.ends = answer_ends(spec, self.tokenizer, self.template)
         self._architecture = architecture
-        self._spec = spec
+        self.spec = spec
         self.vocabulary = spec.decoder.vocab  # tokens that can be drawn
         self._conversation = ConversationEncoder(self.tokenizer, self.template, opens=spec.vision is not None)
         self._check_template()
@@ -65,12 +65,12 @@ class PromptEncoder:
         """What can be refused before any image is fetched."""
         parts = image_parts(messages)
         if parts and not self.takes_images:
-            why = "has no vision" if self._spec.vision is None else "has a chat template without images"
+            why = "has no vision" if self.spec.vision is None else "has a chat template without images"
             raise BadRequest(f"this model {why}: it takes text only", param=parts[0].param)
-        image = self._spec.image
+        image = self.spec.image
         for part in parts:
             if part.demanded and image is not None and not image.resizable:
-                raise BadRequest(f"max_pixels: {self._spec.family} gives every image one size", param=part.param)
+                raise BadRequest(f"max_pixels: {self.spec.family} gives every image one size", param=part.param)
 
     def text_ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
         """The rendered conversation, each image one placeholder. Raises BadRequest.
@@ -91,8 +91,8 @@ class PromptEncoder:
         ids = self.text_ids(messages, continue_final)
         items = tuple(self._item(part, image) for part, image in zip(parts, images, strict=True))
         try:
-            expanded = self._architecture.expand(ids, items, self._spec, self.tokenizer.encode)
-            positions, delta = self._architecture.positions(expanded, items, self._spec)
+            expanded = self._architecture.expand(ids, items, self.spec, self.tokenizer.encode)
+            positions, delta = self._architecture.positions(expanded, items, self.spec)
         except SpecError as error:
             raise BadRequest(str(error), param=parts[0].param if parts else "messages") from error
         self._check_ids(expanded)
@@ -100,18 +100,18 @@ class PromptEncoder:
 
     def _item(self, part: ImagePart, image: U8) -> VisualItem:
         try:
-            (item,) = self._architecture.preprocess([image], self._spec, part.budget)
+            (item,) = self._architecture.preprocess([image], self.spec, part.budget)
         except SpecError as error:
             raise BadRequest(str(error), param=part.param) from error
-        return replace(item, digest=image_digest(image, self._spec, part.budget))
+        return replace(item, digest=image_digest(image, self.spec, part.budget))
 
     def _check_ids(self, expanded: Expanded) -> None:
         if len(expanded.ids) == 0:
             raise BadRequest("the conversation renders to an empty prompt", param="messages")
-        if (largest := int(np.max(expanded.ids))) >= self._spec.decoder.embeddings:
+        if (largest := int(np.max(expanded.ids))) >= self.spec.decoder.embeddings:
             what = f"token {largest} ({self.tokenizer.token_text(largest)!r})"
             raise BadRequest(
-                f"{what} is outside of the model's {self._spec.decoder.embeddings} embeddings", param="messages"
+                f"{what} is outside of the model's {self.spec.decoder.embeddings} embeddings", param="messages"
             )
 
     def _check_template(self) -> None:

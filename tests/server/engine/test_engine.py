@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,6 +249,17 @@ def test_what_must_not_reach_the_model_is_refused(pair, change: dict[str, object
     with pytest.raises(SpecError, match=said):
         bad(engine, ours, **change)
     assert not engine.busy
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_language_model_keeps_nothing_of_pictures(family: str, tmp_path: Path) -> None:
+    theirs = tiny.FAMILIES[family].make()
+    ours = oracle.saved(theirs, tmp_path)
+    engine = engines.make_engine(ours, encoder_blocks=0)
+    asked = Asked([5, 6, 7, 8], count=9)
+    expected = oracle.their_tokens(theirs, ours, oracle.prompt(ours, asked.ids, []), asked.count)
+    assert tokens(engines.ask(engine, ours, [asked])) == [expected]
+    assert engine.stats().encoder_bytes == 0
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opsin_kernels.cross_attention import CrossRuns
 from opsin_kernels.layout import Bounds, Layout
+from opsin_kernels.transfer import moved
 from opsin_plugins.blocks.adapter_slots import AdapterSlots
 from opsin_plugins.blocks.decoder import KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs
@@ -92,7 +93,7 @@ class DecodeGraphs:
         self._buffers.fill(batch, size)
         if batch.carried is not None:
             assert drawn is not None
-            rows, places = (x.to(drawn.device, non_blocking=True) for x in batch.carried)
+            rows, places = (moved(x, drawn.device) for x in batch.carried)
             self._buffers.ids[rows] = drawn[places]
         if cross is not None and self._cross is not None:
             self._cross.fill(cross, size)
@@ -139,53 +140,36 @@ class DecodeGraphs:
 
 class Buffers:
     """A step's numbers at addresses that never change, for the largest batch; smaller ones use their front. All but the
-    block table, which most steps leave as it is, are moved in one copy."""
+    block table, which most steps leave as it is, are moved in one copy. On the host there are two of each: while the
+    numbers of one step may still be on their way, those of the next are written."""
 
     def __init__(self, model: Model, size: int, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         axes = max(1, len(model.spec.decoder.rope.sections))
         count = (3 + axes) * size + -(-size // 2)  # the lengths are 32 bit
-        self._host = torch.zeros(count, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._staging = [Staging(count, size, device) for _ in range(2)]
         self._device = torch.zeros(count, dtype=torch.int64, device=device)
-        self._rows, self._host_lengths = self._split(self._host, size)
-        rows, self.lengths = self._split(self._device, size)
+        rows, self.lengths = split_numbers(self._device, size)
         self.ids, self.slots, self.adapters, self.positions = rows[0], rows[1], rows[2], rows[3:]
         self.table = torch.zeros((size, blocks), dtype=torch.int32, device=device)
         self._last_table: Tensor | None = None
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
         self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
         self.logits = torch.zeros((size, model.spec.decoder.vocab), dtype=dtype, device=device)
         self.empty()
 
-    @staticmethod
-    def _split(flat: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Ids, KV indexes, adapter slots and the axes' positions I64 [3 + A, size]; lengths I32 [size]."""
-        wide = len(flat) - -(-size // 2)
-        return flat[:wide].view(-1, size), flat[wide:].view(torch.int32)[:size]
-
     def empty(self) -> None:
         """Every row reads and writes nothing."""
-        self._host_lengths.zero_()
-        self._rows[1].fill_(-1)
-        self._device.copy_(self._host)
+        self._device.zero_()
+        self.slots.fill_(-1)
 
     def fill(self, batch: Batch, size: int) -> None:
         """batch: on the host."""
-        if self._copied is not None:
-            self._copied.synchronize()  # (at once, unless the step before failed with its copy still waiting)
-        count, layout = len(batch.chunks), batch.layout
-        assert layout.block_table is not None
-        self._rows[:3, :count] = batch.numbers
-        self._rows[3:, :count] = batch.positions
-        self._host_lengths[:count] = torch.tensor(layout.kv_lengths, dtype=torch.int32)
-        self._rows[1, count:size] = -1
-        self._rows[2, count:size] = 0
-        self._host_lengths[count:size] = 0
-        self._device.copy_(self._host, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
-        table = layout.block_table
+        self._staging.reverse()
+        self._staging[0].write(batch, size)
+        self._staging[0].copy_to(self._device)
+        table = batch.layout.block_table
+        assert table is not None
         if self._last_table is None or not torch.equal(table, self._last_table):
-            self.table[:count, : table.shape[1]].copy_(table)
+            self.table[: len(table), : table.shape[1]].copy_(moved(table, self.table.device))
             self._last_table = table
 
     def lora(self, adapters: AdapterSlots, size: int) -> Lora:
@@ -195,10 +179,43 @@ class Buffers:
     def views(
         self, size: int, context: int, lora: Lora | None, cross: CrossInputs | None
     ) -> tuple[Tensor, ModelInputs]:
-        layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size])
         bounds = Bounds(self.starts[: size + 1], self.lengths[:size], self.table[:size], 1, context)
-        layout.launches = [(slice(0, size), bounds)]
+        given = [(slice(0, size), bounds)]
+        layout = Layout([1] * size, [context] * size, self.table[:size], self.slots[:size], given)
         return self.ids[:size], ModelInputs(self.positions[:, :size], layout, lora, cross)
+
+
+class Staging:
+    """The host's side of a step's numbers, in memory that a GPU copies from by itself."""
+
+    def __init__(self, count: int, size: int, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self._flat = torch.zeros(count, dtype=torch.int64, pin_memory=on_gpu)
+        self._rows, self._lengths = split_numbers(self._flat, size)
+        self._copied = torch.cuda.Event() if on_gpu else None
+
+    def write(self, batch: Batch, size: int) -> None:
+        """Rows that fill a batch up to its size read nothing, write nothing and have no adapter."""
+        if self._copied is not None:
+            self._copied.synchronize()  # (two steps ago: at once, unless that failed with its copy still waiting)
+        count = len(batch.chunks)
+        self._rows[:3, :count] = batch.numbers
+        self._rows[3:, :count] = batch.positions
+        self._lengths[:count] = torch.tensor(batch.layout.kv_lengths, dtype=torch.int32)
+        self._rows[1, count:size] = -1
+        self._rows[2, count:size] = 0
+        self._lengths[count:size] = 0
+
+    def copy_to(self, device: Tensor) -> None:
+        device.copy_(self._flat, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+
+def split_numbers(flat: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Ids, KV indexes, adapter slots and the axes' positions I64 [3 + A, size]; lengths I32 [size]."""
+    wide = len(flat) - -(-size // 2)
+    return flat[:wide].view(-1, size), flat[wide:].view(torch.int32)[:size]
 
 
 class CrossBuffers:
@@ -223,9 +240,8 @@ class CrossBuffers:
     def views(self, size: int) -> CrossInputs:
         """Called within the recorded step: which rows see anything is found anew each time."""
         lengths = self.lengths[:size]
-        runs = CrossRuns(())
-        runs.bounds = Bounds(self.starts[: size + 1], lengths, self.table[:size], 1, self.table.shape[1])
-        return CrossInputs(runs, sees=lengths > 0, pool=self.pool)
+        bounds = Bounds(self.starts[: size + 1], lengths, self.table[:size], 1, self.table.shape[1])
+        return CrossInputs(CrossRuns((), bounds), sees=lengths > 0, pool=self.pool)
 
 
 def batch_sizes(largest: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.layout import Layout
+from opsin_kernels.transfer import moved, on_device
 from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
 from opsin_plugins.blocks.decoder import KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs, Visual
@@ -97,16 +99,16 @@ class Runner:
         pixels = np.concatenate([sequence.pixels[item] for sequence, item in images])
         entries = [sequence.items[item] for sequence, item in images]
         orders = [sequence.arrange[item] for sequence, item in images]
-        arrange = [None if o is None else torch.from_numpy(o).to(self.device, torch.int64) for o in orders]
-        lora = self._lora([(sequence.adapter_slot, 0) for sequence, _ in images])
-        found = self.model.encode(torch.from_numpy(pixels).to(self.device), entries, arrange, lora)
+        arrange = [None if o is None else moved(torch.from_numpy(o).long(), self.device) for o in orders]
+        lora = self._lora((sequence.adapter_slot, 0) for sequence, _ in images)
+        found = self.model.encode(moved(torch.from_numpy(pixels), self.device), entries, arrange, lora)
         for (sequence, item), tokens in zip(images, found, strict=True):
             key = sequence.visual_keys[item]
             self.cache.fill(key, self._keep(key, tokens, self._lora([(sequence.adapter_slot, len(tokens))])))
 
     def _keep(self, key: bytes, tokens: Tensor, lora: Lora | None) -> Tensor:
         """Writes what is kept of a picture into its blocks; returns where, I64 [tokens]."""
-        size, blocks = self.cache.block_size, torch.tensor(self.cache.blocks(key), device=self.device)
+        size, blocks = self.cache.block_size, on_device(self.cache.blocks(key), torch.int64, self.device)
         slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: len(tokens)]
         kept = [tokens]
         if self.cross_kv:
@@ -118,15 +120,15 @@ class Runner:
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [M, vocab] of the rows that draw a token, valid until the next step."""
-        lora = self._lora([(chunk.sequence.adapter_slot, chunk.length) for chunk in batch.chunks])
+        lora = self._lora((chunk.sequence.adapter_slot, chunk.length) for chunk in batch.chunks)
         cross = self._cross_inputs(batch, lora) if self.cross_kv else None
         if self.graphs is not None and self.graphs.can_replay(batch, cross):
             return self.graphs.run(batch, cross, self.drawn)
-        numbers = batch.numbers.to(self.device)
+        numbers = moved(batch.numbers, self.device)
         ids, inputs = numbers[0], self._inputs(batch, numbers, lora, cross)
         if batch.carried is not None:
             assert self.drawn is not None
-            rows, places = (x.to(self.device) for x in batch.carried)
+            rows, places = (moved(x, self.device) for x in batch.carried)
             ids[rows] = self.drawn[places]
         states = self.model(ids, inputs, self.pool, self._visual(batch))
         return self.model.logits(states, inputs.output_lora)
@@ -138,20 +140,21 @@ class Runner:
         if decoder.rope.ntk_from:
             frequencies = rotary_frequencies(batch.chunks, decoder.rope, decoder.head_dim)
         return ModelInputs(
-            positions=batch.positions.to(self.device),
-            layout=Layout(host.query_lengths, host.kv_lengths, host.block_table.to(self.device), numbers[1]),
+            positions=moved(batch.positions, self.device),
+            layout=Layout(host.query_lengths, host.kv_lengths, moved(host.block_table, self.device), numbers[1]),
             lora=lora,
             cross=cross,
-            frequencies=None if frequencies is None else frequencies.to(self.device),
-            wanted=None if batch.wanted is None else batch.wanted.to(self.device),
+            frequencies=None if frequencies is None else moved(frequencies, self.device),
+            wanted=None if batch.wanted is None else moved(batch.wanted, self.device),
             lora_of_wanted=None if lora is None else lora.resized([int(chunk.samples) for chunk in batch.chunks]),
         )
 
-    def _lora(self, rows: list[tuple[int, int]]) -> Lora | None:
+    def _lora(self, rows: Iterable[tuple[int, int]]) -> Lora | None:
         """rows: adapter slot and number of rows of each sequence or picture. None: all are the base model's."""
-        if self.adapters is None or not any(slot for slot, _ in rows):
+        if self.adapters is None:
             return None
-        return Lora(self.adapters, tuple(Run(slot, count) for slot, count in rows))
+        runs = tuple(Run(slot, count) for slot, count in rows)
+        return Lora(self.adapters, runs) if any(run.slot for run in runs) else None
 
     def _visual(self, batch: Batch) -> Visual | None:
         """The visual tokens that the batch's rows are overwritten with."""
@@ -161,7 +164,7 @@ class Runner:
         for place in batch.visual:
             key = batch.chunks[place.part].sequence.visual_keys[place.item]
             slots.append(self.cache[key][place.first : place.first + len(place.rows)])
-        rows = torch.cat([place.rows for place in batch.visual]).to(self.device)
+        rows = moved(torch.cat([place.rows for place in batch.visual]), self.device)
         return Visual(self.visual_pool[0].index_select(0, torch.cat(slots)), rows)
 
     def _cross_inputs(self, batch: Batch, lora: Lora | None) -> CrossInputs | None:
@@ -175,4 +178,5 @@ class Runner:
 
     def encoder_bytes(self) -> int:
         """What the pictures that are kept take."""
-        return self.cache.used * self.cache.block_size * sum(pool[0].nbytes for pool in self.visual_pool)
+        pool = sum(layer.nbytes for layer in self.visual_pool)
+        return pool // max(1, self.cache.total) * self.cache.used
