@@ -84,6 +84,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of admission
         self.preemptions = 0
+        self._size = blocks.block_size
         self.pace = EncodePace(limits.max_encode_patches)
 
     def add(self, sequence: Sequence) -> None:
@@ -122,7 +123,10 @@ class Scheduler:
         prompts: list[Sequence] = []
         for sequence in self.running:
             (decodes if sequence.remaining == 1 else prompts).append(sequence)
-        for sequence in (*decodes, *prompts):
+        for sequence in decodes:
+            if budget and self._goes_on(sequence):
+                budget -= self._decode(plan, sequence) or self._continue(plan, sequence, budget)
+        for sequence in prompts:
             if budget and self._goes_on(sequence):
                 budget -= self._continue(plan, sequence, budget)
         self._admit_waiting(plan, budget, preempted)
@@ -190,13 +194,19 @@ class Scheduler:
                 self.remove(sequence)
                 committed.append(Committed(sequence, row, -1, "error"))
                 continue
-            self.blocks.publish(sequence, chunk.start, chunk.stop)
-            for need in sequence.encoder_inputs:
-                if need.stop is not None and need.stop <= chunk.stop:
-                    self.encoder.unpin(sequence.visual_keys[need.item], sequence.request_id)
+            if chunk.start // self._size != chunk.stop // self._size:
+                self.blocks.publish(sequence, chunk.start, chunk.stop)
+            if chunk.start < sequence.needs_images_until:
+                self._unpin_computed(sequence, chunk.stop)
             if token is not None:
                 committed.append(self._append(sequence, row, token))
         return committed
+
+    def _unpin_computed(self, sequence: Sequence, stop: int) -> None:
+        """Pictures of which no row from `stop` on needs anything."""
+        for need in sequence.encoder_inputs:
+            if need.stop is not None and need.stop <= stop:
+                self.encoder.unpin(sequence.visual_keys[need.item], sequence.request_id)
 
     def fail(self, plan: Plan) -> list[Sequence]:
         """Ends the sequences of a step that could not be computed; returns those that had not finished before."""
@@ -257,6 +267,14 @@ class Scheduler:
 
     def _may_admit(self, passed: int, budget: int) -> bool:
         return passed < len(self.waiting) and budget > 0 and len(self.running) < self.limits.max_sequences
+
+    def _decode(self, plan: Plan, sequence: Sequence) -> int:
+        """The common case of `_continue`, in a fifth of its time: one token, that needs neither a picture nor a block.
+        0: it is not that."""
+        if sequence.computed < sequence.needs_images_until or len(sequence.blocks) <= sequence.computed // self._size:
+            return 0
+        plan.chunks.append(Chunk(sequence, sequence.computed, 1, samples=True))
+        return 1
 
     def _continue(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were asked for
     arrived: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None  # from arrival to the first step
+    needs_images_until: int = field(init=False)  # no row from here on needs any
 
     @classmethod
     def from_submit(cls, message: Submit, arrays: Arrays, rope: RopeSpec) -> Sequence:
@@ -104,6 +106,10 @@ class Sequence:
             arrange=[next(arranged) if item.arranged else None for item in message.items],
             stretch=stretch,
         )
+
+    def __post_init__(self) -> None:
+        stops = [need.stop for need in self.encoder_inputs]
+        self.needs_images_until = sys.maxsize if None in stops else max((s for s in stops if s is not None), default=0)
 
     @property
     def length(self) -> int:
