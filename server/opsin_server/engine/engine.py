@@ -80,6 +80,11 @@ class Engine:
         waits = self._only_loads and self.loader is not None and not self.loader.has_results
         return (bool(self.sequences) and not waits) or self._launched is not None
 
+    def close(self) -> None:
+        """Ends what runs beside the steps."""
+        if self.loader is not None:
+            self.loader.close()
+
     def submit(self, message: Submit, arrays: Arrays) -> None:
         """Raises SpecError for a prompt that must not reach the model; nothing of it is kept then."""
         self._check(message, arrays)

@@ -71,6 +71,7 @@ def main() -> None:
         door.send(Failed(readable(str(error))))
         door.close()
         sys.exit(1)
+    engine.close()
     door.close()
 
 

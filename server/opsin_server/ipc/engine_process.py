@@ -28,6 +28,7 @@ from opsin_server.ipc.messages import (
 )
 from opsin_server.ipc.private_folder import bind_privately
 
+WORKER = ("-m", "opsin_server.engine.worker")  # what Python runs, with the door's address behind it
 LAST_PRINT_SECONDS = 0.5
 LAST_MESSAGE_SECONDS = 0.05
 
@@ -110,8 +111,7 @@ async def _spawn(address: str, config: EngineConfig) -> asyncio.subprocess.Proce
     to this process, so that a terminal, a log or a reader that fails is this process's care alone."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "opsin_server.engine.worker",
+        *WORKER,
         address,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -15,14 +15,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from opsin_plugins.blocks.adapter_slots import Factors
 from opsin_server.config import EngineConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError, EngineFailed, Unavailable
 from opsin_server.ipc.client import EngineClient
-from opsin_server.ipc.messages import Arrays, Cancel, Item, Sampling, Submit, Unreadable, unpack_from_engine
+from opsin_server.ipc.messages import AdapterRef, Arrays, Cancel, Item, Sampling, Submit, Unreadable, unpack_from_engine
 from opsin_server.ipc.restart_policy import RestartPolicy
 from opsin_server.ipc.stream import Stream
 from opsin_server.ipc.submit_frames import WrongFrames
+from support import adapters, oracle
 
 IDS = np.arange(10, 30, dtype=np.int32)
 POSITIONS = np.broadcast_to(np.arange(20, dtype=np.int32), (3, 20))
@@ -50,9 +52,11 @@ async def tokens(stream: Stream) -> list[int]:
     return [token async for output in stream for token in output.ids]
 
 
-def with_engine(body: Callable[[EngineClient], Awaitable[None]], policy: RestartPolicy | None = None) -> None:
+def with_engine(
+    body: Callable[[EngineClient], Awaitable[None]], policy: RestartPolicy | None = None, **options: int
+) -> None:
     async def main() -> None:
-        client = EngineClient(EngineConfig(model=str(MODEL)), policy=policy)
+        client = EngineClient(EngineConfig(model=str(MODEL), **options), policy=policy)
         await client.start()
         try:
             await client.wait_ready()
@@ -102,6 +106,69 @@ def test_a_killed_engine_fails_its_streams_and_is_started_again() -> None:
         assert await tokens(submit(client, "again", 12)) == alone
 
     with_engine(body)
+
+
+@pytest.fixture
+def strong() -> Iterator[AdapterRef]:
+    """An adapter that changes the answer."""
+    weak = adapters.random(oracle.load(MODEL), 4, 0)
+    made = {name: [f and Factors(f.a, 8 * f.b) for f in given] for name, given in weak.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        yield adapters.write(Path(folder) / "a.safetensors", made)
+
+
+def test_an_engine_that_was_started_again_finds_an_adapter_by_itself(strong: AdapterRef) -> None:
+    """A Submit names it by digest and path; nothing is told before, or again."""
+
+    async def body(client: EngineClient) -> None:
+        def ask(name: str, adapter: AdapterRef | None) -> Stream:
+            message = msgspec.structs.replace(request(name, 12), adapter=adapter)
+            return client.submit(message, Arrays(IDS, POSITIONS, ()))
+
+        base, adapted = await asyncio.gather(tokens(ask("a", None)), tokens(ask("b", strong)))
+        assert base != adapted
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGKILL)
+        while client.state == "ready":
+            await asyncio.sleep(0.01)
+        await client.wait_ready()
+        assert await tokens(ask("c", strong)) == adapted
+        with pytest.raises(EngineFailed, match=r"the adapter cannot be loaded: .*No such file"):
+            await tokens(ask("d", AdapterRef(bytes(32), "/nowhere")))
+        assert await tokens(ask("e", None)) == base
+
+    with_engine(body, adapter_slots=1)
+
+
+def test_an_engine_whose_steps_fail_again_and_again_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request failed, and readiness said 200: now the third failure in a row ends the process."""
+    monkeypatch.setattr("opsin_server.ipc.engine_process.WORKER", ("-c", BROKEN_WORKER))
+
+    async def body(client: EngineClient) -> None:
+        for number in range(2):
+            with pytest.raises(EngineFailed, match="could not compute this request"):
+                await tokens(submit(client, str(number), 4))
+            assert client.state == "ready"
+        with pytest.raises(EngineFailed):
+            await tokens(submit(client, "last", 4))
+        while client.state == "ready":
+            await asyncio.sleep(0.01)
+        await client.wait_ready()
+        assert client.restarts == 1
+
+    with_engine(body)
+
+
+BROKEN_WORKER = """
+from opsin_server.engine import worker
+from opsin_server.engine.running.runner import Runner
+
+def broken(self, batch):
+    raise RuntimeError("no step can be computed")
+
+Runner.run = broken
+worker.main()
+"""
 
 
 def test_one_that_dies_while_it_loads_again_and_again_is_given_up() -> None:
