@@ -6,9 +6,9 @@
     python bench/engine.py --tiny               small models, also on a CPU, to show that the script works
 
 Published configurations with random weights go through the server's own engine: scheduler, batch, model, sampler. A
-step ends when its tokens are on the host. Each batch is filled once; then steps are timed as they are captured, and
-launched anew (eager). The floor of a step is what the device's measured copy and product rates allow for the bytes and
-operations that it cannot do without.
+step ends when its tokens are on the host. Each batch is filled once; then steps are timed as they are captured,
+launched anew (eager), and captured but each waited for before the next is launched. The floor of a step is what the
+device's measured copy and product rates allow for the bytes and operations that it cannot do without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from gpu_plan import DECODE, EDGE, TEXT, decode_row, made_row, prefill_row, shallow_row
+from gpu_plan import DECODE, EDGE, FORMS, TEXT, StepForm, decode_row, made_row, prefill_row, shallow_row
 from random_model import RandomModel, Size
 from stage import Given, given
 
@@ -55,7 +55,7 @@ class Decoding:
         length = len(made.request(text, edges, 1, GREEDY)[1].ids)
         # Those whose prompts are taken in first answer meanwhile; none may be done before the last step is timed.
         filling = 2 * -(-batch * length // made.batch_tokens) + batch
-        count = filling + 2 * steps + 2
+        count = filling + len(FORMS) * (steps + 1) + 2
         self.engine = made.engine(batch, length + count + 1, captured=True)
         for _ in range(batch):
             self.engine.submit(*made.request(text, edges, count, GREEDY))
@@ -91,17 +91,20 @@ class Decoding:
                 del self._graphs.run
         runner.graphs = self._graphs
 
-    def timed(self, steps: int, captured: bool) -> tuple[list[float], dict[str, float]]:
+    def timed(self, steps: int, form: StepForm) -> tuple[list[float], dict[str, float]]:
         """Milliseconds of each step, and of its parts on the host in the mean."""
+        if self.engine.run_ahead != form.ahead:
+            self.engine.run_ahead = form.ahead
+            stepped(self.engine)  # one step gives the tokens of two, or of none
         took, before = [], self.engine.stats().seconds
-        with self.launching(captured) as replayed:
+        with self.launching(form.captured) as replayed:
             for _ in range(steps):
                 began = time.perf_counter()
                 outputs = stepped(self.engine)
                 took.append(1e3 * (time.perf_counter() - began))
                 if len(outputs) != self.batch or any(len(o.ids) != 1 for o in outputs):
                     raise Wrong(f"a step gave {len(outputs)} of {self.batch} tokens")
-        if len(replayed) != (steps if captured else 0):
+        if len(replayed) != (steps if form.captured else 0):
             raise Wrong(f"{len(replayed)} of {steps} steps were captured ones")
         seconds = {k.removeprefix("decode."): v for k, v in self.engine.stats().seconds.items()}
         parts = {k: 1e3 * (v - before.get(f"decode.{k}", 0.0)) / steps for k, v in seconds.items() if "." not in k}
@@ -109,13 +112,13 @@ class Decoding:
 
 
 def decode(run: Given, made: RandomModel, batch: int) -> None:
-    """Both rows of a batch size."""
+    """All rows of a batch size."""
     plan, tiny = DECODE[made.name], run.device.tiny
     steps, warm = (3, 1) if tiny else (STEPS, WARM)
     text, edge, actual = plan.text, plan.edge, batch
     if tiny:
         text, edge, actual = 20, 64 if plan.edge else 0, 1 + plan.batches.index(batch)
-    names = {decode_row(made.name, batch, captured): captured for captured in (True, False)}
+    names = {decode_row(made.name, batch, form): form for form in FORMS}
     decoding: Decoding | None = None
     for name in run.rows.todo(names):
         with run.rows.row(name, seconds=45) as values:
@@ -176,7 +179,7 @@ def make(run: Given, name: str, size: Size, row: str) -> RandomModel | None:
 
 
 def model_rows(run: Given, name: str) -> None:
-    wanted = [prefill_row(name), *(decode_row(name, b, r) for b in DECODE[name].batches for r in (True, False))]
+    wanted = [prefill_row(name), *(decode_row(name, b, form) for b in DECODE[name].batches for form in FORMS)]
     if not run.rows.todo([made_row(name), *wanted]):
         return
     made = make(run, name, "tiny" if run.device.tiny else "whole", made_row(name))

@@ -35,8 +35,24 @@ CHECKED = (QWEN_2B, LLAMA)  # small forms are compared with the definitions
 LINEAR_ROWS = (1, 8, 32, 128, 2048)
 
 
-def decode_row(model: str, batch: int, captured: bool) -> str:
-    return f"{model} decode, batch {batch}, {'captured' if captured else 'eager'}"
+@dataclass(frozen=True)
+class StepForm:
+    """How decode steps are run. ahead: whether each is launched before the results of the one before are read."""
+
+    name: str
+    captured: bool
+    ahead: bool
+
+
+FORMS = (
+    StepForm("captured", captured=True, ahead=True),
+    StepForm("eager", captured=False, ahead=True),
+    StepForm("captured, waited for", captured=True, ahead=False),
+)
+
+
+def decode_row(model: str, batch: int, form: StepForm = FORMS[0]) -> str:
+    return f"{model} decode, batch {batch}, {form.name}"
 
 
 def prefill_row(model: str) -> str:
@@ -65,7 +81,7 @@ TESTS, SERVED, TILES = "all kernel tests", "a request to the server", "tiles of 
 
 def model_rows(model: str) -> tuple[str, ...]:
     """In the order in which they are measured."""
-    steps = [decode_row(model, batch, captured) for batch in DECODE[model].batches for captured in (True, False)]
+    steps = [decode_row(model, batch, form) for batch in DECODE[model].batches for form in FORMS]
     return (made_row(model), prefill_row(model), *steps)
 
 

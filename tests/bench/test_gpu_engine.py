@@ -16,7 +16,7 @@ import rows
 import torch
 from device import Device
 from engine import Decoding, Wrong
-from gpu_plan import CEILINGS, QWEN_2B, decode_row, model_rows
+from gpu_plan import CEILINGS, FORMS, QWEN_2B, StepForm, decode_row, model_rows
 from random_model import RandomModel
 from stage import Given
 
@@ -25,18 +25,23 @@ from opsin_server.ipc.messages import Sampling
 BENCH = Path(engine.__file__).parent
 
 
+CAPTURED, EAGER = FORMS[:2]
+
+
 @pytest.fixture(scope="module")
 def made() -> RandomModel:
     return RandomModel(QWEN_2B, torch.device("cpu"), torch.float32, "tiny")
 
 
-@pytest.mark.parametrize("captured", [True, False])
-def test_every_sequence_decodes_in_every_timed_step(made: RandomModel, captured: bool) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_every_sequence_decodes_in_every_timed_step(made: RandomModel, form: StepForm) -> None:
     """Prompts are taken in over many steps, in which the first ones answer already; none may be done meanwhile."""
     decoding = Decoding(made, batch=5, text=60, edge=0, steps=4)
     generated = [s.generated for s in decoding.engine.sequences.values()]
     assert max(generated) - min(generated) >= 2
-    took, parts = decoding.timed(4, captured)
+    ahead = decoding.engine.stats().steps_ahead
+    took, parts = decoding.timed(4, form)
+    assert (decoding.engine.stats().steps_ahead - ahead >= 4) is form.ahead
     assert len(took) == 4
     assert len(decoding.engine.sequences) == 5
     assert [s.generated for s in decoding.engine.sequences.values()] == [n + 4 for n in generated]
@@ -51,7 +56,7 @@ def test_a_step_that_fails_is_a_failed_row_and_no_fast_one(made: RandomModel, mo
 
     monkeypatch.setattr(decoding.engine.runner, "run", broken)
     with pytest.raises(Wrong, match="a step failed: the engine could not compute"):
-        decoding.timed(4, captured=False)
+        decoding.timed(4, EAGER)
 
 
 def test_a_row_after_a_failed_one_has_an_engine_of_its_own(
@@ -60,24 +65,24 @@ def test_a_row_after_a_failed_one_has_an_engine_of_its_own(
     run = Given(argparse.Namespace(), Device(tiny=True), rows.Rows(tmp_path / "rows.jsonl", "x"), time.time() + 60)
     timed, calls = Decoding.timed, []
 
-    def first_fails(self: Decoding, steps: int, captured: bool) -> object:
+    def first_fails(self: Decoding, steps: int, form: StepForm) -> object:
         calls.append(self)
         if len(calls) == 1:
             self.engine.cancel(next(iter(self.engine.sequences)))
-        return timed(self, steps, captured)
+        return timed(self, steps, form)
 
     monkeypatch.setattr(Decoding, "timed", first_fails)
     engine.decode(run, made, 8)
     lines = rows.read(run.rows.path)
-    assert list(rows.failures(lines)) == [decode_row(QWEN_2B, 8, captured=True)]
-    assert list(rows.succeeded(lines)) == [decode_row(QWEN_2B, 8, captured=False)]
+    assert list(rows.failures(lines)) == [decode_row(QWEN_2B, 8, CAPTURED)]
+    assert list(rows.succeeded(lines)) == [decode_row(QWEN_2B, 8, form) for form in FORMS[1:]]
 
 
 def test_a_batch_that_shrinks_is_no_measurement(made: RandomModel) -> None:
     decoding = Decoding(made, batch=2, text=9, edge=0, steps=4)
     decoding.engine.cancel(next(iter(decoding.engine.sequences)))
     with pytest.raises(Wrong, match="a step gave 1 of 2 tokens"):
-        decoding.timed(4, captured=True)
+        decoding.timed(4, CAPTURED)
 
 
 def test_steps_that_were_launched_anew_are_not_called_captured(made: RandomModel) -> None:
@@ -85,10 +90,10 @@ def test_steps_that_were_launched_anew_are_not_called_captured(made: RandomModel
     assert decoding._graphs is not None
     decoding._graphs.can_replay = lambda batch, memory: False  # type: ignore[method-assign]
     with pytest.raises(Wrong, match="0 of 4 steps were captured ones"):
-        decoding.timed(4, captured=True)
+        decoding.timed(4, CAPTURED)
     decoding._graphs = None
     with pytest.raises(Wrong, match="could not be captured"):
-        decoding.timed(4, captured=True)
+        decoding.timed(4, CAPTURED)
 
 
 def test_a_step_cannot_be_faster_than_its_bytes_or_its_operations(made: RandomModel) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gpu_plan
 import pytest
-from gpu_plan import FIRST, LIMITS, LLAMA, PLANS, QWEN_2B, QWEN_7B, SECOND, decode_row, prefill_row
+from gpu_plan import FIRST, FORMS, LIMITS, LLAMA, PLANS, QWEN_2B, QWEN_7B, SECOND, decode_row, prefill_row
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED = {QWEN_2B: (1, 8, 32, 128), QWEN_7B: (1, 32), LLAMA: (1, 8)}
@@ -23,15 +23,15 @@ def rows(stages: tuple[gpu_plan.Stage, ...]) -> list[str]:
 
 @pytest.mark.parametrize("model", WANTED)
 def test_decode_steps_of_every_size_are_planned_recorded_and_eager(model: str) -> None:
-    wanted = [decode_row(model, batch, captured) for batch in WANTED[model] for captured in (True, False)]
+    wanted = [decode_row(model, batch, form) for batch in WANTED[model] for form in FORMS]
     assert set(wanted) <= set(rows(FIRST))
     assert [row for row in rows(FIRST) if row in wanted] == wanted, "the smallest batch first, captured before eager"
 
 
 def test_correctness_comes_first_then_ceilings_then_steps() -> None:
     order = rows(FIRST)
-    wanted = [gpu_plan.TESTS, gpu_plan.COPY, gpu_plan.PRODUCT, prefill_row(QWEN_2B), decode_row(QWEN_2B, 1, True)]
-    places = [order.index(row) for row in [*wanted, decode_row(QWEN_7B, 1, True), decode_row(LLAMA, 1, True)]]
+    wanted = [gpu_plan.TESTS, gpu_plan.COPY, gpu_plan.PRODUCT, prefill_row(QWEN_2B), decode_row(QWEN_2B, 1)]
+    places = [order.index(row) for row in [*wanted, decode_row(QWEN_7B, 1), decode_row(LLAMA, 1)]]
     assert places == sorted(places)
     assert len(order) == len(set(order)), "a row has one name"
 
