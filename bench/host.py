@@ -22,7 +22,8 @@ from opsin_plugins.spec import RopeSpec
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
+from opsin_server.engine.scheduling.plan import Limits
+from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.ipc.messages import Arrays, Outputs, Sampling, Submit, pack
 
 SIZES = (1, 8, 64, 256)

@@ -18,7 +18,8 @@ from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.runner import Runner
 from opsin_server.engine.running.sampler import DrawnTokens, draw, needs_tokens, sampling_inputs
 from opsin_server.engine.running.stopwatch import Stopwatch
-from opsin_server.engine.scheduling.scheduler import Committed, Plan, Scheduler
+from opsin_server.engine.scheduling.plan import Committed, Plan
+from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import check_items, check_spans, check_visible_images
 from opsin_server.ipc.messages import Arrays, Logprobs, Output, Stats, Submit
@@ -210,7 +211,7 @@ class Engine:
             drawn = [] if step.drawn is None else step.drawn.read()
             if step.encoding is not None:
                 patches = sum(sequence.items[item].shape[0] for sequence, item in step.plan.encode)
-                self.scheduler.pace.observe(patches, step.encoding.seconds())
+                self.scheduler.images.pace.observe(patches, step.encoding.seconds())
         except Exception as error:
             return self._fail(step.plan, error)
         clock = self._lap(f"{step.kind}.sample", clock)

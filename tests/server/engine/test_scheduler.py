@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from opsin_plugins.spec import Span
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.plan import Chunk, Limits, Plan
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
-from opsin_server.engine.scheduling.scheduler import Chunk, Limits, Plan, Scheduler
+from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, visual_keys
 from opsin_server.ipc.messages import AdapterRef, Item, Sampling
 

@@ -18,7 +18,7 @@ from opsin_plugins.blocks.inputs import (
     token_ids,
     visual_places,
 )
-from opsin_server.engine.scheduling.scheduler import Chunk, Plan
+from opsin_server.engine.scheduling.plan import Chunk, Plan
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opsin_kernels.penalties import DeviceAdjustments, LogitAdjustments, penalized
 from opsin_kernels.sampling import SamplingRow, log_probabilities, sample, settings_of
-from opsin_server.engine.scheduling.scheduler import Chunk
+from opsin_server.engine.scheduling.plan import Chunk
 from opsin_server.ipc.messages import Logprobs
 
 MASK = 2**64 - 1

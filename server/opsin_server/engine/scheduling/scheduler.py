@@ -11,63 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opsin_server.engine.scheduling.encode_pace import EncodePace
-from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation
+from opsin_server.engine.scheduling.encoder_cache import EncoderCache
+from opsin_server.engine.scheduling.image_planner import ImagePlanner
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
-from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, SequenceStatus, visual_keys
+from opsin_server.engine.scheduling.plan import Chunk, Committed, Limits, Plan
+from opsin_server.engine.scheduling.resident_adapters import ResidentAdapters
+from opsin_server.engine.scheduling.sequence import Sequence, SequenceStatus, visual_keys
 from opsin_server.ipc.messages import AdapterRef
-
-
-@dataclass(frozen=True)
-class Limits:
-    max_sequences: int
-    max_context: int  # tokens of a prompt and its answer
-    max_batch_tokens: int
-    max_encode_patches: int  # a step, beyond the first image, however fast they are encoded
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Tokens start … start + length of a sequence. samples: its last row draws the next token."""
-
-    sequence: Sequence
-    start: int
-    length: int
-    samples: bool
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length
-
-    @property
-    def draw(self) -> int:
-        """Which token of the answer a chunk that samples draws, from 0 on."""
-        return self.stop - self.sequence.prompt_length
-
-
-@dataclass(slots=True)
-class Plan:
-    """chunks: those of one row first. encode: (sequence, item index) of images whose visual tokens must be computed.
-    place: adapters that must be put into their slots first, by digest."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    encode: list[tuple[Sequence, int]] = field(default_factory=list)
-    place: dict[bytes, tuple[int, LoadedAdapter[Any]]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Committed:
-    """A token that a step drew as number `row`. finish: "stop" (the token is an end), "length", "error" (there is no
-    token: the logits were no numbers), or None: the answer goes on."""
-
-    sequence: Sequence
-    row: int
-    token: int
-    finish: Literal["stop", "length", "error"] | None
 
 
 class Scheduler:
@@ -85,7 +38,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in the order of admission
         self.preemptions = 0
         self._size = blocks.block_size
-        self.pace = EncodePace(limits.max_encode_patches)
+        self.images = ImagePlanner(encoder, EncodePace(limits.max_encode_patches))
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -132,7 +85,7 @@ class Scheduler:
         self._admit_waiting(plan, budget, preempted)
         plan.chunks = [c for c in plan.chunks if c.sequence.blocks]  # (a later one may have preempted it)
         plan.chunks.sort(key=lambda chunk: chunk.length != 1)
-        plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self._needed_elsewhere(plan, s, i)]
+        plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self.images.needed_elsewhere(plan, s, i)]
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.stop
             chunk.sequence.pending += chunk.samples
@@ -197,16 +150,10 @@ class Scheduler:
             if chunk.start // self._size != chunk.stop // self._size:
                 self.blocks.publish(sequence, chunk.start, chunk.stop)
             if chunk.start < sequence.needs_images_until:
-                self._unpin_computed(sequence, chunk.stop)
+                self.images.unpin_computed(sequence, chunk.stop)
             if token is not None:
                 committed.append(self._append(sequence, row, token))
         return committed
-
-    def _unpin_computed(self, sequence: Sequence, stop: int) -> None:
-        """Pictures of which no row from `stop` on needs anything."""
-        for need in sequence.encoder_inputs:
-            if need.stop is not None and need.stop <= stop:
-                self.encoder.unpin(sequence.visual_keys[need.item], sequence.request_id)
 
     def fail(self, plan: Plan) -> list[Sequence]:
         """Ends the sequences of a step that could not be computed; returns those that had not finished before."""
@@ -277,29 +224,21 @@ class Scheduler:
         return 1
 
     def _continue(self, plan: Plan, sequence: Sequence, budget: int) -> int:
-        length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
-        while not length and self.encoder.pinned_during_decode and self._waits_for_room(plan, sequence):
+        length = self.images.cut(plan, sequence, min(sequence.remaining, budget))
+        while not length and self.encoder.pinned_during_decode and self.images.waits_for_room(plan, sequence):
             # What it waits for is held by answers that may be long, or that wait for it in turn.
             if self._preempt(self.running[-1]) is sequence:
                 return 0
-            length = self._cut_at_images(plan, sequence, min(sequence.remaining, budget))
+            length = self.images.cut(plan, sequence, min(sequence.remaining, budget))
         while length and not self.blocks.grow(sequence, sequence.computed + length):
             if self._preempt(self.running[-1]) is sequence:
                 return 0
         return self._chunk(plan, sequence, length)
 
-    def _waits_for_room(self, plan: Plan, sequence: Sequence) -> bool:
-        """Whether it is the store that has no room, and not this step that has no time to encode more."""
-        row = sequence.computed
-        missing = (n for n in sequence.encoder_inputs if n.touches(row, row + 1))
-        return any(
-            sequence.visual_keys[n.item] not in self.encoder and not self._too_much(plan, sequence, n) for n in missing
-        )
-
     def _admit(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         self.blocks.adopt_prefix(sequence)
         length = min(sequence.remaining, budget)
-        length = self._cut_at_images(plan, sequence, length) if self._can_finish_prompt(sequence) else 0
+        length = self.images.cut(plan, sequence, length) if self._can_finish_prompt(sequence) else 0
         if not length:
             self._give_back(sequence)
             return 0
@@ -340,41 +279,3 @@ class Scheduler:
         self.encoder.unpin_all(sequence.request_id)
         if sequence.adapter is not None:
             self.adapters.unpin(sequence.adapter, sequence.request_id)
-
-    def _cut_at_images(self, plan: Plan, sequence: Sequence, length: int) -> int:
-        """The visual tokens of every image that the chunk needs must be there or computed in this step; the chunk ends
-        before the first image for which there is no room."""
-        row = sequence.computed
-        for need in sequence.encoder_inputs:
-            if not need.touches(row, row + length):
-                continue
-            key, tokens = sequence.visual_keys[need.item], sequence.items[need.item].tokens
-            if key not in self.encoder and self._too_much(plan, sequence, need):
-                return max(0, need.start - row)
-            reserved = self.encoder.reserve(key, tokens, sequence.request_id)
-            if reserved is Reservation.FULL:
-                return max(0, need.start - row)
-            if reserved is Reservation.RESERVED:
-                plan.encode.append((sequence, need.item))
-        return length
-
-    def _too_much(self, plan: Plan, sequence: Sequence, need: EncoderInput) -> bool:
-        """Whether an image must wait for another step. Not when all that is encoded in this one are images without
-        which this sequence's next row cannot be computed: they would be too much in every step."""
-        encoded = sum(s.items[item].shape[0] for s, item in plan.encode)
-        if not plan.encode or encoded + sequence.items[need.item].shape[0] <= self.pace.patches:
-            return False
-        alone = all(s is sequence for s, _ in plan.encode)
-        return not (alone and need.touches(sequence.computed, sequence.computed + 1))
-
-    def _needed_elsewhere(self, plan: Plan, sequence: Sequence, item: int) -> bool:
-        """Of a sequence that was preempted after its image was planned: does another chunk of this step need it?"""
-        key = sequence.visual_keys[item]
-        for chunk in plan.chunks:
-            for need in chunk.sequence.encoder_inputs:
-                touched = need.touches(chunk.start, chunk.stop)
-                if touched and chunk.sequence.visual_keys[need.item] == key:
-                    return True
-        if key in self.encoder:
-            self.encoder.drop(key)
-        return False

@@ -19,8 +19,9 @@ from opsin_server.engine.running.cuda_graphs import DecodeGraphs, GraphCapture
 from opsin_server.engine.running.runner import Runner, make_pool, make_visual_pool
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
+from opsin_server.engine.scheduling.plan import Limits
 from opsin_server.engine.scheduling.resident_adapters import ResidentAdapters
-from opsin_server.engine.scheduling.scheduler import Limits, Scheduler
+from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 
 log = logging.getLogger("opsin.engine")

@@ -1,0 +1,57 @@
+"""What a step computes, and what came of it. No torch, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter
+from opsin_server.engine.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_sequences: int
+    max_context: int  # tokens of a prompt and its answer
+    max_batch_tokens: int
+    max_encode_patches: int  # a step, beyond the first image, however fast they are encoded
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Tokens start … start + length of a sequence. samples: its last row draws the next token."""
+
+    sequence: Sequence
+    start: int
+    length: int
+    samples: bool
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+    @property
+    def draw(self) -> int:
+        """Which token of the answer a chunk that samples draws, from 0 on."""
+        return self.stop - self.sequence.prompt_length
+
+
+@dataclass(slots=True)
+class Plan:
+    """chunks: those of one row first. encode: (sequence, item index) of images whose visual tokens must be computed.
+    place: adapters that must be put into their slots first, by digest."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    encode: list[tuple[Sequence, int]] = field(default_factory=list)
+    place: dict[bytes, tuple[int, LoadedAdapter[Any]]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Committed:
+    """A token that a step drew as number `row`. finish: "stop" (the token is an end), "length", "error" (there is no
+    token: the logits were no numbers), or None: the answer goes on."""
+
+    sequence: Sequence
+    row: int
+    token: int
+    finish: Literal["stop", "length", "error"] | None
