@@ -25,8 +25,12 @@ def dequantize_rows(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Ten
 
 
 def int8_linear(x: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
-    """x [M, K], Q I8 [N, K], scale F32 [N] -> [M, N]."""
-    return F.linear(x, quantized.to(x.dtype)) * scale.to(x.dtype)
+    """x [M, K], Q I8 [N, K], scale F32 [N] -> [M, N]. In float16 the weight is scaled first: a sum of codes up to 127
+    overflows where the sum that is meant does not."""
+    weight, scale = quantized.to(x.dtype), scale.to(x.dtype)
+    if x.dtype == torch.float16:
+        return F.linear(x, weight * scale[:, None])
+    return F.linear(x, weight) * scale
 
 
 def int8_input_gradient(gradient: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:

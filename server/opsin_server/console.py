@@ -158,7 +158,7 @@ def digest_row(console: Console, directory: Path, *, computed: bool) -> tuple[st
 def _verdict(said: Estimate) -> str:
     if said.refusal:
         return f"does not fit: {said.refusal}"
-    images = f", {said.images:,} of the largest images at once" if said.image_tokens else ""
+    images = f", {said.images or 'not one'} of the largest images at once" if said.image_tokens else ""
     shorter = "" if said.context == said.max_positions else f" of the model's {said.max_positions:,}"
     return f"serves: context {said.context:,}{shorter}{images}"
 

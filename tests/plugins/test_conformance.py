@@ -11,6 +11,7 @@ import pytest
 from opsin_kernels.activations import activated
 from opsin_plugins.blocks.fusions.scatter import ScatterFusion
 from opsin_plugins.blocks.lora import Lora, Run
+from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.blocks.tower import Tower
 from opsin_plugins.conformance.kit import CHECKS, Result, check_architecture, named, run
 from opsin_plugins.families.architectures.llava import Llava
@@ -320,7 +321,7 @@ class ListsTooLittle(Clip):
     [
         (
             ListsTooMuch,
-            "vision.layers.7.attention.qkv is listed (see VisionEncoder.linears), but the model has no such",
+            "vision.layers.7.attention.qkv is listed (by `linears` of encoder, projector or fusion), and",
         ),
         (ListsOtherShapes, "the shape of vision.layers.0.attention.qkv: "),
         (ListsTooLittle, "no linear (vision.layers."),
@@ -342,6 +343,32 @@ def test_stages_that_are_not_the_forward_pass_are_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(Tower, "stages", lambda self, *given: [s for s in stages(self, *given) if s.name != "layers.1"])
     found = verdicts(check_architecture("qwen2_vl", Qwen2VL(), Registry()))
     assert "visual tokens in stages and at once differ by" in found["stages"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_stages_that_drop_the_adapters_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = Tower.stages
+    monkeypatch.setattr(Tower, "stages", lambda self, pictures, lora=None: stages(self, pictures, None))
+    found = verdicts(check_architecture("qwen2_vl", Qwen2VL(), Registry()))
+    assert found["adapters"].startswith("ok")
+    assert "visual tokens in stages and at once with adapters differ by" in found["stages"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (Stage("one", ("pixels",), ("x",), lambda pixels: (pixels,)), "stage 'projector' takes 'features', which no"),
+        (
+            Stage("one", ("pixels",), ("features",), lambda pixels: pixels),
+            "stage 'one' must return a tuple of 1: features",
+        ),
+    ],
+)
+def test_a_stage_that_breaks_its_word_is_named(monkeypatch: pytest.MonkeyPatch, stage: Stage, said: str) -> None:
+    monkeypatch.setattr(Tower, "stages", lambda self, pictures, lora=None: [stage])
+    found = verdicts(check_architecture("qwen2_vl", Qwen2VL(), Registry()))
+    assert said in found["stages"]
 
 
 @pytest.mark.usefixtures("quick")

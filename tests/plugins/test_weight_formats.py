@@ -31,6 +31,21 @@ def test_product_and_gradient_are_those_of_the_weight_that_is_meant(form: str, i
     assert (meant - weight).abs().max() <= steps[form] * weight.abs().max()
 
 
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_a_sum_that_fits_16_bit_is_not_lost_on_the_way(form: str) -> None:
+    """Codes up to 127 times a large activation do not fit, though what they mean does."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(4, 2048) * 0.02, torch.zeros(1, 2048)
+    weight[:, 0], x[0, 0] = 0.09, 800.0
+    held = FORMATS[form](2048, 4)
+    held.fill(0, weight)
+    meant = held.dequantized().clone()
+    held = held.half() if form != "int8" else held
+    out = held.matmul(x.half())
+    assert out.dtype == torch.float16
+    assert torch.allclose(out.float(), x @ meant.T, rtol=0.01)
+
+
 @given(st.integers(1, 5), st.sampled_from([32, 64, 128]), st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
 def test_four_bits_a_group_are_rounded_to_the_nearest_code(rows: int, group: int, seed: int) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from opsin_plugins.spec import SpecError
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -24,8 +26,14 @@ class Stage:
 
 
 def run_stages(stages: Iterable[Stage], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors by name, the given and the made. Raises KeyError when a stage takes what nothing has given."""
+    """All tensors by name, the given and the made. Raises SpecError for a stage that takes what nothing has given, or
+    does not give what it says."""
     found = dict(tensors)
     for stage in stages:
-        found.update(zip(stage.gives, stage.run(*(found[name] for name in stage.takes)), strict=True))
+        if missing := [name for name in stage.takes if name not in found]:
+            raise SpecError(f"stage {stage.name!r} takes {missing[0]!r}, which no stage before it gives")
+        made = stage.run(*(found[name] for name in stage.takes))
+        if not isinstance(made, tuple) or len(made) != len(stage.gives):
+            raise SpecError(f"stage {stage.name!r} must return a tuple of {len(stage.gives)}: {', '.join(stage.gives)}")
+        found.update(zip(stage.gives, made, strict=True))
     return found

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from opsin_kernels.int4_linear import (
     GROUPS,
@@ -106,6 +107,7 @@ class _FrozenMatmul(torch.autograd.Function):
         return weight.product(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.weight.input_gradient(gradient), None  # type: ignore[attr-defined]
 

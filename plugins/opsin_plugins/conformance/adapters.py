@@ -32,7 +32,7 @@ def linears(subject: Subject) -> str:
         if name == HEAD and subject.spec.decoder.tied:
             continue
         if name not in built:
-            raise Failed(f"{name} is listed (see VisionEncoder.linears), but the model has no such linear")
+            raise Failed(f"{name} is listed (by `linears` of encoder, projector or fusion), and the model has none")
         module = built[name]
         same(f"the shape of {name}", (module.inputs, module.segments), (shape.inputs, shape.segments))
     targets = LoraTargets(subject.rules, subject.linears, subject.architecture.lora_groups(subject.spec))

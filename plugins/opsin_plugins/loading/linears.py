@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from opsin_plugins.loading.registry import Registry
-from opsin_plugins.spec import LinearShape, ModelSpec
+from opsin_plugins.loading.registry import PluginError, Registry
+from opsin_plugins.spec import FusionStrategy, Linears, LinearShape, ModelSpec, VisionEncoder
 from opsin_plugins.spec.linears import under
 
 # Layers of cross-attention ask what is kept of a picture; only their keys and values are part of it.
@@ -21,11 +22,22 @@ def linears_of(spec: ModelSpec, registry: Registry) -> dict[str, LinearShape]:
     assert spec.projector is not None
     assert spec.fusion is not None
     encoder, fusion = registry.encoder(spec.encoder), registry.fusion(spec.fusion)
-    own = getattr(encoder, "linears", None)
-    found |= under("vision", spec.vision.linears() if own is None else own(spec.vision))
+    found |= under("vision", _listed(encoder, spec.vision, spec.vision.linears()))
     found |= under("projector", spec.projector.linears())
-    of_fusion = getattr(fusion, "linears", None)
-    return found if of_fusion is None else found | under("fusion", of_fusion(spec))
+    return found | under("fusion", _listed(fusion, spec, {}))
+
+
+def _listed(plugin: VisionEncoder | FusionStrategy, spec: object, otherwise: Linears) -> Linears:
+    """What a plugin lists, if it does."""
+    own = getattr(plugin, "linears", None)
+    if own is None:
+        return otherwise
+    found = own(spec)
+    if not isinstance(found, Mapping) or not all(isinstance(shape, LinearShape) for shape in found.values()):
+        raise PluginError(
+            f"{plugin.name!r}: linears gives a {type(found).__name__}, and not a LinearShape for each name"
+        )
+    return found
 
 
 def shapes_pictures(name: str) -> bool:

@@ -21,11 +21,12 @@ from opsin_server.engine.running.stopwatch import Stopwatch
 from opsin_server.engine.scheduling.plan import Committed, Plan
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
-from opsin_server.engine.validation import check_items, check_spans, check_visible_images
+from opsin_server.engine.validation import check_items, check_sampling, check_spans, check_visible_images
 from opsin_server.ipc.messages import Arrays, Logprobs, Output, Stats, Submit
 
 log = logging.getLogger("opsin.engine")
 
+MOST_POSITIONS = 2**31 - 1
 MAX_FAILURES = 3  # steps in a row: one request that fails by itself is not the engine's fault
 
 
@@ -77,9 +78,10 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step may do something now. When all that is left waits for adapters, whoever drives the engine can
-        wait as well, for messages and for `loader`."""
-        waits = self._only_loads and self.loader is not None and not self.loader.has_results
-        return (bool(self.sequences) and not waits) or self._launched is not None
+        wait as well, for messages and for `loader`. What it has read must be taken in any case, whoever wanted it."""
+        if self._launched is not None or (self.loader is not None and self.loader.has_results):
+            return True
+        return bool(self.sequences) and not self._only_loads
 
     def close(self) -> None:
         """Ends what runs beside the steps."""
@@ -99,6 +101,7 @@ class Engine:
         sequence = self.sequences.pop(request_id, None)
         if sequence is not None:
             self.scheduler.remove(sequence)
+            self._only_loads = False  # (others may go on with what it held)
 
     @torch.no_grad()
     def step(self) -> list[Output]:
@@ -114,10 +117,12 @@ class Engine:
         launched, failed = self._launch(plan, started)
         outputs += self._commit_launched()
         self._launched = launched
-        self._only_loads = launched is None and self.scheduler.adapters.loading
         if not self.run_ahead or needs_tokens(plan.chunks):
             outputs += self._commit_launched()
-        return outputs + failed
+        outputs += failed
+        # Nothing was there to be done, and nothing has ended that made room for others.
+        self._only_loads = plan.empty and not outputs and self.scheduler.adapters.loading
+        return outputs
 
     def _take_adapters(self) -> list[Output]:
         """Adapters that have been read since the last step, and those that must be read next."""
@@ -267,6 +272,9 @@ class Engine:
             raise SpecError("guided decoding is not served by this version")
         if message.adapter is not None and self.loader is None:
             raise SpecError("this engine has no slots for adapters")
+        if message.max_tokens < 1 or abs(message.delta) > MOST_POSITIONS:
+            raise SpecError(f"max_tokens {message.max_tokens} or delta {message.delta} is out of range")
+        check_sampling(message.sampling, decoder)
         check_items(message, arrays, self.runner.model, self.scheduler.encoder)
         check_spans(message, total)
         if self.runner.model.spec.cross is not None:

@@ -3,12 +3,32 @@ other. Raises SpecError."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from opsin_plugins.blocks.model import Model
-from opsin_plugins.spec import SpecError, TiledTowerSpec
+from opsin_plugins.spec import DecoderSpec, SpecError, TiledTowerSpec
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
-from opsin_server.ipc.messages import Arrays, Item, Submit
+from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit
+
+MOST_LOGPROBS = 20  # as OpenAI has it
+
+
+def check_sampling(sampling: Sampling, decoder: DecoderSpec) -> None:
+    """What would end a step for all that are in it, or draw from what is no distribution."""
+    bias = [value for _, value in sampling.logit_bias]
+    numbers = (
+        sampling.temperature, sampling.top_p, sampling.min_p, sampling.frequency_penalty, sampling.presence_penalty,
+        sampling.repetition_penalty, *bias,
+    )  # fmt: skip
+    if not all(map(math.isfinite, numbers)):
+        raise SpecError(f"a number of {sampling} is not finite")
+    if sampling.temperature < 0 or not 0 <= sampling.top_p <= 1 or not 0 <= sampling.min_p <= 1 or sampling.top_k < 0:
+        raise SpecError(f"{sampling} is no way to draw")
+    if sampling.repetition_penalty <= 0 or not -1 <= sampling.top_logprobs <= MOST_LOGPROBS:
+        raise SpecError(f"repetition_penalty {sampling.repetition_penalty}, top_logprobs {sampling.top_logprobs}")
+    if any(not 0 <= token < decoder.embeddings for token, _ in sampling.logit_bias):
+        raise SpecError(f"a token of logit_bias is not below the number of embeddings, {decoder.embeddings}")
 
 
 def check_items(message: Submit, arrays: Arrays, model: Model, cache: EncoderCache[Any]) -> None:

@@ -99,8 +99,8 @@ class EngineClient:
         if message.request_id in self._streams:
             raise ValueError(f"request {message.request_id} is already open")
         frames = frames_of(message, arrays)
+        self._process.send(message, frames)  # (first: what cannot be packed raises, and nothing of it is kept)
         stream = self._streams[message.request_id] = Stream(message.request_id, self._cancel)
-        self._process.send(message, frames)
         return stream
 
     async def stop(self) -> None:

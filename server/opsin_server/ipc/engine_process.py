@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ from opsin_server.ipc.private_folder import bind_privately
 WORKER = ("-m", "opsin_server.engine.worker")  # what Python runs, with the door's address behind it
 LAST_PRINT_SECONDS = 0.5
 LAST_MESSAGE_SECONDS = 0.05
+MESSAGES_AT_ONCE = 16
 
 Hear = Callable[[FromEngine, Sequence[bytes]], None]
 """Takes a message of the engine and its raw frames. Raises Unreadable for one that it does not expect."""
@@ -94,7 +96,9 @@ class EngineProcess:
 
     async def _listen(self) -> Unreadable:
         """Until something comes that is no message."""
-        while True:
+        for number in itertools.count():
+            if number % MESSAGES_AT_ONCE == 0:
+                await asyncio.sleep(0)  # (what has arrived is read without a pause: nothing else would run)
             parts = await self._socket.recv_multipart()
             try:
                 message, frames = unpack_from_engine(parts)
@@ -104,6 +108,7 @@ class EngineProcess:
                     self._hear(message, frames)
             except Unreadable as error:
                 return error
+        raise AssertionError("never")
 
 
 async def _spawn(address: str, config: EngineConfig) -> asyncio.subprocess.Process:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import select
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from opsin_plugins.loading.linears import linears_of
+from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import SpecError
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.running import adapter_loader
@@ -151,6 +158,61 @@ def test_nobody_waits_for_an_adapter_that_is_not_there_yet(case: Case, monkeypat
     assert said(engine) == waiting
 
 
+def test_a_load_that_nobody_waits_for_any_more_is_taken_all_the_same(case: Case) -> None:
+    """Otherwise whoever waits for the loader is woken for ever."""
+    engine = engine_of(case, slots=1)
+    assert engine.loader is not None
+    submit(engine, case, [1])
+    for name in list(engine.sequences):
+        engine.cancel(name)
+    while not engine.loader.has_results:
+        engine.step()
+        time.sleep(0.001)
+    assert engine.busy
+    engine.step()
+    assert not select.select([engine.loader], [], [], 0)[0]
+    assert not engine.busy
+    assert engine.scheduler.adapters.idle
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_needs_no_load_goes_on_when_another_has_ended(
+    case: Case, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    gate, read = threading.Event(), adapter_loader.read_adapter
+    monkeypatch.setattr(adapter_loader, "read_adapter", lambda *given: gate.wait(20) and read(*given))
+    engine = engine_of(case, slots=1, max_sequences=1)
+    run, calls = engine.runner.run, []
+
+    def first_fails(batch: object) -> object:
+        calls.append(batch)
+        if fails and len(calls) == 1:
+            raise RuntimeError("this step cannot be computed")
+        return run(batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.runner, "run", first_fails)
+    for name, number in (("a", 0), ("b", 0), ("c", 1)):
+        engines.submit(engine, case.ours, name, PROMPTS[1], adapter=case.refs[number])
+    found = engines.run(engine)
+    assert found["b"].tokens == case.expected[0][1]
+    assert (found["a"].finish == "error") is fails
+    gate.set()
+    assert said(engine) == {"c": case.expected[1][1]}
+
+
+def test_a_path_that_is_no_file_holds_nothing_up(case: Case, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    engine = engine_of(case, slots=2)
+    for name in ("pipe", "."):
+        ref = AdapterRef(name.encode() * 8, str(tmp_path / name))
+        engines.submit(engine, case.ours, name, PROMPTS[1], adapter=ref)
+    expected = submit(engine, case, [1])
+    found = answers(engine)
+    assert {name: found[name].tokens for name in expected} == expected
+    assert "pipe is no file" in (found["pipe"].error or "")
+    assert found["."].finish == "error"
+
+
 def test_an_adapter_that_cannot_be_loaded_ends_who_asks_for_it(case: Case, tmp_path: Path) -> None:
     assert case.refs[1] is not None
     data = bytearray(Path(case.refs[1].path).read_bytes())
@@ -173,6 +235,28 @@ def test_an_adapter_that_cannot_be_loaded_ends_who_asks_for_it(case: Case, tmp_p
         assert found[name].finish == "error"
         assert why in (found[name].error or "")
     assert engine.scheduler.adapters.idle
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: {k: v.int() for k, v in tensors.items()}, "torch.int32 and torch.int32 are not both floats"),
+        (lambda tensors: {k.replace(".0.", ".00."): v for k, v in tensors.items()}, "names no segment"),
+        (lambda tensors: {k.replace(".0.", ".\u0660."): v for k, v in tensors.items()}, "names no segment"),
+        (lambda tensors: {}, "it changes nothing"),
+        (lambda tensors: {k: v for k, v in tensors.items() if k.endswith("a")}, "there is no b"),
+        (lambda tensors: {**tensors, "other": tensors[min(tensors)].clone()}, "neither a nor b"),
+        (lambda tensors: {k: v / 0 for k, v in tensors.items()}, "not finite"),
+        (lambda tensors: {k: v[:0] for k, v in tensors.items()}, "rank 0"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(case: Case, tmp_path: Path, change: Any, why: str) -> None:
+    file = tmp_path / "changed.safetensors"
+    assert case.refs[1] is not None
+    save_file({k: v.contiguous() for k, v in change(load_file(case.refs[1].path)).items()}, file)
+    ref = AdapterRef(hashlib.sha256(file.read_bytes()).digest(), str(file))
+    with pytest.raises(SpecError, match=why):
+        adapter_loader.read_adapter(ref, linears_of(case.ours.spec, Registry()), 16, torch.float32)
 
 
 def test_an_engine_without_slots_takes_none(case: Case) -> None:

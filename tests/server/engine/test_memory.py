@@ -104,6 +104,11 @@ def test_what_is_kept_of_pictures_holds_the_largest(directory: Path) -> None:
     assert resolve(directory, free=2**27).memory["visual tokens"] < 2**27 // 10
 
 
+def test_what_leaves_no_room_is_told_with_all_numbers_and_what_helps(directory: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights 1,000, .*largest step .* too few. Less is needed with "):
+        resolve(directory, free=400_000)
+
+
 def test_small_pictures_take_no_more_than_was_set_aside(directory: Path) -> None:
     """Thousands of them, each in blocks of the pool: nothing is allocated for one."""
     ours = oracle.load(directory)
@@ -190,13 +195,10 @@ def test_weights_that_do_not_fit_are_refused_with_both_numbers(directory: Path) 
 def test_a_container_limit_counts_as_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    real = Path
-
-    def redirected(name: str) -> Path:
-        return tmp_path / real(name).name if "cgroup" in str(name) else real(name)
-
-    monkeypatch.setattr(device_, "Path", redirected)
+    monkeypatch.setattr(device_, "CGROUP", tmp_path)
     assert device_.free_bytes(CPU) == 600
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 250\n")
+    assert device_.free_bytes(CPU) == 850, "files that were read and are not needed go when memory is wanted"
 
 
 @pytest.mark.parametrize(

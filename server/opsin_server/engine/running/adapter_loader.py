@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from stat import S_ISREG
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +29,8 @@ from opsin_server.ipc.messages import AdapterRef
 
 log = logging.getLogger("opsin.engine")
 HEADER_BYTES = 2**24  # of a file, beside its tensors
+LEAVE_SECONDS = 1.0
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,12 @@ class AdapterLoader:
         return found
 
     def close(self) -> None:
+        """A file that is being read on a disk that hangs is not waited for."""
         self._wanted.put(None)
-        self._thread.join()
-        os.close(self._reader)
-        os.close(self._writer)
+        self._thread.join(LEAVE_SECONDS)
+        if not self._thread.is_alive():
+            os.close(self._reader)
+            os.close(self._writer)
 
     def _run(self) -> None:
         while (ref := self._wanted.get()) is not None:
@@ -84,8 +89,10 @@ class AdapterLoader:
     def _load(self, ref: AdapterRef) -> LoadResult:
         try:
             return LoadResult(ref, read_adapter(ref, self._linears, self._rank, self._dtype))
-        except (SpecError, OSError) as error:
+        except SpecError as error:
             return LoadResult(ref, None, str(error))
+        except OSError as error:
+            return LoadResult(ref, None, error.strerror or "it cannot be read")  # (a client must not learn the path)
         except Exception as error:  # nothing may end this thread: sequences would wait for ever
             log.exception("an adapter cannot be loaded")
             return LoadResult(ref, None, f"{type(error).__name__}: {error}")
@@ -94,11 +101,8 @@ class AdapterLoader:
 def read_adapter(ref: AdapterRef, linears: Linears, rank: int, dtype: torch.dtype) -> LoadedAdapter[AdapterWeights]:
     """Raises SpecError for a file that is not what the reference says or does not fit the model, OSError for one that
     cannot be read."""
-    path, largest = Path(ref.path), slot_bytes(linears, rank, 4) + HEADER_BYTES
-    with path.open("rb") as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise SpecError(f"{path.name} has more than {largest:,} bytes, which no adapter of rank {rank} needs")
+    path = Path(ref.path)
+    data = _bytes_of(path, slot_bytes(linears, rank, 4) + HEADER_BYTES, rank)
     if (digest := hashlib.sha256(data).digest()) != ref.digest:
         raise SpecError(f"{path.name} has digest {digest.hex()[:12]}, not {ref.digest.hex()[:12]}: it was changed")
     try:
@@ -110,6 +114,22 @@ def read_adapter(ref: AdapterRef, linears: Linears, rank: int, dtype: torch.dtyp
     return LoadedAdapter(weights, _changes_pictures(tensors))
 
 
+def _bytes_of(path: Path, largest: int, rank: int) -> bytes:
+    """Of an ordinary file. One that only waits to be written to would hold up every adapter behind it."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:
+        raise SpecError(f"its path cannot be one: {error}") from error
+    with os.fdopen(opened, "rb") as file:
+        stat = os.fstat(file.fileno())
+        if not S_ISREG(stat.st_mode):
+            raise SpecError(f"{path.name} is no file")
+        data = file.read(largest + 1) if stat.st_size <= largest else b""
+    if stat.st_size > largest or len(data) > largest:
+        raise SpecError(f"{path.name} has more than {largest:,} bytes, which no adapter of rank {rank} needs")
+    return data
+
+
 def _by_linear(tensors: Mapping[str, Tensor], linears: Linears, dtype: torch.dtype) -> AdapterWeights:
     found: dict[str, list[Factors | None]] = {}
     for key in tensors:
@@ -117,16 +137,20 @@ def _by_linear(tensors: Mapping[str, Tensor], linears: Linears, dtype: torch.dty
         if not rest and name:
             linear, _, segment = name.rpartition(".")
             shape = linears.get(linear)
-            if shape is None or not segment.isdecimal() or int(segment) >= len(shape.segments):
+            if shape is None or segment not in map(str, range(len(shape.segments))):
                 raise SpecError(f"{key!r} names no segment of a linear of this model")
             halves = tensors[key], tensors.get(f"{name}.b")
             if halves[1] is None:
                 raise SpecError(f"{name}: there is no b")
+            if any(half.dtype not in FLOATS for half in halves if half is not None):
+                raise SpecError(f"{name}: {halves[0].dtype} and {halves[1].dtype} are not both floats")
             found.setdefault(linear, [None] * len(shape.segments))[int(segment)] = Factors(
                 *(half.to(dtype) for half in halves)  # type: ignore[union-attr]
             )
     if 2 * sum(factors is not None for given in found.values() for factors in given) != len(tensors):
         raise SpecError("a tensor is neither a nor b of a segment")
+    if not found:
+        raise SpecError("it changes nothing")
     return found
 
 

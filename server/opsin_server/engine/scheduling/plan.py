@@ -45,6 +45,10 @@ class Plan:
     encode: list[tuple[Sequence, int]] = field(default_factory=list)
     place: dict[bytes, tuple[int, LoadedAdapter[Any]]] = field(default_factory=dict)
 
+    @property
+    def empty(self) -> bool:
+        return not (self.chunks or self.encode or self.place)
+
 
 @dataclass(slots=True)
 class Committed:

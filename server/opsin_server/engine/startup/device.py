@@ -9,6 +9,7 @@ import torch
 from opsin_plugins.spec import ModelFiles
 from opsin_server.errors import ConfigError
 
+CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -50,14 +51,24 @@ def _meminfo(field: str) -> int:
 
 def _cgroup_left() -> int:
     """A container's limit less what it uses. Kubernetes sets one far below the machine's memory."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for limit, used, stat, idle in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
     ):
         try:
-            maximum, current = Path(limit).read_text().strip(), Path(used).read_text().strip()
+            maximum, current = ((CGROUP / name).read_text().strip() for name in (limit, used))
         except OSError:
             continue
         if maximum.isdigit():
-            return max(0, int(maximum) - int(current))
+            return max(0, int(maximum) - int(current) + _counted(CGROUP / stat, idle))
     return 2**63
+
+
+def _counted(stat: Path, name: str) -> int:
+    """Of what is used, files that were read and not needed since: they go as soon as anybody wants the memory, and a
+    container that has just fetched its weights is full of them."""
+    try:
+        lines = dict(line.split() for line in stat.read_text().splitlines())
+        return int(lines.get(name, "0"))
+    except (OSError, ValueError):
+        return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ def estimate(
         resolved = _settled(inspected, config, device, free)
         needs = _needs(inspected, config, resolved.max_context)
     except ConfigError as error:
-        refusal = str(error) + _remedy(inspected, config, free)
+        refusal = str(error) + _remedy(inspected, config, device, free)
     largest = needs.largest
     kv = kv_bytes_per_token(spec.decoder, item)
     tokens = 0 if largest is None else largest.tokens
@@ -158,14 +158,18 @@ def _images_that_fit(spec: ModelSpec, resolved: ResolvedConfig | None, largest: 
     return (resolved.max_context - 2) // largest.tokens
 
 
-def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, free: int) -> str:
-    """Which flag would help weights that do not fit."""
+def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, device: torch.device, free: int) -> str:
+    """Whether --quantize would help weights that do not fit."""
     if inspected.weight_bytes <= free or config.quantize == "int8":
         return ""
     policy = WeightPolicy("int8")
     sketch = build_model(inspected.spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=policy)
     size = tensor_bytes(sketch)
-    verdict = "which fits" if size < free else f"still {size - free:,} too many"
+    try:
+        _settled(replace(inspected, weight_bytes=size), config, device, free)
+        verdict = "which fits"
+    except ConfigError:
+        verdict = f"still {size - free:,} too many" if size > free else "which leaves too little for the rest"
     return f". With --quantize int8 they need {size:,}: {verdict}"
 
 

@@ -3,6 +3,7 @@ later."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -91,32 +92,22 @@ def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free:
     if config.max_context is not None and config.max_context > spec.max_positions:
         raise ConfigError(f"--max-context {config.max_context}: this model was made for {spec.max_positions} positions")
     context = config.max_context or spec.max_positions
-    tokens, patches, encode = _batch_tokens(config, device), *_encode(model, device, free - model.weights)
+    tokens = _batch_tokens(config, device)
     encoder_blocks = _encoder_blocks(config, model, free - model.weights)
-    reserves = _fixed_reserves(config, model, device, tokens, context, encoder_blocks)
-    reserves["largest encode"] = encode
-    kv = _kv_bytes(config, model, device, free - sum(reserves.values()), context)
+    fixed = _fixed_reserves(config, model, device, tokens, context, encoder_blocks)
+    for images in _images_at_once(model, device, free - model.weights):
+        patches, encode = _encode(model, device, images)
+        reserves = fixed | {"largest encode": encode}
+        blocks = _kv_blocks(config, model, device, free - sum(reserves.values()), context)
+        if blocks * size >= context:
+            break
     per_block = kv_bytes_per_token(spec.decoder, model.dtype.itemsize) * size
-    blocks = kv // per_block
-    if blocks < 1:
-        raise ConfigError(f"{kv:,} bytes hold no KV block of {per_block:,} (--kv-memory)")
-    if config.max_context is not None and blocks * size < context:
-        raise ConfigError(
-            f"--max-context {context} needs {-(-context // size) * per_block:,} bytes of KV memory; there are {kv:,} "
-            "(--kv-memory)"
-        )
-    reserves["keys and values"] = blocks * per_block
+    reserves["keys and values"] = max(1, blocks) * per_block
     if device.type == "cpu":
         reserves["largest step"] += gathered_bytes(spec.decoder, min(blocks * size, config.max_sequences * context))
-    ledger = MemoryLedger(
-        free, tuple(Reserve(name, count) for name, count in reserves.items() if count), blocks, encoder_blocks, size
-    )
-    if ledger.slack < 0:
-        parts = ", ".join(f"{reserve.name} {reserve.bytes:,}" for reserve in ledger.reserves)
-        raise ConfigError(
-            f"{parts} are {ledger.reserved:,} bytes; {free:,} are free on {device.type}: {-ledger.slack:,} too few "
-            "(see --kv-memory, --encoder-memory, --max-batch-tokens)"
-        )
+    named = tuple(Reserve(name, count) for name, count in reserves.items() if count)
+    ledger = MemoryLedger(free, named, blocks, encoder_blocks, size)
+    _check_room(config, ledger, device, context, per_block)
     return ResolvedConfig(
         device=device,
         dtype=model.dtype,
@@ -126,6 +117,25 @@ def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free:
         max_image_tokens=model.image_tokens,
         memory=ledger,
     )
+
+
+def _check_room(config: EngineConfig, ledger: MemoryLedger, device: torch.device, context: int, per_block: int) -> None:
+    """Raises ConfigError for what is asked for and is not there, with the numbers."""
+    if ledger.slack < 0:
+        parts = ", ".join(f"{reserve.name} {reserve.bytes:,}" for reserve in ledger.reserves)
+        raise ConfigError(
+            f"{parts} are {ledger.reserved:,} bytes; {ledger.free:,} are free on {device.type}: {-ledger.slack:,} too "
+            "few. Less is needed with a smaller --max-image-tokens, --max-sequences, --max-batch-tokens, --kv-memory, "
+            "--encoder-memory or --max-context, or with a --dtype of 16 bit"
+        )
+    kv = ledger.kv_blocks * per_block if config.kv_memory is None else config.kv_memory
+    if ledger.kv_blocks < 1:
+        raise ConfigError(f"{kv:,} bytes hold no KV block of {per_block:,} (--kv-memory)")
+    if config.max_context is not None and ledger.kv_blocks * ledger.block_size < context:
+        raise ConfigError(
+            f"--max-context {context} needs {-(-context // ledger.block_size) * per_block:,} bytes of KV memory; there "
+            f"are {kv:,} (--kv-memory)"
+        )
 
 
 def _batch_tokens(config: EngineConfig, device: torch.device) -> int:
@@ -138,15 +148,21 @@ def _batch_tokens(config: EngineConfig, device: torch.device) -> int:
     return tokens
 
 
-def _encode(model: ModelNeeds, device: torch.device, free: int) -> tuple[int, int]:
-    """Patches that a step encodes at most beyond its first image, and what encoding takes: of the largest image in any
-    case, and of several where they fit into a share of what is free."""
+def _images_at_once(model: ModelNeeds, device: torch.device, free: int) -> list[int]:
+    """How many of the largest images a step encodes together: as many as fit into a share of what is free; or one,
+    where more would shorten the context."""
+    if model.largest is None:
+        return [1]
+    one, patches = encode_bytes(model.spec, model.largest, model.dtype.itemsize), math.prod(model.largest.grid)
+    return [max(1, min(ENCODE_PATCHES[device.type] // patches, int(free * ENCODE_SHARE) // one)), 1]
+
+
+def _encode(model: ModelNeeds, device: torch.device, images: int) -> tuple[int, int]:
+    """Patches that a step encodes at most beyond its first image, and bytes that encoding takes meanwhile."""
     if model.largest is None:
         return ENCODE_PATCHES[device.type], 0
-    frames, rows, columns = model.largest.grid
-    one, patches = encode_bytes(model.spec, model.largest, model.dtype.itemsize), frames * rows * columns
-    several = max(1, min(ENCODE_PATCHES[device.type] // patches, int(free * ENCODE_SHARE) // one))
-    return min(ENCODE_PATCHES[device.type], several * patches), several * one
+    patches = min(ENCODE_PATCHES[device.type], images * math.prod(model.largest.grid))
+    return patches, images * encode_bytes(model.spec, model.largest, model.dtype.itemsize)
 
 
 def _fixed_reserves(
@@ -174,13 +190,13 @@ def _fixed_reserves(
     return found
 
 
-def _kv_bytes(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:
+def _kv_blocks(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:
     """left: bytes that no other reserve has."""
-    if config.kv_memory is not None:
-        return config.kv_memory
     per_block = kv_bytes_per_token(model.spec.decoder, model.dtype.itemsize) * config.block_size
-    wanted = config.max_sequences * -(-context // config.block_size) * per_block
-    return max(0, min(wanted, int(left * KV_SHARE[device.type]), KV_LIMIT[device.type]))
+    if config.kv_memory is not None:
+        return config.kv_memory // per_block
+    wanted = config.max_sequences * -(-context // config.block_size)
+    return max(0, min(wanted, int(min(left * KV_SHARE[device.type], KV_LIMIT[device.type])) // per_block))
 
 
 def _encoder_blocks(config: EngineConfig, model: ModelNeeds, free: int) -> int:
@@ -194,9 +210,10 @@ def _encoder_blocks(config: EngineConfig, model: ModelNeeds, free: int) -> int:
             return max(image, min(CROSS_IMAGES * image, int(free * CROSS_SHARE) // block))
         return max(image, min(ENCODER_BYTES, int(free * ENCODER_SHARE)) // block)
     if config.encoder_memory < image * block:
+        smaller = " (see --max-image-tokens)" if model.spec.image is not None and model.spec.image.resizable else ""
         raise ConfigError(
             f"--encoder-memory {config.encoder_memory:,} bytes do not hold the largest image, which takes "
-            f"{image * block:,} (see --max-image-tokens)"
+            f"{image * block:,}{smaller}"
         )
     return config.encoder_memory // block
 
