@@ -63,7 +63,7 @@ def test_a_model_that_serves(tmp_path: Path) -> None:
         "6,404 visual tokens, 200.1 MiB of keys and values",
         "  742.0 MiB  cross-attention keys and values",
         "  327.2 MiB  largest encode",
-        "serves: context 14,784 of the model's 131,072, 3 of the largest images at once",
+        "serves: context 12,928 of the model's 131,072, 3 of the largest images at once",
     ):
         assert said in found.output, found.output
 
@@ -94,7 +94,7 @@ def test_one_that_does_not_fit_and_the_flag_that_helps(tmp_path: Path) -> None:
     assert "does not fit: the weights need 16,582,757,092 bytes as bfloat16" in found.output
     assert "4,234,726,116 too few. With --quantize int8 they need 10,063,031,012: which fits" in found.output
     assert (
-        "serves: context 17,296 of the model's 32,768"
+        "serves: context 9,616 of the model's 32,768, 2 of"
         in check(directory, "--gpu", "12GiB", "--quantize", "int8").output
     )
     assert "still" in check(directory, "--gpu", "6GiB").output

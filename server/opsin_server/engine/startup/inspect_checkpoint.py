@@ -40,6 +40,7 @@ from opsin_server.engine.startup.memory_plan import (
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Estimate
 
+LEAST_IMAGE = 64  # visual tokens, below which no limit is made for want of memory
 LARGEST_SIDE = 4096  # pixels of the picture that is tried; no family makes more of a larger one than its limit
 RESERVE = 0.5 * 2**30  # what CUDA's context and libraries take of a GPU
 
@@ -86,12 +87,13 @@ def estimate(
 ) -> tuple[Estimate, ResolvedConfig | None]:
     """What the model takes and whether it serves; None for the settings when it does not."""
     spec, item = inspected.spec, inspected.dtype.itemsize
-    refusal, resolved, needs = "", None, _needs(inspected, config, config.max_context or spec.max_positions)
+    refusal, resolved, limit = "", None, image_limit(config.max_image_tokens, config.max_context or spec.max_positions)
     try:
         resolved = _settled(inspected, config, device, free)
-        needs = _needs(inspected, config, resolved.max_context)
+        limit = resolved.max_image_tokens
     except ConfigError as error:
         refusal = str(error) + _remedy(inspected, config, device, free)
+    needs = _needs(inspected, limit)
     largest = needs.largest
     kv = kv_bytes_per_token(spec.decoder, item)
     tokens = 0 if largest is None else largest.tokens
@@ -116,19 +118,26 @@ def estimate(
 
 
 def _settled(inspected: InspectedCheckpoint, config: EngineConfig, device: torch.device, free: int) -> ResolvedConfig:
-    """The largest image follows from the context, and the context from what images leave: where memory shortens it,
-    images are smaller, and what they need is counted again. The smaller limit stays."""
-    context = config.max_context or inspected.spec.max_positions
-    for _ in range(2):
-        found = resolve(config, _needs(inspected, config, context), device, free)
-        if found.max_context >= context:
-            break
-        context = found.max_context
-    return found
+    """The largest image follows from the context, and the context from what the largest image leaves. So where pictures
+    stand in the prompt, can be made smaller, and nobody has said how large they may be, the limit is halved until it is
+    at most half of the context. Raises ConfigError, with the reason of the first try."""
+    spec, refusal = inspected.spec, None
+    limit = image_limit(config.max_image_tokens, config.max_context or spec.max_positions)
+    in_prompt = spec.image is not None and spec.image.resizable and spec.cross is None
+    free_to_choose = in_prompt and config.max_image_tokens is None
+    while True:
+        try:
+            found = resolve(config, _needs(inspected, limit), device, free)
+            if not free_to_choose or limit <= max(LEAST_IMAGE, found.max_context // 2):
+                return found
+        except ConfigError as error:
+            refusal = refusal or error
+            if not free_to_choose or limit <= LEAST_IMAGE:
+                raise refusal from None
+        limit = max(LEAST_IMAGE, limit // 2)
 
 
-def _needs(inspected: InspectedCheckpoint, config: EngineConfig, context: int) -> ModelNeeds:
-    limit = image_limit(config.max_image_tokens, context)
+def _needs(inspected: InspectedCheckpoint, limit: int) -> ModelNeeds:
     largest = largest_image(inspected.architecture, inspected.spec, limit)
     return ModelNeeds(inspected.spec, inspected.linears, inspected.weight_bytes, inspected.dtype, limit, largest)
 

@@ -23,6 +23,7 @@ KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
 BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a prefill step of 256 rows keeps the pause of others near ten decode steps
 ENCODER_BYTES, ENCODER_SHARE = 256 * 2**20, 0.1  # of visual tokens that are kept, if so little of what is free
 CROSS_IMAGES, CROSS_SHARE = 16, 0.2  # how many of the largest images with keys and values, if that much is free
+LIBRARY_BYTES = {"cpu": 0, "cuda": 256 * 2**20}  # workspaces of cuBLAS and fragments; assumed
 ENCODE_PATCHES, ENCODE_SHARE = {"cpu": 4096, "cuda": 65536}, 0.05
 
 
@@ -179,6 +180,7 @@ def _fixed_reserves(
         "largest step": step_bytes(spec, tokens, config.max_sequences, item),
         "largest encode": 0,
         "captures": 0,
+        "libraries": LIBRARY_BYTES[device.type],
         "adapter slots": config.adapter_slots * slot,
         # Adapters that are read and wait for a slot: as many as there are slots, in the machine's own memory.
         "host copies": config.adapter_slots * slot if device.type == "cpu" else 0,
