@@ -31,6 +31,7 @@ def left_behind(mark: str) -> list[str]:
     return out
 
 
+@pytest.mark.nightly  # (half a minute, most of it the other systems)
 @pytest.mark.timeout(200)
 def test_a_quick_run_measures_all_three_systems(tmp_path):
     out, mark = tmp_path / "out.json", str(os.getpid())
