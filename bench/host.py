@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import machine
 import numpy as np
 import report
 import torch
@@ -88,17 +87,13 @@ def main() -> None:
         cells = [f"{statistics.median(values):.0f}" for values in ([r[c] for r in rounds] for c in columns)]
         spread = f"{min(r['host'] for r in rounds):.0f}-{max(r['host'] for r in rounds):.0f}"
         lines.append([str(size), *cells, spread])
-    described = machine.describe()
-    header = report.header("host", datetime.now(UTC), described)
     about = (
         "µs of a decode step on the host, without the model and the draw: median of "
         f"{ROUNDS} rounds of {STEPS} steps, {PROMPT} prompt tokens each; (min-max) of all of it."
     )
-    table = report.table(["sequences", *columns, "spread"], lines)
-    text = "\n\n".join([f"# Host time: {described['kind']}", report.about(header), about, table]) + "\n"
-    out = given.out or report.default_path("host", quick=False).with_suffix(".md")
-    out.write_text(text)
-    print(text)
+    report.write_page(
+        "host", "Host time", datetime.now(UTC), about, report.table(["sequences", *columns, "spread"], lines), given.out
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import machine
 import models
 import report
 import torch
@@ -68,17 +67,18 @@ def main() -> None:
                 spread = f"{min(found):.2f}-{max(found):.2f}"
                 layers = str(model.spec.decoder.layers)
                 lines.append([name, layers, str(length), f"{statistics.median(found):.2f}", spread])
-    described = machine.describe()
-    header = report.header("last layer", datetime.now(UTC), described)
     about = (
         "Time of a prompt's forward pass where the last layer computes one row from its output projection on, over the "
         f"same with all rows: median and range of {ROUNDS} interleaved rounds, one thread, float32."
     )
-    shown = table(["model", "layers", "prompt tokens", "ratio", "range"], lines)
-    text = "\n\n".join([f"# The last layer: {described['kind']}", report.about(header), about, shown]) + "\n"
-    out = given.out or report.default_path("last-layer", quick=False).with_suffix(".md")
-    out.write_text(text)
-    print(text)
+    report.write_page(
+        "last-layer",
+        "The last layer",
+        datetime.now(UTC),
+        about,
+        table(["model", "layers", "prompt tokens", "ratio", "range"], lines),
+        given.out,
+    )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,15 @@ def write(document: dict[str, Any], out: Path, text: str) -> None:
     print(f"written: {out} and {out.with_suffix('.md').name}")
 
 
+def write_page(name: str, title: str, began: datetime, about_it: str, shown: str, out: Path | None) -> None:
+    """A page without samples. out: a .md; None: where the pages of this machine are kept."""
+    described = machine.describe()
+    parts = [f"# {title}: {described['kind']}", about(header(name, began, described)), about_it, shown]
+    text = "\n\n".join(parts) + "\n"
+    (out or default_path(name, quick=False).with_suffix(".md")).write_text(text)
+    print(text)
+
+
 def _finite(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, float):

@@ -239,6 +239,17 @@ def bad(engine, ours, **changes: object) -> None:
         ({"adapter": "a"}, "adapters"),
         ({"spans": (Span(2, 2, 0, (True,)),)}, "1 marks for an image span of 2"),
         ({"visible": (VisibleImages(0, 0, 9),)}, "no cross-attention|rows from 0 on see 0 to 9"),
+        ({"max_tokens": 0}, "max_tokens 0 or delta"),
+        ({"delta": 2**40}, "is out of range"),
+        ({"sampling": Sampling(logit_bias=((-(10**9), 1.0),))}, "a token of logit_bias is not below"),
+        ({"sampling": Sampling(logit_bias=((10**9, 1.0),))}, "a token of logit_bias is not below"),
+        ({"sampling": Sampling(logit_bias=((1, float("nan")),))}, "is not finite"),
+        ({"sampling": Sampling(top_p=float("nan"))}, "is not finite"),
+        ({"sampling": Sampling(temperature=float("inf"))}, "is not finite"),
+        ({"sampling": Sampling(top_logprobs=10**6)}, "top_logprobs 1000000"),
+        ({"sampling": Sampling(repetition_penalty=0.0)}, "repetition_penalty 0.0"),
+        ({"sampling": Sampling(min_p=2.0)}, "is no way to draw"),
+        ({"sampling": Sampling(top_k=-1)}, "is no way to draw"),
     ],
 )
 def test_what_must_not_reach_the_model_is_refused(pair, change: dict[str, object], said: str) -> None:

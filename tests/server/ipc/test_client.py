@@ -16,11 +16,8 @@ import numpy as np
 import pytest
 
 from opsin_plugins.blocks.adapter_slots import Factors
-from opsin_plugins.loading.open_model import open_model
-from opsin_plugins.spec import SpecError
 from opsin_server.config import EngineConfig
 from opsin_server.embedded import MODEL
-from opsin_server.engine.validation import check_sampling
 from opsin_server.errors import ConfigError, EngineFailed, Unavailable
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.messages import AdapterRef, Arrays, Cancel, Item, Sampling, Submit, Unreadable, unpack_from_engine
@@ -155,20 +152,6 @@ def test_a_message_that_cannot_be_packed_leaves_nothing_open() -> None:
                 assert len(await tokens(client.submit(message, Arrays(IDS, POSITIONS, ())))) == 4
 
     with_engine(body)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        Sampling(logit_bias=((-(10**9), 1.0),)), Sampling(logit_bias=((10**9, 1.0),)), Sampling(top_logprobs=10**6),
-        Sampling(min_p=2.0), Sampling(top_p=float("nan")), Sampling(temperature=float("inf")), Sampling(top_k=-1),
-        Sampling(repetition_penalty=0.0), Sampling(logit_bias=((1, float("nan")),)),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_would_end_a_step_for_all_is_refused(wrong: Sampling) -> None:
-    with pytest.raises(SpecError):
-        check_sampling(wrong, open_model(MODEL).spec.decoder)
 
 
 def test_an_engine_whose_steps_fail_again_and_again_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,8 @@ def _kv_blocks(config: EngineConfig, model: ModelNeeds, device: torch.device, le
     if config.kv_memory is not None:
         return config.kv_memory // per_block
     wanted = config.max_sequences * -(-context // config.block_size)
-    return max(0, min(wanted, int(min(left * KV_SHARE[device.type], KV_LIMIT[device.type])) // per_block))
+    share = int(min(left * KV_SHARE[device.type], KV_LIMIT[device.type])) // per_block
+    return max(int(left >= per_block), min(wanted, share))  # (a share of little may be none)
 
 
 def _encoder_blocks(config: EngineConfig, model: ModelNeeds, free: int) -> int:
