@@ -84,7 +84,7 @@ class AdapterSlots:
         device: torch.device = torch.device("cpu"),  # noqa: B008
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.count, self.rank = count, rank
+        self.count = count
         self._linears = {name: LinearSlots(shape, count, rank, device, dtype) for name, shape in linears.items()}
         self.numbers = torch.arange(1, count + 1, device=device)
 
