@@ -167,16 +167,20 @@ def matched_gradients(theirs: PreTrainedModel, ours: oracle.Ours):
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava", "mllama", "llava.pixtral"])
 @torch.no_grad()
 def test_bfloat16_keeps_the_order_of_the_likely_tokens(family: str, tmp_path: Path) -> None:
-    """Rounding differs by where it happens; the most likely token and the five behind it must not."""
+    """Rounding differs by where it happens and by processor: ours stays as near as transformers' own in bfloat16."""
     theirs = CASES[family]()
     exact, ours = oracle.saved(theirs, tmp_path / "a"), oracle.saved(theirs, tmp_path / "b", dtype=torch.bfloat16)
+    theirs = theirs.to(torch.bfloat16)
     for asked in prompts(exact):
         expected = oracle.our_logits(exact, [asked])[0]
         got = oracle.our_logits(ours, [asked])[0].float()
-        clear = expected.topk(2).values.diff().abs().squeeze(-1) > 0.15
+        off, allowed = got - expected, oracle.their_logits(theirs, ours, asked).float() - expected
+        assert off.square().mean() < 2 * allowed.square().mean()
+        assert off.abs().max() < 3 * allowed.abs().max()
+        clear = expected.topk(2).values.diff().abs().squeeze(-1) > 2 * off.abs().max()
+        assert bool(clear.any())
         assert torch.equal(expected.argmax(-1)[clear], got.argmax(-1)[clear])
         assert bool((got.topk(5).indices[..., None] == expected.argmax(-1)[:, None, None]).any(1).all())
-        assert (got - expected).abs().max() < 0.15
 
 
 @torch.no_grad()
