@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors, check_adapter, slot_bytes
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights, Factors, check_adapter, slot_bytes
 from opsin_plugins.blocks.decoder import HEAD
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import TRAINEE, Lora, Run
@@ -35,7 +35,10 @@ def made(form: str = "dense", slots: int = 3, rank: int = 4, dtype: torch.dtype 
     held = AdapterSlots({NAME: SHAPE}, slots, rank, dtype=dtype)
     adapters = [random_adapter({NAME: SHAPE}, 1 + i % rank, i) for i in range(slots)]
     for number, adapter in enumerate(adapters, 1):
-        held.load(number, {n: [f and Factors(f.a.to(dtype), f.b.to(dtype)) for f in g] for n, g in adapter.items()})
+        held.load(
+            number,
+            AdapterWeights({n: [f and Factors(f.a.to(dtype), f.b.to(dtype)) for f in g] for n, g in adapter.items()}),
+        )
     return linear.to(dtype) if form == "dense" else linear, held, adapters
 
 
@@ -77,7 +80,7 @@ def test_what_overflows_for_one_adapter_is_no_number_in_no_other_row() -> None:
     """In 16 bit, where its product with a base row is infinite: 0 times that would not be a number."""
     linear, slots, _ = made(dtype=torch.float16, slots=1)
     big = Factors(torch.full((1, 32), 6e4, dtype=torch.float16), torch.ones(1, 5, dtype=torch.float16))
-    slots.load(1, {NAME: [big, None, None]})
+    slots.load(1, AdapterWeights({NAME: [big, None, None]}))
     x = torch.ones(2, 32, dtype=torch.float16)
     out = linear(x, Lora(slots, None, torch.tensor([0, 1])))
     assert torch.equal(out[0], linear(x)[0])
@@ -86,7 +89,7 @@ def test_what_overflows_for_one_adapter_is_no_number_in_no_other_row() -> None:
 
 def test_an_adapter_of_some_segments_leaves_the_others_alone() -> None:
     linear, slots, _ = made()
-    slots.load(2, {NAME: [None, random_adapter({NAME: SHAPE}, 2, 9)[NAME][1], None]})
+    slots.load(2, AdapterWeights({NAME: [None, random_adapter({NAME: SHAPE}, 2, 9)[NAME][1], None]}))
     x = torch.randn(3, 32)
     changed = (linear(x, Lora(slots, (Run(2, 3),))) - linear(x)).abs().amax(0) > 0
     assert changed.tolist() == [False] * 5 + [True] * 3 + [False] * 4
@@ -95,7 +98,7 @@ def test_an_adapter_of_some_segments_leaves_the_others_alone() -> None:
 def test_a_slot_that_is_loaded_anew_holds_nothing_of_what_was_there() -> None:
     linear, slots, _ = made()
     x = torch.randn(3, 32)
-    slots.load(2, {})
+    slots.load(2, AdapterWeights({}))
     for lora in (Lora(slots, (Run(2, 3),)), Lora(slots, None, torch.full((3,), 2))):
         assert torch.equal(linear(x, lora), linear(x))
 
@@ -113,7 +116,7 @@ def test_a_slot_that_is_loaded_anew_holds_nothing_of_what_was_there() -> None:
 )
 def test_what_does_not_fit_is_refused(adapter: dict, reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
-        check_adapter(adapter, {NAME: SHAPE}, 4)
+        check_adapter(AdapterWeights(adapter), {NAME: SHAPE}, 4, {})
 
 
 def test_a_linear_that_the_spec_does_not_list_is_named() -> None:
@@ -185,7 +188,7 @@ def test_a_whole_model_with_adapters_over_quantized_weights(family: str, form: s
         {n: shape for n, shape in linears.items() if n != HEAD or not ours.spec.decoder.tied}, 3, 0
     )
     slots = AdapterSlots(linears, 1, 4)
-    slots.load(1, adapter)
+    slots.load(1, AdapterWeights(adapter))
     prompts = [oracle.prompt(ours, [5, 6, 7, 8], []), oracle.prompt(ours, [9, 10, 11], [])]
     if ours.spec.image_token is not None:
         prompts.append(oracle.prompt(ours, [5, ours.spec.image_token, 7, 8], [oracle.picture(0, 40, 50)]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from opsin_plugins.blocks.adapter_slots import AdapterWeights
+from opsin_plugins.blocks.adapter_slots import AdapterFactors
 from opsin_plugins.blocks.decoder import HEAD
 from opsin_plugins.conformance.adapters import add_to, random_adapter
 from opsin_plugins.loading.linears import linears_of, shapes_pictures
@@ -26,7 +26,7 @@ class Saved:
     merged: Ours
 
 
-def write(path: Path, adapter: AdapterWeights) -> AdapterRef:
+def write(path: Path, adapter: AdapterFactors) -> AdapterRef:
     tensors = {
         f"{name}.{segment}.{half}": getattr(factors, half).contiguous()
         for name, given in adapter.items()
@@ -34,11 +34,12 @@ def write(path: Path, adapter: AdapterWeights) -> AdapterRef:
         if factors is not None
         for half in ("a", "b")
     }
-    save_file(tensors, path)
+    scales = {f"{key.removesuffix('.a')}.scale": torch.ones(1) for key in tensors if key.endswith(".a")}
+    save_file(tensors | scales, path)
     return AdapterRef(hashlib.sha256(path.read_bytes()).digest(), str(path))
 
 
-def random(ours: Ours, rank: int, seed: int, pictures: bool = True) -> AdapterWeights:
+def random(ours: Ours, rank: int, seed: int, pictures: bool = True) -> AdapterFactors:
     """Of all linears but a tied head. pictures: also of those on which visual tokens depend."""
     linears = linears_of(ours.spec, Registry())
     tied = ours.spec.decoder.tied
@@ -47,7 +48,7 @@ def random(ours: Ours, rank: int, seed: int, pictures: bool = True) -> AdapterWe
 
 
 @torch.no_grad()
-def merge(ours: Ours, adapter: AdapterWeights) -> None:
+def merge(ours: Ours, adapter: AdapterFactors) -> None:
     """Into its weights, for good."""
     modules = dict(ours.model.named_modules())
     for name, given in adapter.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opsin_plugins.spec import Linears, LinearShape, SpecError
 
@@ -21,8 +22,26 @@ class Factors:
     b: Tensor
 
 
-AdapterWeights = Mapping[str, Sequence[Factors | None]]
+AdapterFactors = Mapping[str, Sequence[Factors | None]]
 """Of each linear that an adapter changes: factors of each of its segments, None where it leaves one alone."""
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """projector: parameters of the projector that were trained whole, by their paths in the model."""
+
+    factors: AdapterFactors
+    projector: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class ProjectorSlots(Protocol):
+    """Projectors of adapters that have one of their own (`trained_projectors.TrainedProjectors`)."""
+
+    def load(self, slot: int, trained: Mapping[str, Tensor]) -> None:
+        """Nothing trained: the adapter in this slot uses the model's."""
+
+    def __getitem__(self, slot: int) -> nn.Module | None:
+        """None: the model's own."""
 
 
 class LinearSlots:
@@ -83,8 +102,9 @@ class AdapterSlots:
         rank: int,
         device: torch.device = torch.device("cpu"),  # noqa: B008
         dtype: torch.dtype = torch.float32,
+        projectors: ProjectorSlots | None = None,
     ) -> None:
-        self.count = count
+        self.count, self.projectors = count, projectors
         self._linears = {name: LinearSlots(shape, count, rank, device, dtype) for name, shape in linears.items()}
         self.numbers = torch.arange(1, count + 1, device=device)
 
@@ -107,7 +127,9 @@ class AdapterSlots:
         """Puts an adapter in place of what was there. It has passed `check_adapter`, which is left to whoever reads it:
         it takes a hundred milliseconds for a large one, and this stands between everyone's tokens."""
         for name, linear in self._linears.items():
-            linear.load(slot, adapter.get(name, ()))
+            linear.load(slot, adapter.factors.get(name, ()))
+        if self.projectors is not None:
+            self.projectors.load(slot, adapter.projector)
 
 
 def slot_bytes(linears: Linears, rank: int, itemsize: int) -> int:
@@ -115,10 +137,18 @@ def slot_bytes(linears: Linears, rank: int, itemsize: int) -> int:
     return sum(rank * (shape.inputs * len(shape.segments) + shape.outputs) * itemsize for shape in linears.values())
 
 
-def check_adapter(adapter: AdapterWeights, linears: Linears, rank: int) -> None:
-    """Raises SpecError for names, shapes and ranks that do not fit, and for numbers that are not finite: rows that are
-    left out are multiplied by them as zeros, and 0 · infinity is no number."""
-    for name, given in adapter.items():
+def check_adapter(
+    adapter: AdapterWeights, linears: Linears, rank: int, projector: Mapping[str, tuple[int, ...]]
+) -> None:
+    """projector: shapes of its parameters; none where slots have no room for one. Raises SpecError for names, shapes
+    and ranks that do not fit, and for numbers that are not finite: rows that are left out are multiplied by them as
+    zeros, and 0 · infinity is no number."""
+    for name, tensor in adapter.projector.items():
+        if tuple(tensor.shape) != projector.get(name):
+            raise SpecError(f"{name}: shape {list(tensor.shape)}, but slots have room for {projector.get(name)}")
+        if not tensor.isfinite().all():
+            raise SpecError(f"{name}: a number is not finite")
+    for name, given in adapter.factors.items():
         shape = linears.get(name)
         if shape is None:
             raise SpecError(f"the adapter changes {name!r}, which is no linear of this model")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
@@ -25,7 +25,7 @@ class Target:
     fill: Callable[[Sequence[Tensor]], None]
 
 
-def targets(model: Model) -> dict[str, Target]:
+def targets(model: nn.Module) -> dict[str, Target]:
     """Every parameter by the name that weight rules use; a linear's weight is one name whatever its parts."""
     found: dict[str, Target] = {}
     inside: set[str] = set()

@@ -48,6 +48,11 @@ class Lora:
         runs = tuple(Run(run.slot, count) for run, count in zip(self.runs, counts, strict=True))
         return Lora(self.slots, runs, None, self.trainee)
 
+    def of_runs(self, chosen: Sequence[int]) -> Lora:
+        """Only these runs, by number."""
+        assert self.runs is not None
+        return Lora(self.slots, tuple(self.runs[i] for i in chosen), None, self.trainee)
+
     def add(self, name: str, x: Tensor, out: Tensor) -> Tensor:
         """out [T, N], which the base weight of linear `name` has made of x [T, K], and what adapters add to it. Into
         `out` itself unless something needs a gradient. Raises SpecError for a linear that the model's spec does

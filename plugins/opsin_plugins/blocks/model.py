@@ -13,11 +13,12 @@ from opsin_plugins.blocks.decoder import Decoder, KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import Fusion, Visual
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import Lora
+from opsin_plugins.blocks.projector_groups import by_projector
 from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.blocks.tower import Picture
 from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.registry import Registry
-from opsin_plugins.spec import ModelSpec
+from opsin_plugins.spec import ModelSpec, ProjectorSpec
 
 
 class TowerModule(Protocol):
@@ -111,14 +112,21 @@ class Model(nn.Module):
     ) -> list[Tensor]:
         assert self.vision is not None
         assert self.projector is not None
+        orders = [None] * len(pictures) if arrange is None else arrange
         lengths = self.vision.lengths(pictures)
-        of_features = None if lora is None else lora.resized(lengths)
-        tokens = self.projector(features, lengths, of_features).split(self.projector.counts(lengths))
-        if arrange is None:
-            return list(tokens)
-        return [
-            x if order is None else self.projector.arrange(x, order) for x, order in zip(tokens, arrange, strict=True)
-        ]
+        if lora is None:
+            return _arranged(self.projector, features, lengths, orders, None)
+        groups = by_projector(lora, self.projector)
+        if len(groups) == 1:
+            return _arranged(groups[0].projector, features, lengths, orders, lora.resized(lengths))
+        found: dict[int, Tensor] = {}
+        parts = features.split(lengths)
+        for projector, members in groups:
+            mine = [lengths[i] for i in members]
+            only = lora.of_runs(members).resized(mine)
+            rows = torch.cat([parts[i] for i in members])
+            found |= zip(members, _arranged(projector, rows, mine, [orders[i] for i in members], only), strict=True)
+        return [found[i] for i in range(len(pictures))]
 
     def tokens_of(self, picture: Picture) -> int:
         """How many tokens the projector makes of a picture, before they are arranged."""
@@ -187,13 +195,30 @@ def _declared(spec: ModelSpec, registry: Registry) -> Model:
     assert spec.fusion is not None
     assert spec.image is not None
     tower = _builder(registry.encoder(spec.encoder).builder)(spec.vision, spec.image.merge)
-    projector = _builder(spec.projector.builder)(spec.projector)
+    projector = declared_projector(spec.projector)
     return Model(spec, tower, projector, _builder(registry.fusion(spec.fusion).builder)(spec))
+
+
+def declared_projector(spec: ProjectorSpec) -> Any:
+    """With linears that have no weight yet."""
+    return _builder(spec.builder)(spec)
 
 
 def _builder(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _arranged(
+    projector: ProjectorModule,
+    features: Tensor,
+    lengths: Sequence[int],
+    orders: Sequence[Tensor | None],
+    lora: Lora | None,
+) -> list[Tensor]:
+    """Visual tokens of each picture, which has so many of the features."""
+    tokens = projector(features, lengths, lora).split(projector.counts(lengths))
+    return [x if order is None else projector.arrange(x, order) for x, order in zip(tokens, orders, strict=True)]
 
 
 def _patches(picture: Picture) -> int:

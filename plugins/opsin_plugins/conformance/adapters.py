@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights, Factors
+from opsin_plugins.blocks.checkpoint import targets as targets_of
 from opsin_plugins.blocks.decoder import HEAD
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.trained_projectors import PREFIX, TrainedProjectors, tensors_of
 from opsin_plugins.blocks.weight_formats import Dense
 from opsin_plugins.conformance.batches import Adapters, paged, whole
 from opsin_plugins.conformance.declarations import bare
@@ -39,18 +41,27 @@ def linears(subject: Subject) -> str:
     for name in {bare(key) for key in subject.published}:
         if targets.group(name) is not None:
             targets.find(name)
+    if (projector := subject.spec.projector) is not None:
+        own = {name: place.shape for name, place in targets_of(subject.sketch).items() if name.startswith(PREFIX)}
+        same(
+            "the projector's parameters", own, {PREFIX + name: shape for name, shape in projector.parameters().items()}
+        )
     unlisted = len(built.keys() - subject.linears.keys())
     return f"{len(subject.linears)} listed{f', {unlisted} that no adapter changes' if unlisted else ''}"
 
 
 @torch.no_grad()
 def adapters(subject: Subject) -> str:
-    """Two of different rank, and the base model, in one batch: each prompt as with weights into which its adapter is
-    merged; and with a paged pool of keys and values."""
-    made = [random_adapter(subject.linears, rank, seed) for seed, rank in enumerate(RANKS)]
+    """Two of different rank, the second with a projector of its own, and the base model, in one batch: each prompt as
+    with weights into which its adapter is merged; and with a paged pool of keys and values."""
+    made = [AdapterWeights(random_adapter(subject.linears, rank, seed)) for seed, rank in enumerate(RANKS)]
+    made[-1] = AdapterWeights(made[-1].factors, random_projector(subject, len(made)))
     expected = [whole(subject.model, subject.prompts), *(whole(merged(subject, one), subject.prompts) for one in made)]
     prompts = [prompt for prompt in subject.prompts for _ in expected]
-    slots = AdapterSlots(subject.linears, len(made), max(RANKS))
+    projectors = None
+    if subject.spec.projector is not None:
+        projectors = TrainedProjectors(subject.model, len(made), torch.device("cpu"), torch.float32)
+    slots = AdapterSlots(subject.linears, len(made), max(RANKS), projectors=projectors)
     for number, one in enumerate(made, 1):
         slots.load(number, one)
     chosen = Adapters(slots, list(range(len(expected))) * len(subject.prompts))
@@ -70,7 +81,7 @@ def _blamed(subject: Subject, error: float) -> str:
     deaf: list[str] = []
     wrong: list[str] = []
     for name, shape in subject.linears.items():
-        one = random_adapter({name: shape}, RANKS[0], 0)
+        one = AdapterWeights(random_adapter({name: shape}, RANKS[0], 0))
         slots = AdapterSlots(subject.linears, 1, RANKS[0])
         slots.load(1, one)
         try:
@@ -105,15 +116,29 @@ def random_adapter(linears: Linears, rank: int, seed: int) -> dict[str, list[Fac
     return {name: [factors(shape.inputs, n) for n in shape.segments] for name, shape in linears.items()}
 
 
+def random_projector(subject: Subject, seed: int) -> dict[str, Tensor]:
+    """Parameters of a trained one, near to the model's; none of a model without a projector."""
+    projector = subject.model.projector
+    if projector is None:
+        return {}
+    assert isinstance(projector, torch.nn.Module)
+    generator = torch.Generator().manual_seed(seed)
+    own = tensors_of(projector)
+    return {f"{PREFIX}{k}": t + 0.3 * t.std() * torch.randn(t.shape, generator=generator) for k, t in own.items()}
+
+
 def merged(subject: Subject, adapter: AdapterWeights) -> Model:
     """A model of its own whose weights hold the adapter."""
     model = subject.load()
-    if model.decoder.head is None and HEAD in adapter:  # tied: the embedding must stay as it is
+    if model.decoder.head is None and HEAD in adapter.factors:  # tied: the embedding must stay as it is
         model.decoder.head = Linear(subject.spec.decoder.width, [subject.spec.decoder.vocab])
         model.decoder.head.allocate(HEAD, Dense)
         model.decoder.head.fill([model.decoder.embedding.weight[: subject.spec.decoder.vocab]])
+    places = targets_of(model)
+    for name, tensor in adapter.projector.items():
+        places[name].fill([tensor])
     modules = dict(model.named_modules())
-    for name, given in adapter.items():
+    for name, given in adapter.factors.items():
         add_to(modules[name], given)
     return model
 

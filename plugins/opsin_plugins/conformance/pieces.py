@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from opsin_plugins.blocks import inputs
-from opsin_plugins.blocks.adapter_slots import AdapterSlots
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
 from opsin_plugins.blocks.stages import run_stages
 from opsin_plugins.conformance.adapters import RANKS, random_adapter
 from opsin_plugins.conformance.batches import Adapters, Piece, encode, model_inputs, orders_of, pixels_of, visual
@@ -24,7 +24,7 @@ def stages(subject: Subject) -> str:
     rank = max(RANKS)
     slots = AdapterSlots(subject.linears, len(RANKS), rank)
     for number, own in enumerate(RANKS, 1):
-        slots.load(number, random_adapter(subject.linears, own, number))
+        slots.load(number, AdapterWeights(random_adapter(subject.linears, own, number)))
     mixed = Adapters(slots, [number % (len(RANKS) + 1) for number in range(1, len(subject.prompts) + 1)])
     count = 0
     for adapters in (None, mixed):

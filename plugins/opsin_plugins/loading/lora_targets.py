@@ -47,6 +47,10 @@ class LoraTargets:
                 return [target for match in matches for target in self._targets(match)]
         raise SpecError(f"{name}: {self._why_not(name)}")
 
+    def is_unused(self, name: str) -> bool:
+        """Whether a published linear is of a layer that this model leaves out, so that no adapter of it acts."""
+        return any(self._matcher(key) == [] for key in (f"{name}.weight", name))
+
     def _targets(self, match: Match) -> list[LoraTarget]:
         path = match.target.removesuffix(".weight")
         shape = self._linears[path]

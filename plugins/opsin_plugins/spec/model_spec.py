@@ -6,6 +6,7 @@ Shapes: T tokens, N patches, H model width, A position axes (1, or 3 for M-RoPE)
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -206,6 +207,21 @@ class ProjectorSpec:
             return {**join, "mlp": LinearShape(width, (self.out_width,))}
         return {**join, **under("mlp", mlp_linears(width, self.hidden, self.out_width, gated=False))}
 
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """All that the builder's module has, by name: what an adapter that holds a trained projector may bring."""
+        found = self._of_linears({name for name in self.linears() if name != "join"} if self.bias else ())
+        if self.norm_eps is not None:
+            found |= self._of_norm("norm", self.in_width)
+        return found | ({"newline": (self.out_width,)} if self.newline else {})
+
+    def _of_linears(self, biased: Collection[str]) -> dict[str, tuple[int, ...]]:
+        shapes = self.linears()
+        found: dict[str, tuple[int, ...]] = {f"{name}.weight": (s.outputs, s.inputs) for name, s in shapes.items()}
+        return found | {f"{name}.bias": (shapes[name].outputs,) for name in biased}
+
+    def _of_norm(self, name: str, width: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.{kind}": (width,) for kind in (("weight", "bias") if self.norm == "layer" else ("weight",))}
+
 
 @dataclass(frozen=True)
 class LevelsProjectorSpec(ProjectorSpec):
@@ -218,6 +234,13 @@ class LevelsProjectorSpec(ProjectorSpec):
         level = under("mlp", mlp_linears(self.in_width * self.merge**2, self.hidden, self.out_width, gated=False))
         levels = {name: shape for i in range(self.levels) for name, shape in under(f"levels.{i}", level).items()}
         return {**super().linears(), **levels}
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        joined = self.in_width * self.merge**2
+        norms = {
+            key: shape for i in range(self.levels) for key, shape in self._of_norm(f"levels.{i}.norm", joined).items()
+        }
+        return super().parameters() | norms
 
 
 @dataclass(frozen=True)
@@ -233,6 +256,15 @@ class ResamplerSpec(ProjectorSpec):
         return {
             "kv_in": LinearShape(self.in_width, (self.out_width,)),
             **dict.fromkeys(("q", "k", "v", "out", "proj"), square),
+        }
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        norms = [self._of_norm(name, self.out_width) for name in ("query_norm", "kv_norm", "out_norm")]
+        learned = dict.fromkeys(("query", "positions"), (self.queries, self.out_width))
+        return {
+            **self._of_linears(("q", "k", "v", "out")),
+            **{k: v for norm in norms for k, v in norm.items()},
+            **learned,
         }
 
 

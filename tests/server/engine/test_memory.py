@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+import math
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,10 @@ def test_every_reserve_is_in_the_ledger_before_anything_is_allocated(directory: 
     ]  # fmt: skip
     assert plain.free == plain.reserved + plain.slack
     adapted = resolve(directory, adapter_slots=3, adapter_rank=8).memory
-    slot = adapter_slots.slot_bytes(needs(directory).linears, 8, 4)
+    model = needs(directory)
+    assert model.spec.projector is not None
+    own = sum(math.prod(shape) for shape in model.spec.projector.parameters().values())
+    slot = adapter_slots.slot_bytes(model.linears, 8, 4) + 4 * own
     assert (adapted["adapter slots"], adapted["host copies"]) == (3 * slot, 3 * slot)
     assert adapted.slack == plain.slack - 6 * slot
     model, cuda = needs(directory, torch.bfloat16), torch.device("cuda")

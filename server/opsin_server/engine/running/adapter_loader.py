@@ -1,17 +1,19 @@
 """Adapter files read in a thread of their own, so that no step waits for a disk.
 
-A file holds float tensors in safetensors' form: `NAME.SEGMENT.a` [rank, inputs] and `NAME.SEGMENT.b` [rank, outputs] of
-each segment that is changed of a linear, by its path in the model; `b` holds the adapter's scale.
+A file holds float tensors in safetensors' form: `NAME.SEGMENT.a` [rank, inputs], `NAME.SEGMENT.b` [rank, outputs] and
+`NAME.SEGMENT.scale` [1], by which b is multiplied, of each segment that is changed of a linear, by its path in the
+model; and parameters of a projector that was trained whole, each by its own path.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from stat import S_ISREG
@@ -21,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from opsin_plugins.blocks.adapter_slots import AdapterWeights, Factors, check_adapter, slot_bytes
+from opsin_plugins.blocks.adapter_slots import AdapterFactors, AdapterWeights, Factors, check_adapter, slot_bytes
 from opsin_plugins.loading.linears import shapes_pictures
 from opsin_plugins.spec import Linears, SpecError
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter
@@ -42,11 +44,26 @@ class LoadResult:
     error: str = ""
 
 
-class AdapterLoader:
-    """dtype: that of the slots."""
+@dataclass(frozen=True)
+class SlotShape:
+    """What an adapter must fit into. projector: shapes of its parameters, by their paths; none where slots have no room
+    for one. dtype: of the slots."""
 
-    def __init__(self, linears: Linears, rank: int, dtype: torch.dtype) -> None:
-        self._linears, self._rank, self._dtype = linears, rank, dtype
+    linears: Linears
+    rank: int
+    dtype: torch.dtype
+    projector: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def largest_file(self) -> int:
+        """Bytes of an adapter that fills a slot, in the widest type."""
+        numbers = slot_bytes(self.linears, self.rank, 1) + sum(map(math.prod, self.projector.values()))
+        return 8 * numbers + HEADER_BYTES
+
+
+class AdapterLoader:
+    def __init__(self, shape: SlotShape) -> None:
+        self._shape = shape
         self._wanted: SimpleQueue[AdapterRef | None] = SimpleQueue()
         self._done: SimpleQueue[LoadResult] = SimpleQueue()
         self._reader, self._writer = os.pipe()  # a byte a result, so that the engine can wait for one
@@ -88,7 +105,7 @@ class AdapterLoader:
 
     def _load(self, ref: AdapterRef) -> LoadResult:
         try:
-            return LoadResult(ref, read_adapter(ref, self._linears, self._rank, self._dtype))
+            return LoadResult(ref, read_adapter(ref, self._shape))
         except SpecError as error:
             return LoadResult(ref, None, str(error))
         except OSError as error:
@@ -98,23 +115,27 @@ class AdapterLoader:
             return LoadResult(ref, None, f"{type(error).__name__}: {error}")
 
 
-def read_adapter(ref: AdapterRef, linears: Linears, rank: int, dtype: torch.dtype) -> LoadedAdapter[AdapterWeights]:
+def read_adapter(ref: AdapterRef, shape: SlotShape) -> LoadedAdapter[AdapterWeights]:
     """Raises SpecError for a file that is not what the reference says or does not fit the model, OSError for one that
     cannot be read."""
     path = Path(ref.path)
-    data = _bytes_of(path, slot_bytes(linears, rank, 4) + HEADER_BYTES, rank)
+    data = _bytes_of(path, shape)
     if (digest := hashlib.sha256(data).digest()) != ref.digest:
         raise SpecError(f"{path.name} has digest {digest.hex()[:12]}, not {ref.digest.hex()[:12]}: it was changed")
     try:
         tensors = load(data)
     except SafetensorError as error:
         raise SpecError(f"{path.name} is no safetensors file: {error}") from error
-    weights = _by_linear(tensors, linears, dtype)
-    check_adapter(weights, linears, rank)
-    return LoadedAdapter(weights, _changes_pictures(tensors))
+    trained = {name: tensors.pop(name) for name in shape.projector if name in tensors}
+    factors = _by_linear(tensors, shape)
+    if not factors and not trained:
+        raise SpecError("it changes nothing")
+    weights = AdapterWeights(factors, {name: _float(name, one).to(shape.dtype) for name, one in trained.items()})
+    check_adapter(weights, shape.linears, shape.rank, shape.projector)
+    return LoadedAdapter(weights, _changes_pictures(tensors | trained))
 
 
-def _bytes_of(path: Path, largest: int, rank: int) -> bytes:
+def _bytes_of(path: Path, shape: SlotShape) -> bytes:
     """Of an ordinary file. One that only waits to be written to would hold up every adapter behind it."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -124,42 +145,59 @@ def _bytes_of(path: Path, largest: int, rank: int) -> bytes:
         stat = os.fstat(file.fileno())
         if not S_ISREG(stat.st_mode):
             raise SpecError(f"{path.name} is no file")
+        largest = shape.largest_file
         data = file.read(largest + 1) if stat.st_size <= largest else b""
     if stat.st_size > largest or len(data) > largest:
-        raise SpecError(f"{path.name} has more than {largest:,} bytes, which no adapter of rank {rank} needs")
+        raise SpecError(f"{path.name} has more than {largest:,} bytes, which no adapter of rank {shape.rank} needs")
     return data
 
 
-def _by_linear(tensors: Mapping[str, Tensor], linears: Linears, dtype: torch.dtype) -> AdapterWeights:
+def _by_linear(tensors: Mapping[str, Tensor], shape: SlotShape) -> AdapterFactors:
     found: dict[str, list[Factors | None]] = {}
-    for key in tensors:
+    used = 0
+    for key, a in tensors.items():
         name, _, rest = key.rpartition(".a")
-        if not rest and name:
-            linear, _, segment = name.rpartition(".")
-            shape = linears.get(linear)
-            if shape is None or segment not in map(str, range(len(shape.segments))):
-                raise SpecError(f"{key!r} names no segment of a linear of this model")
-            halves = tensors[key], tensors.get(f"{name}.b")
-            if halves[1] is None:
-                raise SpecError(f"{name}: there is no b")
-            if any(half.dtype not in FLOATS for half in halves if half is not None):
-                raise SpecError(f"{name}: {halves[0].dtype} and {halves[1].dtype} are not both floats")
-            found.setdefault(linear, [None] * len(shape.segments))[int(segment)] = Factors(
-                *(half.to(dtype) for half in halves)  # type: ignore[union-attr]
-            )
-    if 2 * sum(factors is not None for given in found.values() for factors in given) != len(tensors):
-        raise SpecError("a tensor is neither a nor b of a segment")
-    if not found:
-        raise SpecError("it changes nothing")
+        if rest or not name:
+            continue
+        linear, _, segment = name.rpartition(".")
+        known = shape.linears.get(linear)
+        if known is None or segment not in map(str, range(len(known.segments))):
+            raise SpecError(f"{key!r} names no segment of a linear of this model")
+        given = found.setdefault(linear, [None] * len(known.segments))
+        given[int(segment)] = Factors(_float(key, a).to(shape.dtype), _scaled(name, tensors).to(shape.dtype))
+        used += 3
+    if used != len(tensors):
+        raise SpecError("a tensor is neither a nor b nor scale of a segment")
     return found
 
 
+def _scaled(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """b times the adapter's scale, in 32 bit at least."""
+    b, scale = (_float(key, tensors.get(key)) for key in (f"{name}.b", f"{name}.scale"))
+    if scale.shape != (1,):
+        raise SpecError(f"{name}.scale has shape {list(scale.shape)}, not [1]")
+    return b.to(torch.promote_types(b.dtype, torch.float32)) * scale
+
+
+def _float(key: str, tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise SpecError(f"there is no {key}")
+    if tensor.dtype not in FLOATS:
+        raise SpecError(f"{key}: {tensor.dtype} is no float")
+    return tensor
+
+
 def _changes_pictures(tensors: Mapping[str, Tensor]) -> bytes:
-    """The digest of the factors on which visual tokens depend, or cross-attention's keys and values; empty: of none."""
-    names = sorted(key for key in tensors if shapes_pictures(key.rsplit(".", 2)[0]))
+    """The digest of what visual tokens depend on, or cross-attention's keys and values; empty: of nothing."""
+    names = sorted(key for key in tensors if shapes_pictures(_linear_of(key)))
     hasher = hashlib.sha256()
     for name in names:
         tensor = tensors[name].contiguous()
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         hasher.update(tensor.view(torch.uint8).numpy().tobytes())
     return hasher.digest() if names else b""
+
+
+def _linear_of(key: str) -> str:
+    """The path of what a tensor changes."""
+    return key.rsplit(".", 2)[0] if key.endswith((".a", ".b", ".scale")) else key

@@ -11,10 +11,11 @@ from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.adapter_slots import AdapterSlots
 from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.trained_projectors import PREFIX, TrainedProjectors
 from opsin_plugins.spec import Linears
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
-from opsin_server.engine.running.adapter_loader import AdapterLoader
+from opsin_server.engine.running.adapter_loader import AdapterLoader, SlotShape
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs, GraphCapture
 from opsin_server.engine.running.runner import Runner, make_pool, make_visual_pool
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
@@ -39,8 +40,12 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
     adapters, loader = None, None
     if config.adapter_slots:
-        adapters = AdapterSlots(linears, config.adapter_slots, config.adapter_rank, device, dtype)
-        loader = AdapterLoader(linears, config.adapter_rank, dtype)
+        count, rank, trained, shapes = config.adapter_slots, config.adapter_rank, None, {}
+        if spec.projector is not None and config.adapter_projectors:
+            trained = TrainedProjectors(model, count, device, dtype)
+            shapes = {f"{PREFIX}{name}": shape for name, shape in spec.projector.parameters().items()}
+        adapters = AdapterSlots(linears, count, rank, device, dtype, trained)
+        loader = AdapterLoader(SlotShape(linears, rank, dtype, shapes))
     graphs = None
     if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
         graphs = captured(model, pool, visual_pool, config.max_sequences, resolved.max_context, adapters)

@@ -171,7 +171,7 @@ def _fixed_reserves(
 ) -> dict[str, int]:
     """All that does not depend on how much is left for keys and values. Bytes, by name."""
     spec, item = model.spec, model.dtype.itemsize
-    slot = slot_bytes(model.linears, config.adapter_rank, item)
+    slot = adapter_bytes(config, model)
     found = {
         "weights": model.weights,
         "visual tokens" if spec.cross is None else "cross-attention keys and values": (
@@ -190,6 +190,14 @@ def _fixed_reserves(
         forms = (2 if config.adapter_slots else 1) * (2 if spec.cross is not None else 1)
         found["captures"] = capture_bytes(spec, config.max_sequences, context, config.block_size, item, forms)
     return found
+
+
+def adapter_bytes(config: EngineConfig, model: ModelNeeds) -> int:
+    """What one adapter's slot takes, with room for a projector of its own."""
+    projector = model.spec.projector if config.adapter_projectors else None
+    trained = 0 if projector is None else sum(map(math.prod, projector.parameters().values()))
+    item = model.dtype.itemsize
+    return slot_bytes(model.linears, config.adapter_rank, item) + trained * item
 
 
 def _kv_blocks(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:

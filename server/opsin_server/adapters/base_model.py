@@ -1,0 +1,134 @@
+"""What an adapter must fit: the served model's linears, projector and stored weights, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from opsin_plugins.loading.linears import linears_of
+from opsin_plugins.loading.lora_targets import LoraTarget, LoraTargets
+from opsin_plugins.loading.open_model import OpenModel
+from opsin_plugins.loading.weight_matching import Match, WeightMatcher
+from opsin_plugins.spec import Linears, Rule, SpecError, TensorInfo
+from opsin_server.adapters.module_names import published_names
+from opsin_server.adapters.tensor_file import BitTensor, read_tensor
+
+PROJECTOR = "projector."
+
+
+@dataclass(frozen=True)
+class AdapterLimits:
+    """rank: the largest that a slot takes. largest: the largest number of the engine's type. projector: whether slots
+    have room for a projector of an adapter's own."""
+
+    rank: int
+    largest: float = float("inf")
+    projector: bool = True
+
+
+class BaseModel:
+    def __init__(self, model: OpenModel, limits: AdapterLimits) -> None:
+        self.limits, self._model = limits, model
+        self.family = model.spec.family
+
+    @cached_property
+    def linears(self) -> Linears:
+        return linears_of(self._model.spec, self._model.registry)
+
+    @cached_property
+    def _forms(self) -> list[Sequence[Rule]]:
+        """Names of weights in every form in which this model is published; its own first."""
+        architecture, spec = self._model.architecture, self._model.spec
+        others = getattr(architecture, "other_weights", None)
+        return [architecture.weights(spec), *(others(spec) if others is not None else ())]
+
+    @cached_property
+    def _targets(self) -> list[LoraTargets]:
+        groups = self._model.architecture.lora_groups(self._model.spec)
+        return [LoraTargets(rules, self.linears, groups) for rules in self._forms]
+
+    @cached_property
+    def _projector(self) -> tuple[dict[str, tuple[int, ...]], list[WeightMatcher]]:
+        projector = self._model.spec.projector
+        shapes = {} if projector is None else {PROJECTOR + k: shape for k, shape in projector.parameters().items()}
+        return shapes, [WeightMatcher(rules, shapes) for rules in self._forms]
+
+    def find(self, module: str) -> list[LoraTarget] | None:
+        """Where the factors of a module go, by any name that it has had; None: to a layer that this model leaves out.
+        Raises SpecError for what no adapter can change."""
+        why = None
+        for name in published_names(module):
+            for targets in self._targets:
+                try:
+                    return targets.find(name)
+                except SpecError as error:
+                    if targets.is_unused(name):
+                        return None
+                    why = why or error
+        assert why is not None
+        raise why
+
+    def group(self, module: str) -> str:
+        """`part.component` of a module that `find` finds; its last name where it is of no group, as the head is."""
+        found = (targets.group(name) for name in published_names(module) for targets in self._targets)
+        return next((group for group in found if group is not None), module.rpartition(".")[2])
+
+    def find_trained(self, name: str) -> list[Match]:
+        """Where a tensor that was trained whole goes; nothing: it is none of the projector's."""
+        _, matchers = self._projector
+        for other in published_names(name):
+            for matcher in matchers:
+                if matches := matcher(other):
+                    return matches
+        return []
+
+    def trained_shape(self, target: str) -> tuple[int, ...]:
+        return self._projector[0][target]
+
+    def stored(self, name: str) -> tuple[str, TensorInfo] | None:
+        """The base model's own tensor of that name, where the checkpoint has one."""
+        tensors = self._model.files.tensors
+        found = (other for other in self._names_of_base(name) if other in tensors)
+        key = next(found, None)
+        return None if key is None else (key, tensors[key])
+
+    def _names_of_base(self, name: str) -> Iterator[str]:
+        yield from published_names(name)
+        if self._model.spec.decoder.tied and name.endswith("lm_head.weight"):  # it is the embedding
+            yield from published_names("model.embed_tokens.weight")
+            yield from (f"{prefix}embed_tokens.weight" for prefix in ("model.language_model.", "language_model.model."))
+
+    def equals_stored(self, name: str, tensor: BitTensor) -> bool | None:
+        """Whether a copy of a tensor of the base holds its very numbers; None: there is none to compare with."""
+        if (found := self.stored(name)) is None:
+            return None
+        key, info = found
+        mine = read_tensor(info.file, key)
+        if mine is None or mine.shape != tensor.shape:
+            return False
+        return mine.equals(tensor)
+
+
+def reordered(words: np.ndarray, match: Match | LoraTarget, axis: int) -> np.ndarray:
+    """One dimension's entries, `axis` of words, in the order that the model has them."""
+    reorder = match.reorder
+    if reorder is None:
+        return words
+    if reorder.axis is None:
+        return words.transpose(reorder.order)
+    shape = words.shape
+    split = words.reshape(*shape[:axis], *reorder.shape, *shape[axis + 1 :])
+    order = [*range(axis), *(axis + i for i in reorder.order)]
+    return split.transpose(*order, *range(len(order), split.ndim)).reshape(shape)
+
+
+def groups_of(base: BaseModel, modules: Sequence[str]) -> Mapping[str, int]:
+    """How many modules of each group there are."""
+    found: dict[str, int] = {}
+    for module in modules:
+        group = base.group(module)
+        found[group] = found.get(group, 0) + 1
+    return dict(sorted(found.items()))
