@@ -27,7 +27,7 @@ PICKLES = ("adapter_model.bin", "non_lora_trainables.bin", "adapter_model.pt", "
 MAX_JSON_BYTES = 4 * 2**20
 MISTRAL_SCALING = 2.0  # mistral-finetune's default
 CONVERT = (
-    "python -c \"import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
     "torch.load('NAME.bin', weights_only=True).items()}, 'NAME.safetensors', {'format': 'pt'})\""
 )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-import math
 from pathlib import Path
 
 import numpy as np
