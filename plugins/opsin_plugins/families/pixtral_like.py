@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from opsin_plugins.families.base import Family
 from opsin_plugins.families.encoders.pixtral import Pixtral
+from opsin_plugins.families.mistral_names import mistral_names
 from opsin_plugins.families.positions import rows_with_breaks, write_images
-from opsin_plugins.spec import Encode, Expanded, ModelFiles, ModelSpec, Rename, Reorder, SpecError, VisualItem
+from opsin_plugins.spec import Encode, Expanded, ModelFiles, ModelSpec, PublishedNames, SpecError, VisualItem
 
 ROW_END, IMAGE_END = "[IMG_BREAK]", "[IMG_END]"
 
@@ -26,6 +27,9 @@ class PixtralStyle(Family):
             ids, items, token, lambda i: rows_with_breaks(i.grid[1] // merge, i.grid[2] // merge, token, *ends)
         )
 
+    def other_names(self, spec: ModelSpec) -> Sequence[PublishedNames]:
+        return [mistral_names(spec)]
+
     def chat_template(self, files: ModelFiles) -> str | None:
         return instruct_template()
 
@@ -35,11 +39,6 @@ def _one_token(encode: Encode, text: str) -> int:
     if len(ids) != 1:
         raise SpecError(f"the tokenizer has no token {text}, which ends a row of an image")
     return ids[0]
-
-
-def join_rule(source: str, width: int, merge: int) -> Rename:
-    """Published: the first channel of all neighbours, then the second's; ours: neighbour by neighbour."""
-    return Rename(source, "projector.join.weight", Reorder((width, merge * merge), (1, 0), axis=1))
 
 
 def instruct_template(*, framed_system: bool = False, picture_first: bool = False) -> str:

@@ -35,7 +35,7 @@ from opsin_plugins.spec.model_spec import (
 )
 from opsin_plugins.spec.protocols import Architecture, FusionStrategy, VisionEncoder
 from opsin_plugins.spec.visual_items import Expanded, ImageBudget, Span, VisibleImages, VisualItem
-from opsin_plugins.spec.weight_rules import Concat, Ignore, Prefix, Rename, Reorder, Rule, Split
+from opsin_plugins.spec.weight_rules import Concat, Ignore, Prefix, PublishedNames, Rename, Reorder, Rule, Split
 
 __all__ = [
     "API_VERSION",
@@ -64,6 +64,7 @@ __all__ = [
     "Pattern",
     "Prefix",
     "ProjectorSpec",
+    "PublishedNames",
     "Rename",
     "Reorder",
     "ResamplerSpec",

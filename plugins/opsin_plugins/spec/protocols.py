@@ -42,7 +42,11 @@ class Architecture(Protocol):
         """Positions I32 [A, T], and the delta: token number t past the prompt has position t + delta on every axis."""
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        """`part.component` (vision, projector, language, cross × attention, mlp) to a pattern over published names."""
+        """`part.component` (vision, projector, language, cross × attention, mlp) to a pattern over published names.
+
+        A family whose models are published under other names as well, by which adapters may name their layers, has
+        `other_names(self, spec: ModelSpec) -> Sequence[PublishedNames]`.
+        """
 
     def chat_template(self, files: ModelFiles) -> str | None:
         """A template for directories without one; None: there is none, and the directory must bring its own."""

@@ -6,8 +6,10 @@ A name is a pattern: `{i}` stands for a layer number and `{rest}` for any tail; 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from opsin_plugins.spec.base_types import Pattern
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ class Ignore:
 
 
 Rule = Prefix | Rename | Concat | Split | Ignore
+
+
+@dataclass(frozen=True)
+class PublishedNames:
+    """One form in which a model is published: rules as of `Architecture.weights`, groups as of
+    `Architecture.lora_groups`."""
+
+    rules: Sequence[Rule]
+    groups: Mapping[str, Pattern]
 
 
 def name_pattern(source: str) -> re.Pattern[str]:

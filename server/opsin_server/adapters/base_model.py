@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,11 +12,12 @@ from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.lora_targets import LoraTarget, LoraTargets
 from opsin_plugins.loading.open_model import OpenModel
 from opsin_plugins.loading.weight_matching import Match, WeightMatcher
-from opsin_plugins.spec import Linears, Rule, SpecError, TensorInfo
+from opsin_plugins.spec import Linears, PublishedNames, SpecError
 from opsin_server.adapters.module_names import published_names
 from opsin_server.adapters.tensor_file import BitTensor, read_tensor
 
 PROJECTOR = "projector."
+EMBEDDING, HEAD = "decoder.embedding.weight", "decoder.head.weight"
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,22 @@ class BaseModel:
         return linears_of(self._model.spec, self._model.registry)
 
     @cached_property
-    def _forms(self) -> list[Sequence[Rule]]:
-        """Names of weights in every form in which this model is published; its own first."""
+    def _forms(self) -> list[PublishedNames]:
+        """Every form in which this model is published; its own first."""
         architecture, spec = self._model.architecture, self._model.spec
-        others = getattr(architecture, "other_weights", None)
-        return [architecture.weights(spec), *(others(spec) if others is not None else ())]
+        others = getattr(architecture, "other_names", None)
+        own = PublishedNames(architecture.weights(spec), architecture.lora_groups(spec))
+        return [own, *(others(spec) if others is not None else ())]
 
     @cached_property
     def _targets(self) -> list[LoraTargets]:
-        groups = self._model.architecture.lora_groups(self._model.spec)
-        return [LoraTargets(rules, self.linears, groups) for rules in self._forms]
+        return [LoraTargets(form.rules, self.linears, form.groups) for form in self._forms]
 
     @cached_property
     def _projector(self) -> tuple[dict[str, tuple[int, ...]], list[WeightMatcher]]:
         projector = self._model.spec.projector
         shapes = {} if projector is None else {PROJECTOR + k: shape for k, shape in projector.parameters().items()}
-        return shapes, [WeightMatcher(rules, shapes) for rules in self._forms]
+        return shapes, [WeightMatcher(form.rules, shapes) for form in self._forms]
 
     def find(self, module: str) -> list[LoraTarget] | None:
         """Where the factors of a module go, by any name that it has had; None: to a layer that this model leaves out.
@@ -88,28 +89,34 @@ class BaseModel:
     def trained_shape(self, target: str) -> tuple[int, ...]:
         return self._projector[0][target]
 
-    def stored(self, name: str) -> tuple[str, TensorInfo] | None:
-        """The base model's own tensor of that name, where the checkpoint has one."""
-        tensors = self._model.files.tensors
-        found = (other for other in self._names_of_base(name) if other in tensors)
-        key = next(found, None)
-        return None if key is None else (key, tensors[key])
+    @cached_property
+    def _stored(self) -> dict[str, str]:
+        """The checkpoint's keys by the weight of the model that each fills alone."""
+        matcher = WeightMatcher(self._forms[0].rules, {})
+        filled: dict[str, list[str]] = {}
+        for key in self._model.files.tensors:
+            if (target := matcher.would_fill(key)) is not None:
+                filled.setdefault(target, []).append(key)
+        found = {target: keys[0] for target, keys in filled.items() if len(keys) == 1}
+        if self._model.spec.decoder.tied and EMBEDDING in found:
+            found[HEAD] = found[EMBEDDING]
+        return found
 
-    def _names_of_base(self, name: str) -> Iterator[str]:
-        yield from published_names(name)
-        if self._model.spec.decoder.tied and name.endswith("lm_head.weight"):  # it is the embedding
-            yield from published_names("model.embed_tokens.weight")
-            yield from (f"{prefix}embed_tokens.weight" for prefix in ("model.language_model.", "language_model.model."))
+    def _stored_key(self, name: str) -> str | None:
+        """The checkpoint's key of a tensor, by any name that it has had."""
+        for other in published_names(name):
+            for form in self._forms:
+                target = WeightMatcher(form.rules, {}).would_fill(other)
+                if target in self._stored:
+                    return self._stored[target]
+        return None
 
     def equals_stored(self, name: str, tensor: BitTensor) -> bool | None:
         """Whether a copy of a tensor of the base holds its very numbers; None: there is none to compare with."""
-        if (found := self.stored(name)) is None:
+        if (key := self._stored_key(name)) is None:
             return None
-        key, info = found
-        mine = read_tensor(info.file, key)
-        if mine is None or mine.shape != tensor.shape:
-            return False
-        return mine.equals(tensor)
+        mine = read_tensor(self._model.files.tensors[key].file, key)
+        return mine is not None and mine.equals(tensor)
 
 
 def reordered(words: np.ndarray, match: Match | LoraTarget, axis: int) -> np.ndarray:

@@ -38,7 +38,11 @@ TOWERS = (
     "model.vision_tower.", "vision_tower.", "model.vision_model.", "vision_model.", "model.visual.", "visual.",
 )  # fmt: skip
 HEADS = ("lm_head", "language_model.lm_head", "model.language_model.lm_head", "model.lm_head")
-PROJECTORS = {"mm_projector.0": "multi_modal_projector.linear_1", "mm_projector.2": "multi_modal_projector.linear_2"}
+PROJECTORS = {
+    "mm_projector.0": "multi_modal_projector.linear_1",
+    "mm_projector.2": "multi_modal_projector.linear_2",
+    "connector": "model.connector",
+}
 LAYERS = re.compile(r"layers\.\d+\.")
 TOWER_LAYERS = re.compile(
     r"(encoder\.layers|(global_)?transformer\.layers|transformer\.resblocks|blocks)\.\d+\.|patch_|head\."

@@ -8,7 +8,8 @@ from dataclasses import replace
 from opsin_plugins.families.base import text_section
 from opsin_plugins.families.config_fields import number, section
 from opsin_plugins.families.llava_like import PROJECTOR, LlavaStyle, model_spec, vision_parts
-from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template, join_rule
+from opsin_plugins.families.mistral_names import join_rule
+from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
 from opsin_plugins.spec import ModelFiles, ModelSpec, Rename, Rule
 
 # What transformers takes where a part of the configuration is missing.

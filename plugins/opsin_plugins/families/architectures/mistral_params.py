@@ -3,24 +3,21 @@ Source: the published mistral-inference code."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
-from opsin_plugins.families.base import end_ids, renames
+from opsin_plugins.families.base import end_ids
 from opsin_plugins.families.config_fields import flag, integer, layer_count, number, section
-from opsin_plugins.families.language import head_rules, is_tied
-from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template, join_rule
+from opsin_plugins.families.language import is_tied
+from opsin_plugins.families.mistral_names import mistral_groups, mistral_rules
+from opsin_plugins.families.pixtral_like import PixtralStyle, instruct_template
 from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import (
-    Concat,
     Config,
     DecoderSpec,
     ModelFiles,
     ModelSpec,
     Pattern,
     ProjectorSpec,
-    Rename,
-    Reorder,
     RopeSpec,
     Rule,
     SpecError,
@@ -70,38 +67,10 @@ class MistralParams(PixtralStyle):
         )
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
-        assert spec.vision is not None
-        assert spec.projector is not None
-        decoder, head = spec.decoder, spec.vision.width // spec.vision.heads
-        kinds = ("weight", "bias") if spec.projector.bias else ("weight",)
-        return [
-            *_layers("layers.{i}.", "decoder.layers.{i}.", (decoder.heads, decoder.kv_heads), decoder.head_dim),
-            *_layers("vision_encoder.transformer.layers.{i}.", "vision.layers.{i}.", (spec.vision.heads,) * 2, head),
-            Rename("tok_embeddings.weight", "decoder.embedding.weight"),
-            Rename("norm.weight", "decoder.norm.weight"),
-            *head_rules("output.weight", decoder.tied),
-            Rename("vision_encoder.patch_conv.weight", "vision.patch.weight"),
-            Rename("vision_encoder.ln_pre.weight", "vision.pre_norm.weight"),
-            Rename("pre_mm_projector_norm.weight", "projector.norm.weight"),
-            join_rule("patch_merger.merging_layer.weight", spec.projector.in_width, spec.projector.merge),
-            *renames(
-                {
-                    "vision_language_adapter.w_in": "projector.mlp.up",
-                    "vision_language_adapter.w_out": "projector.mlp.down",
-                },
-                kinds,
-            ),
-        ]
+        return mistral_rules(spec)
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
-        language, tower = r"layers\.\d+\.", r"vision_encoder\.transformer\.layers\.\d+\."
-        return {
-            "language.attention": re.compile(language + r"attention\.w[qkvo]"),
-            "language.mlp": re.compile(language + r"feed_forward\.w[123]"),
-            "vision.attention": re.compile(tower + r"attention\.w[qkvo]"),
-            "vision.mlp": re.compile(tower + r"feed_forward\.w[123]"),
-            "projector.mlp": re.compile(r"vision_language_adapter\.w_(in|out)|patch_merger\.merging_layer"),
-        }
+        return mistral_groups(spec)
 
     def chat_template(self, files: ModelFiles) -> str | None:
         """By the version of the tokenizer, whose file says how its prompts are made."""
@@ -132,22 +101,3 @@ def _decoder(files: ModelFiles) -> DecoderSpec:
         rope=RopeSpec(number(params, "rope_theta", 1e4)),
         tied=is_tied(files, tied, "tok_embeddings.weight", "output.weight"),
     )
-
-
-def _layers(source: str, mine: str, heads: tuple[int, int], head_dim: int) -> list[Rule]:
-    """Decoder and tower have one form. Queries and keys turn in pairs that stand side by side; ours stand half a head
-    apart."""
-    halves = tuple(Reorder((count, head_dim // 2, 2), (0, 2, 1)) for count in heads)
-    return [
-        Concat(tuple(f"{source}attention.w{n}.weight" for n in "qkv"), f"{mine}attention.qkv.weight", (*halves, None)),
-        Concat(tuple(f"{source}feed_forward.{n}.weight" for n in ("w1", "w3")), f"{mine}mlp.gate_up.weight"),
-        *renames(
-            {
-                f"{source}attention.wo": f"{mine}attention.out",
-                f"{source}feed_forward.w2": f"{mine}mlp.down",
-                f"{source}attention_norm": f"{mine}attention_norm",
-                f"{source}ffn_norm": f"{mine}mlp_norm",
-            },
-            ["weight"],
-        ),
-    ]

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from opsin_plugins.families.base import Family, end_ids, llama_groups
 from opsin_plugins.families.language import TEXT, decoder_rules, decoder_spec, is_tied, max_positions
-from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Rule
+from opsin_plugins.families.mistral_names import mistral_names
+from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, PublishedNames, Rule
 
 
 class TextModel(Family):
@@ -42,6 +43,9 @@ class Llama(TextModel):
 
 class Mistral(TextModel):
     name = "mistral"
+
+    def other_names(self, spec: ModelSpec) -> Sequence[PublishedNames]:
+        return [mistral_names(spec)]
 
 
 class Qwen2(TextModel):
