@@ -69,6 +69,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block_size: int = 16  # tokens of a KV block; no option
     adapter_slots: int = 0  # adapters that lie on the device at the same time; no option yet, since none are served
     adapter_rank: int = 16  # the largest that fits a slot
+    adapter_host_copies: int | None = None  # adapters kept in the host's memory; None: as many as there are slots
     adapter_projectors: bool = True  # whether slots have room for a projector that was trained whole
 
     def __post_init__(self) -> None:

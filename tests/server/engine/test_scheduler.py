@@ -42,6 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         pinned_during_decode=st.booleans(),
         run_ahead=st.booleans(),
         slots=st.integers(1, 3),
+        host_copies=st.integers(1, 4),
     )
     def begin(
         self,
@@ -54,6 +55,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         pinned_during_decode: bool,
         run_ahead: bool,
         slots: int,
+        host_copies: int,
     ) -> None:
         """pinned_during_decode: images stand outside of the prompt, and the whole answer needs the last group of them.
         run_ahead: a step is committed after the next one has been launched."""
@@ -64,7 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             encoder // 4 + most, block_size, pinned_during_decode
         )
         limits = Limits(max_sequences, blocks * block_size, budget, max_encode_patches=12)
-        self.adapters: ResidentAdapters[bytes] = ResidentAdapters(slots)
+        self.adapters: ResidentAdapters[bytes] = ResidentAdapters(slots, host_copies)
         self.scheduler = Scheduler(limits, self.blocks, self.encoder, self.adapters)
         self.loads: list[AdapterRef] = []
         self.in_slots: dict[int, bytes] = {}
@@ -135,6 +137,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.alive)))
         self.scheduler.remove(self.alive.pop(name))
+
+    @rule(kept=st.sets(st.integers(0, 5)))
+    def keep(self, kept: set[int]) -> None:
+        """By the operator; the sequences of all others must end all the same."""
+        self.adapters.keep(AdapterRef(bytes([n]), "0") for n in sorted(kept)[: self.adapters.slots - 1])
 
     @rule(fails=st.integers(0, 9))
     def load(self, fails: int) -> None:
@@ -238,6 +245,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(set(held)) == len(held) == self.encoder.used, "every encoder block is one picture's"
         if not self.scheduler.running and not self.launched:
             assert self.encoder.pinned == 0
+        held_copies = len(self.adapters.on_host) + len(self.adapters._loading)
+        assert held_copies <= self.adapters.host_copies
 
     def teardown(self) -> None:
         """Whatever happened, what is left finishes within bounded steps, and nothing stays used."""

@@ -1,8 +1,8 @@
 """What the next step computes. Policy only: no torch, no tensors.
 
 Each step: every running sequence that only lacks its newest token gets one row (decode); prompts that are part way go
-on with what is left of the token budget; then waiting ones are admitted, first come first served. When blocks run out,
-the sequence admitted last gives its blocks back and waits to be computed again.
+on with what is left of the token budget; then waiting ones are admitted (`admission_order`, `adapter_turns`). When
+blocks run out, the sequence admitted last gives its blocks back and waits to be computed again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Seq
 from typing import Any, Literal
 
+from opsin_server.engine.scheduling.adapter_turns import AdapterTurns
+from opsin_server.engine.scheduling.admission_order import AdmissionOrder
 from opsin_server.engine.scheduling.encode_pace import EncodePace
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.image_planner import ImagePlanner
@@ -34,6 +36,7 @@ class Scheduler:
     ) -> None:
         self.limits, self.blocks, self.encoder, self.clock = limits, blocks, encoder, clock
         self.adapters: ResidentAdapters[Any] = ResidentAdapters(0) if adapters is None else adapters
+        self.turns = AdapterTurns(self.adapters, limits.max_sequences)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of admission
         self.preemptions = 0
@@ -43,6 +46,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
         if sequence.adapter is not None:
+            sequence.adapter_tier = self.adapters.tier(sequence.adapter.digest)
             self.adapters.expect(sequence.adapter, sequence.request_id)
 
     def remove(self, sequence: Sequence) -> None:
@@ -93,31 +97,41 @@ class Scheduler:
         return plan
 
     def _admit_waiting(self, plan: Plan, budget: int, preempted: int) -> None:
-        """First come first served, except that nobody waits for another's adapter to be loaded. When one waits for a
-        slot, whoever comes behind it takes none, or it might wait for ever."""
-        passed, slots_are_wanted = 0, False
-        while self._may_admit(passed, budget) and self.preemptions == preempted:
-            sequence = self.waiting[passed]
-            if not (sequence.adapter is None or (not slots_are_wanted and self._take_slot(plan, sequence))):
-                slots_are_wanted |= self.adapters.is_ready(sequence.adapter.digest)
-                passed += 1
+        """Nobody waits for another's adapter to be loaded, or for a slot that another waits for."""
+        if not self.waiting:
+            return
+        order, wanted = AdmissionOrder(self.waiting, self.running), set[bytes]()
+        while self._may_admit(budget) and self.preemptions == preempted and (sequence := order.next()):
+            if sequence.adapter is not None and not self._take_slot(plan, sequence, wanted):
+                order.passed(sequence)
                 continue
             taken = self._admit(plan, sequence, budget)
             if not taken:
                 break
+            order.admitted(sequence)
+            if sequence.adapter is not None:
+                self.turns.joined(sequence.adapter.digest)
             budget -= taken
+        if wanted or order.next() is None:  # (where everything runs that can, nobody was asked what it waits for)
+            self.turns.settle(wanted, self.running)
 
-    def _take_slot(self, plan: Plan, sequence: Sequence) -> bool:
-        """Whether a sequence's adapter is in a slot, or will be when the plan is launched."""
-        assert sequence.adapter is not None
-        reserved = self.adapters.reserve(sequence.adapter, sequence.request_id)
+    def _take_slot(self, plan: Plan, sequence: Sequence, wanted: set[bytes]) -> bool:
+        """Whether a sequence's adapter is in a slot, or will be when the plan is launched. wanted: takes note of one
+        that is loaded and finds none."""
+        ref = sequence.adapter
+        assert ref is not None
+        if not self.turns.may_join(ref.digest):
+            return False
+        reserved = self.adapters.reserve(ref, sequence.request_id)
         if reserved is None:
+            if self.adapters.is_ready(ref.digest):
+                wanted.add(ref.digest)
             return False
         sequence.adapter_slot, loaded = reserved
         if loaded is not None:
-            plan.place[sequence.adapter.digest] = sequence.adapter_slot, loaded
-        changes = self.adapters.changes_pictures(sequence.adapter)
-        sequence.visual_keys = visual_keys(sequence.items, sequence.salt, changes)
+            plan.place[ref.digest] = sequence.adapter_slot, loaded
+            self.turns.begin(ref.digest)
+        sequence.visual_keys = visual_keys(sequence.items, sequence.salt, self.adapters.changes_pictures(ref))
         return True
 
     def can_run_ahead(self) -> bool:
@@ -212,8 +226,8 @@ class Scheduler:
             sequence.pending and self._is_full(sequence, sequence.length)
         )
 
-    def _may_admit(self, passed: int, budget: int) -> bool:
-        return passed < len(self.waiting) and budget > 0 and len(self.running) < self.limits.max_sequences
+    def _may_admit(self, budget: int) -> bool:
+        return budget > 0 and len(self.running) < self.limits.max_sequences
 
     def _decode(self, plan: Plan, sequence: Sequence) -> int:
         """The common case of `_continue`, in a fifth of its time: one token, that needs neither a picture nor a block.

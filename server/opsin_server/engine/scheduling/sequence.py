@@ -63,6 +63,7 @@ class Sequence:
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter: AdapterRef | None = None
     adapter_slot: int = 0  # while it is running; 0: the base model
+    adapter_tier: str = ""  # where its adapter was found when it came: "slot", "host" or "disk"
     visual_keys: Seq[bytes] = ()
     status: SequenceStatus = SequenceStatus.WAITING
     computed: int = 0

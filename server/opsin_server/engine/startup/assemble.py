@@ -50,7 +50,7 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
     if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
         graphs = captured(model, pool, visual_pool, config.max_sequences, resolved.max_context, adapters)
     runner = Runner(model, pool, cache, device, visual_pool, graphs, adapters)
-    scheduler = Scheduler(limits, blocks, cache, ResidentAdapters(config.adapter_slots))
+    scheduler = Scheduler(limits, blocks, cache, ResidentAdapters(config.adapter_slots, config.adapter_host_copies))
     return Engine(scheduler, runner, run_ahead=device.type == "cuda", loader=loader)
 
 

@@ -172,6 +172,7 @@ def _fixed_reserves(
     """All that does not depend on how much is left for keys and values. Bytes, by name."""
     spec, item = model.spec, model.dtype.itemsize
     slot = adapter_bytes(config, model)
+    copies = config.adapter_slots if config.adapter_host_copies is None else config.adapter_host_copies
     found = {
         "weights": model.weights,
         "visual tokens" if spec.cross is None else "cross-attention keys and values": (
@@ -182,8 +183,8 @@ def _fixed_reserves(
         "captures": 0,
         "libraries": LIBRARY_BYTES[device.type],
         "adapter slots": config.adapter_slots * slot,
-        # Adapters that are read and wait for a slot: as many as there are slots, in the machine's own memory.
-        "host copies": config.adapter_slots * slot if device.type == "cpu" else 0,
+        # Adapters that are read, for slots that they may be put into: in the machine's own memory.
+        "host copies": copies * slot if device.type == "cpu" else 0,
         "training": 0,
     }
     if device.type == "cuda" and not config.eager:
