@@ -32,7 +32,7 @@ SERVE = tuple(fields_of(ServerConfig))
 # What decides whether a checkpoint serves, and with how much memory.
 DECIDING = (
     "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
-    "encoder-memory",
+    "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors",
 )  # fmt: skip
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)
 

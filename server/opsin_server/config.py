@@ -60,6 +60,21 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     prefix_cache: Annotated[bool, Option("Keep the keys and values of prompts for prompts alike.")] = True
     eager: Annotated[bool, Option("On CUDA: launch decode steps anew, capture none as graphs.")] = False
+    max_loras: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Option("Adapters in one batch; 0: none are served. Default: 8, in at most a tenth of what the weights leave."),
+    ] = None
+    max_lora_rank: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Option("The largest rank of an adapter. Default: 64, 32 or 16, as there is memory."),
+    ] = None
+    max_cpu_loras: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Option("Adapters kept in the host's memory. Default: as many as --max-loras."),
+    ] = None
+    lora_projectors: Annotated[
+        bool, Option("Room in each slot for a projector that was trained whole (modules_to_save).")
+    ] = True
     plugins: Annotated[
         tuple[str, ...] | None, Option("Comma-separated names: the only plugins that may be used.", commas=True)
     ] = None
@@ -67,10 +82,6 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...], Option("An option of the model's family.", name="model-option", metavar="NAME=VALUE")
     ] = ()
     block_size: int = 16  # tokens of a KV block; no option
-    adapter_slots: int = 0  # adapters that lie on the device at the same time; no option yet, since none are served
-    adapter_rank: int = 16  # the largest that fits a slot
-    adapter_host_copies: int | None = None  # adapters kept in the host's memory; None: as many as there are slots
-    adapter_projectors: bool = True  # whether slots have room for a projector that was trained whole
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):

@@ -103,6 +103,7 @@ def announce(
                 f"context up to {ready.max_context:,}, {ready.max_sequences} sequences at once"
             ),
         ),
+        ("adapters", adapter_room(memory)),
         ("ready after", f"{seconds:.1f} s"),
     ]
     show(console, rows)
@@ -135,8 +136,19 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
                 ),
             )
         )
-    ledger = [] if said.ledger is None else memory_rows(said.ledger)
+    ledger = [] if said.ledger is None else [*memory_rows(said.ledger), ("adapters", adapter_room(said.ledger))]
     return [*rows, *ledger, ("verdict", _verdict(said))]
+
+
+def adapter_room(ledger: MemoryLedger) -> str:
+    room = ledger.adapters
+    if not room.slots:
+        return "none: there are no slots for any (--max-loras)"
+    own = "" if room.projectors else ", without projectors of their own"
+    return (
+        f"{room.slots} at once, of rank {room.rank} at most{own} ({_size(room.slots * room.slot_bytes)}); "
+        f"{room.host_copies} in the host's memory"
+    )
 
 
 def memory_rows(ledger: MemoryLedger) -> list[tuple[str, str]]:

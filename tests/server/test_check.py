@@ -63,7 +63,7 @@ def test_a_model_that_serves(tmp_path: Path) -> None:
         "6,404 visual tokens, 200.1 MiB of keys and values",
         "  742.0 MiB  cross-attention keys and values",
         "  327.2 MiB  largest encode",
-        "serves: context 12,928 of the model's 131,072, 3 of the largest images at once",
+        "serves: context 10,288 of the model's 131,072, 3 of the largest images at once",
     ):
         assert said in found.output, found.output
 
@@ -94,10 +94,23 @@ def test_one_that_does_not_fit_and_the_flag_that_helps(tmp_path: Path) -> None:
     assert "does not fit: the weights need 16,582,757,092 bytes as bfloat16" in found.output
     assert "4,234,726,116 too few. With --quantize int8 they need 10,063,031,012: which fits" in found.output
     assert (
-        "serves: context 9,616 of the model's 32,768, 2 of"
+        "serves: context 9,552 of the model's 32,768, 4 of"
         in check(directory, "--gpu", "12GiB", "--quantize", "int8").output
     )
     assert "still" in check(directory, "--gpu", "6GiB").output
+
+
+def test_adapters_have_room_unless_nobody_wants_it(tmp_path: Path) -> None:
+    directory = sparse("Llama-3.2-11B-Vision-Instruct", tmp_path)
+    assert "adapters       1 at once, of rank 16 at most (192.5 MiB)" in check(directory, "--gpu", "24GiB").output
+    none = check(directory, "--gpu", "24GiB", "--max-loras", "0").output
+    assert "adapters       none" in none
+    assert "serves: context 12,928" in none
+    large = check(directory, "--gpu", "80GiB", "--max-lora-rank", "64").output
+    assert "adapters       8 at once, of rank 64 at most" in large
+    without = check(directory, "--gpu", "80GiB", "--no-lora-projectors").output
+    assert "without projectors of their own" in without
+    assert "--max-cpu-loras 0" in str(check(directory, "--gpu", "24GiB", "--max-cpu-loras", "0").exception)
 
 
 def test_fewer_image_tokens_make_the_largest_image_smaller(tmp_path: Path) -> None:

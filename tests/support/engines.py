@@ -17,6 +17,7 @@ from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.ipc.messages import (
     AdapterRef,
+    AdapterRoom,
     Logprobs,
     MemoryLedger,
     Output,
@@ -45,15 +46,17 @@ def make_engine(
     dtype: torch.dtype = torch.float32,
     max_encode_patches: int = 4096,
     adapter_slots: int = 0,
+    adapter_rank: int = 16,
+    host_copies: int | None = None,
 ) -> Engine:
     config = EngineConfig(
         model="",
         max_sequences=max_sequences,
         block_size=block_size,
         prefix_cache=prefix_cache,
-        adapter_slots=adapter_slots,
     )
-    memory = MemoryLedger(0, (), blocks, encoder_blocks, block_size)
+    room = AdapterRoom(adapter_slots, adapter_rank, host_copies or adapter_slots, projectors=True)
+    memory = MemoryLedger(0, (), blocks, encoder_blocks, block_size, room)
     cpu = torch.device("cpu")
     context = min(max_context, blocks * block_size)
     resolved = ResolvedConfig(cpu, dtype, context, max_batch_tokens, max_encode_patches, 64, memory)

@@ -22,7 +22,7 @@ from opsin_server.engine.scheduling.plan import Committed, Plan
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import check_items, check_sampling, check_spans, check_visible_images
-from opsin_server.ipc.messages import Arrays, Logprobs, Output, Stats, Submit
+from opsin_server.ipc.messages import AdapterLoad, AdapterRef, AdapterReport, Arrays, Logprobs, Output, Stats, Submit
 
 log = logging.getLogger("opsin.engine")
 
@@ -73,6 +73,8 @@ class Engine:
         self._launched: LaunchedStep | None = None
         self._only_loads = False  # nothing can be computed before an adapter is loaded
         self._failures = 0  # steps in a row
+        self._loads: list[AdapterLoad] = []  # since the last report
+        self._reported: tuple[tuple[bytes, ...], tuple[bytes, ...]] = ((), ())
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
@@ -131,6 +133,7 @@ class Engine:
         outputs = []
         adapters = self.scheduler.adapters
         for result in self.loader.results():
+            self._loads.append(AdapterLoad(result.ref.digest, result.seconds, result.error))
             if result.adapter is not None:
                 adapters.fill(result.ref.digest, result.adapter)
                 continue
@@ -142,6 +145,25 @@ class Engine:
         for ref in adapters.take_wanted():
             self.loader.request(ref)
         return outputs
+
+    def keep_adapters(self, refs: tuple[AdapterRef, ...]) -> None:
+        """They are read at once and stay in their slots, instead of those that were kept before. More than there is
+        room for are not."""
+        if self.loader is None:
+            return
+        adapters = self.scheduler.adapters
+        adapters.keep(refs[: adapters.slots - 1])
+        for ref in adapters.take_wanted():
+            self.loader.request(ref)
+
+    def adapter_report(self) -> AdapterReport | None:
+        """None: as it was when it was last asked for."""
+        adapters = self.scheduler.adapters
+        now = adapters.in_slots, adapters.on_host
+        if now == self._reported and not self._loads:
+            return None
+        loads, self._loads, self._reported = tuple(self._loads), [], now
+        return AdapterReport(*now, loads)
 
     def _place(self, plan: Plan) -> None:
         """Adapters into their slots. When that fails, nothing in them can be relied on."""
@@ -242,6 +264,7 @@ class Engine:
             finish,
             cached_tokens=sequence.cached_tokens if first else 0,
             queue_seconds=(sequence.queue_seconds or 0.0) if first else 0.0,
+            adapter_tier=sequence.adapter_tier if first else "",
         )
 
     def _fail(self, plan: Plan, error: Exception) -> list[Output]:

@@ -32,6 +32,7 @@ from opsin_server.ipc.engine_socket import EngineSocket  # noqa: E402
 from opsin_server.ipc.messages import (  # noqa: E402
     Cancel,
     Failed,
+    KeepAdapters,
     Output,
     Outputs,
     Progress,
@@ -101,7 +102,7 @@ def serve(engine: Engine, door: EngineSocket) -> None:
                 return
             refused += _handle(engine, message, frames)
         outputs = engine.step() if engine.busy else []
-        door.send(Outputs((*refused, *outputs), engine.stats()))
+        door.send(Outputs((*refused, *outputs), engine.stats(), engine.adapter_report()))
 
 
 def _unreadable(error: Unreadable) -> list[Output]:
@@ -114,6 +115,8 @@ def _handle(engine: Engine, message: ToEngine, frames: Sequence[bytes]) -> list[
     """What is refused at once."""
     if isinstance(message, Submit):
         return _submit(engine, message, frames)
+    if isinstance(message, KeepAdapters):
+        engine.keep_adapters(message.adapters)
     if isinstance(message, Cancel):
         for request_id in message.request_ids:
             engine.cancel(request_id)

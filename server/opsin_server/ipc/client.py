@@ -16,10 +16,13 @@ from opsin_server.config import EngineConfig
 from opsin_server.errors import ConfigError, Unavailable
 from opsin_server.ipc.engine_process import EngineProcess
 from opsin_server.ipc.messages import (
+    AdapterRef,
+    AdapterReport,
     Arrays,
     Cancel,
     Estimate,
     FromEngine,
+    KeepAdapters,
     Output,
     Outputs,
     Progress,
@@ -54,6 +57,9 @@ class EngineClient:
         self.state: State = "starting"
         self.ready: Ready | None = None
         self.stats = Stats()
+        self.adapters = AdapterReport()
+        self.on_adapters: Callable[[AdapterReport], None] = lambda report: None
+        self._kept: tuple[AdapterRef, ...] = ()
         self.failure: str | None = None
         self.heard = time.monotonic()
         self.restarts = 0
@@ -103,6 +109,13 @@ class EngineClient:
         stream = self._streams[message.request_id] = Stream(message.request_id, self._cancel)
         return stream
 
+    def keep_adapters(self, refs: Sequence[AdapterRef]) -> None:
+        """These stay on the device, and are there again when the engine was started again."""
+        self._kept = tuple(refs)
+        if self.state == "ready":
+            assert self._process is not None
+            self._process.send(KeepAdapters(self._kept))
+
     async def stop(self) -> None:
         """Ends the engine process; after this no child is left."""
         listens = self.state == "ready"
@@ -126,6 +139,7 @@ class EngineClient:
                 stream.fail("the engine stopped while it worked on this request")
             self._streams.clear()
             self.stats = Stats()
+            self.adapters = AdapterReport()
             if self.state == "stopped":
                 return
             pause = self._policy.died(time.monotonic())
@@ -162,6 +176,8 @@ class EngineClient:
         self.heard = time.monotonic()
         if isinstance(message, Outputs):
             self.stats = message.stats
+            if message.adapters is not None:
+                self._report(message.adapters)
             for output in message.outputs:
                 self._deliver(output)
         elif isinstance(message, Estimate | Progress):
@@ -170,8 +186,17 @@ class EngineClient:
             self.ready = message
             self._policy.ready(self.heard)
             self._set("ready")
+            if self._kept:
+                self.keep_adapters(self._kept)
         else:
             raise Unreadable(f"a {type(message).__name__} came, which is not expected")
+
+    def _report(self, report: AdapterReport) -> None:
+        self.adapters = report
+        try:
+            self.on_adapters(report)
+        except Exception:  # what is counted of adapters is worth no engine
+            log.exception("a report of adapters could not be taken")
 
     def _tell(self, progress: Estimate | Progress) -> None:
         try:

@@ -80,11 +80,18 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     request_ids: tuple[str, ...]
 
 
+class KeepAdapters(msgspec.Struct, frozen=True, tag=True):
+    """These are read at once and stay on the device, instead of those that were kept before. Fewer than there are
+    slots."""
+
+    adapters: tuple[AdapterRef, ...]
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave now; the API process has drained."""
 
 
-ToEngine: TypeAlias = Submit | Cancel | Stop
+ToEngine: TypeAlias = Submit | Cancel | KeepAdapters | Stop
 
 # ----------------------------------------------------------------------------------- from the engine
 
@@ -103,6 +110,17 @@ class Reserve(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class AdapterRoom(msgspec.Struct, frozen=True):
+    """slots: adapters on the device, each of `rank` at most, in slot_bytes. host_copies: adapters in the host's memory.
+    projectors: whether a slot holds a projector of the adapter's own."""
+
+    slots: int = 0
+    rank: int = 0
+    host_copies: int = 0
+    projectors: bool = False
+    slot_bytes: int = 0
+
+
 class MemoryLedger(msgspec.Struct, frozen=True):
     """How the device's memory is divided, once, before anything is allocated. free: bytes at that time. Reserves of
     nothing are left out. kv_blocks, encoder_blocks: of `block_size` tokens."""
@@ -112,6 +130,7 @@ class MemoryLedger(msgspec.Struct, frozen=True):
     kv_blocks: int
     encoder_blocks: int
     block_size: int
+    adapters: AdapterRoom = AdapterRoom()
 
     @property
     def reserved(self) -> int:
@@ -186,6 +205,24 @@ class Output(msgspec.Struct, frozen=True):
     error: str | None = None
     cached_tokens: int = 0  # prompt tokens whose keys and values were found in the prefix cache
     queue_seconds: float = 0.0
+    adapter_tier: str = ""  # where the request's adapter was found when it came: "slot", "host" or "disk"
+
+
+class AdapterLoad(msgspec.Struct, frozen=True):
+    """An adapter's file was read, or could not be. digest: the adapter's."""
+
+    digest: bytes
+    seconds: float
+    error: str = ""
+
+
+class AdapterReport(msgspec.Struct, frozen=True):
+    """Adapters by digest: on the device, least recently used first, and in the host's memory; what was read since the
+    last report."""
+
+    slots: tuple[bytes, ...] = ()
+    host: tuple[bytes, ...] = ()
+    loads: tuple[AdapterLoad, ...] = ()
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -209,8 +246,11 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """adapters: None where nothing has changed."""
+
     outputs: tuple[Output, ...]
     stats: Stats
+    adapters: AdapterReport | None = None
 
 
 FromEngine: TypeAlias = Estimate | Progress | Ready | Failed | Outputs

@@ -66,4 +66,5 @@ def merge(outputs: list[Output]) -> Output:
         last.error,
         max(o.cached_tokens for o in outputs),
         max(o.queue_seconds for o in outputs),
+        first.adapter_tier,
     )

@@ -43,6 +43,7 @@ def needs(directory: Path, dtype: torch.dtype = torch.float32) -> memory.ModelNe
 
 
 def resolve(directory: Path, free: int = 2**32, **options: object) -> memory.ResolvedConfig:
+    options = {"max_loras": 0, **options}
     return memory.resolve(EngineConfig(model=str(directory), **options), needs(directory), CPU, free)
 
 
@@ -86,7 +87,7 @@ def test_every_reserve_is_in_the_ledger_before_anything_is_allocated(directory: 
         "weights", "visual tokens", "largest step", "largest encode", "keys and values",
     ]  # fmt: skip
     assert plain.free == plain.reserved + plain.slack
-    adapted = resolve(directory, adapter_slots=3, adapter_rank=8).memory
+    adapted = resolve(directory, max_loras=3, max_lora_rank=8).memory
     model = needs(directory)
     assert model.spec.projector is not None
     own = sum(math.prod(shape) for shape in model.spec.projector.parameters().values())

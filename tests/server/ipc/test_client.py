@@ -137,7 +137,7 @@ def test_an_engine_that_was_started_again_finds_an_adapter_by_itself(strong: Ada
             await tokens(ask("d", AdapterRef(bytes(32), "/nowhere")))
         assert await tokens(ask("e", None)) == base
 
-    with_engine(body, adapter_slots=1)
+    with_engine(body, max_loras=1)
 
 
 def test_a_message_that_cannot_be_packed_leaves_nothing_open() -> None:

@@ -12,8 +12,9 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from stat import S_ISREG
@@ -42,6 +43,7 @@ class LoadResult:
     ref: AdapterRef
     adapter: LoadedAdapter[AdapterWeights] | None
     error: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class AdapterLoader:
 
     def _run(self) -> None:
         while (ref := self._wanted.get()) is not None:
-            result = self._load(ref)
+            started = time.perf_counter()
+            result = replace(self._load(ref), seconds=time.perf_counter() - started)
             os.write(self._writer, b"\0")  # (first: who takes the result also takes the byte)
             self._done.put(result)
 

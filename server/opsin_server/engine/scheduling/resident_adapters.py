@@ -144,11 +144,25 @@ class ResidentAdapters(Generic[Weights]):
             return slot, None
         if ref.digest not in self._host or (slot := self._free_slot(ref.digest)) is None:
             return None
-        loaded = self._host[ref.digest]
-        self._host.move_to_end(ref.digest)
-        self._slot_of[ref.digest], self._pins[ref.digest] = slot, {owner}
-        self._changes[ref.digest] = loaded.changes_pictures
+        loaded = self._put(ref.digest, slot)
+        self._pins[ref.digest].add(owner)
         return slot, loaded
+
+    def place_kept(self) -> list[tuple[bytes, int, LoadedAdapter[Weights]]]:
+        """Those that the operator keeps, are loaded, and can have a slot now: digest, slot, and what the caller must put
+        there. (They do not wait for a sequence: their host copies would keep others from being read.)"""
+        placed = []
+        for digest in self._kept:
+            if digest in self._host and digest not in self._slot_of and (slot := self._free_slot(digest)) is not None:
+                placed.append((digest, slot, self._put(digest, slot)))
+        return placed
+
+    def _put(self, digest: bytes, slot: int) -> LoadedAdapter[Weights]:
+        loaded = self._host[digest]
+        self._host.move_to_end(digest)
+        self._slot_of[digest], self._pins[digest] = slot, set()
+        self._changes[digest] = loaded.changes_pictures
+        return loaded
 
     def changes_pictures(self, ref: AdapterRef) -> bytes:
         """Of one that is in a slot."""

@@ -39,18 +39,19 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
     visual_pool = make_visual_pool(spec, kept, size, device, dtype)
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
     adapters, loader = None, None
-    if config.adapter_slots:
-        count, rank, trained, shapes = config.adapter_slots, config.adapter_rank, None, {}
-        if spec.projector is not None and config.adapter_projectors:
-            trained = TrainedProjectors(model, count, device, dtype)
+    room = resolved.memory.adapters
+    if room.slots:
+        trained, shapes = None, {}
+        if room.projectors and spec.projector is not None:
+            trained = TrainedProjectors(model, room.slots, device, dtype)
             shapes = {f"{PREFIX}{name}": shape for name, shape in spec.projector.parameters().items()}
-        adapters = AdapterSlots(linears, count, rank, device, dtype, trained)
-        loader = AdapterLoader(SlotShape(linears, rank, dtype, shapes))
+        adapters = AdapterSlots(linears, room.slots, room.rank, device, dtype, trained)
+        loader = AdapterLoader(SlotShape(linears, room.rank, dtype, shapes))
     graphs = None
     if not config.eager and device.type == "cuda" and implementation("cuda") == "triton":
         graphs = captured(model, pool, visual_pool, config.max_sequences, resolved.max_context, adapters)
     runner = Runner(model, pool, cache, device, visual_pool, graphs, adapters)
-    scheduler = Scheduler(limits, blocks, cache, ResidentAdapters(config.adapter_slots, config.adapter_host_copies))
+    scheduler = Scheduler(limits, blocks, cache, ResidentAdapters(room.slots, room.host_copies))
     return Engine(scheduler, runner, run_ahead=device.type == "cuda", loader=loader)
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from opsin_plugins.blocks.adapter_slots import slot_bytes
 from opsin_plugins.spec import DecoderSpec, Linears, ModelFiles, ModelSpec, VisualItem
 from opsin_server.config import EngineConfig
 from opsin_server.engine.running.runner import visual_levels
 from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
+from opsin_server.engine.startup.adapter_room import adapter_room
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import MemoryLedger, Reserve
+from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Reserve
 
 GIB = 2**30
 # On a CPU the pool shares memory with everything else that runs there; on a GPU it may have what the others leave.
@@ -95,7 +95,8 @@ def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free:
     context = config.max_context or spec.max_positions
     tokens = _batch_tokens(config, device)
     encoder_blocks = _encoder_blocks(config, model, free - model.weights)
-    fixed = _fixed_reserves(config, model, device, tokens, context, encoder_blocks)
+    room = adapter_room(config, spec, model.linears, model.dtype.itemsize, free - model.weights)
+    fixed = _fixed_reserves(config, model, device, tokens, context, encoder_blocks, room)
     for images in _images_at_once(model, device, free - model.weights):
         patches, encode = _encode(model, device, images)
         reserves = fixed | {"largest encode": encode}
@@ -107,7 +108,7 @@ def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free:
     if device.type == "cpu":
         reserves["largest step"] += gathered_bytes(spec.decoder, min(blocks * size, config.max_sequences * context))
     named = tuple(Reserve(name, count) for name, count in reserves.items() if count)
-    ledger = MemoryLedger(free, named, blocks, encoder_blocks, size)
+    ledger = MemoryLedger(free, named, blocks, encoder_blocks, size, room)
     _check_room(config, ledger, device, context, per_block)
     return ResolvedConfig(
         device=device,
@@ -126,8 +127,8 @@ def _check_room(config: EngineConfig, ledger: MemoryLedger, device: torch.device
         parts = ", ".join(f"{reserve.name} {reserve.bytes:,}" for reserve in ledger.reserves)
         raise ConfigError(
             f"{parts} are {ledger.reserved:,} bytes; {ledger.free:,} are free on {device.type}: {-ledger.slack:,} too "
-            "few. Less is needed with a smaller --max-image-tokens, --max-sequences, --max-batch-tokens, --kv-memory, "
-            "--encoder-memory or --max-context, or with a --dtype of 16 bit"
+            "few. Less is needed with a smaller --max-image-tokens, --max-sequences, --max-batch-tokens, --max-loras, "
+            "--kv-memory, --encoder-memory or --max-context, or with a --dtype of 16 bit"
         )
     kv = ledger.kv_blocks * per_block if config.kv_memory is None else config.kv_memory
     if ledger.kv_blocks < 1:
@@ -167,12 +168,16 @@ def _encode(model: ModelNeeds, device: torch.device, images: int) -> tuple[int, 
 
 
 def _fixed_reserves(
-    config: EngineConfig, model: ModelNeeds, device: torch.device, tokens: int, context: int, encoder_blocks: int
+    config: EngineConfig,
+    model: ModelNeeds,
+    device: torch.device,
+    tokens: int,
+    context: int,
+    encoder_blocks: int,
+    room: AdapterRoom,
 ) -> dict[str, int]:
     """All that does not depend on how much is left for keys and values. Bytes, by name."""
     spec, item = model.spec, model.dtype.itemsize
-    slot = adapter_bytes(config, model)
-    copies = config.adapter_slots if config.adapter_host_copies is None else config.adapter_host_copies
     found = {
         "weights": model.weights,
         "visual tokens" if spec.cross is None else "cross-attention keys and values": (
@@ -182,23 +187,15 @@ def _fixed_reserves(
         "largest encode": 0,
         "captures": 0,
         "libraries": LIBRARY_BYTES[device.type],
-        "adapter slots": config.adapter_slots * slot,
+        "adapter slots": room.slots * room.slot_bytes,
         # Adapters that are read, for slots that they may be put into: in the machine's own memory.
-        "host copies": copies * slot if device.type == "cpu" else 0,
+        "host copies": room.host_copies * room.slot_bytes if device.type == "cpu" else 0,
         "training": 0,
     }
     if device.type == "cuda" and not config.eager:
-        forms = (2 if config.adapter_slots else 1) * (2 if spec.cross is not None else 1)
+        forms = (2 if room.slots else 1) * (2 if spec.cross is not None else 1)
         found["captures"] = capture_bytes(spec, config.max_sequences, context, config.block_size, item, forms)
     return found
-
-
-def adapter_bytes(config: EngineConfig, model: ModelNeeds) -> int:
-    """What one adapter's slot takes, with room for a projector of its own."""
-    projector = model.spec.projector if config.adapter_projectors else None
-    trained = 0 if projector is None else sum(map(math.prod, projector.parameters().values()))
-    item = model.dtype.itemsize
-    return slot_bytes(model.linears, config.adapter_rank, item) + trained * item
 
 
 def _kv_blocks(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:

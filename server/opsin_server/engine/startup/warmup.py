@@ -36,7 +36,7 @@ def warmup(
     blocks = sum(-(-(len(arrays.ids) + COUNT) // block) for _, arrays in requests) + len(requests)
     kept = sum(-(-item.tokens // block) for message, _ in requests for item in message.items)
     small = replace(resolved, memory=structs.replace(resolved.memory, kv_blocks=blocks, encoder_blocks=kept))
-    alone = structs.replace(config, eager=True, prefix_cache=False, adapter_slots=0)
+    alone = structs.replace(config, eager=True, prefix_cache=False, max_loras=0)
     engine = assemble(model, linears, alone, small)
     with compiling_every_form():
         for message, arrays in requests:
