@@ -23,7 +23,7 @@ def open_s3(url: str) -> S3Files:
     try:
         import fsspec
 
-        filesystem = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+        filesystem = fsspec.filesystem("s3", use_listings_cache=False)
     except ImportError:
         raise ConfigError("--blobs s3://... needs a driver: pip install 'opsin[s3]'") from None
     try:
