@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -143,7 +144,7 @@ class BlobStore:
     def _receive(self, source: BinaryIO, scratch: Path, name: str, limit: int) -> tuple[str, int]:
         hasher, size = hashlib.sha256(), 0
         with self._reachable():
-            opened = scratch.open("xb")
+            opened = scratch.open("xb", buffering=0)  # what a buffer holds would fail once more when it is closed
         with opened:
             while chunk := source.read(CHUNK):
                 size += len(chunk)
@@ -151,9 +152,8 @@ class BlobStore:
                     raise TooLarge(f"{name} has more than {limit:,} bytes, which is the limit")
                 hasher.update(chunk)
                 with self._reachable():
-                    opened.write(chunk)
+                    _write(opened, chunk)
             with self._reachable():
-                opened.flush()
                 os.fsync(opened.fileno())
         return hasher.hexdigest(), size
 
@@ -222,6 +222,13 @@ def referenced() -> ColumnElement[bool]:
 
 def _collectable(before: float) -> ColumnElement[bool]:
     return and_(BlobRow.unreferenced_since < before, not_(referenced()))
+
+
+def _write(opened: FileIO, chunk: bytes) -> None:
+    """All of it: a disk that is nearly full takes a part."""
+    view = memoryview(chunk)
+    while view:
+        view = view[opened.write(view) :]
 
 
 def _check_bytes(blob: Blob, opened: BinaryIO) -> None:

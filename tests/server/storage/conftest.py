@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.postgres import Absent, Postgres
-from support.s3 import S3
 
 from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
+from support.postgres import Absent, Postgres
+from support.s3 import S3
 
 
 class Clock:

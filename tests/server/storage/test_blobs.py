@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from s3fs import S3FileSystem
-from support.s3 import S3
-from support.stored import TENANT, add, digests, put, rows
 
 from opsin_server.errors import BadRequest, BlobDamaged, ConfigError, NotFound, StorageFailed, TooLarge
 from opsin_server.storage.blob_files import LocalFiles
@@ -22,6 +20,8 @@ from opsin_server.storage.blobs import CHUNK, GRACE_SECONDS, Collected
 from opsin_server.storage.file_cache import YOUNG_SECONDS, FileCache
 from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
+from support.s3 import S3
+from support.stored import TENANT, add, digests, put, rows
 
 DATA = b"weights " * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -166,9 +166,10 @@ def test_no_row_comes_before_its_bytes(state: State, monkeypatch: pytest.MonkeyP
     def full(file: Path, digest: str) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(StorageFailed) as failed:
+    with monkeypatch.context() as patched:
         patched.setattr(state.files, "place", full)
-        put(state, DATA)
+        with pytest.raises(StorageFailed) as failed:
+            put(state, DATA)
     assert "space" not in str(failed.value)
     assert "No space left on device" in caplog.text
     assert rows(state)["blobs"] == []
@@ -414,7 +415,7 @@ def test_a_store_that_does_not_answer_is_one_sentence(tmp_path: Path, bucket: st
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match="--blobs s3://bucket-.* cannot be used") as refused:
+    with pytest.raises(ConfigError, match=r"--blobs s3://bucket-.* cannot be used") as refused:
         State.open(StorageConfig(data_dir=str(tmp_path / "data"), blobs=bucket))
     assert "\n" not in str(refused.value)
     S3FileSystem.clear_instance_cache()

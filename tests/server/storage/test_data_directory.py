@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.stored import python
 
 from opsin_server.errors import ConfigError
 from opsin_server.storage.data_directory import DataDirectory, default_path
+from support.stored import python
 
 OWNER = """
 import sys
@@ -52,7 +52,7 @@ def as_ordinary_user(act: Callable[[], str]) -> str:
             os.write(writer, f"failed: {error!r}".encode())
         os._exit(0)
     os.close(writer)
-    with open(reader, encoding="utf-8") as answer:
+    with os.fdopen(reader, encoding="utf-8") as answer:
         said = answer.read()
     os.waitpid(child, 0)
     return said
