@@ -107,7 +107,7 @@ class Postgres:
             return cursor.fetchall() if cursor.description else []
 
     def url(self) -> str:
-        """The URL of a new, empty database."""
+        """The URL of a new, empty database. (Each is some hundred files: their end takes longer than most tests.)"""
         database = f"test_{next(self._numbers)}"
         self.execute(f'CREATE DATABASE "{database}"')
         return f"postgresql://tester@127.0.0.1:{self.port}/{database}"

@@ -24,7 +24,6 @@ from opsin_server.storage.migrations import HEAD, VERSION_TABLE
 from opsin_server.storage.restore import restore
 from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
-from support.postgres import Postgres
 from support.stored import TENANT, add, digests, new_version, put, rows
 
 SECOND = """
@@ -64,8 +63,8 @@ def named(state: State) -> dict[str, list[tuple]]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("filled")
     config = StorageConfig(data_dir=str(folder / "full"))
     with State.open(config) as state:
         fill(state)
@@ -74,15 +73,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def full(made: Path, tmp_path: Path) -> tuple[StorageConfig, Path]:
+def full(filled: Path, tmp_path: Path) -> tuple[StorageConfig, Path]:
     """A filled data directory and its backup."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     return StorageConfig(data_dir=str(tmp_path / "full")), tmp_path / "backup.tar"
 
 
-def test_it_moves_from_sqlite_to_postgres_and_s3_and_back(tmp_path: Path, postgres: Postgres, bucket: str):
+def test_it_moves_from_sqlite_to_postgres_and_s3_and_back(tmp_path: Path, postgres_url: str, bucket: str):
     here = StorageConfig(data_dir=str(tmp_path / "here"))
-    there = StorageConfig(data_dir=str(tmp_path / "there"), database=postgres.url(), blobs=bucket)
+    there = StorageConfig(data_dir=str(tmp_path / "there"), database=postgres_url, blobs=bucket)
     back = StorageConfig(data_dir=str(tmp_path / "back"))
     files = [tmp_path / f"{number}.tar" for number in range(3)]
     with State.open(here) as state:

@@ -32,11 +32,13 @@ def where(request: pytest.FixtureRequest) -> tuple[str | None, str | None]:
     """A database and a place, each in a test of its own."""
     if request.param == "sqlite, local":
         return None, None
-    return request.getfixturevalue("postgres").url(), request.getfixturevalue("bucket")
+    return request.getfixturevalue("postgres_url"), request.getfixturevalue("bucket")
 
 
 @pytest.fixture
-def config(tmp_path: Path, where: tuple[str | None, str | None]) -> StorageConfig:
+def config(tmp_path: Path, where: tuple[str | None, str | None], request: pytest.FixtureRequest) -> StorageConfig:
+    if where == (None, None):
+        return request.getfixturevalue("local_config")
     return StorageConfig(data_dir=str(tmp_path / "data"), database=where[0], blobs=where[1])
 
 
@@ -312,7 +314,7 @@ def test_uploads_and_collections_at_the_same_time(state: State):
     def upload(seed: int) -> None:
         rng = random.Random(seed)
         try:
-            for _ in range(15):
+            for _ in range(8):
                 data = b"content %d" % rng.randrange(4)
                 blob = put(state, data)
                 try:

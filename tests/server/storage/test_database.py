@@ -195,12 +195,11 @@ def test_a_file_that_is_no_sound_database_is_left_as_it_is(local_config: Storage
     assert path.read_bytes() == before
 
 
-def test_a_start_that_was_killed_before_the_database_was_whole_is_none(local_config: StorageConfig):
-    directory = Path(local_config.data_dir)
-    (directory / "tmp").mkdir(parents=True)
-    (directory / "lock").touch()
-    (directory / "tmp" / "opsin.db").write_bytes(b"half of it")
-    with State.open(local_config) as state:
+def test_a_start_that_was_killed_before_the_database_was_whole_is_none(tmp_path: Path):
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "lock").touch()
+    (tmp_path / "tmp" / "opsin.db").write_bytes(b"half of it")
+    with State.open(StorageConfig(data_dir=str(tmp_path))) as state:
         add(state, "a", b"1")
 
 
