@@ -3,6 +3,7 @@
 #   docker build -t opsin .
 #   docker run --rm -p 8000:8000 -e OPSIN_API_KEY=choose-one opsin                        the embedded model
 #   docker run ... -v /models:/models:ro opsin /models/Qwen2-VL-2B-Instruct               yours; options follow
+#   docker run ... -v opsin-data:/data opsin                                              what lasts, under a name
 #   docker stop -t 45 ...                          running answers get 30 s (--drain-timeout) to finish
 #
 # For NVIDIA GPUs (the wheels of torch bring the CUDA libraries, the host brings the driver):
@@ -48,14 +49,18 @@ RUN if [ -n "$PACKAGES" ]; then \
       apt-get update && apt-get install -y --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; \
     fi
 COPY --from=build /opt/opsin /opt/opsin
-# /tmp is all that is written: the engine's socket, and kernels that Triton compiled (a tmpfs there needs "exec").
+# Written are /data, which lasts (the data directory is /data/opsin), and /tmp: the engine's socket, and kernels that
+# Triton compiled (a tmpfs there needs "exec").
+RUN install -d -m 0700 -o 10001 -g 10001 /data
 ENV PATH=/opt/opsin/bin:$PATH \
+    XDG_DATA_HOME=/data \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     TRITON_CACHE_DIR=/tmp/triton
 USER 10001:10001
+VOLUME /data
 WORKDIR /tmp
 EXPOSE 8000
 STOPSIGNAL SIGTERM

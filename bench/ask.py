@@ -69,6 +69,7 @@ def main() -> None:
         with run.rows.row(row, seconds=START_SECONDS + 20) as values:
             began, url = time.perf_counter(), f"http://127.0.0.1:{port}"
             line = [sys.executable, "-c", COMMAND, "serve", "--port", str(port), "--device", device.device.type]
+            line += ["--ephemeral"]
             child = subprocess.Popen(line, stdin=subprocess.DEVNULL, env=environment)
             try:
                 ready(url, child, min(run.end, time.time() + START_SECONDS))

@@ -181,7 +181,7 @@ def chat(root: Path) -> dict[str, list[str]]:
         if not (root / "server/opsin_server/__main__.py").exists():
             command = [sys.executable, "-c", "from opsin_server.cli import main; main()", "serve"]
         server = subprocess.Popen(
-            [*command, "--port", str(port)], env={**os.environ, **environment}, stderr=subprocess.DEVNULL
+            [*command, "--port", str(port), "--ephemeral"], env={**os.environ, **environment}, stderr=subprocess.DEVNULL
         )
         try:
             ask(port, "cat")  # what the first request alone imports is no part of a request's way

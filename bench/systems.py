@@ -68,7 +68,7 @@ class Opsin(Server):
         command: list[str | Path] = [Path(sys.executable).with_name("opsin"), "serve", model]
         command += ["--device", "cpu", "--dtype", "float32", "--threads", str(threads.count)]
         fields = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
-        command += ["--served-model-name", "measured"]
+        command += ["--served-model-name", "measured", "--ephemeral"]
         super().__init__(OPSIN, threads, command, folder, "/health/ready", fields | {"model": "measured"})
 
     def engine_seconds(self) -> dict[str, float]:

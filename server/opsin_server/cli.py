@@ -20,6 +20,7 @@ from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
 from opsin_server.options import build, fields_of, read_config_file, size, takes
 from opsin_server.served_name import readable
+from opsin_server.storage_config import StorageConfig
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help: no column cuts a flag short
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 SERVE = tuple(fields_of(ServerConfig))
+STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "ephemeral")
 # What decides whether a checkpoint serves, and with how much memory.
 DECIDING = (
     "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
@@ -204,6 +206,31 @@ def compose(
 
     choices = Request(vision, language, out, fusion, projector, vision_feature_layer, select, seed, dtype)
     typer.echo(write(choices))
+
+
+@app.command(name="backup", short_help="Write all that lasts to one file.")
+@takes(STORED)
+def back_up(
+    out: Annotated[Path, typer.Argument(show_default=False, help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    **given: Any,
+) -> None:
+    """Write database and files to one tar file, of one moment, whether or not a server runs."""
+    from opsin_server.storage.backup import backup
+
+    typer.echo(backup(build(StorageConfig, given, STORED, {}), out, force=force))
+
+
+@app.command(name="restore", short_help="Read back what `opsin backup` wrote.")
+@takes(STORED)
+def read_back(
+    source: Annotated[Path, typer.Argument(show_default=False, exists=True, dir_okay=False, help="The file.")],
+    **given: Any,
+) -> None:
+    """Read a backup into a data directory or database in which there is nothing yet. No server may run there."""
+    from opsin_server.storage.restore import restore
+
+    typer.echo(restore(build(StorageConfig, given, STORED, {}), source))
 
 
 def main() -> None:

@@ -54,5 +54,22 @@ class EngineFailed(OpsinError):
     code = "engine_failed"
 
 
+class StorageFailed(OpsinError):
+    """What must last cannot be read or written: a full disk, a database or an object store that does not answer."""
+
+    status = 503
+    code = "storage_failed"
+
+
+class BlobDamaged(OpsinError):
+    """A stored file is missing, shorter than it was, or holds other bytes."""
+
+    code = "blob_damaged"
+
+    def __init__(self, digest: str, why: str) -> None:
+        super().__init__(f"the stored file {digest} {why}")
+        self.digest = digest
+
+
 class ConfigError(Exception):
     """A command-line or model problem that stops `opsin serve` before it starts; one sentence for the operator."""

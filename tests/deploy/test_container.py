@@ -43,6 +43,15 @@ def test_it_runs_as_a_numeric_user_who_is_not_root() -> None:
     assert int(group) > 0
 
 
+def test_what_lasts_lies_in_a_volume_of_that_user() -> None:
+    volume = only("VOLUME")
+    assert f"XDG_DATA_HOME={volume}" in only("ENV").split()
+    user, group = only("USER").split(":")
+    (made,) = (line for line in FINAL if line.startswith("RUN install -d"))
+    assert made.split()[3:] == ["-m", "0700", "-o", user, "-g", group, volume]
+    assert FINAL.index(made) < FINAL.index(f"VOLUME {volume}"), "what is made after it is not kept"
+
+
 def test_it_stops_and_starts_as_the_server_does() -> None:
     assert only("STOPSIGNAL") == "SIGTERM"
     assert json.loads(only("ENTRYPOINT")) == ["opsin", "serve", "--host", "0.0.0.0"]

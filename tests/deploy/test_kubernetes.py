@@ -74,7 +74,12 @@ def container_of(manifests: list[Manifest]) -> Manifest:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_schemas_agree(manifests: list[Manifest], version: str) -> None:
-    assert {manifest["kind"] for manifest in manifests} == {"Deployment", "Service", "PodDisruptionBudget"}
+    assert {manifest["kind"] for manifest in manifests} == {
+        "Deployment",
+        "PersistentVolumeClaim",
+        "PodDisruptionBudget",
+        "Service",
+    }
     for manifest in manifests:
         kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -157,6 +162,8 @@ def test_it_is_confined(manifests: list[Manifest]) -> None:
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert "emptyDir" in mounts["/tmp"]
+    claim = one(manifests, "PersistentVolumeClaim")["metadata"]["name"]
+    assert mounts["/data"]["persistentVolumeClaim"] == {"claimName": claim}
     assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
     assert "memory" in container["resources"]["limits"]
 

@@ -47,9 +47,8 @@ class Room:
 
     def environment(self, **changes: str) -> dict[str, str]:
         """This process's own, without what would change the program under test."""
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("OPSIN_", "OPENAI_", "PYTEST_", "TORCHINDUCTOR_"))
-        }
+        ours = ("OPSIN_", "OPENAI_", "PYTEST_", "TORCHINDUCTOR_", "XDG_DATA_HOME")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         kept |= {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp"), "NO_PROXY": "*"}
         return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_COLOR": "1"} | changes
 
@@ -84,7 +83,7 @@ def dispositions(ignored: Sequence[int] = ()) -> Callable[[], None]:
 
 class Process:
     """A program with a job of its own, as a shell starts it, and its output in files. redirections: a shell's, of the
-    standard streams; ignored: signals that are when it starts."""
+    standard streams; ignored: signals that are when it starts; storage: where a server keeps what lasts."""
 
     def __init__(
         self,
@@ -95,8 +94,11 @@ class Process:
         stdout: int | None = None,
         stderr: int | None = None,
         ignored: Sequence[int] = (),
+        storage: Sequence[str] = ("--ephemeral",),
     ) -> None:
         self.room = room or Room()
+        if arguments[0] == "serve":
+            arguments = (*arguments, *storage)
         self._out, self._err = (self.room.folder / name for name in ("stdout", "stderr"))
         shell = ("/bin/sh", "-c", f'exec "$0" "$@" {redirections}') if redirections else ()
         with self._out.open("wb") as out, self._err.open("wb") as err:

@@ -30,6 +30,7 @@ from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.messages import Ready
 from opsin_server.served_name import model_name, readable
 from opsin_server.signals import heeded
+from opsin_server.storage.state import State
 
 log = logging.getLogger("opsin.launch")
 
@@ -43,7 +44,7 @@ def run(config: ServerConfig) -> None:
     if level not in logging.getLevelNamesMapping():
         raise ConfigError(f"OPSIN_LOG_LEVEL={level!r} is not one of {', '.join(logging.getLevelNamesMapping())}")
     logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
-    for chatty in ("uvicorn", "httpcore2"):
+    for chatty in ("uvicorn", "httpcore2", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         with suppress(asyncio.CancelledError):  # told to stop before it served
@@ -66,8 +67,9 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
     families = installed(opened.registry.allowed)  # what families ask
     for fault in dict.fromkeys([*opened.registry.faults(), *families.faults()]):
         log.warning("%s", fault)
-    with ExitStack() as open_listeners:
-        listeners = [open_listeners.enter_context(listener) for listener in bind(where, config.port)]
+    with ExitStack() as until_the_end:
+        listeners = [until_the_end.enter_context(listener) for listener in bind(where, config.port)]
+        until_the_end.enter_context(State.open(config.storage))  # before the engine starts: a refusal comes at once
         loading = Loading(Console(stderr=True))
         engine = EngineClient(config.engine, loading)
         try:

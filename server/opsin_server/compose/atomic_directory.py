@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from opsin_server.errors import ConfigError
-from opsin_server.signals import heeded
+from opsin_server.signals import signals_raise
 
 RESERVE = 64 * 2**20  # beside the weights: tokenizer, configurations, headers
 
@@ -43,7 +40,7 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
     """A folder beside `out`, in the same file system, which becomes `out` at the end. Whatever ends the work before,
     SIGTERM and the end of a terminal included, removes it."""
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
-    with _signals_raise():
+    with signals_raise():
         try:
             folder.mkdir()
             yield folder
@@ -52,18 +49,3 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
             raise ConfigError(f"{out} cannot be written: {error}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """As Ctrl-C does by itself."""
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
-        yield
-        return
-    numbers = [number for number in heeded() if number != signal.SIGINT]
-    before = [signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

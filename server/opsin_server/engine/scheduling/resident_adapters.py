@@ -148,14 +148,15 @@ class ResidentAdapters(Generic[Weights]):
         self._pins[ref.digest].add(owner)
         return slot, loaded
 
-    def place_kept(self) -> list[tuple[bytes, int, LoadedAdapter[Weights]]]:
-        """Those that the operator keeps, are loaded, and can have a slot now: digest, slot, and what the caller must put
-        there. (They do not wait for a sequence: their host copies would keep others from being read.)"""
-        placed = []
-        for digest in self._kept:
-            if digest in self._host and digest not in self._slot_of and (slot := self._free_slot(digest)) is not None:
-                placed.append((digest, slot, self._put(digest, slot)))
-        return placed
+    def place_kept(self) -> dict[bytes, tuple[int, LoadedAdapter[Weights]]]:
+        """Those that the operator keeps, are loaded, and can have a slot now: by digest, the slot, and what the caller
+        must put there. (They do not wait for a sequence: their host copies would keep others from being read.)"""
+        absent = [digest for digest in self._kept if digest in self._host and digest not in self._slot_of]
+        return {
+            digest: (slot, self._put(digest, slot))
+            for digest in absent
+            if (slot := self._free_slot(digest)) is not None
+        }
 
     def _put(self, digest: bytes, slot: int) -> LoadedAdapter[Weights]:
         loaded = self._host[digest]

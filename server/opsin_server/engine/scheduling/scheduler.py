@@ -76,7 +76,7 @@ class Scheduler:
     def schedule(self) -> Plan:
         """The next step, which counts as launched from here on: each plan must be committed, or failed."""
         plan, budget, preempted = Plan(), self.limits.max_batch_tokens, self.preemptions
-        plan.place |= {digest: (slot, loaded) for digest, slot, loaded in self.adapters.place_kept()}
+        plan.place |= self.adapters.place_kept()
         decodes: list[Sequence] = []
         prompts: list[Sequence] = []
         for sequence in self.running:

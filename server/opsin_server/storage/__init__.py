@@ -1,0 +1,1 @@
+"""State that lasts: a database and files by their content."""

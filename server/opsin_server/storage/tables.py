@@ -1,0 +1,145 @@
+"""The tables. Each has a tenant, with which every unique key begins, but `store`. Times are seconds since 1970.
+
+`migrations` makes them; a test keeps the two equal."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Boolean, Double, ForeignKeyConstraint, Index, Integer, MetaData, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMES = {
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMES)
+    type_annotation_map: ClassVar = {
+        str: Text(),
+        int: Integer(),
+        float: Double(),
+        bool: Boolean(),
+        dict[str, Any]: JSON(),
+    }
+
+
+class StoreRow(Base):
+    """One row: the name by which a blob store knows the database that it belongs to. It is no part of a backup."""
+
+    __tablename__ = "store"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class BlobRow(Base):
+    """A file of the blob store: a row exists only while its bytes lie there, durably. unreferenced_since: when the last
+    row that named it went, or its bytes came; None while one names it."""
+
+    __tablename__ = "blobs"
+    __table_args__ = (Index(None, "unreferenced_since"), Index(None, "digest"))
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str]
+    name: Mapped[str]
+    created: Mapped[float]
+    unreferenced_since: Mapped[float | None]
+
+
+class AdapterRow(Base):
+    """deleted: since when there is no such adapter. The row stays, so that its version numbers go on."""
+
+    __tablename__ = "adapters"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    current_version: Mapped[int | None]
+    next_version: Mapped[int]
+    pinned: Mapped[bool]
+    created: Mapped[float]
+    updated: Mapped[float]
+    last_used: Mapped[float | None]
+    deleted: Mapped[float | None]
+
+
+class AdapterVersionRow(Base):
+    """digest: of the file that the engine reads. source: {name: {"sha256", "size"}} of the files it was made of."""
+
+    __tablename__ = "adapter_versions"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "adapter"], ["adapters.tenant", "adapters.name"]),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    adapter: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    rank: Mapped[int]
+    targets: Mapped[list[str]] = mapped_column(JSON)
+    base_digest: Mapped[str | None]
+    pixel_budget: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    source: Mapped[dict[str, Any]] = mapped_column(JSON)
+    warnings: Mapped[list[str]] = mapped_column(JSON)
+    origin: Mapped[str]
+    created: Mapped[float]
+
+
+class AdapterVersionBlobRow(Base):
+    """Which blobs a version names. A table whose foreign key is blobs keeps what it names from being collected."""
+
+    __tablename__ = "adapter_version_blobs"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "adapter", "version"],
+            ["adapter_versions.tenant", "adapter_versions.adapter", "adapter_versions.version"],
+            ondelete="CASCADE",
+        ),
+        ForeignKeyConstraint(["tenant", "digest"], ["blobs.tenant", "blobs.digest"]),
+        Index(None, "tenant", "digest"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    adapter: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+
+
+class PromotionRow(Base):
+    """The versions that were current, oldest first by place; the last one is current. A rollback takes it away."""
+
+    __tablename__ = "adapter_promotions"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "adapter", "version"],
+            ["adapter_versions.tenant", "adapter_versions.adapter", "adapter_versions.version"],
+            ondelete="CASCADE",
+        ),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    adapter: Mapped[str] = mapped_column(primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    created: Mapped[float]
+
+
+class AliasRow(Base):
+    """kind: base, or adapter, then with the adapter's name. version None: the one that is current."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "adapter"], ["adapters.tenant", "adapters.name"]),
+        Index(None, "tenant", "adapter"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    adapter: Mapped[str | None]
+    version: Mapped[int | None]
+    created: Mapped[float]
+    updated: Mapped[float]
