@@ -42,6 +42,13 @@ def config(tmp_path: Path, where: tuple[str | None, str | None], request: pytest
     return StorageConfig(data_dir=str(tmp_path / "data"), database=where[0], blobs=where[1])
 
 
+@pytest.fixture
+def local_state(local_config: StorageConfig, clock) -> Iterator[State]:
+    """SQLite and a folder, for what is the same everywhere."""
+    with State.open(local_config, clock) as opened:
+        yield opened
+
+
 class Place:
     """Where the bytes lie, behind the store's back."""
 
@@ -114,20 +121,20 @@ def test_the_same_content_is_one_file(state: State):
     tidy(state)
 
 
-def test_a_tenant_has_its_own(state: State):
-    put(state, DATA, tenant="other")
-    for ask in (state.blobs.get, state.blobs.open, state.blobs.verify, state.blobs.local_path):
+def test_a_tenant_has_its_own(local_state: State):
+    put(local_state, DATA, tenant="other")
+    for ask in (local_state.blobs.get, local_state.blobs.open, local_state.blobs.verify, local_state.blobs.local_path):
         with pytest.raises(NotFound, match=DIGEST):
             ask(TENANT, DIGEST)
 
 
-def test_the_limit_is_the_last_byte(state: State):
+def test_the_limit_is_the_last_byte(local_state: State):
     stream = io.BytesIO(DATA)
-    assert state.blobs.put(TENANT, stream, kind="x", name="fits", limit=len(DATA)).size == len(DATA)
+    assert local_state.blobs.put(TENANT, stream, kind="x", name="fits", limit=len(DATA)).size == len(DATA)
     with pytest.raises(TooLarge, match=r"over has more than 8,000 bytes"):
-        state.blobs.put(TENANT, io.BytesIO(DATA + b"!"), kind="x", name="over", limit=len(DATA))
-    assert digests(state) == {DIGEST}
-    tidy(state)
+        local_state.blobs.put(TENANT, io.BytesIO(DATA + b"!"), kind="x", name="over", limit=len(DATA))
+    assert digests(local_state) == {DIGEST}
+    tidy(local_state)
 
 
 class Endless(io.RawIOBase):
@@ -148,35 +155,37 @@ class Broken(Endless):
         return super().read(size)
 
 
-def test_a_stream_without_end_is_read_to_the_limit(state: State):
+def test_a_stream_without_end_is_read_to_the_limit(local_state: State):
     stream = Endless()
     with pytest.raises(TooLarge):
-        state.blobs.put(TENANT, stream, kind="x", name="y", limit=5 * CHUNK)
+        local_state.blobs.put(TENANT, stream, kind="x", name="y", limit=5 * CHUNK)
     assert stream.given <= 7 * CHUNK
-    assert digests(state) == set()
-    tidy(state)
+    assert digests(local_state) == set()
+    tidy(local_state)
 
 
-def test_a_stream_that_breaks_leaves_nothing(state: State):
+def test_a_stream_that_breaks_leaves_nothing(local_state: State):
     with pytest.raises(ConnectionResetError):
-        state.blobs.put(TENANT, Broken(), kind="x", name="y", limit=2**30)
-    assert (digests(state), rows(state)["blobs"]) == (set(), [])
-    tidy(state)
+        local_state.blobs.put(TENANT, Broken(), kind="x", name="y", limit=2**30)
+    assert (digests(local_state), rows(local_state)["blobs"]) == (set(), [])
+    tidy(local_state)
 
 
-def test_no_row_comes_before_its_bytes(state: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_no_row_comes_before_its_bytes(
+    local_state: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     def full(file: Path, digest: str) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(state.files, "place", full)
+        patched.setattr(local_state.files, "place", full)
         with pytest.raises(StorageFailed) as failed:
-            put(state, DATA)
+            put(local_state, DATA)
     assert "space" not in str(failed.value)
     assert "No space left on device" in caplog.text
-    assert rows(state)["blobs"] == []
-    put(state, DATA)
-    tidy(state)
+    assert rows(local_state)["blobs"] == []
+    put(local_state, DATA)
+    tidy(local_state)
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "a" * 256, "ünïcödé 🐈", "-rf", "..", " "])
@@ -268,24 +277,24 @@ def test_what_nothing_names_goes_after_its_grace(state: State, clock):
     tidy(state)
 
 
-def test_the_grace_begins_when_the_last_name_goes(state: State, clock):
-    version = add(state, "a", b"1")
+def test_the_grace_begins_when_the_last_name_goes(local_state: State, clock):
+    version = add(local_state, "a", b"1")
     clock.ahead += 10 * GRACE_SECONDS
-    assert state.blobs.collect() == Collected(0, 0)
-    state.adapters.delete_adapter(TENANT, "a")
-    assert state.blobs.collect() == Collected(0, 0)
-    assert state.blobs.verify(TENANT, version.facts.digest)
+    assert local_state.blobs.collect() == Collected(0, 0)
+    local_state.adapters.delete_adapter(TENANT, "a")
+    assert local_state.blobs.collect() == Collected(0, 0)
+    assert local_state.blobs.verify(TENANT, version.facts.digest)
     clock.ahead += GRACE_SECONDS + 10
-    assert state.blobs.collect() == Collected(2, 2)
-    assert digests(state) == set()
+    assert local_state.blobs.collect() == Collected(2, 2)
+    assert digests(local_state) == set()
 
 
-def test_an_upload_of_the_same_begins_the_grace_again(state: State, clock):
-    put(state, DATA)
+def test_an_upload_of_the_same_begins_the_grace_again(local_state: State, clock):
+    put(local_state, DATA)
     clock.ahead += GRACE_SECONDS + 10
-    put(state, DATA)
-    assert state.blobs.collect() == Collected(0, 0)
-    assert state.blobs.verify(TENANT, DIGEST)
+    put(local_state, DATA)
+    assert local_state.blobs.collect() == Collected(0, 0)
+    assert local_state.blobs.verify(TENANT, DIGEST)
 
 
 def test_bytes_stay_for_another_tenant(state: State, clock):
