@@ -10,6 +10,7 @@ import msgspec
 import msgspec.structs
 from msgspec import Meta
 
+from opsin_server.adapter_config import AdapterConfig
 from opsin_server.api_keys import check_keys
 from opsin_server.errors import ConfigError
 from opsin_server.media_limits import MediaLimits
@@ -107,6 +108,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     engine: EngineConfig
     media: MediaLimits = MediaLimits()
+    adapters: AdapterConfig = AdapterConfig()
     storage: StorageConfig = StorageConfig()
     host: Annotated[str, Option("Address to listen on; localhost is 127.0.0.1 and ::1.")] = "127.0.0.1"
     port: Annotated[int, Option("Port to listen on; 0 takes a free one.")] = 8000

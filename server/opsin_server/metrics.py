@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from opsin_server.adapter_metrics import AdapterMetrics
+
 # OpenTelemetry's buckets for servers of generative models.
 TOKEN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -96,6 +98,7 @@ class Metrics:
         self.image_tokens = Counter("opsin_image_tokens", "Tokens of prompts that are images.", registry=registry)
         self.generation_tokens = Counter("opsin_generation_tokens", "Generated tokens.", registry=registry)
 
+        self.adapters = AdapterMetrics(registry)
         self.broken = Counter("opsin_requests_broken", "Answers that failed after they had begun.", registry=registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:

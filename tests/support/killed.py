@@ -33,7 +33,7 @@ def write(config: StorageConfig, round_: int, pipe: int) -> None:
             kept = state.blobs.put(TENANT, io.BytesIO(data), kind="x", name="kept", limit=2**20)
             state.blobs.put(TENANT, io.BytesIO(b"not named " + data), kind="x", name="lost", limit=2**20)
             source = {"x": SourceFile(kept.digest, kept.size)}
-            facts = NewVersion(kept.digest, kept.size, 8, ("q",), "upload", source)
+            facts = NewVersion(kept.digest, kept.size, 8, ("q",), "upload", source, "shape")
             added = state.adapters.add_version(TENANT, f"adapter-{number % 3}", facts, promote=True)
             os.write(pipe, f"{added.adapter} {added.version} {kept.digest}\n".encode())
             if number % 2:

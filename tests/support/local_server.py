@@ -19,7 +19,9 @@ from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.engine.startup.load import load_engine
 from opsin_server.ipc.messages import Arrays, Stats, Submit
 from opsin_server.ipc.stream import Stream
+from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
+from support.base_only import BaseOnly
 
 MODEL = "tiny"
 
@@ -71,7 +73,9 @@ class LocalServer:
         self.sampling = read_sampling_defaults(self.files.generation)
         self.engine = LocalEngine(engine)
         config, version = ServerConfig(engine), fingerprint(model.files, __version__)
-        self._app = create_app(config, self.engine, self.encoder, (MODEL,), version, self.sampling)
+        self._app = create_app(
+            config, self.engine, self.encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Metrics()
+        )
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """A chat completion's JSON; anything but 200 is an AssertionError with the answer."""

@@ -25,7 +25,7 @@ def new_version(state: State, data: bytes, tenant: str = TENANT, **facts: object
     """An adapter's version with its two files stored."""
     made, given = put(state, data, tenant), put(state, b"given " + data, tenant)
     source = {"adapter_model.safetensors": SourceFile(given.digest, given.size)}
-    return NewVersion(made.digest, made.size, 8, ("q", "v"), "upload", source, **facts)
+    return NewVersion(made.digest, made.size, 8, ("q", "v"), "upload", source, "shape", **facts)
 
 
 def add(state: State, name: str, data: bytes, *, promote: bool = True, tenant: str = TENANT) -> AdapterVersion:

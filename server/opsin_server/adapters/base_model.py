@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,6 +57,15 @@ class BaseModel:
         projector = self._model.spec.projector
         shapes = {} if projector is None else {PROJECTOR + k: shape for k, shape in projector.parameters().items()}
         return shapes, [WeightMatcher(form.rules, shapes) for form in self._forms]
+
+    @cached_property
+    def shape_digest(self) -> str:
+        """Of the names and shapes of all that an adapter may change: an adapter that was checked against it fits every
+        model that has the same."""
+        projector = self._projector[0]
+        listed = sorted(f"{name} {shape.inputs} {shape.segments}" for name, shape in self.linears.items())
+        listed += sorted(f"{name} {shape}" for name, shape in projector.items())
+        return hashlib.sha256("\n".join((self.family, *listed)).encode()).hexdigest()
 
     def find(self, module: str) -> list[LoraTarget] | None:
         """Where the factors of a module go, by any name that it has had; None: to a layer that this model leaves out.

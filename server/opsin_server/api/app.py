@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
 from opsin_server.api.engine_status import Engine
 from opsin_server.api.middleware import error_responses
@@ -20,7 +21,8 @@ from opsin_server.api.middleware.error_responses import ErrorResponsesMiddleware
 from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
 from opsin_server.api.middleware.paths import PathMiddleware
 from opsin_server.api.middleware.request_log import RequestLogMiddleware
-from opsin_server.api.routes import chat, health, models
+from opsin_server.api.routes import adapters as routes_of_adapters
+from opsin_server.api.routes import aliases, chat, health, models, vllm_adapters
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
@@ -37,6 +39,8 @@ def create_app(
     names: Sequence[str],
     version: str,
     sampling: SamplingDefaults,
+    adapters: AdapterService,
+    metrics: Metrics,
     digest: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
     """names: what the model is called; version: its fingerprint; digest: asks for its content digest, which may be
@@ -50,8 +54,9 @@ def create_app(
         sampling=sampling,
         digest=digest,
         created=int(time.time()),
+        adapters=adapters,
         admission=Admission(config.max_queue),
-        metrics=Metrics(),
+        metrics=metrics,
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
     )
     services.metrics.watch(engine.engines, lambda: len(services.admission), names[0])
@@ -65,8 +70,8 @@ def create_app(
         exception_handlers={HTTPException: error_responses.leave},
     )
     app.state.services = services
-    for router in (chat.router, models.router, health.router):
-        app.include_router(router)
+    for route in (chat, models, routes_of_adapters, aliases, vllm_adapters, health):
+        app.include_router(route.router)
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(HeaderLimitsMiddleware)

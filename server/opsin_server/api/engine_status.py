@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from opsin_server.errors import Unavailable
-from opsin_server.ipc.messages import Arrays, Output, Ready, Submit
+from opsin_server.ipc.messages import AdapterRef, AdapterReport, Arrays, Output, Ready, Submit
 from opsin_server.metrics import EngineCounts
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
@@ -45,6 +45,13 @@ class Engine(Protocol):
 
     @property
     def heard(self) -> float: ...
+
+    @property
+    def adapters(self) -> AdapterReport: ...
+
+    on_adapters: Callable[[AdapterReport], None]
+
+    def keep_adapters(self, refs: Sequence[AdapterRef]) -> None: ...
 
     def engines(self) -> Mapping[str, EngineCounts]: ...
 

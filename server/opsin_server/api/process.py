@@ -21,6 +21,7 @@ from opsin_plugins.loading.open_model import OpenModel, open_model
 from opsin_plugins.loading.registry import installed
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__
+from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
 from opsin_server.api.model_digest import ModelDigest
 from opsin_server.config import ServerConfig
@@ -28,6 +29,7 @@ from opsin_server.console import Loading, Rows, announce, model_rows
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.messages import Ready
+from opsin_server.metrics import Metrics
 from opsin_server.served_name import model_name, readable
 from opsin_server.signals import heeded
 from opsin_server.storage.state import State
@@ -69,12 +71,13 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
         log.warning("%s", fault)
     with ExitStack() as until_the_end:
         listeners = [until_the_end.enter_context(listener) for listener in bind(where, config.port)]
-        until_the_end.enter_context(State.open(config.storage))  # before the engine starts: a refusal comes at once
+        # Before the engine starts: a refusal comes at once.
+        state = until_the_end.enter_context(State.open(config.storage))
         loading = Loading(Console(stderr=True))
         engine = EngineClient(config.engine, loading)
         try:
             await engine.start()
-            await _serve(config, engine, loading, listeners, opened, digest)
+            await _serve(config, engine, loading, listeners, opened, digest, state)
         finally:
             loading.done()
             await engine.stop()
@@ -87,6 +90,7 @@ async def _serve(
     listeners: Sequence[socket.socket],
     model: OpenModel,
     digest: ModelDigest,
+    state: State,
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
     from opsin_server.api.app import create_app
@@ -99,7 +103,9 @@ async def _serve(
         encoder = PromptEncoder(model.files, model.architecture, model.spec)
         sampling = read_sampling_defaults(model.files.generation if config.generation_config == "auto" else {})
         version = fingerprint(model.files, __version__)
-        app = create_app(config, engine, encoder, names, version, sampling, lambda: digest.value)
+        metrics = Metrics()
+        adapters = AdapterService(config.adapters, state, model, engine, names, metrics.adapters, lambda: digest.value)
+        app = create_app(config, engine, encoder, names, version, sampling, adapters, metrics, lambda: digest.value)
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     gc.collect()
@@ -107,7 +113,7 @@ async def _serve(
     url = url_of(listeners[0])  # now: the server closes them, and may be told to stop before the engine is ready
     server = Server(app, config, listeners)
     serving = asyncio.create_task(server.serve_until_stopped())
-    ready = asyncio.create_task(engine.wait_ready())
+    ready = asyncio.create_task(_ready(engine, adapters))
     try:
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         loading.done()
@@ -124,6 +130,14 @@ async def _serve(
         await asyncio.wait({serving, ready})
         if not ready.cancelled():
             ready.exception()
+        await adapters.close()
+
+
+async def _ready(engine: EngineClient, adapters: AdapterService) -> Ready:
+    """When the engine has loaded, and all adapters that are stored or named are known."""
+    ready = await engine.wait_ready()
+    await adapters.open(ready)
+    return ready
 
 
 def _announce(loading: Loading, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str) -> None:

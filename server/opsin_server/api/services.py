@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from opsin_plugins.spec import U8
+from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
 from opsin_server.api.engine_status import Engine, facts
 from opsin_server.api.middleware.request_log import RequestLog
@@ -31,6 +32,7 @@ class Services:
     sampling: SamplingDefaults
     digest: Callable[[], str | None]  # the model's content digest, once it is known
     created: int  # Unix seconds
+    adapters: AdapterService
     admission: Admission
     metrics: Metrics
     threads: ThreadPoolExecutor

@@ -57,6 +57,13 @@ class AdapterRecords:
             rows = session.scalars(select(AdapterVersionRow).where(own).order_by(AdapterVersionRow.version))
             return [_version(row) for row in rows]
 
+    def all_versions(self, tenant: str) -> list[AdapterVersion]:
+        """Of all adapters, by name and number."""
+        with self._database.read() as session:
+            own = AdapterVersionRow.tenant == tenant
+            order = AdapterVersionRow.adapter, AdapterVersionRow.version
+            return [_version(row) for row in session.scalars(select(AdapterVersionRow).where(own).order_by(*order))]
+
     def version(self, tenant: str, name: str, version: int) -> AdapterVersion:
         with self._database.read() as session:
             return _version(_version_row(session, tenant, name, version))
@@ -80,6 +87,7 @@ class AdapterRecords:
                 size=new.size,
                 rank=new.rank,
                 targets=list(new.targets),
+                base_shape=new.base_shape,
                 base_digest=new.base_digest,
                 pixel_budget=None if new.pixel_budget is None else dict(new.pixel_budget),
                 source={name: asdict(file) for name, file in new.source.items()},
@@ -224,6 +232,7 @@ def _version(row: AdapterVersionRow) -> AdapterVersion:
         targets=tuple(row.targets),
         origin=row.origin,
         source={name: SourceFile(**file) for name, file in row.source.items()},
+        base_shape=row.base_shape,
         base_digest=row.base_digest,
         pixel_budget=row.pixel_budget,
         warnings=tuple(row.warnings),

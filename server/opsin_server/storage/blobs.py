@@ -50,6 +50,11 @@ class BlobStore:
     ) -> None:
         self._database, self._files, self._tmp, self._cache, self._now = database, files, tmp, cache, now
 
+    @property
+    def is_local(self) -> bool:
+        """Whether they lie on this machine."""
+        return isinstance(self._files, LocalFiles)
+
     def put(self, tenant: str, source: BinaryIO | Path, *, kind: str, name: str, limit: int) -> Blob:
         """Keeps what a stream gives, or a file holds, of `limit` bytes at most. Nothing that names it is needed for the
         time of the collection's grace. Raises TooLarge, and BadRequest for a name."""

@@ -33,7 +33,8 @@ class SourceFile:
 class NewVersion:
     """An adapter's version before it has a number. digest and size: of the file that the engine reads. source: the
     files that it was made of, by their names. All are blobs of the tenant's already. origin: upload, path, or a job's
-    id."""
+    id. base_shape: the digest of the names and shapes of the model that it fits. base_digest: the content digest of the
+    model that it was trained on, where that is known."""
 
     digest: str
     size: int
@@ -41,6 +42,7 @@ class NewVersion:
     targets: tuple[str, ...]
     origin: str
     source: Mapping[str, SourceFile]
+    base_shape: str
     base_digest: str | None = None
     pixel_budget: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()

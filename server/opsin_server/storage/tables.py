@@ -80,6 +80,7 @@ class AdapterVersionRow(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     rank: Mapped[int]
     targets: Mapped[list[str]] = mapped_column(JSON)
+    base_shape: Mapped[str]
     base_digest: Mapped[str | None]
     pixel_budget: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     source: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 from opsin_server.api.engine_status import EngineState
 from opsin_server.config import image_limit
 from opsin_server.errors import EngineFailed, Unavailable
-from opsin_server.ipc.messages import Arrays, Logprobs, MemoryLedger, Output, Ready, Stats, Submit
+from opsin_server.ipc.messages import (
+    AdapterRef,
+    AdapterReport,
+    Arrays,
+    Logprobs,
+    MemoryLedger,
+    Output,
+    Ready,
+    Stats,
+    Submit,
+)
 
 
 @dataclass
@@ -90,6 +100,14 @@ class FakeEngine:
     silent_since: float | None = None
 
     restarts: int = 0
+    adapters: AdapterReport = field(default_factory=AdapterReport)
+    kept: list[AdapterRef] = field(default_factory=list)
+
+    def on_adapters(self, report: AdapterReport) -> None:
+        """Set by who wants to know."""
+
+    def keep_adapters(self, refs: Sequence[AdapterRef]) -> None:
+        self.kept = list(refs)
 
     def engines(self) -> dict[str, FakeEngine]:
         return {"0": self}

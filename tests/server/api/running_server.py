@@ -21,6 +21,8 @@ from opsin_server.api.listen_addresses import addresses, bind
 from opsin_server.api.listener import Server
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import EngineConfig, ServerConfig
+from opsin_server.metrics import Metrics
+from support.base_only import BaseOnly
 
 NAMES = ("opsin-test", "gpt-4o-2024-08-06")
 
@@ -41,6 +43,8 @@ class RunningServer:
             NAMES,
             "v1-test",
             sampling or SamplingDefaults(),
+            BaseOnly(NAMES),  # type: ignore[arg-type]
+            Metrics(),
             lambda: self.digest,
         )
         self.loop = uvloop.new_event_loop()

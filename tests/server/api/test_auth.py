@@ -70,7 +70,7 @@ def status(server: RunningServer, method: str, path: str, host: str = "x", heade
 def test_all_routes_are_enumerated(guarded: RunningServer) -> None:
     paths = {path for _, path in routes(guarded)}
     assert {"/v1/chat/completions", "/chat/completions", "/v1/models", "/metrics", "/version", *OPEN} <= paths
-    assert len(paths) == 16
+    assert len(paths) == 26
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -126,8 +126,14 @@ def test_no_route_answers_to_a_wrong_key(guarded: RunningServer, header: str) ->
 )
 def test_every_route_answers_to_the_key(guarded: RunningServer, header: str) -> None:
     for method, path in routes(guarded):
-        wanted = 400 if method == "POST" else 200  # there is no body
-        assert status(guarded, method, path, headers=header + "\r\n") == wanted, (method, path)
+        assert status(guarded, method, path, headers=header + "\r\n") in reached(method, path), (method, path)
+
+
+def reached(method: str, path: str) -> set[int]:
+    """There is no body, no adapter and no alias, and the model itself cannot be deleted."""
+    if path.startswith(("/v1/adapters/", "/v1/aliases/")):
+        return {400, 404}
+    return {200} if method in ("GET", "HEAD") else {400}
 
 
 @pytest.mark.parametrize("path", ODD_PATHS)
@@ -143,4 +149,4 @@ def test_a_websocket_is_not_opened(guarded: RunningServer) -> None:
 
 def test_without_keys_everything_is_open(plain: Any) -> None:
     for method, path in routes(plain):
-        assert status(plain, method, path) == (400 if method == "POST" else 200)
+        assert status(plain, method, path) in reached(method, path), (method, path)

@@ -25,6 +25,8 @@ from opsin_server.api.listener import Server
 from opsin_server.api.model_digest import ModelDigest
 from opsin_server.console import Loading
 from opsin_server.ipc.messages import Ready
+from opsin_server.storage.state import State
+from opsin_server.storage_config import StorageConfig
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}]}
 SLOW = Script(b"x" * 500, delay=0.02)
@@ -288,14 +290,15 @@ def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypat
     monkeypatch.setattr("opsin_server.api.listener.Server", Ends)
     said = io.StringIO()
     model = open_model(embedded.MODEL)
-    serving = process._serve(
-        config(),
-        Late(),
-        Loading(Console(file=said, width=200)),
-        bind(addresses("127.0.0.1"), 0),
-        model,
-        ModelDigest(ContentDigest(model.files)),
-    )
-    with ThreadPoolExecutor(1) as elsewhere:  # no signals outside of the main thread
-        elsewhere.submit(asyncio.run, serving).result(30)
+    with State.open(StorageConfig(ephemeral=True)) as state, ThreadPoolExecutor(1) as elsewhere:
+        serving = process._serve(
+            config(),
+            Late(),
+            Loading(Console(file=said, width=200)),
+            bind(addresses("127.0.0.1"), 0),
+            model,
+            ModelDigest(ContentDigest(model.files)),
+            state,
+        )
+        elsewhere.submit(asyncio.run, serving).result(30)  # no signals outside of the main thread
     assert "http://127.0.0.1:" in said.getvalue()

@@ -67,9 +67,11 @@ def test_models_and_version(start: Any) -> None:
     server = start(engine)
     first, second = server.client().models.list().data
     assert (first.id, first.object, first.owned_by) == ("opsin-test", "model", "opsin")
-    assert first.model_extra == {"max_model_len": None}
+    base = {"root": "opsin-test", "parent": None}
+    assert first.model_extra == {**base, "max_model_len": None}
     engine.state = "ready"
-    assert server.client().models.retrieve(second.id).model_extra == {"max_model_len": 1000}
+    about = server.client().models.retrieve(second.id).model_extra
+    assert about == {"root": second.id, "parent": None, "max_model_len": 1000}
     said = json.loads(get(server, "/version")[2])
     assert said["fingerprint"] == "v1-test"
     assert said["version"] == __version__
@@ -312,7 +314,7 @@ def test_signals_end_a_process_in_order(number: signal.Signals) -> None:
         [sys.executable, str(program)],
         stdout=subprocess.PIPE,
         text=True,
-        env=dict(os.environ),
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         preexec_fn=dispositions(),
     )
     try:

@@ -28,7 +28,7 @@ config = StorageConfig(data_dir=str(disk / "data"))
 
 def fill(state, name, size):
     blob = state.blobs.put("default", io.BytesIO(name.encode().ljust(size)), kind="x", name="y", limit=2**20)
-    facts = NewVersion(blob.digest, blob.size, 8, ("q",), "upload", {"x": SourceFile(blob.digest, blob.size)})
+    facts = NewVersion(blob.digest, blob.size, 8, ("q",), "upload", {"x": SourceFile(blob.digest, blob.size)}, "shape")
     return state.adapters.add_version("default", "a", facts, promote=True)
 
 kept, failures = [], 0

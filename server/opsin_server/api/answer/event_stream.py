@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, suppress
+from types import MappingProxyType
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -34,8 +35,9 @@ class EventStream(Response):
         held: AsyncExitStack,
         include_usage: bool,
         usage_in_every_chunk: bool,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        super().__init__(headers=HEADERS)
+        super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
         self._generation, self._cancellation, self._held = generation, cancellation, held
         self._include_usage, self._usage_in_every_chunk = include_usage, usage_in_every_chunk

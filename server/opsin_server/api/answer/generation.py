@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from opsin_server.api.answer.adapter_use import AdapterUse
 from opsin_server.api.answer.output_text import OutputText, Piece
 from opsin_server.api.engine_status import TokenStream
 from opsin_server.api.schemas.chat_response import (
@@ -47,10 +48,11 @@ class Generation:
         usage: TokenUsage,
         started: float,
         metrics: Metrics,
+        adapter_use: AdapterUse | None = None,
     ) -> None:
         self._who, self._wants_logprobs = identity, wants_logprobs
         self._stream, self._text = stream, text
-        self._usage, self._metrics = usage, metrics
+        self._usage, self._metrics, self._adapter_use = usage, metrics, adapter_use
         self._started, self._last_token = started, 0.0
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -72,6 +74,8 @@ class Generation:
         if usage.queue_seconds is None:
             usage.queue_seconds = output.queue_seconds
             self._metrics.queue.observe(output.queue_seconds)
+            if self._adapter_use is not None:
+                self._adapter_use.start(output)
         if not output.ids:
             return
         if usage.first_token_seconds is None:

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 
 from opsin_plugins.spec import ImageBudget
 from opsin_plugins.spec.visual_items import visible_images
+from opsin_server.adapters.catalogue import ServedAdapter
+from opsin_server.api.answer.adapter_use import AdapterUse
 from opsin_server.api.answer.generation import Generation, Identity
 from opsin_server.api.answer.output_text import OutputText
 from opsin_server.api.engine_status import facts
@@ -16,7 +18,7 @@ from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, ContentPart
 from opsin_server.api.services import Services
 from opsin_server.errors import BadRequest
-from opsin_server.ipc.messages import Sampling, Submit, arrays_of, describe
+from opsin_server.ipc.messages import AdapterRef, Sampling, Submit, arrays_of, describe
 from opsin_server.media.load_images import load_images
 from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts, texts
 from opsin_server.text.detokenizer import Detokenizer
@@ -28,13 +30,15 @@ FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
 
-async def submit(body: ChatRequest, log: RequestLog, services: Services, held: AsyncExitStack) -> Generation:
-    """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine. held: what its closing
-    gives back."""
+async def submit(
+    body: ChatRequest, adapter: ServedAdapter | None, log: RequestLog, services: Services, held: AsyncExitStack
+) -> Generation:
+    """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine. adapter: None is the base
+    model. held: what its closing gives back."""
     log.model = body.model
     engine = facts(services.engine)
     context = engine.max_context
-    messages = to_prompt(body, engine.max_image_tokens)
+    messages = to_prompt(body, engine.max_image_tokens, None if adapter is None else adapter.max_pixels)
     services.encoder.check(messages)
     check_length(messages, services.encoder.tokenizer.longest_token, context)
     check_bias(body, services.encoder.vocabulary)
@@ -44,13 +48,22 @@ async def submit(body: ChatRequest, log: RequestLog, services: Services, held: A
     log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body, context)
     eos = () if body.ignore_eos else services.encoder.ends
-    message = submission(sampling(body, services.sampling), prompt, max_tokens, eos)
+    ref = None if adapter is None else adapter.ref
+    message = submission(sampling(body, services.sampling), prompt, max_tokens, eos, ref)
     stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     held.callback(stream.cancel)
     tokenizer = services.encoder.tokenizer
     text = OutputText(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
-    identity = Identity(message.request_id, body.model, services.version)
-    return Generation(identity, stream, text, bool(body.logprobs), log.usage, log.started, services.metrics)
+    identity = Identity(message.request_id, body.model, fingerprint(services.version, adapter))
+    use = (
+        None if adapter is None else held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
+    )
+    return Generation(identity, stream, text, bool(body.logprobs), log.usage, log.started, services.metrics, use)
+
+
+def fingerprint(version: str, adapter: ServedAdapter | None) -> str:
+    """OpenAI's system_fingerprint: another one for each version of an adapter. version: the model's."""
+    return version if adapter is None else f"{version}-{adapter.digest[:12]}"
 
 
 def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
@@ -87,7 +100,9 @@ def detokenizer(tokenizer: Tokenizer, body: ChatRequest) -> Detokenizer:
     return reads
 
 
-def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, ...]) -> Submit:
+def submission(
+    how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, ...], adapter: AdapterRef | None = None
+) -> Submit:
     return Submit(
         request_id=f"chatcmpl-{secrets.token_hex(16)}",  # a key in the engine: never the client's own id
         sampling=how,
@@ -98,6 +113,7 @@ def submission(how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, .
         spans=prompt.spans,
         items=describe(prompt.items),
         visible=visible_images(prompt.visible),
+        adapter=adapter,
     )
 
 
@@ -154,10 +170,12 @@ def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:
     return f" ({images} of them for {count} images, the largest {largest}; there is room for {fit})"
 
 
-def to_prompt(request: ChatRequest, max_image_tokens: int | None) -> list[Message]:
-    """The same conversation in the prompt code's words; "developer" is OpenAI's newer name for "system"."""
+def to_prompt(request: ChatRequest, max_image_tokens: int | None, max_pixels: int | None = None) -> list[Message]:
+    """The same conversation in the prompt code's words; "developer" is OpenAI's newer name for "system". max_pixels: of
+    a picture where the request does not say, as an adapter was trained."""
     options = request.mm_processor_kwargs
-    default = ImageBudget(None if options is None else options.max_pixels, max_image_tokens)
+    said = None if options is None else options.max_pixels
+    default = ImageBudget(max_pixels if said is None else said, max_image_tokens)
     return [
         Message(
             _role(message),

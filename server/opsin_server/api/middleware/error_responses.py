@@ -11,6 +11,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from opsin_server.api.admission import Draining
@@ -70,12 +71,24 @@ def known_error(failure: Exception, scope: Scope) -> OpsinError:
     return OpsinError("The server could not answer this request: an error of its own, which it has logged")
 
 
+def _allowed(scope: Scope) -> list[str]:
+    """The methods of all routes that have the path. (Starlette names those of the first.)"""
+    routes = [leaf for route in scope["app"].router.routes for leaf in _leaves(route)]
+    matching = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
+    return sorted({method for route in matching for method in route.methods or ()})
+
+
+def _leaves(route: Any) -> list[Any]:
+    """FastAPI keeps what was included in a router of its own."""
+    return route.original_router.routes if hasattr(route, "original_router") else [route]
+
+
 def _http_error(failure: HTTPException, scope: Scope) -> OpsinError:
     method, path = scope["method"], scope["path"][:200]
     if failure.status_code == 404:
         return _shaped(404, f"Unknown request URL: {method} {path}", "unknown_url")
     if failure.status_code == 405:
-        allowed = sorted((failure.headers or {}).get("Allow", "").split(", "))
+        allowed = _allowed(scope)
         return MethodNotAllowed(f"{path} takes {' and '.join(allowed)}, not {method}", allowed)
     return _shaped(failure.status_code, str(failure.detail), None)
 

@@ -22,7 +22,7 @@ async def live(services: ServicesDep) -> Response:
 async def ready(services: ServicesDep) -> Response:
     """503 when work should go elsewhere."""
     reason = "The server is shutting down" if services.admission.draining else why_not_ready(services.engine)
-    return _health("ready", reason)
+    return _health("ready", reason or services.adapters.why_not_ready())
 
 
 for _path in LIVE:

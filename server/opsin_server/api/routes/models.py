@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
 
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.services import Services, ServicesDep
-from opsin_server.errors import NotFound
+from opsin_server.errors import BadRequest
 
 router = APIRouter()
 
@@ -17,29 +16,45 @@ router = APIRouter()
 @router.api_route("/v1/models", methods=READ)
 @router.api_route("/models", methods=READ)
 async def list_models(services: ServicesDep) -> dict[str, Any]:
-    return {"object": "list", "data": [described(name, services) for name in services.names]}
+    return {"object": "list", "data": [described(name, services) for name in services.adapters.catalogue.names()]}
 
 
 @router.api_route("/v1/models/{name:path}", methods=READ)
 @router.api_route("/models/{name:path}", methods=READ)
 async def retrieve_model(name: str, services: ServicesDep) -> dict[str, Any]:
-    check_served(name, services.names)
     return described(name, services)
 
 
-def check_served(name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        message = f"The model '{name[:200]}' is not served here; this server has {', '.join(names)}"
-        raise NotFound(message, param="model", code="model_not_found")
+@router.delete("/v1/models/{name:path}")
+@router.delete("/models/{name:path}")
+async def delete_model(name: str, services: ServicesDep) -> dict[str, Any]:
+    """OpenAI's way to delete a fine-tuned model: an adapter, with all its versions, or an alias."""
+    catalogue = services.adapters.catalogue
+    if name in catalogue.snapshot.aliases:
+        await services.adapters.delete_alias(name)
+    elif name in catalogue.snapshot.adapters:
+        await services.adapters.unload(name)
+    else:
+        if catalogue.find(name) is None:
+            raise BadRequest(f"'{name}' is the served model itself, which cannot be deleted", param="model")
+        raise BadRequest(f"'{name}' is a version: delete it at /v1/adapters", param="model")
+    return {"id": name, "object": "model", "deleted": True}
 
 
 def described(name: str, services: Services) -> dict[str, Any]:
-    """OpenAI's fields, and `max_model_len` as vLLM has it, null while the model loads."""
-    ready = services.engine.ready
+    """OpenAI's fields, and as vLLM has them `max_model_len`, null while the model loads, and for adapters and aliases
+    `parent` (what it stands upon) and `root` (the content of the version that answers now). Raises NotFound."""
+    version = services.adapters.catalogue.find(name)
+    ready, alias = services.engine.ready, services.adapters.catalogue.snapshot.aliases.get(name)
+    parent = None if version is None else services.names[0]
+    if alias is not None:
+        parent = alias.adapter or services.names[0]
     return {
         "id": name,
         "object": "model",
-        "created": services.created,
+        "created": services.created if version is None else int(version.created),
         "owned_by": "opsin",
+        "root": name if version is None else f"sha256:{version.facts.digest}",
+        "parent": parent,
         "max_model_len": ready.max_context if ready is not None else None,
     }

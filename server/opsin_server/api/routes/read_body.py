@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import AsyncIterator
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -41,20 +42,30 @@ async def read_body(request: Request, limit: int) -> bytearray:
     if not re.fullmatch(r"application/(.+\+)?json", content_type.partition(";")[0].strip().lower()):
         sentence = f"The content type must be application/json, not {content_type[:100]}"
         raise BadRequest(sentence, code="unsupported_content_type")
-    if int(headers.get("content-length", "0")) > limit:
-        raise _too_large(limit, headers["content-length"])
-    body, more, began = bytearray(), True, time.monotonic()
+    body = bytearray()
+    async for chunk in body_chunks(request, limit, "--max-body-bytes"):
+        body += chunk
+    return body
+
+
+async def body_chunks(request: Request, limit: int, option: str) -> AsyncIterator[bytes]:
+    """As they come. option: what sets the limit. Raises TooLarge as soon as it is known, BodyTimeout, ClientGone."""
+    length = request.headers.get("content-length", "0")
+    if int(length) > limit:
+        raise _too_large(limit, length, option)
+    received, more, began = 0, True, time.monotonic()
     while more:
         message = await _next_message(request)
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
+        chunk = message.get("body", b"")
+        received += len(chunk)
         more = message.get("more_body", False)
-        if len(body) > limit:
-            raise _too_large(limit, f"more than {limit}")
-        if time.monotonic() - began > IDLE_SECONDS + len(body) / SLOWEST:
+        if received > limit:
+            raise _too_large(limit, f"more than {limit}", option)
+        if time.monotonic() - began > IDLE_SECONDS + received / SLOWEST:
             raise BodyTimeout(f"The body comes more slowly than {SLOWEST:,} bytes a second")
-    return body
+        yield chunk
 
 
 async def _next_message(request: Request) -> Message:
@@ -65,8 +76,8 @@ async def _next_message(request: Request) -> Message:
         raise BodyTimeout(f"No byte of the body came within {IDLE_SECONDS:.0f} seconds") from None
 
 
-def _too_large(limit: int, size: str) -> TooLarge:
-    return TooLarge(f"The body has {size} bytes; the limit is {limit} bytes (--max-body-bytes)")
+def _too_large(limit: int, size: str, option: str) -> TooLarge:
+    return TooLarge(f"The body has {size} bytes; the limit is {limit} bytes ({option})")
 
 
 def parse(model: type[Model], body: bytes | bytearray) -> Model:

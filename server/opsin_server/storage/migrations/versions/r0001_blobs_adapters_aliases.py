@@ -46,6 +46,7 @@ def upgrade() -> None:
         sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("rank", sa.Integer, nullable=False),
         sa.Column("targets", sa.JSON, nullable=False),
+        sa.Column("base_shape", sa.Text, nullable=False),
         sa.Column("base_digest", sa.Text),
         sa.Column("pixel_budget", sa.JSON),
         sa.Column("source", sa.JSON, nullable=False),

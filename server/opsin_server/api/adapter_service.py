@@ -1,0 +1,300 @@
+"""The adapters of a running server: what names mean, and what changes them. One change at a time; a request that has
+been admitted keeps the version that its name meant then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TypeVar
+
+from opsin_plugins.loading.open_model import OpenModel
+from opsin_server.adapter_config import AdapterConfig
+from opsin_server.adapter_metrics import AdapterMetrics
+from opsin_server.adapters.base_model import AdapterLimits, BaseModel
+from opsin_server.adapters.catalogue import SUFFIX, AdapterCatalogue, ServedAdapter
+from opsin_server.adapters.exporter import archived
+from opsin_server.adapters.importer import AdapterImporter, ImportOptions
+from opsin_server.api.engine_status import Engine
+from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
+from opsin_server.ipc.messages import AdapterRef, AdapterReport, Ready
+from opsin_server.storage.records import Adapter, AdapterVersion, Alias, checked_name
+from opsin_server.storage.state import State
+
+log = logging.getLogger("opsin.adapters")
+
+TENANT = "default"
+LARGEST = {"float16": 65504.0}  # numbers of the engine's type; those of the others are as large as float32's
+NOTE_SECONDS = 30.0  # between notes of when adapters were last used
+
+Result = TypeVar("Result")
+
+
+class AdapterService:
+    """Made before the engine is ready; `open` when it is. digest: of the served model, once it is known."""
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        state: State,
+        model: OpenModel,
+        engine: Engine,
+        base_names: Sequence[str],
+        metrics: AdapterMetrics,
+        digest: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._config, self._state, self._model, self._engine = config, state, model, engine
+        self._metrics, self._digest = metrics, digest
+        self.catalogue = AdapterCatalogue(state, TENANT, base_names)
+        self._importer = AdapterImporter(state, TENANT, config.max_adapter_bytes)
+        self._base: BaseModel | None = None
+        self._changing = asyncio.Lock()
+        self._used: dict[str, float] = {}
+        self._noting: asyncio.Task[None] | None = None
+        self.base_name = base_names[0]
+        self.scratch = state.directory.tmp
+        self.max_bytes = config.max_adapter_bytes
+
+    async def open(self, ready: Ready) -> None:
+        """Reads what is stored, loads what the command line names, and keeps what is pinned. Raises ConfigError for an
+        adapter of the command line that cannot be served."""
+        room = ready.memory.adapters
+        self._base = BaseModel(
+            self._model, AdapterLimits(room.rank, LARGEST.get(ready.dtype, float("inf")), room.projectors)
+        )
+        self.catalogue.serve(room, lambda: self._loaded_base().shape_digest)
+        self._metrics.watch(lambda: room.slots, self._counts)
+        self._engine.on_adapters = self._reported
+        await asyncio.to_thread(self.catalogue.refresh)
+        for name, path in self._config.named().items():
+            try:
+                await self.load(name, _home(path), ImportOptions(once=True))
+            except OpsinError as error:
+                raise ConfigError(f"--adapter {name}={path}: {error.message}") from error
+        for adapter in self.catalogue.snapshot.adapters.values():
+            self._warn_unfit(adapter)
+        self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
+        self._noting = asyncio.create_task(self._note_use(), name="use of adapters")
+        await asyncio.to_thread(self._state.blobs.collect)
+
+    def why_not_ready(self) -> str | None:
+        """A sentence, or None when all that was stored or named is there."""
+        return None if self._noting is not None else "Adapters are being loaded"
+
+    async def close(self) -> None:
+        if self._noting is not None:
+            self._noting.cancel()
+            await asyncio.wait({self._noting})
+            await self._write_use()
+
+    # --------------------------------------------------------------------------------------- what requests ask
+
+    async def resolve(self, name: str) -> ServedAdapter | None:
+        """What a request's model means now; None: the base model. Raises NotFound, BadRequest."""
+        try:
+            version = self.catalogue.find(name)
+        except NotFound:
+            if (reason := self.why_not_ready()) is not None:
+                raise Unavailable(reason) from None
+            version = await self._from_adapter_dir(name)
+        if version is None:
+            return None
+        self.catalogue.check_fits(version)
+        digest = version.facts.digest
+        path = self.catalogue.known_path(digest)
+        if path is None:
+            path = await asyncio.to_thread(self.catalogue.fetch, digest)
+        self._used[version.adapter] = time.time()
+        return self.catalogue.served(version, path)
+
+    async def _from_adapter_dir(self, name: str) -> AdapterVersion:
+        """One that lies in --adapter-dir and was not asked for before."""
+        directory = self._inside(name) if SUFFIX.fullmatch(name) is None else None
+        if directory is None or not await asyncio.to_thread(_holds_an_adapter, directory):
+            raise self.catalogue.unknown(name)
+        async with self._changing:
+            try:
+                found = self.catalogue.find(name)  # another request may have been first
+            except NotFound:
+                found = await self._load(name, directory, ImportOptions())
+        assert found is not None
+        return found
+
+    def _inside(self, name: str) -> Path | None:
+        """A path below --adapter-dir, links followed; None: it would lead out, or there is no such directory."""
+        if self._config.adapter_dir is None or not name or "\0" in name:
+            return None
+        root = Path(self._config.adapter_dir).expanduser().resolve()
+        found = (root / name).resolve()
+        return found if found != root and found.is_relative_to(root) else None
+
+    def confined(self, path: str) -> Path:
+        """A path that came over the API. Raises BadRequest unless it lies in --adapter-dir."""
+        if self._config.adapter_dir is None:
+            raise BadRequest(
+                "adapters are loaded from paths only where the server was started with --adapter-dir; they can be "
+                "uploaded to /v1/adapters",
+                param="lora_path",
+            )
+        if (found := self._inside(path)) is None:
+            raise BadRequest("the path does not lie in the server's --adapter-dir", param="lora_path")
+        return found
+
+    def archived(self, version: AdapterVersion) -> IO[bytes]:
+        """A tar of the files that the version was made of, each checked while it is copied; for the caller to close.
+        For a thread."""
+        return archived(self._state, TENANT, version)
+
+    # ------------------------------------------------------------------------------------------ what changes them
+
+    async def load(self, name: str, directory: Path, options: ImportOptions) -> AdapterVersion:
+        async with self._changing:
+            return await self._load(name, directory, options)
+
+    async def _load(self, name: str, directory: Path, options: ImportOptions) -> AdapterVersion:
+        base, options = self._before(name, options)
+        return await self._changed(lambda: self._importer.from_directory(directory, name, base, options))
+
+    async def upload(self, name: str, archive: Path, options: ImportOptions) -> AdapterVersion:
+        async with self._changing:
+            base, options = self._before(name, options)
+            return await self._changed(lambda: self._importer.from_archive(archive, name, base, options))
+
+    def _before(self, name: str, options: ImportOptions) -> tuple[BaseModel, ImportOptions]:
+        checked_name(name, "the adapter's name")
+        if "@" in name:
+            raise BadRequest("an adapter's name must not hold '@', behind which its versions are named", param="name")
+        self.catalogue.check_free(name, alias=False)
+        if not self.catalogue.room.slots:
+            raise BadRequest("this server has no slots for adapters (--max-loras)")
+        return self._loaded_base(), replace(options, base_digest=self._digest())
+
+    async def promote(self, name: str, version: int) -> Adapter:
+        async with self._changing:
+            candidates = self.catalogue.snapshot.versions.get(name, ())
+            for found in (v for v in candidates if v.version == version):
+                self.catalogue.check_fits(found)
+            return await self._changed(lambda: self._state.adapters.promote(TENANT, name, version))
+
+    async def roll_back(self, name: str) -> Adapter:
+        async with self._changing:
+            return await self._changed(lambda: self._state.adapters.rollback(TENANT, name))
+
+    async def pin(self, name: str, pinned: bool) -> Adapter:
+        """Raises BadRequest where no slot would be left to all others."""
+        async with self._changing:
+            now = self.catalogue.snapshot.adapters
+            others = sum(adapter.pinned for adapter in now.values() if adapter.name != name)
+            most = max(0, self.catalogue.room.slots - 1)
+            if pinned and others + 1 > most:
+                raise BadRequest(f"at most {most} adapters can be pinned: one slot is left to all others (--max-loras)")
+            return await self._changed(lambda: self._state.adapters.pin(TENANT, name, pinned))
+
+    async def unload(self, name: str) -> None:
+        """With all its versions. Requests that have been admitted go on."""
+        async with self._changing:
+            await self._changed(lambda: self._state.adapters.delete_adapter(TENANT, name))
+
+    async def delete_version(self, name: str, version: int) -> None:
+        async with self._changing:
+            await self._changed(lambda: self._state.adapters.delete_version(TENANT, name, version))
+
+    async def set_alias(self, alias: str, target: str) -> Alias:
+        """target: the base model's name, an adapter's, or name@v3 for a version that stays. Raises NotFound."""
+        async with self._changing:
+            self.catalogue.check_free(alias, alias=True)
+            version = self.catalogue.find(target)
+            adapter = None if version is None else version.adapter
+            stays = version.version if version is not None and SUFFIX.fullmatch(target) else None
+            return await self._changed(lambda: self._state.aliases.set(TENANT, alias, adapter, stays))
+
+    async def delete_alias(self, alias: str) -> None:
+        async with self._changing:
+            await self._changed(lambda: self._state.aliases.delete(TENANT, alias))
+
+    async def _changed(self, change: Callable[[], Result]) -> Result:
+        """Runs a change in a thread, to its end even when the client leaves, and then tells everybody."""
+
+        async def run() -> Result:
+            result = await asyncio.to_thread(change)
+            await asyncio.to_thread(self.catalogue.refresh)
+            self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
+            return result
+
+        return await _to_its_end(run())
+
+    # ------------------------------------------------------------------------------------------ with the engine
+
+    def _loaded_base(self) -> BaseModel:
+        if self._base is None:
+            raise BadRequest("the model is still being loaded")
+        return self._base
+
+    def _pinned(self) -> list[AdapterRef]:
+        refs = []
+        for adapter in self.catalogue.snapshot.adapters.values():
+            if not adapter.pinned:
+                continue
+            try:
+                version = self.catalogue.find(adapter.name)
+                assert version is not None
+                self.catalogue.check_fits(version)
+                path = self.catalogue.known_path(version.facts.digest) or self.catalogue.fetch(version.facts.digest)
+            except OpsinError as error:
+                log.warning("the pinned adapter %s is not kept: %s", adapter.name, error.message)
+                continue
+            refs.append(AdapterRef(bytes.fromhex(version.facts.digest), str(path)))
+        return refs
+
+    def _warn_unfit(self, adapter: Adapter) -> None:
+        try:
+            if (version := self.catalogue.find(adapter.name)) is not None:
+                self.catalogue.check_fits(version)
+        except OpsinError as error:
+            log.warning("%s", error.message)
+
+    def _reported(self, report: AdapterReport) -> None:
+        names = {v.facts.digest: v.adapter for found in self.catalogue.snapshot.versions.values() for v in found}
+        for load in report.loads:
+            name = names.get(load.digest.hex(), "(deleted)")
+            self._metrics.loaded(name, load.seconds, bool(load.error))
+
+    def _counts(self) -> tuple[int, int]:
+        report = self._engine.adapters
+        return len(report.slots), len(report.host)
+
+    # -------------------------------------------------------------------------------------------------- last use
+
+    async def _note_use(self) -> None:
+        while True:
+            await asyncio.sleep(NOTE_SECONDS)
+            await self._write_use()
+
+    async def _write_use(self) -> None:
+        used, self._used = self._used, {}
+        for name, at in used.items():
+            try:
+                await asyncio.to_thread(self._state.adapters.touch, TENANT, [name], at)
+            except Exception:  # when an adapter was last used is worth no server
+                log.exception("the last use of an adapter cannot be noted")
+
+
+async def _to_its_end(work: Awaitable[Result]) -> Result:
+    """A client that leaves must not stop half of a change; what becomes of it is then nobody's answer."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _home(path: str) -> Path:
+    return Path(path).expanduser()
+
+
+def _holds_an_adapter(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("adapter_config.json", "lora.safetensors"))
