@@ -1,0 +1,487 @@
+"""Adapters on a real server: whatever is loaded, moved and deleted, and whoever dies, every answer is that of the
+version which it names."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import sqlite3
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.adapter_answers import PROMPTS, Adapters, ask, packed, small_adapter, upload
+from support.served import Room, Served, wait_for
+
+BASE = "opsin-mini"
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+    made = Adapters(tmp_path_factory.mktemp("adapters"), 6)
+    made.learn()
+    said = [tuple(answers) for answers in made.expected.values()]
+    assert len(set(said)) == len(said) == 7, "each answers in another way"
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(adapters: Adapters) -> Iterator[Served]:
+    root = str(adapters.directories[0].parent)
+    with Served("--adapter-dir", root, "--max-loras", "3", "--max-lora-rank", "16") as served:
+        yield served
+        served.close()
+
+
+@pytest.fixture
+def http(server: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        for adapter in client.get("/v1/aliases").json()["data"]:
+            client.delete(f"/v1/aliases/{adapter['id']}")
+        for adapter in client.get("/v1/adapters").json()["data"]:
+            client.delete(f"/v1/adapters/{adapter['id']}")
+        yield client
+
+
+def kill_engine(server: Served) -> None:
+    """And waits for the next one."""
+    engine = server.engine
+    os.kill(engine, signal.SIGKILL)
+    wait_for(lambda: server.children() not in ([engine], []) and server.is_ready(), 60)
+
+
+def refused(answer: httpx.Response, status: int, says: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["error"]["message"]
+
+
+def test_the_life_of_a_version(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    first = upload(server.url, "acme/stars", adapters.archives[0])
+    assert (first["version"], first["current"], first["id"]) == (1, True, "acme/stars@v1")
+    second = upload(server.url, "acme/stars", adapters.archives[1])
+    assert second["version"] == 2
+    assert upload(server.url, "acme/stars", adapters.archives[1])["version"] == 2, "it is that already"
+    assert upload(server.url, "acme/stars", adapters.archives[2], promote="false")["current"] is False
+    answers = {name: ask(server.url, name, 2) for name in ("acme/stars", "acme/stars@v1", "acme/stars@v3")}
+    for answer in answers.values():
+        adapters.check(answer, 2)
+    assert [answer.label for answer in answers.values()] == ["acme/stars@v2", "acme/stars@v1", "acme/stars@v3"]
+    by_digest = ask(server.url, f"acme/stars@{first['digest'].removeprefix('sha256:')[:12]}", 2)
+    assert by_digest.label == "acme/stars@v1"
+    assert http.post("/v1/adapters/acme/stars/promote", json={"version": 3}).json()["current_version"] == 3
+    assert ask(server.url, "acme/stars", 0).label == "acme/stars@v3"
+    assert http.post("/v1/adapters/acme/stars/rollback").json()["current_version"] == 2
+    assert http.post("/v1/adapters/acme/stars/rollback").json()["current_version"] == 1
+    refused(http.post("/v1/adapters/acme/stars/rollback"), 400, "no version of the adapter acme/stars was current")
+    refused(http.post("/v1/adapters/acme/stars/promote", json={"version": 9}), 404, "has no version 9")
+    refused(http.delete("/v1/adapters/acme/stars?version=1"), 400, "is the current one: promote another first")
+    assert http.delete("/v1/adapters/acme/stars?version=2").json()["deleted"] is True
+    about = http.get("/v1/adapters/acme/stars").json()
+    assert [version["version"] for version in about["versions"]] == [1, 3]
+    assert about["current_version"] == 1
+    assert http.delete("/v1/models/acme/stars").json() == {"id": "acme/stars", "object": "model", "deleted": True}
+    refused(http.get("/v1/adapters/acme/stars"), 404, "There is no adapter 'acme/stars'")
+    with pytest.raises(httpx.HTTPStatusError):
+        ask(server.url, "acme/stars", 0)
+    assert upload(server.url, "acme/stars", adapters.archives[0])["version"] == 4, "no number is used twice"
+
+
+def test_aliases_are_what_clients_already_send(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    upload(server.url, "stars", adapters.archives[0])
+    old = "ft:gpt-4o-2024-08-06:acme::abc123"
+    for alias, target in ((old, "stars"), ("gpt-4o", BASE), ("fixed", "stars@v1")):
+        assert http.post("/v1/aliases", json={"alias": alias, "target": target}).status_code == 201
+    upload(server.url, "stars", adapters.archives[1])
+    labels = {name: ask(server.url, name, 1).label for name in (old, "gpt-4o", "fixed")}
+    assert labels == {old: "stars@v2", "gpt-4o": "", "fixed": "stars@v1"}
+    models = {m.id: (m.parent, m.root) for m in server.client().models.list().data}  # type: ignore[attr-defined]
+    assert models[old][0] == models["fixed"][0] == "stars"
+    assert models["gpt-4o"] == (BASE, "gpt-4o")
+    assert models["stars"][0] == BASE
+    assert server.client().models.retrieve(old).id == old
+    refused(http.delete("/v1/adapters/stars"), 400, "the alias")
+    refused(http.post("/v1/aliases", json={"alias": BASE, "target": "stars"}), 400, "what the model itself is called")
+    refused(http.post("/v1/aliases", json={"alias": "stars", "target": BASE}), 400, "is the name of an adapter")
+    refused(http.post("/v1/aliases", json={"alias": "x", "target": "nothing"}), 404, "'nothing' is not served")
+    http.post("/v1/aliases", json={"alias": old, "target": BASE})
+    assert ask(server.url, old, 1).label == ""
+    assert http.delete(f"/v1/aliases/{old}").json()["deleted"] is True
+    refused(http.get(f"/v1/aliases/{old}"), 404, "There is no alias")
+
+
+def test_vllms_routes_with_its_words(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    body = {"lora_name": "sql", "lora_path": "v1"}
+    loaded = http.post("/v1/load_lora_adapter", json=body)
+    assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'sql' added successfully.")
+    refused(http.post("/v1/load_lora_adapter", json=body), 400, "The lora adapter 'sql' has already been loaded.")
+    absolute = {"lora_name": "sql", "lora_path": str(adapters.directories[2]), "load_inplace": True}
+    assert http.post("/v1/load_lora_adapter", json=absolute).status_code == 200
+    assert ask(server.url, "sql", 3).label == "sql@v2"
+    for path in ("/etc", "..", "../..", "v1/../../..", "/", str(adapters.directories[0].parent)):
+        refused(http.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": path}), 400, "--adapter-dir")
+    refused(http.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "none"}), 404, "no such directory")
+    gone = http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})
+    assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'sql' removed successfully.")
+    refused(http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"}), 404, "cannot be found")
+
+
+def test_links_that_lead_out_of_the_directory_are_not_followed(
+    server: Served, http: httpx.Client, adapters: Adapters, tmp_path: Path
+) -> None:
+    outside, link = small_adapter(tmp_path / "outside", 0), adapters.directories[0].parent / "link"
+    link.symlink_to(outside)
+    try:
+        refused(
+            http.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "link"}), 400, "does not lie in"
+        )
+        with pytest.raises(httpx.HTTPStatusError, match="404"):
+            ask(server.url, "link", 0)
+    finally:
+        link.unlink()
+
+
+def test_an_unknown_model_is_looked_for_in_the_directory(
+    server: Served, http: httpx.Client, adapters: Adapters
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda prompt: ask(server.url, "v3", prompt), range(4)))
+    for prompt, answer in enumerate(answers):
+        assert answer.label == "v3@v1", "it is loaded once"
+        adapters.check(answer, prompt)
+    for name in ("v99", "../v3", "v3/..", "v4@v1", ".", ""):
+        with pytest.raises(httpx.HTTPStatusError):
+            ask(server.url, name, 0)
+
+
+def test_a_download_is_what_was_loaded(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    upload(server.url, "fetched", adapters.archives[2])
+    got = http.get("/v1/adapters/fetched/download")
+    assert got.headers["content-disposition"] == 'attachment; filename="fetched-v1.tar"'
+    with tarfile.open(fileobj=io.BytesIO(got.content)) as archive:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            member = archive.extractfile(name)
+            assert member is not None
+            assert member.read() == (adapters.directories[2] / name).read_bytes()
+    assert upload(server.url, "again", got.content)["digest"] == http.get("/v1/adapters/fetched").json()["digest"]
+
+
+def test_a_bad_one_leaves_the_version_that_serves(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    upload(server.url, "kept", adapters.archives[0])
+    bad = {
+        b"no archive" * 100: "the archive cannot be read",
+        packed_with(adapters, {"use_dora": True, "r": 3}): "use_dora is True",
+        packed_with(adapters, {"r": 32}): "but adapter_config.json says 32",
+    }
+    for archive, why in bad.items():
+        with pytest.raises(httpx.HTTPStatusError) as caught:
+            upload(server.url, "kept", archive)
+        assert caught.value.response.status_code == 400
+        assert why in caught.value.response.json()["error"]["message"]
+    assert ask(server.url, "kept", 0).label == "kept@v1"
+    assert len(http.get("/v1/adapters/kept").json()["versions"]) == 1
+
+
+def packed_with(adapters: Adapters, fields: dict[str, Any]) -> bytes:
+    source = adapters.directories[0]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(source / "adapter_model.safetensors", "adapter_model.safetensors")
+        config = json.dumps(json.loads((source / "adapter_config.json").read_text()) | fields).encode()
+        info = tarfile.TarInfo("adapter_config.json")
+        info.size = len(config)
+        archive.addfile(info, io.BytesIO(config))
+    return buffer.getvalue()
+
+
+def test_forms_that_are_none(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    file = {"file": ("a.tar", adapters.archives[0])}
+    refused(http.post("/v1/adapters", files=file), 400, "Missing required parameter: 'name'")
+    refused(http.post("/v1/adapters", data={"name": "x"}, files={"other": b"1"}), 400, "Missing required")
+    refused(http.post("/v1/adapters", data={"name": "x", "y": "1"}, files=file), 400, "Unrecognized request argument")
+    refused(http.post("/v1/adapters", data={"name": "x", "force": "so"}, files=file), 400, "true or false")
+    refused(http.post("/v1/adapters", data={"name": "a@v1"}, files=file), 400, "must not hold '@'")
+    refused(http.post("/v1/adapters", data={"name": BASE}, files=file), 400, "what the model itself is called")
+    refused(http.post("/v1/adapters", data={"name": "x" * 300}, files=file), 400, "300 characters")
+    raw = {"content-type": "multipart/form-data; boundary=x"}
+    for body in (b"", b"--x", b"--x\r\n\r\nhello", b"nothing at all", b"--x\r\nA: b\r\n\r\n1\r\n--x--\r\n"):
+        assert http.post("/v1/adapters", content=body, headers=raw).status_code == 400
+    refused(http.post("/v1/adapters", json={"name": "x"}), 400, "Missing required parameter: 'path'")
+    refused(http.post("/v1/adapters", json={"name": "x", "path": "v0", "z": 1}), 400, "z")
+
+
+def test_pinned_adapters_stay_and_one_slot_is_left(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    for number in range(4):
+        upload(server.url, f"a{number}", adapters.archives[number])
+    for name in ("a0", "a1"):
+        assert http.post(f"/v1/adapters/{name}/pin", json={}).json()["pinned"] is True
+    refused(http.post("/v1/adapters/a2/pin", json={}), 400, "at most 2 adapters can be pinned")
+    wait_for(lambda: http.get("/v1/adapters/a0").json()["tier"] == "slot", 10, "it has no slot")
+    for number in (2, 3, 2, 3):
+        adapters.check(ask(server.url, f"a{number}", 0), 0)
+    assert {http.get(f"/v1/adapters/a{n}").json()["tier"] for n in (0, 1)} == {"slot"}
+    assert http.post("/v1/adapters/a0/pin", json={"pinned": False}).json()["pinned"] is False
+    kill_engine(server)
+    wait_for(lambda: http.get("/v1/adapters/a1").json()["tier"] == "slot", 10, "it is not there again")
+    adapters.check(ask(server.url, "a0", 2), 2)
+
+
+def test_what_is_counted(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    upload(server.url, "counted", adapters.archives[4])
+    before = server.metrics().get('opsin_adapter_requests_total{adapter="counted"}', 0)
+    for _ in range(3):
+        ask(server.url, "counted", 0)
+    found = server.metrics()
+    assert found['opsin_adapter_requests_total{adapter="counted"}'] - before == 3
+    assert found['opsin_adapter_generation_tokens_total{adapter="counted"}'] >= 3
+    assert found['opsin_adapter_queue_seconds_count{adapter="counted"}'] >= 3
+    assert found['opsin_adapter_lookups_total{adapter="counted",tier="slot"}'] >= 2
+    assert found["opsin_adapter_slots"] == 3
+    info = next(name for name in found if name.startswith("vllm:lora_requests_info"))
+    assert 'max_lora="3"' in info
+    assert 'running_lora_adapters=""' in info
+
+
+# --------------------------------------------------------------------------------------------------- never stale
+
+
+class Machine:
+    """Draws what happens next, by a seed, and knows what names must mean."""
+
+    def __init__(self, server: Served, adapters: Adapters, seed: int) -> None:
+        self.server, self.adapters, self.chance = server, adapters, random.Random(seed)
+        self.http = httpx.Client(base_url=server.url, trust_env=False, timeout=60)
+        self.current: dict[str, list[int]] = {}  # adapter -> stack of versions that were current
+        self.versions: dict[str, dict[int, int]] = {}  # adapter -> version -> variant
+        self.aliases: dict[str, str | None] = {}
+
+    def step(self) -> None:
+        names = sorted(self.current)
+        actions = [self.load, *([self.chat] * 4)]
+        if names:
+            actions += [self.promote, self.roll_back, self.alias, self.unload]
+        if self.chance.random() < 0.03:
+            actions = [self.kill]
+        self.chance.choice(actions)()
+
+    def load(self) -> None:
+        name, variant = self.chance.choice("abc"), self.chance.randrange(6)
+        said = upload(self.server.url, name, self.adapters.archives[variant], self.http)
+        versions, stack = self.versions.setdefault(name, {}), self.current.setdefault(name, [])
+        versions[said["version"]] = variant
+        if not stack or stack[-1] != said["version"]:
+            stack.append(said["version"])
+
+    def promote(self) -> None:
+        name = self.chance.choice(sorted(self.current))
+        version = self.chance.choice(sorted(self.versions[name]))
+        self.http.post(f"/v1/adapters/{name}/promote", json={"version": version}).raise_for_status()
+        if self.current[name][-1] != version:
+            self.current[name].append(version)
+
+    def roll_back(self) -> None:
+        name = self.chance.choice(sorted(self.current))
+        answer = self.http.post(f"/v1/adapters/{name}/rollback")
+        assert answer.is_success == (len(self.current[name]) > 1)
+        if answer.is_success:
+            self.current[name].pop()
+
+    def alias(self) -> None:
+        alias, target = self.chance.choice(("gpt-4o", "x")), self.chance.choice([*sorted(self.current), None])
+        body = {"alias": alias, "target": target or BASE}
+        self.http.post("/v1/aliases", json=body).raise_for_status()
+        self.aliases[alias] = target
+
+    def unload(self) -> None:
+        name = self.chance.choice(sorted(self.current))
+        answer = self.http.delete(f"/v1/adapters/{name}")
+        assert answer.is_success == (name not in self.aliases.values())
+        if answer.is_success:
+            del self.current[name], self.versions[name]
+
+    def kill(self) -> None:
+        kill_engine(self.server)
+
+    def chat(self) -> None:
+        """A few at the same time, of base, names, versions and aliases."""
+        pinned = [f"{name}@v{version}" for name, found in self.versions.items() for version in found]
+        names = [BASE, *self.current, *self.aliases, *self.chance.sample(sorted(pinned), min(2, len(pinned)))]
+        asked = [(self.chance.choice(names), self.chance.randrange(len(PROMPTS))) for _ in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda one: ask(self.server.url, *one), asked))
+        for (name, prompt), answer in zip(asked, answers, strict=True):
+            assert answer.label == self.label(name), name
+            self.adapters.check(answer, prompt)
+
+    def label(self, name: str) -> str:
+        name = self.aliases.get(name, name) or BASE
+        return "" if name == BASE else name if "@" in name else f"{name}@v{self.current[name][-1]}"
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(2, 22))])
+def test_no_answer_is_stale(server: Served, http: httpx.Client, adapters: Adapters, seed: int) -> None:
+    machine = Machine(server, adapters, seed)
+    try:
+        for _ in range(30):
+            machine.step()
+    finally:
+        machine.http.close()
+
+
+# ---------------------------------------------------------------------------------------------------- under load
+
+
+@pytest.mark.parametrize(
+    ("swaps", "streams"), [(40, 8), pytest.param(1000, 16, marks=pytest.mark.nightly)], ids=["some", "a thousand"]
+)
+def test_swaps_under_load(server: Served, http: httpx.Client, adapters: Adapters, swaps: int, streams: int) -> None:
+    """Each swap with other weights than the last: no answer fails, none is of another version than it says."""
+    upload(server.url, "hot", adapters.archives[0])
+    stop, failures, answered = threading.Event(), [], [0] * streams
+
+    def stream(number: int) -> None:
+        chance = random.Random(number)
+        with httpx.Client(trust_env=False, timeout=120) as client:
+            while not stop.is_set():
+                prompt = chance.randrange(len(PROMPTS))
+                try:
+                    adapters.check(ask(server.url, chance.choice(("hot", "hot", BASE)), prompt, client), prompt)
+                    answered[number] += 1
+                except Exception as error:  # a thread's own
+                    failures.append(error)
+                    return
+
+    threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
+    for thread in threads:
+        thread.start()
+    seen = set()
+    for number in range(1, swaps + 1):
+        seen.add(upload(server.url, "hot", adapters.archives[number % 6])["version"])
+        time.sleep(0.02)
+    stop.set()
+    for thread in threads:
+        thread.join(120)
+    assert not failures
+    assert len(seen) == swaps
+    assert min(answered) > 0
+
+
+# ------------------------------------------------------------------------------------------------------- kill -9
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.nightly)])
+def test_nothing_acknowledged_is_lost(adapters: Adapters, tmp_path: Path, kills: int) -> None:
+    """The API process or the engine is killed in the middle of loads, promotions and alias changes. What was answered
+    is there when the server is again, and names answer as before."""
+    data, room, chance = tmp_path / "data", Room(), random.Random(kills)
+    known: dict[str, Any] = {"versions": {}, "current": {}, "alias": {}}
+    for number in range(kills):
+        with Served(room=None, storage=("--data-dir", str(data))) as server:
+            check_names(server, adapters, known)
+            stop = threading.Event()
+            writer = threading.Thread(target=write, args=(server.url, adapters, known, chance, stop))
+            writer.start()
+            time.sleep(chance.uniform(0.05, 0.6))
+            if number % 3 == 2:
+                kill_engine(server)
+            stop.set() if number % 3 == 2 else server.signal(signal.SIGKILL)
+            writer.join(60)
+            if number % 3 == 2:
+                check_names(server, adapters, known)
+    with Served(storage=("--data-dir", str(data))) as server:
+        check_names(server, adapters, known)
+    room.remove()
+    with sqlite3.connect(data / "opsin.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def write(url: str, adapters: Adapters, known: dict[str, Any], chance: random.Random, stop: threading.Event) -> None:
+    """Until the server is gone. known: what it has said; of what it had not answered yet, either may be true."""
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        try:
+            while not stop.is_set():
+                name, variant = chance.choice("ab"), chance.randrange(6)
+                known["doubt"] = name
+                said = upload(url, name, adapters.archives[variant], client)
+                known["versions"].setdefault(name, {})[said["version"]] = said["digest"]
+                known["current"][name] = said["version"]
+                version = chance.choice(sorted(known["versions"][name]))
+                promoted = client.post(f"/v1/adapters/{name}/promote", json={"version": version})
+                promoted.raise_for_status()
+                known["current"][name] = version
+                known["doubt"] = "alias"
+                client.post("/v1/aliases", json={"alias": "alias", "target": name}).raise_for_status()
+                known["alias"]["alias"] = name
+                known["doubt"] = None
+        except httpx.TransportError:
+            pass
+
+
+def check_names(server: Served, adapters: Adapters, known: dict[str, Any]) -> None:
+    doubt = known.pop("doubt", None)
+    for name, versions in known["versions"].items():
+        about = server.get(f"/v1/adapters/{name}").json()
+        there = {version["version"]: version["digest"] for version in about["versions"]}
+        assert there.items() >= versions.items()
+        if doubt != name:
+            assert about["current_version"] == known["current"][name]
+        known["versions"][name], known["current"][name] = there, about["current_version"]
+        answer = ask(server.url, name, 2)
+        assert answer.label == f"{name}@v{about['current_version']}"
+        assert f"sha256:{answer.digest}" == there[about["current_version"]]
+        adapters.check(answer, 2)
+    for alias, name in known["alias"].items():
+        target = server.get(f"/v1/aliases/{alias}").json()["target"]
+        assert target == name or doubt == "alias"
+        known["alias"][alias] = target
+
+
+def test_a_flipped_bit_in_a_stored_adapter_is_found(adapters: Adapters, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Served(storage=("--data-dir", str(data))) as server:
+        said = upload(server.url, "stars", adapters.archives[0])
+        digest = said["digest"].removeprefix("sha256:")
+        blob = data / "blobs" / digest[:2] / digest
+        content = bytearray(blob.read_bytes())
+        content[-5] ^= 4
+        blob.chmod(0o600)
+        blob.write_bytes(content)
+        with pytest.raises((httpx.HTTPStatusError, AssertionError), match=r"it was changed|500"):
+            ask(server.url, "stars", 0)
+        assert ask(server.url, BASE, 0).text == adapters.expected[""][0]
+
+
+def test_another_models_adapters_are_told_apart(adapters: Adapters, tmp_path: Path) -> None:
+    """One data directory, and then another model, or fewer and smaller slots."""
+    storage = ("--data-dir", str(tmp_path / "data"))
+    with Served(storage=storage) as server:
+        upload(server.url, "stars", adapters.archives[3])
+    for flags, why in (
+        (("--max-lora-rank", "8"), "has rank 16; the server takes up to 8"),
+        (("--max-loras", "0"), "no slots"),
+    ):
+        with Served(*flags, storage=storage) as server:
+            with pytest.raises(httpx.HTTPStatusError) as caught:
+                ask(server.url, "stars", 0)
+            refused(caught.value.response, 400, why)
+            assert why in server.get("/v1/adapters/stars").json()["unservable"]
+            assert ask(server.url, BASE, 0).text == adapters.expected[""][0]
+
+
+def test_a_bad_adapter_of_the_command_line_stops_the_start(adapters: Adapters, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "a.tar").write_bytes(packed(adapters.directories[0]))
+    with Served("--adapter", f"x={bad}", ready=False) as server:
+        assert server.process.wait(60) == 1
+        assert f"opsin: --adapter x={bad}: the adapter x cannot be loaded: it is no adapter" in server.stderr
+        assert "Traceback" not in server.stderr
