@@ -6,7 +6,7 @@ the model's order, changed there, and brought back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -53,6 +53,7 @@ Changes = Mapping[str, Sequence[Change]]
 
 def changes_of(converted: Converted, plan: Plan, linears: Linears, tensors: Mapping[str, TensorInfo]) -> Changes:
     """Raises BadAdapter for factors of a layer that does not run which do not fit its published weight."""
+    assert not (lost := {_target(name) for name in converted.tensors} - plan.keys()), lost
     found: dict[str, list[Change]] = {}
     for target, sources in plan.items():
         added = _added(target.removesuffix(".weight"), converted.tensors, linears)
@@ -60,15 +61,26 @@ def changes_of(converted: Converted, plan: Plan, linears: Linears, tensors: Mapp
         first = 0
         for source in sources:
             last = first + (source.shape(tensors[source.key].shape) or (1,))[0]
-            inside = [one for one in added if first <= one.rows[0] and one.rows[1] <= last]
-            moved = tuple(
-                LowRank((one.rows[0] - first, one.rows[1] - first), one.a, one.b, one.scale) for one in inside
-            )
             part = None if trained is None else trained[first:last]
-            if moved or part is not None:
-                found.setdefault(source.key, []).append(Change(source, part, moved))
+            within = tuple(_within(added, first, last))
+            if within or part is not None:
+                found.setdefault(source.key, []).append(Change(source, part, within))
             first = last
     return found | _of_unused(converted.unused, tensors)
+
+
+def _target(name: str) -> str:
+    """The weight of the model that a tensor of the engine's form is for."""
+    return f"{name.rsplit('.', 2)[0]}.weight" if name.endswith((".a", ".b", ".scale")) else name
+
+
+def _within(added: Sequence[LowRank], first: int, last: int) -> Iterator[LowRank]:
+    """What is added to some rows of a weight, counted from the first of them."""
+    for one in added:
+        begin, end = max(first, one.rows[0]), min(last, one.rows[1])
+        if begin < end:
+            b = one.b[begin - one.rows[0] : end - one.rows[0]]
+            yield LowRank((begin - first, end - first), one.a, b, one.scale)
 
 
 def _added(linear: str, tensors: Mapping[str, BitTensor], linears: Linears) -> list[LowRank]:
