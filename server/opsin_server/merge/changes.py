@@ -23,6 +23,7 @@ from opsin_server.adapters.module_names import published_names
 from opsin_server.adapters.problems import BadAdapter
 from opsin_server.adapters.tensor_file import BitTensor
 
+BLOCK = 2**26  # numbers of a tensor that are in memory as float32
 Plan = Mapping[str, Sequence[Source]]
 """Of `weight_matching.assign`: the published tensors that fill each weight of the model."""
 
@@ -114,17 +115,29 @@ def _of_unused(unused: Mapping[str, UnusedFactors], tensors: Mapping[str, Tensor
 
 
 def merged(stored: Tensor, changes: Sequence[Change]) -> Tensor:
-    """In float32, rounded once to the type that is stored."""
-    wide = stored.to(torch.float32, copy=True)
+    """In float32, each number rounded once to the type that is stored. Rows in their published order are changed some
+    at a time: a large vocabulary's head in float32 would be the largest thing in memory by far."""
+    made = stored.clone()
     for change in changes:
-        source = change.source
-        rows = wide if source.rows is None else wide[slice(*source.rows[:2])]
-        own = reordered(rows, source.reorder) if change.trained is None else _numbers(change.trained)
-        for one in change.added:
-            own[slice(*one.rows)].addmm_(_numbers(one.b), _numbers(one.a), alpha=one.scale)
-        back = None if source.reorder is None else source.reorder.inverse
-        rows.copy_(reordered(own, back).reshape(rows.shape))
-    return wide.to(stored.dtype)
+        rows = made if change.source.rows is None else made[slice(*change.source.rows[:2])]
+        if change.source.reorder is not None or rows.numel() <= BLOCK:
+            _change(rows, change)
+            continue
+        step = max(1, BLOCK * len(rows) // rows.numel())
+        for first in range(0, len(rows), step):
+            last = min(first + step, len(rows))
+            trained = None if change.trained is None else change.trained[first:last]
+            _change(rows[first:last], Change(change.source, trained, tuple(_within(change.added, first, last))))
+    return made
+
+
+def _change(rows: Tensor, change: Change) -> None:
+    """In place."""
+    reorder, trained = change.source.reorder, change.trained
+    own = reordered(rows.to(torch.float32, copy=True), reorder) if trained is None else _numbers(trained)
+    for one in change.added:
+        own[slice(*one.rows)].addmm_(_numbers(one.b), _numbers(one.a), alpha=one.scale)
+    rows.copy_(reordered(own, None if reorder is None else reorder.inverse).reshape(rows.shape))
 
 
 def _numbers(tensor: BitTensor) -> Tensor:

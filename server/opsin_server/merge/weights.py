@@ -20,6 +20,7 @@ from opsin_plugins.loading.weight_files import Extent, read_extents
 from opsin_plugins.spec import SpecError, TensorInfo
 from opsin_server.adapters.tensor_file import write_header
 
+CHUNK = 2**24  # numbers looked at in one go
 Make = Callable[[Tensor], Tensor]
 """From a stored tensor to what is written in its place, of the same shape and type."""
 
@@ -70,7 +71,7 @@ def _width(extent: Extent) -> int:
 def _made(name: str, make: Make, stored: Tensor) -> Tensor:
     made = make(stored)
     assert (made.shape, made.dtype) == (stored.shape, stored.dtype), (name, made.shape, made.dtype)
-    if not bool(made.isfinite().all()):
+    if not all(bool(part.isfinite().all()) for part in made.reshape(-1).split(CHUNK)):
         kind = str(made.dtype).removeprefix("torch.")
         raise SpecError(
             f"{name}: with the adapter in it, a number is too large for {kind} ({torch.finfo(made.dtype).max:g})"

@@ -21,6 +21,7 @@ from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.weight_matching import assign
 from opsin_server.adapters.convert import Converted
 from opsin_server.adapters.tensor_file import read_tensors
+from opsin_server.merge import changes as changes_module
 from opsin_server.merge.changes import changes_of, merged
 from opsin_server.merge.command import Request, merge
 from support import adapters, mistral_format, oracle, peft, tiny
@@ -221,8 +222,10 @@ def _says_tied(document: Mapping[str, Any]) -> bool:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
-def test_every_linear_of_every_family_is_merged(family: str, tmp_path: Path) -> None:
-    """Those that no PEFT trains among them, as a resampler's attention, whose three layers are published as one."""
+def test_every_linear_of_every_family_is_merged(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rows at a time, as of large tensors. Those that no PEFT trains are among them, as a resampler's attention,
+    whose three layers are published as one."""
+    monkeypatch.setattr(changes_module, "BLOCK", 2000)
     model = tiny.FAMILIES[family].make()
     base = tiny.save(model, tmp_path / "base")
     expected, opened = oracle.load(base), open_model(base)
