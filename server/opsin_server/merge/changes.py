@@ -23,7 +23,7 @@ from opsin_server.adapters.module_names import published_names
 from opsin_server.adapters.problems import BadAdapter
 from opsin_server.adapters.tensor_file import BitTensor
 
-BLOCK = 2**26  # numbers of a tensor that are in memory as float32
+BLOCK = 2**24  # numbers of a tensor that are in memory as float32
 Plan = Mapping[str, Sequence[Source]]
 """Of `weight_matching.assign`: the published tensors that fill each weight of the model."""
 
