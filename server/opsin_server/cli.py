@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch: the engine's process does, and what `check` and `compose` call."""
+"""The command line. Nothing here imports torch: the engine's process does, and what writes or checks a directory."""
 
 from __future__ import annotations
 
@@ -231,6 +231,22 @@ def read_back(
     from opsin_server.storage.restore import restore
 
     typer.echo(restore(build(StorageConfig, given, STORED, {}), source))
+
+
+@app.command(short_help="Write a model directory whose weights hold an adapter.")
+def merge(
+    base: Annotated[Path, typer.Argument(show_default=False, help="The model's checkpoint directory.")],
+    adapter: Annotated[Path, typer.Argument(show_default=False, help="An adapter's directory, as PEFT saves it.")],
+    out: Annotated[Path, typer.Argument(show_default=False, help="The directory to write: a new or an empty one.")],
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Merge over quantized weights, by the numbers that they stand for.")
+    ] = False,
+) -> None:
+    """Write a model directory whose weights hold an adapter, under the base's own names and in its types."""
+    from opsin_server.merge.command import Request
+    from opsin_server.merge.command import merge as write
+
+    typer.echo(write(Request(base, adapter, out, dequantize)))
 
 
 def main() -> None:

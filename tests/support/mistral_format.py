@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from support import tiny
@@ -72,6 +74,35 @@ def named(model: Any) -> dict[str, Tensor]:
 def side_by_side(weight: Tensor, head: int) -> Tensor:
     """Rows that turn together stand half a head apart in transformers, and next to each other here."""
     return weight.view(-1, 2, head // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def save_adapter(peft: Path, config: Any, folder: Path, rank: int, scaling: float) -> Path:
+    """A PEFT directory's adapter of a Mistral or one with a Pixtral's tower, as mistral-finetune saves its own.
+    config: of the model that transformers has."""
+    tensors = load_file(peft / "adapter_model.safetensors")
+    saved = dict(named for key, tensor in tensors.items() if (named := _factor(key, tensor, config)) is not None)
+    folder.mkdir()
+    save_file(saved, folder / "lora.safetensors")
+    (folder / "params.json").write_text(json.dumps({"lora": {"enable": True, "rank": rank, "scaling": scaling}}))
+    return folder
+
+
+def _factor(key: str, tensor: Tensor, config: Any) -> tuple[str, Tensor] | None:
+    text = getattr(config, "text_config", config)
+    found = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB]\.weight)", key)
+    if found is None:  # (PEFT saves the head itself beside an adapter of it)
+        return None
+    module, half = found[1], found[2]
+    layer = re.fullmatch(r"model\.(?:(language_model|vision_tower\.transformer)\.)?layers\.(\d+)\.(.+)", module)
+    if layer is None:
+        return f"{NAMES[module]}.{half}", tensor
+    tower = layer[1] == "vision_tower.transformer"
+    vision = config.vision_config if tower else None
+    head = text.head_dim if vision is None else vision.hidden_size // vision.num_attention_heads
+    if half.startswith("lora_B") and module.endswith(("q_proj", "k_proj")):
+        tensor = side_by_side(tensor, head).contiguous()
+    where = "vision_encoder.transformer.layers" if tower else "layers"
+    return f"{where}.{layer[2]}.{LAYER[layer[3]]}.{half}", tensor
 
 
 def params(model: Any) -> dict[str, object]:

@@ -29,6 +29,13 @@ class Reorder:
     order: tuple[int, ...]
     axis: int | None = 0
 
+    @property
+    def inverse(self) -> Reorder:
+        """What leads back to the published order."""
+        back = tuple(self.order.index(i) for i in range(len(self.order)))
+        shape = self.shape if self.axis is None else tuple(self.shape[i] for i in self.order)
+        return Reorder(shape, back, self.axis)
+
 
 @dataclass(frozen=True)
 class Rename:

@@ -22,12 +22,23 @@ from opsin_server.adapters.tensor_file import BitTensor, of_numbers, read_tensor
 
 
 @dataclass(frozen=True)
+class UnusedFactors:
+    """Of a layer that is published and does not run: a [rank, inputs], b [outputs, rank] as they are in the file."""
+
+    a: BitTensor
+    b: BitTensor
+    scale: float
+
+
+@dataclass(frozen=True)
 class Converted:
-    """tensors: of the engine's file (`engine.running.adapter_loader` says what they are). rank: the largest. targets:
-    modules by group. projector: trained tensors of the projector. tensors_read: of the adapter's files, all of which
-    are in `tensors`, of a layer that does not run, or equal to the base's. notes: for whoever loads it."""
+    """tensors: of the engine's file (`engine.running.adapter_loader` says what they are). unused: by module. rank: the
+    largest. targets: modules by group. projector: trained tensors of the projector. tensors_read: of the adapter's
+    files, all of which are in `tensors`, of a layer that does not run, or equal to the base's. notes: for whoever loads
+    it."""
 
     tensors: Mapping[str, BitTensor]
+    unused: Mapping[str, UnusedFactors]
     rank: int
     targets: Mapping[str, int]
     projector: int
@@ -52,14 +63,15 @@ def convert(config: PeftConfig, files: Sequence[Path], base: BaseModel) -> Conve
     """files: safetensors, the adapter's own first. Raises BadAdapter, listing all that is wrong."""
     read = _read(files)
     tensors: dict[str, BitTensor] = {}
-    unused, used, largest = [], [], 0
+    unused: dict[str, UnusedFactors] = {}
+    used, largest = [], 0
     for module, halves in sorted(read.halves.items()):
         problems, placed = _factors(module, halves, config, base)
         read.problems += problems
         if problems:
             continue
         if placed is None:
-            unused.append(module)
+            unused[module] = UnusedFactors(halves["a"][1], halves["b"][1], config.scale_of(module))
             continue
         used.append(module)
         largest = max(largest, halves["a"][1].shape[0])
@@ -74,8 +86,8 @@ def convert(config: PeftConfig, files: Sequence[Path], base: BaseModel) -> Conve
         read.problems.append("it changes nothing: there is no tensor in it that acts")
     if read.problems:
         raise BadAdapter(*read.problems)
-    notes = _notes(config, base, unused, copies)
-    return Converted({**tensors, **trained}, largest, groups_of(base, used), len(trained), read.count, notes)
+    notes = _notes(config, base, list(unused), copies)
+    return Converted({**tensors, **trained}, unused, largest, groups_of(base, used), len(trained), read.count, notes)
 
 
 def _read(files: Sequence[Path]) -> _Read:

@@ -4,10 +4,10 @@ bfloat16, which numpy lacks, travels as 16-bit words."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,19 +91,28 @@ def _mapped(data: NDArray[np.uint8], extent: Extent) -> BitTensor:
 
 def write_tensors(file: Path, tensors: Mapping[str, BitTensor]) -> None:
     """One after the other, by name: the same tensors always make the same bytes."""
-    header: dict[str, Any] = {}
+    names = sorted(tensors)
+    with file.open("wb") as opened:
+        write_header(
+            opened, [(key, tensors[key].dtype, tensors[key].shape, tensors[key].words.nbytes) for key in names]
+        )
+        for key in names:
+            tensors[key].words.tofile(opened)
+
+
+def write_header(
+    opened: BinaryIO, tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """tensors: name, dtype, shape and bytes of each, in the order in which they will follow."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
-    for key in sorted(tensors):
-        tensor = tensors[key]
-        begin, end = end, end + tensor.words.nbytes
-        header[key] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    for key, dtype, shape, nbytes in tensors:
+        begin, end = end, end + nbytes
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    with file.open("wb") as opened:
-        opened.write(len(text).to_bytes(8, "little"))
-        opened.write(text)
-        for key in sorted(tensors):
-            tensors[key].words.tofile(opened)
+    opened.write(len(text).to_bytes(8, "little"))
+    opened.write(text)
 
 
 def of_numbers(values: Iterable[float]) -> BitTensor:

@@ -17,7 +17,7 @@ from opsin_plugins.loading.open_model import open_files, open_model
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import Architecture, ImageBudget, ModelFiles, ModelSpec, SpecError, TensorInfo
-from opsin_server.compose.atomic_directory import check_out, check_room, whole_or_nothing
+from opsin_server.atomic_directory import check_out, check_room, whole_or_nothing
 from opsin_server.compose.placeholder import PLACEHOLDER, Words, picture_template, with_placeholder
 from opsin_server.compose.sources import Half, VisionHalf, read_encoder, read_language
 from opsin_server.compose.tensors import (

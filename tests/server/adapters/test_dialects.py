@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from opsin_server.adapters.base_model import BaseModel
 from opsin_server.adapters.convert import Converted
@@ -134,39 +132,13 @@ def test_what_exporters_wrap_keys_in(case: Case, how: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("case", ["llava.pixtral", "mistral3", "mistral"], indirect=True)
 def test_mistrals_own_adapters_fit_the_published_form_of_transformers(case: Case, tmp_path: Path) -> None:
     """Rows of queries and keys stand in another order there; the scale is in params.json."""
-    tensors = load_file(case.peft.directory / "adapter_model.safetensors")
-    config = case.peft.model.config
-    saved = {name: tensor for key, tensor in tensors.items() for name, tensor in mistrals(key, tensor, config)}
-    folder = tmp_path / "mistral"
-    folder.mkdir()
-    save_file(saved, folder / "lora.safetensors")
-    (folder / "params.json").write_text(json.dumps({"lora": {"enable": True, "rank": 4, "scaling": 1.5}}))
+    folder = mistral_format.save_adapter(case.peft.directory, case.peft.model.config, tmp_path / "mistral", 4, 1.5)
     found = peft.converted(folder, case.base)
     assert found.tensors.keys() == case.converted.tensors.keys()
     assert all(found.tensors[key].equals(case.converted.tensors[key]) for key in found.tensors)
     assert found.targets == {
         "output" if group == "lm_head" else group: n for group, n in case.converted.targets.items()
     }
-
-
-def mistrals(key: str, tensor: Tensor, config: object) -> list[tuple[str, Tensor]]:
-    text = getattr(config, "text_config", config)
-    found = re.fullmatch(rf"{re.escape(OUTER)}(.+)\.(lora_[AB]\.weight)", key)
-    if found is None:  # (PEFT saves the head itself beside an adapter of it)
-        return []
-    module, half = found[1], found[2]
-    layer = re.fullmatch(r"model\.(?:(language_model|vision_tower\.transformer)\.)?layers\.(\d+)\.(.+)", module)
-    if layer is None:
-        return [(f"{mistral_format.NAMES[module]}.{half}", tensor)]
-    tower = layer[1] == "vision_tower.transformer"
-    head = text.head_dim  # type: ignore[attr-defined]
-    if tower:
-        vision = config.vision_config  # type: ignore[attr-defined]
-        head = vision.hidden_size // vision.num_attention_heads
-    if half.startswith("lora_B") and module.endswith(("q_proj", "k_proj")):
-        tensor = mistral_format.side_by_side(tensor, head).contiguous()
-    where = "vision_encoder.transformer.layers" if tower else "layers"
-    return [(f"{where}.{layer[2]}.{mistral_format.LAYER[layer[3]]}.{half}", tensor)]
 
 
 @pytest.mark.parametrize("case", ["llava"], indirect=True)

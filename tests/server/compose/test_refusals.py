@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opsin_plugins.spec import SpecError
-from opsin_server.compose import atomic_directory as folder
+from opsin_server import atomic_directory as folder
 from opsin_server.compose import command
 from opsin_server.compose.command import Request, compose
 from opsin_server.errors import ConfigError

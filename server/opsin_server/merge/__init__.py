@@ -1,0 +1,1 @@
+"""`opsin merge`: a model directory whose weights hold an adapter."""
