@@ -246,6 +246,8 @@ def test_one_flipped_bit_is_named(state: State, place: Place):
         state.blobs.verify(TENANT, DIGEST)
     with pytest.raises(BlobDamaged, match="holds other bytes"):
         state.blobs.local_path(TENANT, DIGEST, verify=True)
+    put(state, DATA)
+    assert state.blobs.verify(TENANT, DIGEST).size == len(DATA)
     tidy(state)
 
 
