@@ -74,9 +74,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def full(filled: Path, tmp_path: Path) -> tuple[StorageConfig, Path]:
-    """A filled data directory and its backup."""
+def full(filled: Path, made: Path, tmp_path: Path) -> tuple[StorageConfig, Path]:
+    """A filled data directory and its backup, and an empty one beside them, `target`."""
     shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(made, tmp_path / "target")
     return StorageConfig(data_dir=str(tmp_path / "full")), tmp_path / "backup.tar"
 
 
@@ -167,7 +168,7 @@ def test_damaged_files_make_no_backup(full: tuple[StorageConfig, Path], tmp_path
             path.write_bytes(spoilt)
         with pytest.raises(ConfigError, match=f"the stored file {path.name} .*{words}"):
             backup(config, tmp_path / "new.tar")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full", "target"]
 
 
 def test_where_nothing_is_there_is_nothing_to_back_up(tmp_path: Path):
@@ -422,7 +423,7 @@ backup.backup(StorageConfig(data_dir=sys.argv[1]), Path(sys.argv[2]))
     command = [sys.executable, "-P", "-c", program, full[0].data_dir, str(tmp_path / "ended.tar")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full", "target"]
 
 
 def test_a_blob_that_nothing_names_is_left_out(full: tuple[StorageConfig, Path], tmp_path: Path):
