@@ -104,7 +104,7 @@ def _folders_of(server: Served) -> list[Path]:
 def test_no_place_for_a_socket_is_one_sentence(tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text(NOWHERE)
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    with Process("serve", "--port", "0", env={"PYTHONPATH": path}) as process:
+    with Process("serve", "--port", "0", env={"PYTHONPATH": path}, storage=()) as process:
         assert process.wait() == 1
         (sentence,) = process.stderr.splitlines()
         assert "no temporary directory takes a socket (set TMPDIR to one that does)" in sentence

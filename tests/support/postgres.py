@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
+from support import dying
 from support.served import free_port
 
 START_SECONDS = 60.0
@@ -78,7 +79,9 @@ class Postgres:
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         with (self._folder / "log").open("wb") as log:
             command = [binaries / "postgres", "-D", data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self.port)]
-            self._process = subprocess.Popen([*command, *settings], stdout=log, stderr=log, **self._where)
+            self._process = subprocess.Popen(
+                [*command, *settings], stdout=log, stderr=log, preexec_fn=dying.with_parent, **self._where
+            )
         self._wait()
 
     def _wait(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from support import dying
 from support.served import free_port, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "a secret of tests", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -20,7 +21,8 @@ class S3:
     def __init__(self) -> None:
         port = free_port()
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, preexec_fn=dying.with_parent, **quiet)
         self._endpoint = f"http://127.0.0.1:{port}"
         self.environment = {**KEYS, "AWS_ENDPOINT_URL": self._endpoint}
         self._numbers = count()

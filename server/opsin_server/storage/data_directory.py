@@ -42,7 +42,7 @@ class DataDirectory:
     def temporary(cls) -> DataDirectory:
         """A new one, which `close` removes. Raises ConfigError."""
         try:
-            path = Path(tempfile.mkdtemp(prefix="opsin-data-"))
+            path = Path(tempfile.mkdtemp(prefix="opsin_data_"))
         except OSError as error:
             raise ConfigError(f"--ephemeral finds no temporary directory: {error.strerror}") from error
         return cls._opened(path, ephemeral=True)

@@ -30,7 +30,7 @@ def open_postgres(url: str, *, migrate: bool = True) -> Database:
             pool_pre_ping=True,
             hide_parameters=True,
         )
-    except ModuleNotFoundError:
+    except ImportError:
         raise ConfigError("--database postgresql://... needs a driver: pip install 'opsin[postgres]'") from None
     # A connection of its own for each lock: holders that wait for a connection of the pool would block each other.
     locks = create_engine(engine.url, connect_args={"connect_timeout": CONNECT_SECONDS}, poolclass=NullPool)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-from sqlalchemy import JSON, Column, Connection, MetaData, exists, insert, select, text
+from sqlalchemy import JSON, Column, Connection, MetaData, exists, insert, inspect, select, text
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -61,7 +61,7 @@ def restore(config: StorageConfig, source: Path) -> str:
             _check_empty(connection, state)
             try:
                 _fill(connection, manifest, tables)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, ValueError, OverflowError) as error:  # (the drivers' own, of values)
                 raise ConfigError(f"the backup's rows do not fit: {reason(error)}") from error
     rows = sum(table.rows for table in manifest.tables)
     return f"{rows:,} rows, {manifest.blobs:,} files of {manifest.blob_bytes:,} bytes restored to {state.database.name}"
@@ -139,12 +139,14 @@ def _fill(connection: Connection, manifest: Manifest, tables: Spooled) -> None:
     store = connection.scalars(select(StoreRow.id)).one()
     Base.metadata.drop_all(connection)
     connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
+    others = set(inspect(connection).get_table_names())  # a database may have tables of another program's, too
     upgrade(connection, manifest.schema)
-    then = MetaData()
-    then.reflect(connection, only=lambda name, _: name in {table.name for table, _ in tables} - {VERSION_TABLE})
-    if unknown := [table.name for table, _ in tables if table.name not in then.tables]:
-        raise ConfigError(f"the backup has a table {unknown[0]}, which schema {manifest.schema} does not")
+    ours = set(inspect(connection).get_table_names()) - others - {VERSION_TABLE, StoreRow.__tablename__}
     by_name = {table.name: (table, spool) for table, spool in tables}
+    if (names := sorted(table.name for table, _ in tables)) != sorted(ours):
+        raise ConfigError(f"the backup has tables {', '.join(names)}, and schema {manifest.schema} has others")
+    then = MetaData()
+    then.reflect(connection, only=sorted(ours))
     for target in then.sorted_tables:
         _prepare_json(target)
         rows = (_checked(target, row) for row in _rows(*by_name[target.name]))
@@ -163,7 +165,7 @@ def _prepare_json(target: SqlTable) -> None:
 
 def _checked(target: SqlTable, row: dict[str, Any]) -> dict[str, Any]:
     """A row whose columns are the table's, each with a value of its type: SQLite would take any."""
-    if row.keys() != target.columns.keys() and set(row) != set(target.columns.keys()):
+    if set(row) != set(target.columns.keys()):
         raise ConfigError(f"the backup's {target.name} has columns {', '.join(sorted(row))[:200]}")
     for column in target.columns:
         if not _fits(column, row[column.name]):

@@ -3,6 +3,7 @@ AWS' own tools look for them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, the m
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from opsin_server.errors import ConfigError
 from opsin_server.storage.blob_files import DIGEST, OWNER, OWNER_BYTES, Stored, checked
 
 BLOCK = 8 * 2**20
+CHUNK = 2**20
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
 
 
 def open_s3(url: str) -> S3Files:
@@ -23,12 +27,13 @@ def open_s3(url: str) -> S3Files:
     try:
         import fsspec
 
-        filesystem = fsspec.filesystem("s3", use_listings_cache=False)
+        patience = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+        filesystem = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=patience)
     except ImportError:
         raise ConfigError("--blobs s3://... needs a driver: pip install 'opsin[s3]'") from None
     try:
         with _only_os_errors():
-            filesystem.ls(parsed.netloc)
+            filesystem.call_s3("head_bucket", Bucket=parsed.netloc)
     except FileNotFoundError:
         raise ConfigError(f"--blobs {url}: there is no bucket {parsed.netloc}") from None
     except OSError as error:
@@ -43,18 +48,17 @@ class S3Files:
         self._fs, self._root = filesystem, root
 
     def place(self, file: Path, digest: str) -> None:
-        """The server checks what comes by the checksum that the client sends along."""
+        """The store checks what comes by the checksum that the client sends along."""
         size = file.stat().st_size
-        if self.size(digest) != size:
-            with _only_os_errors():
-                self._fs.put_file(str(file), self._key(digest))
-            if (found := self.size(digest)) != size:
-                raise OSError(f"{self._key(digest)} has {found} bytes after {size} were sent")
+        with _only_os_errors():
+            self._fs.put_file(str(file), self._key(digest))
+        if (found := self.size(digest)) != size:
+            raise OSError(f"{self._key(digest)} has {found} bytes after {size} were sent")
         file.unlink()
 
     def open(self, digest: str) -> BinaryIO:
         with _only_os_errors():
-            return self._fs.open(self._key(digest), "rb", block_size=BLOCK)
+            return io.BufferedReader(_Reading(self._fs.open(self._key(digest), "rb", block_size=BLOCK)), CHUNK)
 
     def size(self, digest: str) -> int | None:
         found = self._info(digest)
@@ -96,6 +100,26 @@ class S3Files:
                 return self._fs.info(self._key(digest))
         except FileNotFoundError:
             return None
+
+
+class _Reading(io.RawIOBase):
+    """An object that is being read."""
+
+    def __init__(self, opened: Any) -> None:
+        self._opened = opened
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _only_os_errors():
+            data = self._opened.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
 
 
 @contextmanager

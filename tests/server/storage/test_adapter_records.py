@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_the_records_against_a_model(made: Path, database: str | None):
 
 @pytest.mark.nightly
 def test_the_records_against_a_model_at_length(made: Path, database: str | None):
-    stateful(made, database, 300, 50)
+    stateful(made, database, 100, 50)
 
 
 # ----------------------------------------------------------------------------------------------------- by hand
@@ -356,6 +357,22 @@ def test_versions_added_together_have_numbers_of_their_own(state: State):
     seen = [state.adapters.get(TENANT, "a").current_version]
     seen += [state.adapters.rollback(TENANT, "a").current_version for _ in range(29)]
     assert sorted(seen) == list(range(1, 31))
+
+
+def test_changes_made_together_are_all_made(state: State):
+    """Each reads before it writes: none writes over what it has not seen."""
+    for _ in range(2):
+        add(state, "a", b"1")
+
+    def some() -> None:
+        for _ in range(4):
+            state.adapters.promote(TENANT, "a", 1)
+            state.adapters.promote(TENANT, "a", 2)
+
+    assert together(*[some] * 4) == []
+    stack = [row[3] for row in rows(state)["adapter_promotions"]]
+    assert all(below != above for below, above in pairwise(stack))
+    assert state.adapters.get(TENANT, "a").current_version == stack[-1]
 
 
 def test_servers_of_one_database_take_turns(postgres_url: str, tmp_path: Path):

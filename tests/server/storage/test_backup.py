@@ -26,6 +26,7 @@ from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
 from support.stored import TENANT, add, digests, new_version, put, rows
 
+NOTHING = hashlib.sha256().hexdigest()
 SECOND = """
 import sqlalchemy as sa
 from alembic import op
@@ -73,9 +74,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def full(filled: Path, tmp_path: Path) -> tuple[StorageConfig, Path]:
-    """A filled data directory and its backup."""
+def full(filled: Path, made: Path, tmp_path: Path) -> tuple[StorageConfig, Path]:
+    """A filled data directory and its backup, and an empty one beside them, `target`."""
     shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(made, tmp_path / "target")
     return StorageConfig(data_dir=str(tmp_path / "full")), tmp_path / "backup.tar"
 
 
@@ -166,7 +168,7 @@ def test_damaged_files_make_no_backup(full: tuple[StorageConfig, Path], tmp_path
             path.write_bytes(spoilt)
         with pytest.raises(ConfigError, match=f"the stored file {path.name} .*{words}"):
             backup(config, tmp_path / "new.tar")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full", "target"]
 
 
 def test_where_nothing_is_there_is_nothing_to_back_up(tmp_path: Path):
@@ -237,6 +239,13 @@ def with_rows(found: dict[str, bytes], table: str, change: Callable[[list[dict]]
     return changed({**found, name: data}, fit)
 
 
+def without_table(found: dict[str, bytes], table: str) -> dict[str, bytes]:
+    def drop(manifest: dict) -> None:
+        manifest["tables"] = [entry for entry in manifest["tables"] if entry["name"] != table]
+
+    return changed({name: data for name, data in found.items() if name != f"tables/{table}.jsonl"}, drop)
+
+
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("part", ["manifest.json", "tables/", "blobs/"])
 def test_a_flipped_bit_is_found(tmp_path: Path, part: str):
@@ -303,6 +312,25 @@ FORGERIES = {
     "a version without its adapter": (
         lambda found: with_rows(found, "adapter_versions", lambda rows: rows[0].update(adapter="no such")),
         "rows do not fit",
+    ),
+    "a number of 100 bits": (
+        lambda found: with_rows(found, "adapters", lambda rows: rows[0].update(next_version=2**100)),
+        "rows do not fit",
+    ),
+    "half a character": (
+        lambda found: with_rows(found, "aliases", lambda rows: rows[0].update(kind="\ud800")),
+        "the backup's",
+    ),
+    "a table too few": (
+        lambda found: without_table(found, "adapter_version_blobs"),
+        "the backup has tables adapter_promotions, ",
+    ),
+    "a table that is no part of a backup": (
+        lambda found: changed(
+            {"manifest.json": found["manifest.json"], "tables/store.jsonl": b"", **found},
+            lambda m: m["tables"].insert(0, {"name": "store", "rows": 0, "size": 0, "sha256": NOTHING}),
+        ),
+        "the backup has tables adapter_promotions, ",
     ),
     "a row twice": (lambda found: with_rows(found, "aliases", lambda rows: rows.append(rows[0])), "rows do not fit"),
 }  # fmt: skip
@@ -395,7 +423,7 @@ backup.backup(StorageConfig(data_dir=sys.argv[1]), Path(sys.argv[2]))
     command = [sys.executable, "-P", "-c", program, full[0].data_dir, str(tmp_path / "ended.tar")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["backup.tar", "full", "target"]
 
 
 def test_a_blob_that_nothing_names_is_left_out(full: tuple[StorageConfig, Path], tmp_path: Path):
