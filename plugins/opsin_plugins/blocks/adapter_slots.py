@@ -9,6 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from opsin_kernels.lora import SlotFactors, column_tiles
+from opsin_kernels.transfer import on_device
 from opsin_plugins.spec import Linears, LinearShape, SpecError
 
 
@@ -26,14 +28,18 @@ AdapterWeights = Mapping[str, Sequence[Factors | None]]
 
 
 class LinearSlots:
-    """One linear's part of all slots. a [S, segments, R, inputs]; b: of each segment, [S, R, outputs]. What an adapter
-    has no factors for is zeros."""
+    """One linear's part of all slots. What an adapter has no factors for is zeros."""
 
     def __init__(self, shape: LinearShape, slots: int, rank: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.a = torch.zeros(slots, len(shape.segments), rank, shape.inputs, device=device, dtype=dtype)
-        self.b = [torch.zeros(slots, rank, outputs, device=device, dtype=dtype) for outputs in shape.segments]
         ends = accumulate(shape.segments)
         self.columns = [slice(end - size, end) for end, size in zip(ends, shape.segments, strict=True)]
+        self.stacked = SlotFactors(
+            a=torch.zeros(slots, len(shape.segments), rank, shape.inputs, device=device, dtype=dtype),
+            b=torch.zeros(slots, rank, shape.outputs, device=device, dtype=dtype),
+            ranks=torch.zeros(slots, len(shape.segments), device=device, dtype=torch.int32),
+            columns=self.columns,
+            tiles=on_device(column_tiles(self.columns), torch.int32, device),
+        )
         self._factors: list[list[Factors | None]] = [[] for _ in range(slots)]
 
     def changed_by(self, slot: int) -> bool:
@@ -49,25 +55,26 @@ class LinearSlots:
         self.clear(slot)
         if all(factors is None for factors in given):
             return
-        a, held = self.a[slot - 1], self._factors[slot - 1]
-        for segment, factors in enumerate(given):
+        a, b, held = self.stacked.a[slot - 1], self.stacked.b[slot - 1], self._factors[slot - 1]
+        for segment, (factors, columns) in enumerate(zip(given, self.columns, strict=True)):
             if factors is None:
                 held.append(None)
                 continue
-            rank, b = len(factors.a), self.b[segment][slot - 1]
-            a[segment, :rank].copy_(factors.a, non_blocking=True)
-            b[:rank].copy_(factors.b, non_blocking=True)
-            held.append(Factors(a[segment, :rank], b[:rank]))
+            mine = Factors(a[segment, : len(factors.a)], b[: len(factors.a), columns])
+            mine.a.copy_(factors.a, non_blocking=True)
+            mine.b.copy_(factors.b, non_blocking=True)
+            self.stacked.ranks[slot - 1, segment].fill_(len(factors.a))
+            held.append(mine)
 
     def clear(self, slot: int) -> None:
         if self._factors[slot - 1]:
             self._factors[slot - 1] = []
-            for tensor in (self.a, *self.b):
+            for tensor in (self.stacked.a, self.stacked.b, self.stacked.ranks):
                 tensor[slot - 1].zero_()
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.a, *self.b))
+        return self.stacked.a.nbytes + self.stacked.b.nbytes
 
 
 class AdapterSlots:
@@ -86,7 +93,7 @@ class AdapterSlots:
     ) -> None:
         self.count = count
         self._linears = {name: LinearSlots(shape, count, rank, device, dtype) for name, shape in linears.items()}
-        self.numbers = torch.arange(1, count + 1, device=device)
+        self.numbers = torch.arange(1, count + 2, device=device)  # (the last is no slot's: it ends the sorted rows)
 
     @property
     def device(self) -> torch.device:

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from msgspec import structs
 
+from opsin_plugins.blocks.adapter_slots import AdapterSlots
+from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import Architecture, ImageBudget, Linears, ModelSpec
 from opsin_plugins.spec.visual_items import visible_images
@@ -45,7 +48,20 @@ def warmup(
                 failed = [o.error for o in engine.step() if o.error]
                 if failed:
                     raise RuntimeError(f"a made-up request of {len(arrays.ids)} tokens failed: {failed[0]}")
+        if config.adapter_slots:
+            _add_nothing(linears, config.adapter_rank, resolved)
     log.info("kernels are compiled, %.1f s", time.monotonic() - started)
+
+
+@torch.no_grad()
+def _add_nothing(linears: Linears, rank: int, resolved: ResolvedConfig) -> None:
+    """An empty adapter to one row of a linear of each shape: what adds adapters depends on nothing else."""
+    for shape in set(linears.values()):
+        slots = AdapterSlots({"": shape}, 1, rank, resolved.device, resolved.dtype)
+        x, out = (
+            torch.zeros(1, n, device=resolved.device, dtype=resolved.dtype) for n in (shape.inputs, shape.outputs)
+        )
+        Lora(slots, None, slots.numbers[:1]).add("", x, out)
 
 
 def _requests(architecture: Architecture, spec: ModelSpec, context: int) -> list[tuple[Submit, Arrays]]:
