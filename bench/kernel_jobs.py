@@ -181,7 +181,7 @@ def adapters(
 
     def call(add: Callable[..., Tensor]) -> Call:
         def run(out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return add(out, x, lora.SlotFactors(a, b, ranks, columns, pieces), sorted_rows, 0, 2 * distinct)
+            return add(out, x, lora.SlotFactors(a, b, ranks, columns, pieces), sorted_rows)
 
         return run
 

@@ -8,7 +8,7 @@ with 0: what overflows for one adapter would be NaN in another's row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,19 @@ class SlotFactors:
     tiles: Tensor
 
 
+@dataclass(frozen=True)
+class SideBySide:
+    """One linear's factors of some adapters, without what their slots have beyond their ranks. a [C, K]; segments: the
+    columns of each that any of them changes, its rows of a, and its b [rows, columns]; owners I64 [C]: the slot that a
+    row of a belongs to; key: the same, to look up what depends on nothing else. slots: which they are."""
+
+    a: Tensor
+    segments: Sequence[tuple[slice, slice, Tensor]]
+    owners: Tensor
+    key: bytes
+    slots: Set[int]
+
+
 def column_tiles(columns: Sequence[slice]) -> list[tuple[int, int, int]]:
     """Segment, first column and end of each piece of at most COLUMNS columns."""
     return [
@@ -54,9 +67,8 @@ def add_lora(out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(out, shrunk, b) if _needs_gradient(out, shrunk, b) else out.addmm_(shrunk, b)
 
 
-def add_lora_slots(out: Tensor, x: Tensor, factors: SlotFactors, rows: SlotRows, first: int, stop: int) -> Tensor:
-    """What adapters add to their rows: out [T, N], x [T, K] -> the sum, into `out` itself. first, stop: no row has a
-    slot but those from first + 1 to `stop`, as far as the host knows.
+def add_lora_slots(out: Tensor, x: Tensor, factors: SlotFactors, rows: SlotRows) -> Tensor:
+    """What adapters add to their rows: out [T, N], x [T, K] -> the sum, into `out` itself.
 
     The definition is differentiable; kernels raise ValueError where something needs a gradient.
     """
@@ -64,22 +76,30 @@ def add_lora_slots(out: Tensor, x: Tensor, factors: SlotFactors, rows: SlotRows,
         from opsin_kernels.gpu import lora as gpu
 
         return gpu.add_lora_slots(out, x, factors, rows)
-    return add_lora_slots_ref(out, x, factors, rows, first, stop)
+    return add_lora_slots_ref(out, x, factors, rows)
 
 
-def add_lora_slots_ref(out: Tensor, x: Tensor, factors: SlotFactors, rows: SlotRows, first: int, stop: int) -> Tensor:
+def add_lora_slots_ref(out: Tensor, x: Tensor, factors: SlotFactors, rows: SlotRows) -> Tensor:
     """The definition of `add_lora_slots`: slots side by side, all but the row's own left out in between."""
-    mine = rows.mine[:, first:stop, None]
     for segment, columns in enumerate(factors.columns):
-        a, b = factors.a[first:stop, segment], factors.b[first:stop, :, columns].flatten(0, 1)
+        a, b = factors.a[:, segment], factors.b[:, :, columns].flatten(0, 1)
         shrunk = (x @ a.flatten(0, 1).t()).view(-1, *a.shape[:2])
-        chosen = torch.where(mine, shrunk, shrunk.new_zeros(())).flatten(1)
+        chosen = torch.where(rows.mine[:, :, None], shrunk, shrunk.new_zeros(())).flatten(1)
         before = out[:, columns]
         if _needs_gradient(before, chosen, b):
             out = torch.slice_scatter(out, torch.addmm(before, chosen, b), 1, columns.start, columns.stop)
         else:
             before.addmm_(chosen, b)
     return out
+
+
+def add_lora_beside(out: Tensor, x: Tensor, factors: SideBySide, foreign: Tensor) -> None:
+    """The same without kernels, for adapters that have been laid side by side: one shrink for all of them and one
+    expand a segment, of nothing but what they have. foreign bool [T, C]: which rows of `factors.a` belong to another
+    adapter than a row's. Into `out`; not differentiable."""
+    shrunk = (x @ factors.a.t()).masked_fill_(foreign, 0)
+    for columns, lines, b in factors.segments:
+        out[:, columns].addmm_(shrunk[:, lines], b)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

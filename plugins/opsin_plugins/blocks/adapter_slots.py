@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from opsin_kernels.lora import SlotFactors, column_tiles
-from opsin_kernels.transfer import on_device
+from opsin_kernels.lora import SideBySide, SlotFactors, column_tiles
+from opsin_kernels.transfer import moved, on_device
 from opsin_plugins.spec import Linears, LinearShape, SpecError
 
 
@@ -41,6 +41,7 @@ class LinearSlots:
             tiles=on_device(column_tiles(self.columns), torch.int32, device),
         )
         self._factors: list[list[Factors | None]] = [[] for _ in range(slots)]
+        self._beside: SideBySide | None = None
 
     def changed_by(self, slot: int) -> bool:
         """Whether the adapter in slot 1 or following has any factors here."""
@@ -49,6 +50,29 @@ class LinearSlots:
     def factors(self, slot: int) -> Sequence[Factors | None]:
         """Of each segment, without the rows that fill a slot up to its rank; empty: the adapter changes nothing."""
         return self._factors[slot - 1]
+
+    def beside(self, slots: Set[int]) -> SideBySide:
+        """The factors of these slots, all of which change this linear, close together; perhaps of others too. A copy of
+        one set is kept, since the next steps want the same one or what is left of it."""
+        kept = self._beside
+        if kept is None or not slots <= kept.slots or len(kept.slots) > 2 * len(slots):
+            kept = self._beside = self._lay(slots)
+        return kept
+
+    def _lay(self, slots: Set[int]) -> SideBySide:
+        lines: list[Tensor] = []
+        owners: list[int] = []
+        segments = []
+        for segment, columns in enumerate(self.columns):
+            changed = [(slot, f) for slot in slots if (f := self._factors[slot - 1][segment]) is not None]
+            begin = len(owners)
+            for slot, factors in changed:
+                lines.append(factors.a)
+                owners += [slot] * len(factors.a)
+            if changed:
+                segments.append((columns, slice(begin, len(owners)), torch.cat([f.b for _, f in changed])))
+        a, of_lines = torch.cat(lines), torch.tensor(owners)
+        return SideBySide(a, segments, moved(of_lines, a.device), of_lines.numpy().tobytes(), frozenset(slots))
 
     def load(self, slot: int, given: Sequence[Factors | None]) -> None:
         """Copies; `given` has one for each segment."""
@@ -69,6 +93,7 @@ class LinearSlots:
     def clear(self, slot: int) -> None:
         if self._factors[slot - 1]:
             self._factors[slot - 1] = []
+            self._beside = None
             for tensor in (self.stacked.a, self.stacked.b, self.stacked.ranks):
                 tensor[slot - 1].zero_()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.dispatch import uses_kernels
-from opsin_kernels.lora import add_lora, add_lora_slots
+from opsin_kernels.lora import SideBySide, add_lora, add_lora_beside, add_lora_slots
 from opsin_kernels.slot_rows import SlotRows
 from opsin_kernels.transfer import on_device
 from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors
@@ -58,22 +58,21 @@ class Lora:
         not list."""
         held = self.slots[name]
         if self.runs is None:
-            return add_lora_slots(out, x, held.stacked, self._rows, 0, self.slots.count)
+            return add_lora_slots(out, x, held.stacked, self._rows)
         active = [(at, run) for at, run in self._active if run.slot == TRAINEE or held.changed_by(run.slot)]
         if not active:
             return out
-        numbers = {run.slot for _, run in active}
-        if TRAINEE not in numbers and self._are_few(active, x, out):
-            return add_lora_slots(out, x, held.stacked, self._rows, min(numbers) - 1, max(numbers))
-        return self._add_run_by_run(name, active, x, out)
-
-    def _are_few(self, active: Sequence[tuple[int, Run]], x: Tensor, out: Tensor) -> bool:
-        """Whether runs have so few rows that all are better added together."""
-        rows = sum(run.rows for _, run in active)
+        slots = {run.slot for _, run in active}
+        if TRAINEE in slots or (torch.is_grad_enabled() and (x.requires_grad or out.requires_grad)):
+            return self._add_run_by_run(name, active, x, out)
         if uses_kernels(x):
-            trains = torch.is_grad_enabled() and (x.requires_grad or out.requires_grad)
-            return rows < KERNEL_ROWS * len(active) and not trains
-        return rows < ROWS * len(active) and len(active) > 1
+            if sum(run.rows for _, run in active) < KERNEL_ROWS * len(active):
+                return add_lora_slots(out, x, held.stacked, self._rows)
+        elif len(active) > 1 and len(x) < ROWS * len(active):  # (base rows are multiplied with the others)
+            beside = held.beside(slots)
+            add_lora_beside(out, x, beside, self._foreign(beside))
+            return out
+        return self._add_run_by_run(name, active, x, out)
 
     def _add_run_by_run(self, name: str, active: Sequence[tuple[int, Run]], x: Tensor, out: Tensor) -> Tensor:
         for at, run in active:
@@ -116,3 +115,14 @@ class Lora:
             numbers = [run.slot for run in self.runs for _ in range(run.rows)]
             rows = on_device(numbers, torch.int64, self.slots.device)
         return SlotRows(rows, self.slots.numbers)
+
+    def _foreign(self, beside: SideBySide) -> Tensor:
+        """bool [T, C]. Linears whose adapters have the same ranks share one."""
+        found = self._foreign_of.get(beside.key)
+        if found is None:
+            found = self._foreign_of[beside.key] = self._rows.slots[:, None] != beside.owners
+        return found
+
+    @cached_property
+    def _foreign_of(self) -> dict[bytes, Tensor]:
+        return {}

@@ -75,7 +75,7 @@ def test_each_row_gets_its_own_adapter(size: tuple, dtype: torch.dtype) -> None:
     slots = mixed(rows, count)
     x, out = within(rows, inputs, dtype), within(rows, sum(segments), dtype)
     # (A copy: in bfloat16 torch's product of a slice multiplies what lies behind it by 0, which a NaN survives.)
-    expected = add_lora_slots_ref(out.clone(), x.clone(), given, rows_of(slots, count), 0, count)
+    expected = add_lora_slots_ref(out.clone(), x.clone(), given, rows_of(slots, count))
     before = out.clone()
     got = gpu_lora.add_lora_slots(out, x, holed, rows_of(slots, count))
     assert got is out
@@ -89,7 +89,7 @@ def test_base_rows_alone_and_one_adapter_alone(slots: list[int]) -> None:
     given, holed = factors_of(3, 8, 64, (32, 16), torch.float32)
     rows = rows_of(torch.tensor(slots), 3)
     x, out = torch.randn(20, 64), torch.randn(20, 48)
-    expected = add_lora_slots_ref(out.clone(), x, given, rows, 0, 3)
+    expected = add_lora_slots_ref(out.clone(), x, given, rows)
     got = gpu_lora.add_lora_slots(out.clone(), x, holed, rows)
     assert close(got, expected, torch.float32)
     assert torch.equal(got, out) == (not any(slots))
@@ -127,7 +127,7 @@ def test_every_shape_gives_the_same(rank: int) -> None:
     given, holed = factors_of(2, rank, 1100, (48, 16), torch.float32)
     for count, block in ((20, 16), (260, 64)):
         slots, x, out = mixed(count, 2), torch.randn(count, 1100), torch.randn(count, 64)
-        expected = add_lora_slots_ref(out.clone(), x, given, rows_of(slots, 2), 0, 2)
+        expected = add_lora_slots_ref(out.clone(), x, given, rows_of(slots, 2))
         shapes = [shape for shape, rows in shapes_of(1100, rank, 32) if rows == block]
         assert len(shapes) == (1 if block == 16 else 3)
         for shape in shapes:

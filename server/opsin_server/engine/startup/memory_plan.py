@@ -184,6 +184,8 @@ def _fixed_reserves(
         "adapter slots": config.adapter_slots * slot,
         # Adapters that are read and wait for a slot: as many as there are slots, in the machine's own memory.
         "host copies": config.adapter_slots * slot if device.type == "cpu" else 0,
+        # On a CPU the adapters of the last steps are also kept side by side: all that have a slot, at most.
+        "adapters side by side": config.adapter_slots * slot if device.type == "cpu" else 0,
         "training": 0,
     }
     if device.type == "cuda" and not config.eager:
