@@ -24,7 +24,7 @@ from opsin_kernels.gpu.lora_shapes import Shape, shape_for, shapes_of
 from opsin_kernels.lora import COLUMNS, SlotFactors
 from opsin_kernels.slot_rows import SlotRows, Tiles
 
-STEP = 8  # parts of a sum that an expand reads at once: 16 spill on sm_100
+STEP = 4  # parts of a sum that an expand reads at once: with 8 and more a few registers are spilled
 TILES = ["order_ptr", "slots_ptr", "first_ptr", "stop_ptr"]
 
 
@@ -37,7 +37,7 @@ def shrink(
     slots_ptr,  # I32 [P]
     first_ptr,  # I32 [P]
     stop_ptr,  # I32 [P]
-    out_ptr,  # F32 [parts, T, G, RANK], rows in the tiles' order
+    out_ptr,  # F32 [parts, T, G, padded RANK], rows in the tiles' order
     x_stride,
     rows,  # T
     segments,  # G
@@ -76,12 +76,12 @@ def shrink(
                 total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
             at = (tl.program_id(2).to(tl.int64) * rows + place) * segments + segment
             # Beyond the adapter's rank are zeros, which the expand may read with the rest.
-            tl.store(out_ptr + at[:, None] * RANK + r[None, :], total, mask=here[:, None] & (r < RANK)[None, :])
+            tl.store(out_ptr + at[:, None] * (steps * BLOCK_R) + r[None, :], total, mask=here[:, None])
 
 
 @triton.jit(do_not_specialize=["rows", "segments"], do_not_specialize_on_alignment=TILES)
 def expand(
-    shrunk_ptr,  # F32 [PARTS, T, G, RANK], rows in the tiles' order
+    shrunk_ptr,  # F32 [PARTS, T, G, padded RANK], rows in the tiles' order
     b_ptr,  # [S, RANK, N], dense
     ranks_ptr,  # I32 [S, G]
     columns_ptr,  # I32 [C, 3]: segment, first column, end
@@ -113,7 +113,6 @@ def expand(
         if rank > 0:
             place = first + tl.arange(0, BLOCK_M)
             here = place < stop
-            row = tl.load(order_ptr + place, mask=here, other=0)
             begin = tl.load(span + 1)
             end = tl.load(span + 2)
             if ALIGNED:
@@ -123,22 +122,23 @@ def expand(
             inside = n < end
             kind = b_ptr.dtype.element_ty
             # Of the tile's first row, in the first part; the rest lies near it, a part behind the other.
-            tile_ptr = shrunk_ptr + (first.to(tl.int64) * segments + segment) * RANK
-            part_size = (tl.zeros((), tl.int64) + rows) * segments * RANK
-            near = tl.arange(0, BLOCK_M)[:, None] * (segments * RANK)
+            padded: tl.constexpr = (RANK + BLOCK_R - 1) // BLOCK_R * BLOCK_R
+            tile_ptr = shrunk_ptr + (first.to(tl.int64) * segments + segment) * padded
+            part_size = (tl.zeros((), tl.int64) + rows) * segments * padded
+            near = tl.arange(0, BLOCK_M)[:, None] * (segments * padded)
             slot_ptr = b_ptr + slot * RANK * outputs
             total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for start in range(0, rank, BLOCK_R):
                 r = start + tl.arange(0, BLOCK_R)
-                mask = here[:, None] & (r < RANK)[None, :]
                 whole = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
                 for several in range(0, PARTS, STEP):
                     for part in tl.static_range(STEP):
                         part_ptr = tile_ptr + (several + part) * part_size
-                        whole += tl.load(part_ptr + (near + r[None, :]), mask=mask, other=0.0)
+                        whole += tl.load(part_ptr + (near + r[None, :]), mask=here[:, None], other=0.0)
                 mask = (r < rank)[:, None] & inside[None, :]
                 b = tl.load(slot_ptr + (r[:, None] * outputs + n[None, :]), mask=mask, other=0.0)
                 total = tl.dot(whole.to(kind), b, total, input_precision="ieee")
+            row = tl.load(order_ptr + place, mask=here, other=0)
             out_at = out_ptr + row[:, None] * out_stride + n[None, :]
             mask = here[:, None] & inside[None, :]
             total += tl.load(out_at, mask=mask, other=0.0).to(tl.float32)
@@ -173,8 +173,9 @@ def _add(out: Tensor, x: Tensor, factors: SlotFactors, tiles: Tiles, shape: Shap
     _, segments, rank, inputs = factors.a.shape
     assert out.stride(1) == 1
     mix = (tiles.order, tiles.slots, tiles.first, tiles.stop)
-    shrunk = torch.empty(shape.parts, len(x), segments, rank, device=x.device)
-    shrink[(len(tiles.slots), segments * triton.cdiv(rank, shape.block_r), shape.parts)](
+    steps = triton.cdiv(rank, shape.block_r)
+    shrunk = torch.empty(shape.parts, len(x), segments, steps * shape.block_r, device=x.device)
+    shrink[(len(tiles.slots), segments * steps, shape.parts)](
         x, factors.a, factors.ranks, *mix, shrunk, x.stride(0), len(x), segments, inputs,
         triton.cdiv(inputs, shape.parts * shape.block_k) * shape.block_k, RANK=rank, BLOCK_M=tiles.block,
         BLOCK_R=shape.block_r, BLOCK_K=shape.block_k, num_warps=shape.warps, num_stages=shape.stages,
