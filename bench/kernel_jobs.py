@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from adapter_jobs import adapters
 from device import Device
+from kernel_job import Call, Job
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from opsin_kernels import activations, attention, bitmask, cross_attention, layer_norm, lora, penalties, rotary
+from opsin_kernels import activations, attention, bitmask, cross_attention, layer_norm, penalties, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.layout import Bounds, Layout, Segments
 from opsin_kernels.sampling import SamplingRow, sample_ref
-from opsin_kernels.slot_rows import SlotRows
 
 PAGE = 16
 DECODERS = {"Qwen2-VL-2B": (12, 2, 128), "Qwen2-VL-7B": (28, 4, 128), "Llama-3.2-11B": (32, 8, 128)}
 QKV, GATE_UP, DOWN = (3584, (3584, 512, 512)), (3584, (18944, 18944)), (18944, (3584,))  # inputs, segments
-Call = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One operation at one size. make: fresh inputs; run, define: the kernel and its definition; others: what else does
-    it, by name. captured: whether a CUDA graph can hold them. written: which inputs are results too."""
-
-    name: str
-    make: Callable[[], tuple]
-    run: Call
-    define: Call
-    others: Mapping[str, Call]
-    bytes: float
-    flops: float = 0.0
-    captured: bool = True
-    uncaptured: frozenset[str] = frozenset()  # of the others
-    written: tuple[int, ...] = ()
 
 
 def decode(device: Device, model: str, heads: int, kv_heads: int, size: int, batch: int, context: int) -> Job:
@@ -161,44 +143,6 @@ def packed(device: Device, tower: str, heads: int, size: int, lengths: list[int]
     name = f"vision {tower} {sum(lengths)} patches" + (f" in {len(lengths)}" if len(lengths) > 1 else "")
     run = partial(attention.packed_attention, segments=segments, causal=False)
     return Job(name, make, lambda q, k, v: run(q, k, v), library, others, moved, work)
-
-
-def adapters(
-    device: Device, linear: str, inputs: int, segments: tuple[int, ...], rank: int, rows: int, distinct: int
-) -> Job:
-    """rows: in as many runs as there are distinct adapters, which fill half of the slots."""
-    columns = [slice(sum(segments[:n]), sum(segments[: n + 1])) for n in range(len(segments))]
-    slots = torch.arange(rows, device=device.device) % distinct * 2 + 1
-    sorted_rows = SlotRows(slots.sort().values, torch.arange(1, 2 * distinct + 2, device=device.device))
-    ranks = torch.full((2 * distinct, len(segments)), rank, dtype=torch.int32, device=device.device)
-    pieces = torch.tensor(lora.column_tiles(columns), dtype=torch.int32, device=device.device)
-    _ = sorted_rows.tiles, sorted_rows.mine  # (made once a step, not once a linear)
-
-    def make() -> tuple:
-        a = device.random(2 * distinct, len(segments), rank, inputs) * inputs**-0.5
-        b = device.random(2 * distinct, rank, sum(segments)) * rank**-0.5
-        return device.random(rows, sum(segments)), device.random(rows, inputs), a, b
-
-    def call(add: Callable[..., Tensor]) -> Call:
-        def run(out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return add(out, x, lora.SlotFactors(a, b, ranks, columns, pieces), sorted_rows)
-
-        return run
-
-    def one_by_one(out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The library's products, two for each segment of each adapter."""
-        for n, part in enumerate(torch.arange(rows).tensor_split(distinct)):
-            span = slice(int(part[0]), int(part[-1]) + 1)
-            for segment, place in enumerate(columns):
-                lora.add_lora(out[span, place], x[span], a[2 * n, segment], b[2 * n, :, place])
-        return out
-
-    values = distinct * rank * (inputs * len(segments) + sum(segments)) + rows * (inputs + 2 * sum(segments))
-    work = 2.0 * rows * rank * (inputs * len(segments) + sum(segments))
-    name = f"lora rank {rank} of {linear}, {rows} rows of {distinct} adapters"
-    others = {"torch, side by side": call(lora.add_lora_slots_ref), "torch, one by one": one_by_one}
-    run, define = call(lora.add_lora_slots), call(lora.add_lora_slots_ref)
-    return Job(name, make, run, define, others, values * device.dtype.itemsize, work, written=(0,))
 
 
 def norm(device: Device, rows: int, width: int) -> Job:
