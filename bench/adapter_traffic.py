@@ -97,10 +97,11 @@ def zipf(engine: Engine, refs: Sequence[AdapterRef], requests: int) -> tuple[flo
 
 def measure_zipf(directory: Path, refs: Sequence[AdapterRef], requests: int, rounds: int) -> list[list[str]]:
     """Every round has new engines, so that each begins with all adapters on disk."""
+    every = len(refs)
     forms = {
-        "slots for all": (len(refs), len(refs)),
-        "8 slots, 200 host copies": (SLOTS, len(refs)),
-        "8 slots, 8": (SLOTS, SLOTS),
+        "for all": (every, every),
+        f"{SLOTS}, host copies of all": (SLOTS, every),
+        f"{SLOTS}, {SLOTS} host copies": (SLOTS, SLOTS),
     }
     speeds: dict[str, list[float]] = {name: [] for name in forms}
     misses: dict[str, list[float]] = {name: [] for name in forms}
@@ -217,16 +218,15 @@ def main() -> None:
         shutil.rmtree(Path(folder) / "adapters")
     about = (
         f"opsin-mini, one thread, adapters of rank 16 in all linears. {count} adapters drawn by Zipf's law, {STREAMS} "
-        f"closed-loop streams, {requests} requests of {TOKENS} tokens a round, {rounds} rounds, each from cold. Against "
-        "all resident: tokens per second in the same round, median (min to max). A miss: its request's adapter was on disk."
+        f"closed-loop streams, {requests} requests of {TOKENS} tokens a round, {rounds} rounds, each from cold. "
+        "Against all resident: tokens per second in the same round, median (min to max). A miss: its adapter was on "
+        "disk."
     )
-    shown = table(
-        ["slots", "tok/s", "against all resident", "first token of a miss, ms", "slots filled a request"], zipf_rows
-    )
+    heads = ["slots", "tok/s", "against all resident", "first token of a miss, ms", "slots filled a request"]
+    shown = table(heads, zipf_rows)
     swaps = table(["swaps", "a second", "p99 time per token, with swaps over without"], swap_rows)
-    report.write_page(
-        "adapter-traffic", "Adapters under traffic", datetime.now(UTC), about, f"{shown}\n\n{swaps}", given.out
-    )
+    title, both = "Adapters under traffic", f"{shown}\n\n{swaps}"
+    report.write_page("adapter-traffic", title, datetime.now(UTC), about, both, given.out)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Stage:
         return tuple(row for command in self.commands for row in command.rows)
 
 
-NATIVE = ("attention", "bitmask", "gradients", "penalties", "sampling", "small")  # of tests/kernels/interpreted
+NATIVE = ("attention", "bitmask", "gradients", "lora", "penalties", "sampling", "small")  # of tests/kernels/interpreted
 PYTEST = Command(
     ("pytest", "-q", "-p", "xdist.plugin", "-p", "pytest_timeout", "-p", "pytest_rows", "--timeout", "60", "-n",
      "{workers}", *(f"tests/kernels/interpreted/test_{name}.py" for name in NATIVE)), (TESTS,), module=True,

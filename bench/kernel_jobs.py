@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from adapter_jobs import adapters
 from device import Device
+from kernel_job import Call, Job
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
@@ -19,24 +20,7 @@ from opsin_kernels.sampling import SamplingRow, sample_ref
 
 PAGE = 16
 DECODERS = {"Qwen2-VL-2B": (12, 2, 128), "Qwen2-VL-7B": (28, 4, 128), "Llama-3.2-11B": (32, 8, 128)}
-Call = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One operation at one size. make: fresh inputs; run, define: the kernel and its definition; others: what else does
-    it, by name. captured: whether a CUDA graph can hold them. written: which inputs are results too."""
-
-    name: str
-    make: Callable[[], tuple]
-    run: Call
-    define: Call
-    others: Mapping[str, Call]
-    bytes: float
-    flops: float = 0.0
-    captured: bool = True
-    uncaptured: frozenset[str] = frozenset()  # of the others
-    written: tuple[int, ...] = ()
+QKV, GATE_UP, DOWN = (3584, (3584, 512, 512)), (3584, (18944, 18944)), (18944, (3584,))  # inputs, segments
 
 
 def decode(device: Device, model: str, heads: int, kv_heads: int, size: int, batch: int, context: int) -> Job:
@@ -333,6 +317,8 @@ def jobs(device: Device) -> Iterator[Job]:
         yield norm_of_sum(device, rows, 3584)
         yield gate(device, rows, 18944)
         yield turn(device, rows, 28, 4, 128)
+    for distinct in (1, 32):
+        yield adapters(device, "Qwen2-VL-7B qkv", *QKV, 16, 32, distinct)
     yield drawing(device, 32, 151_936)
     yield tower_norm(device, 5476, 1280)
     yield decode_8_bit(device, *DECODERS["Qwen2-VL-7B"], 32, 2048)
@@ -348,6 +334,12 @@ def _rest(device: Device) -> Iterator[Job]:
     yield packed(device, "Qwen2-VL tower", 16, 80, [1024])
     yield packed(device, "Qwen2.5-VL tower", 16, 80, [64] * 84)
     yield packed(device, "CLIP-L tower", 16, 64, [577])
+    yield adapters(device, "Qwen2-VL-7B gate and up", *GATE_UP, 16, 32, 32)
+    yield adapters(device, "Qwen2-VL-7B down", *DOWN, 16, 32, 32)
+    yield adapters(device, "Qwen2-VL-7B qkv", *QKV, 64, 32, 8)
+    yield adapters(device, "Qwen2-VL-7B qkv", *QKV, 16, 1, 1)
+    for distinct in (1, 4, 16):  # where one by one becomes the better way
+        yield adapters(device, "Qwen2-VL-7B qkv", *QKV, 16, 2048, distinct)
     for rows in (1, 32, 2048):
         yield norm(device, rows, 3584)
     yield norm_of_sum(device, 1, 3584)
@@ -368,6 +360,7 @@ def _tiny(device: Device) -> Iterator[Job]:
     yield crossing(device, 4, 2, 32, 2, 20)
     yield packed(device, "tiny", 2, 80, [40])
     yield packed(device, "tiny", 2, 80, [20, 5])
+    yield adapters(device, "tiny", 48, (32, 16), 4, 6, 3)
     yield norm(device, 5, 48)
     yield norm_of_sum(device, 5, 48)
     yield tower_norm(device, 5, 48)

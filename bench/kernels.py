@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from device import Device
-from kernel_jobs import Call, Job, jobs
+from kernel_job import Call, Job
+from kernel_jobs import jobs
 from rows import first_line
 from stage import given
 from torch import Tensor

@@ -24,6 +24,7 @@ def check(launch: Launch, chip: int) -> list[str]:
     assert found.shared <= SHARED[chip], found
     if launch.matrix:
         assert any(found.instructions[name] for name in TENSOR_CORES), "no tensor core instruction"
+    if launch.background:
         assert found.instructions["LDGSTS"], "no load in the background"
     return table_row(launch, chip, found)
 

@@ -16,8 +16,8 @@ from opsin_server.config import EngineConfig
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.warmup import warmup
-from opsin_server.ipc.messages import MemoryLedger, Sampling
-from support import absent_gpu, engines, oracle, tiny
+from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Sampling
+from support import absent_gpu, adapters, engines, oracle, tiny
 from support.engines import Asked
 
 IMAGE = tiny.IMAGE_TOKEN
@@ -35,10 +35,16 @@ def made(family: str, directory: Path) -> oracle.Ours:
     return oracle.load(directory, dtype=torch.bfloat16)
 
 
-def start(ours: oracle.Ours) -> None:
-    memory = MemoryLedger(0, (), 256, 256, 16)
+def start(ours: oracle.Ours, slots: int = 0) -> None:
+    memory = MemoryLedger(0, (), 256, 256, 16, AdapterRoom(slots, 16, slots))
     resolved = ResolvedConfig(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, 64, memory)
-    warmup(ours.model, ours.architecture, linears_of(ours.spec, Registry()), EngineConfig(model=""), resolved)
+    warmup(
+        ours.model,
+        ours.architecture,
+        linears_of(ours.spec, Registry()),
+        EngineConfig(model=""),
+        resolved,
+    )
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -62,6 +68,39 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
             mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
             assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)
             assert {"attend", "draw_rows", "penalize_places"} <= set(gpu.launched)
+        assert not gpu.specialised
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "mllama"])
+def test_requests_with_adapters_find_every_kernel_compiled(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In steps of few rows and of many, recorded and not, of a model's language side and of its tower."""
+    ours = made(family, tmp_path)
+    refs = [None] + [adapters.write(tmp_path / f"{n}.safetensors", adapters.random(ours, 2 + n, n)) for n in range(2)]
+    with absent_gpu.pretended(90, monkeypatch) as gpu:
+        start(ours, slots=2)
+        gpu.specialised.clear()
+        for processors, recorded in ((4, False), (132, True)):
+            gpu.launched.clear()
+            monkeypatch.setattr(attention_shapes, "processors_of", lambda device, n=processors: n)
+            engine = engines.make_engine(
+                ours, blocks=256, block_size=16, max_context=1300, max_batch_tokens=500, dtype=torch.bfloat16,
+                adapter_slots=2,
+            )  # fmt: skip
+            runner = engine.runner
+            if recorded:
+                runner.graphs = DecodeGraphs(
+                    ours.model, runner.pool, 16, 1300, lambda run: run, runner.cross_kv, runner.adapters
+                )
+                runner.graphs.prepare()
+            for number in range(6):
+                long = Asked(list(range(4, 4 + 90)), count=2)
+                pictured = Asked([IMAGE, 6, 7 + number], [oracle.picture(number, 60, 90)], count=2)
+                engines.submit(engine, ours, f"long {number}", long, adapter=refs[number % 3])
+                engines.submit(engine, ours, f"pictured {number}", pictured, adapter=refs[number % 3])
+            assert {answer.error for answer in engines.run(engine).values()} == {None}
+            assert {"attend", "shrink", "expand"} <= set(gpu.launched)
         assert not gpu.specialised
 
 

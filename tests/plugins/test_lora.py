@@ -55,6 +55,7 @@ RUNS = {
     "base alone": [(0, 5)],
     "sequences of a prefill": [(0, 20), (2, 33), (1, 1), (3, 40), (3, 2), (0, 1)],
     "decode": [(slot, 1) for slot in (3, 0, 1, 1, 2, 0, 3)],
+    "one adapter here and there": [(0, 1), (2, 1), (0, 2), (2, 2)],
     "no row of one": [(1, 0), (2, 3), (0, 2)],
 }
 
@@ -81,10 +82,47 @@ def test_what_overflows_for_one_adapter_is_no_number_in_no_other_row() -> None:
     linear, slots, _ = made(dtype=torch.float16, slots=1)
     big = Factors(torch.full((1, 32), 6e4, dtype=torch.float16), torch.ones(1, 5, dtype=torch.float16))
     slots.load(1, AdapterWeights({NAME: [big, None, None]}))
-    x = torch.ones(2, 32, dtype=torch.float16)
-    out = linear(x, Lora(slots, None, torch.tensor([0, 1])))
-    assert torch.equal(out[0], linear(x)[0])
-    assert out[1, :5].isinf().all()
+    x = torch.ones(3, 32, dtype=torch.float16)
+    for lora in (Lora(slots, None, torch.tensor([1, 0, 1])), Lora(slots, (Run(1, 1), Run(0, 1), Run(1, 1)))):
+        out = linear(x, lora)
+        assert torch.equal(out[1], linear(x)[1])
+        assert out[0, :5].isinf().all()
+
+
+def test_adapters_side_by_side_are_laid_once_for_a_set_and_what_is_left_of_it() -> None:
+    _, slots, _ = made(slots=7)
+    held = slots[NAME]
+    first = held.beside({1, 2, 3, 5})
+    assert held.beside({5, 1}) is first
+    alone = held.beside({5})
+    assert alone is not first, "not more than twice what is needed"
+    assert alone.slots == {5}
+    assert len(alone.a) == sum(len(f.a) for f in held.factors(5) if f is not None)
+    assert held.beside({5, 6}) is not alone
+
+
+@torch.no_grad()
+def test_what_lies_side_by_side_is_laid_anew_when_a_slot_changes() -> None:
+    linear, slots, adapters = made()
+    x, lora = torch.randn(3, 32), (Run(1, 1), Run(2, 1), Run(1, 1))
+    linear(x, Lora(slots, lora))
+    changed = random_adapter({NAME: SHAPE}, 3, 9)
+    slots.load(2, AdapterWeights(changed))
+    out = linear(x, Lora(slots, lora))
+    for row, adapter in enumerate((adapters[0], changed, adapters[0])):
+        assert torch.allclose(out[row], merged(linear, adapter) @ x[row] + linear.bias, atol=1e-4)
+    slots.load(2, AdapterWeights({}))
+    assert torch.equal(linear(x, Lora(slots, lora))[1], linear(x)[1])
+
+
+def test_a_gradient_passes_through_rows_of_several_adapters() -> None:
+    linear, slots, adapters = made()
+    x = torch.randn(4, 32, requires_grad=True)
+    rows = (1, 2, 0, 3)
+    linear(x, Lora(slots, tuple(Run(slot, 1) for slot in rows))).sum().backward()
+    for row, slot in enumerate(rows):
+        weight = merged(linear, adapters[slot - 1]) if slot else linear.stored.dequantized()
+        assert torch.allclose(x.grad[row], weight.sum(0), atol=1e-4)
 
 
 def test_an_adapter_of_some_segments_leaves_the_others_alone() -> None:

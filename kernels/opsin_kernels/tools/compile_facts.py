@@ -26,12 +26,13 @@ TOLERATED_STACK, TOLERATED_SPILLS = 16, 4  # bytes, instructions; Triton 3.9 add
 @dataclass(frozen=True)
 class Launch:
     """A kernel as the code launches it. run: does so with meta tensors; kernel: which one, should `run` launch several;
-    matrix: whether it multiplies matrices, with tensor cores and loads in the background."""
+    matrix: whether it multiplies matrices, with tensor cores; background: whether it loads what a loop needs next."""
 
     name: str
     kernel: str
     run: Callable[[], object]
     matrix: bool = False
+    background: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from opsin_kernels.activations import ACTIVATIONS, Activation
-from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, penalties, rotary, sampling
+from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, lora, penalties, rotary, sampling
 from opsin_kernels.gpu import rms_norm as norms
 from opsin_kernels.gpu.attention_shapes import Shape
+from opsin_kernels.gpu.lora_shapes import Shape as LoraShape
+from opsin_kernels.gpu.lora_shapes import shapes_of
 from opsin_kernels.layout import Bounds
+from opsin_kernels.lora import SlotFactors
+from opsin_kernels.slot_rows import FEW, FEW_BLOCK, SlotRows
 from opsin_kernels.tools.compile_facts import Launch
 
 # heads, key heads, head size, and whose decoder that is
@@ -23,13 +27,18 @@ DECODERS = {
     "SmolVLM-256M": (9, 3, 64),
 }
 TOWERS = {"Qwen2-VL tower": (16, 16, 80), "CLIP-L tower": (16, 16, 64), "SigLIP tower": (16, 16, 72)}
+# inputs and segments of linears with adapters: of SmolVLM-256M's q, k and v, of Qwen2-VL-7B's, and of its down
+LORA = ((576, (576, 192, 192)), (3584, (3584, 512, 512)), (18944, (3584,)))
+SLOTS = 32
 PAGE, VOCABULARY, ROWS = 16, 151_936, 32
 FIRST = ("attention decode Qwen2-VL-7B", "attention decode split Qwen2-VL-7B", "attention prefill Qwen2-VL-7B",
-         "attention packed Qwen2-VL tower")  # fmt: skip
+         "attention packed Qwen2-VL tower", "lora shrink rank 16, tiles of 16",
+         "lora expand rank 16, tiles of 16, parts 8")  # fmt: skip
 
 
 def launches() -> Iterator[Launch]:
     yield from _attention()
+    yield from _lora()
     yield from _norms()
     for activation in ACTIVATIONS:
         yield Launch(f"{activation} 4304", "activate", partial(_activate, activation, 4304, False))
@@ -52,7 +61,8 @@ def representative() -> list[Launch]:
 
 def _attention() -> Iterator[Launch]:
     def launch(name: str, *sizes: int, **options: object) -> Launch:
-        return Launch(f"attention {name}", "attend", partial(attend, *sizes, **options), matrix=True)  # type: ignore[arg-type]
+        run = partial(attend, *sizes, **options)  # type: ignore[arg-type]
+        return Launch(f"attention {name}", "attend", run, matrix=True, background=True)
 
     for name, sizes in DECODERS.items():
         yield launch(f"decode {name}", *sizes, page=PAGE, queries=1)
@@ -98,6 +108,35 @@ def attend(
         ranges=integers(queries, 2) if ranged else None, splits=splits, shape=shape,
         scales=None if scales is None else (scales[:, :kv_heads], scales[:, kv_heads:]),
     )  # fmt: skip
+
+
+def _lora() -> Iterator[Launch]:
+    """They differ by rank, tile and parts; a linear's sizes only decide on the parts."""
+    for rank in (16, 64):
+        few = [(*sizes, next(shapes_of(sizes[0], rank, 16))) for sizes in LORA]
+        inputs, segments = LORA[-1]
+        _, *more = shapes_of(inputs, rank, 16)
+        for one in (few[0], (inputs, segments, more[0])):
+            words = f"lora shrink rank {rank}, tiles of {one[2][1]}"
+            yield Launch(words, "shrink", partial(add_lora, rank, *one), matrix=True, background=True)
+        for one in (*few, (inputs, segments, more[0]), (inputs, segments, more[-1])):
+            words = f"lora expand rank {rank}, tiles of {one[2][1]}, parts {one[2][0].parts}"
+            yield Launch(words, "expand", partial(add_lora, rank, *one), matrix=True)
+
+
+def add_lora(rank: int, inputs: int, segments: Sequence[int], tile: tuple[LoraShape, int]) -> None:
+    """tile: the shape of a launch, and the rows of a tile, of which there are as many as go with them."""
+    shape, block = tile
+    factors = SlotFactors(
+        a=empty(SLOTS, len(segments), rank, inputs),
+        b=empty(SLOTS, rank, sum(segments)),
+        ranks=integers(SLOTS, len(segments)),
+        columns=[slice(0, n) for n in segments],
+        tiles=integers(len(segments), 3),
+    )
+    count = FEW if block == FEW_BLOCK else 2048
+    rows = SlotRows(empty(count, dtype=torch.int64), empty(SLOTS + 1, dtype=torch.int64))
+    lora.add_lora_slots(empty(count, sum(segments)), empty(count, inputs), factors, rows, shape)
 
 
 def _norms() -> Iterator[Launch]:

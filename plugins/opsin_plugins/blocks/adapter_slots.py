@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from opsin_kernels.lora import SideBySide, SlotFactors, column_tiles
+from opsin_kernels.transfer import moved, on_device
 from opsin_plugins.spec import Linears, LinearShape, SpecError
 
 
@@ -45,15 +47,20 @@ class ProjectorSlots(Protocol):
 
 
 class LinearSlots:
-    """One linear's part of all slots. a [S, segments, R, inputs]; b: of each segment, [S, R, outputs]. What an adapter
-    has no factors for is zeros."""
+    """One linear's part of all slots. What an adapter has no factors for is zeros."""
 
     def __init__(self, shape: LinearShape, slots: int, rank: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.a = torch.zeros(slots, len(shape.segments), rank, shape.inputs, device=device, dtype=dtype)
-        self.b = [torch.zeros(slots, rank, outputs, device=device, dtype=dtype) for outputs in shape.segments]
         ends = accumulate(shape.segments)
         self.columns = [slice(end - size, end) for end, size in zip(ends, shape.segments, strict=True)]
+        self.stacked = SlotFactors(
+            a=torch.zeros(slots, len(shape.segments), rank, shape.inputs, device=device, dtype=dtype),
+            b=torch.zeros(slots, rank, shape.outputs, device=device, dtype=dtype),
+            ranks=torch.zeros(slots, len(shape.segments), device=device, dtype=torch.int32),
+            columns=self.columns,
+            tiles=on_device(column_tiles(self.columns), torch.int32, device),
+        )
         self._factors: list[list[Factors | None]] = [[] for _ in range(slots)]
+        self._beside: SideBySide | None = None
 
     def changed_by(self, slot: int) -> bool:
         """Whether the adapter in slot 1 or following has any factors here."""
@@ -63,30 +70,55 @@ class LinearSlots:
         """Of each segment, without the rows that fill a slot up to its rank; empty: the adapter changes nothing."""
         return self._factors[slot - 1]
 
+    def beside(self, slots: Set[int]) -> SideBySide:
+        """The factors of these slots, all of which change this linear, close together; perhaps of others too. A copy of
+        one set is kept, since the next steps want the same one or what is left of it."""
+        kept = self._beside
+        if kept is None or not slots <= kept.slots or len(kept.slots) > 2 * len(slots):
+            kept = self._beside = self._lay(slots)
+        return kept
+
+    def _lay(self, slots: Set[int]) -> SideBySide:
+        lines: list[Tensor] = []
+        owners: list[int] = []
+        segments = []
+        for segment, columns in enumerate(self.columns):
+            changed = [(slot, f) for slot in slots if (f := self._factors[slot - 1][segment]) is not None]
+            begin = len(owners)
+            for slot, factors in changed:
+                lines.append(factors.a)
+                owners += [slot] * len(factors.a)
+            if changed:
+                segments.append((columns, slice(begin, len(owners)), torch.cat([f.b for _, f in changed])))
+        a, of_lines = torch.cat(lines), torch.tensor(owners)
+        return SideBySide(a, segments, moved(of_lines, a.device), of_lines.numpy().tobytes(), frozenset(slots))
+
     def load(self, slot: int, given: Sequence[Factors | None]) -> None:
         """Copies; `given` has one for each segment."""
         self.clear(slot)
         if all(factors is None for factors in given):
             return
-        a, held = self.a[slot - 1], self._factors[slot - 1]
-        for segment, factors in enumerate(given):
+        a, b, held = self.stacked.a[slot - 1], self.stacked.b[slot - 1], self._factors[slot - 1]
+        for segment, (factors, columns) in enumerate(zip(given, self.columns, strict=True)):
             if factors is None:
                 held.append(None)
                 continue
-            rank, b = len(factors.a), self.b[segment][slot - 1]
-            a[segment, :rank].copy_(factors.a, non_blocking=True)
-            b[:rank].copy_(factors.b, non_blocking=True)
-            held.append(Factors(a[segment, :rank], b[:rank]))
+            mine = Factors(a[segment, : len(factors.a)], b[: len(factors.a), columns])
+            mine.a.copy_(factors.a, non_blocking=True)
+            mine.b.copy_(factors.b, non_blocking=True)
+            self.stacked.ranks[slot - 1, segment].fill_(len(factors.a))
+            held.append(mine)
 
     def clear(self, slot: int) -> None:
         if self._factors[slot - 1]:
             self._factors[slot - 1] = []
-            for tensor in (self.a, *self.b):
+            self._beside = None
+            for tensor in (self.stacked.a, self.stacked.b, self.stacked.ranks):
                 tensor[slot - 1].zero_()
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.a, *self.b))
+        return self.stacked.a.nbytes + self.stacked.b.nbytes
 
 
 class AdapterSlots:
@@ -106,7 +138,7 @@ class AdapterSlots:
     ) -> None:
         self.count, self.projectors = count, projectors
         self._linears = {name: LinearSlots(shape, count, rank, device, dtype) for name, shape in linears.items()}
-        self.numbers = torch.arange(1, count + 1, device=device)
+        self.numbers = torch.arange(1, count + 2, device=device)  # (the last is no slot's: it ends the sorted rows)
 
     @property
     def device(self) -> torch.device:

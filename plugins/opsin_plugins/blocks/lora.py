@@ -10,13 +10,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from opsin_kernels.lora import add_lora, add_lora_slots
+from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.lora import SideBySide, add_lora, add_lora_beside, add_lora_slots
+from opsin_kernels.slot_rows import SlotRows
 from opsin_kernels.transfer import on_device
-from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors, LinearSlots
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors
 
 BASE = 0  # the slot of rows that have no adapter
 TRAINEE = -1  # of rows that the adapter in training is for
-ROWS = 16  # from so many rows a run on, runs are multiplied one by one
+# From so many rows a run on, runs are multiplied one by one. For kernels it takes more: they add all runs in two
+# launches, where one by one it is two for each segment of each run. (Not measured: two tiles of a library's product.)
+ROWS, KERNEL_ROWS = 16, 256
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,20 @@ class Lora:
         not list."""
         held = self.slots[name]
         if self.runs is None:
-            return self._add_side_by_side(held, x, out, 0, self.slots.count)
+            return add_lora_slots(out, x, held.stacked, self._rows)
         active = [(at, run) for at, run in self._active if run.slot == TRAINEE or held.changed_by(run.slot)]
-        numbers = {run.slot for _, run in active}
-        few = sum(run.rows for _, run in active) < ROWS * len(active)
-        if few and len(active) > 1 and TRAINEE not in numbers:
-            return self._add_side_by_side(held, x, out, min(numbers) - 1, max(numbers))
+        if not active:
+            return out
+        slots = {run.slot for _, run in active}
+        if TRAINEE in slots or (torch.is_grad_enabled() and (x.requires_grad or out.requires_grad)):
+            return self._add_run_by_run(name, active, x, out)
+        if uses_kernels(x):
+            if sum(run.rows for _, run in active) < KERNEL_ROWS * len(active):
+                return add_lora_slots(out, x, held.stacked, self._rows)
+        elif len(active) > 1 and len(x) < ROWS * len(active):  # (base rows are multiplied with the others)
+            beside = held.beside(slots)
+            add_lora_beside(out, x, beside, self._foreign(beside))
+            return out
         return self._add_run_by_run(name, active, x, out)
 
     def _add_run_by_run(self, name: str, active: Sequence[tuple[int, Run]], x: Tensor, out: Tensor) -> Tensor:
@@ -87,16 +99,6 @@ class Lora:
             if factors is not None:
                 yield columns, factors
 
-    def _add_side_by_side(self, held: LinearSlots, x: Tensor, out: Tensor, first: int, stop: int) -> Tensor:
-        """Slots first + 1 to `stop` in one product: for few rows of many adapters."""
-        mine = self._mine[:, first:stop]
-        for segment, columns in enumerate(held.columns):
-            before = out[:, columns]
-            after = add_lora_slots(before, x, held.a[first:stop, segment], held.b[segment][first:stop], mine)
-            if after is not before:
-                out = torch.slice_scatter(out, after, 1, columns.start, columns.stop)
-        return out
-
     @cached_property
     def _active(self) -> list[tuple[int, Run]]:
         """The first row of each run that has an adapter; neighbours with the same are one run."""
@@ -110,11 +112,22 @@ class Lora:
         return found
 
     @cached_property
-    def _mine(self) -> Tensor:
-        """bool [T, S]: whether a row has the adapter of slot s + 1. Built once a step, not once a linear."""
+    def _rows(self) -> SlotRows:
+        """The slot of each row, on the device. Built once a step, not once a linear."""
         rows = self.slot_of_row
         if rows is None:
             assert self.runs is not None
             numbers = [run.slot for run in self.runs for _ in range(run.rows)]
             rows = on_device(numbers, torch.int64, self.slots.device)
-        return rows[:, None] == self.slots.numbers
+        return SlotRows(rows, self.slots.numbers)
+
+    def _foreign(self, beside: SideBySide) -> Tensor:
+        """bool [T, C]. Linears whose adapters have the same ranks share one."""
+        found = self._foreign_of.get(beside.key)
+        if found is None:
+            found = self._foreign_of[beside.key] = self._rows.slots[:, None] != beside.owners
+        return found
+
+    @cached_property
+    def _foreign_of(self) -> dict[bytes, Tensor]:
+        return {}

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors
+from opsin_plugins.blocks.lora import TRAINEE, Lora, Run
+from opsin_plugins.conformance.adapters import random_adapter
+from opsin_plugins.spec import LinearShape
 from support import bfloat16
 from support.pretended_cuda import Pretended, pretended
 
@@ -59,8 +63,8 @@ def test_the_benchmark_brings_every_row_of_a_model(
 
 
 def test_native_tests_make_every_tensor_on_the_device() -> None:
-    files = [f"tests/kernels/interpreted/test_{name}.py" for name in ("bitmask", "penalties", "sampling")]
-    wanted = "inverse or places or (whose_bit and 31) or rows_are_their_own"
+    files = [f"tests/kernels/interpreted/test_{name}.py" for name in ("bitmask", "lora", "penalties", "sampling")]
+    wanted = "inverse or places or (whose_bit and 31) or rows_are_their_own or (own_adapter and few)"
     line = [sys.executable, "-m", "pytest", "-q", "-p", "support.on_pretended_cuda", "-k", wanted, *files]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "HYPOTHESIS_PROFILE": "default"}
@@ -121,6 +125,64 @@ def test_a_recording_replays_what_was_recorded(gpu: Pretended) -> None:
     graph.replay()
     assert out.tolist() == [25.0] * 3
     assert factor == 7
+
+
+@pytest.mark.parametrize(
+    ("runs", "launched"),
+    [
+        ([(1, 3), (2, 4), (0, 5), (1, 300)], True),
+        ([(2, 1)], True),
+        ([(1, 600), (0, 9), (2, 20)], False),
+        ([(1, 3), (TRAINEE, 2), (2, 4)], False),
+        ([(0, 5)], False),
+    ],
+)
+def test_long_runs_of_adapters_are_the_librarys_and_so_is_training(
+    runs: list[tuple[int, int]], launched: bool, gpu: Pretended
+) -> None:
+    """Whichever way, each row gets what its adapter adds."""
+    shape, name, place = LinearShape(32, (16, 24)), "layer", torch.device("cuda")
+    made = [random_adapter({name: shape}, 3 + n, n)[name] for n in range(3)]
+    slots = AdapterSlots({name: shape}, 2, 8, place)
+    for number, factors in enumerate(made[:2], 1):
+        slots.load(number, {name: factors})
+    trainee = [Factors(f.a.to(place), f.b.to(place)) for f in made[2]]
+    rows = [slot for slot, count in runs for _ in range(count)]
+    x, out = torch.randn(len(rows), 32), torch.randn(len(rows), 40)
+    lora = Lora(slots, tuple(Run(*run) for run in runs), trainee={name: trainee})
+    found = lora.add(name, x.to(place), out.to(place)).cpu()
+    assert gpu.launched == (["shrink", "expand"] if launched else [])
+    for row, slot in enumerate(rows):
+        factors = [] if slot == 0 else made[2 if slot == TRAINEE else slot - 1]
+        added = torch.cat([x[row] @ f.a.T @ f.b for f in factors] or [torch.zeros(40)])
+        assert torch.allclose(found[row], out[row] + added, atol=1e-4)
+
+
+def test_a_recording_adds_whatever_adapters_its_rows_have_later(gpu: Pretended) -> None:
+    """Other slots, other counts of rows, other adapters in the slots, of other ranks: with no launch of its own."""
+    shape, name = LinearShape(48, (32, 16)), "layer"
+    slots = AdapterSlots({name: shape}, 3, 8, torch.device("cuda"))
+    chosen, x = torch.zeros(20, dtype=torch.int64, device="cuda"), on_device(20, 48)
+    out, graph = on_device(20, 48), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        Lora(slots, None, chosen).add(name, x, out)
+    assert gpu.launched == ["shrink", "expand"]
+    for seed, mix in enumerate(([1, 2, 0, 2], [3], [0], [2, 0, 3, 3, 1])):
+        torch.manual_seed(seed)
+        loaded = [random_adapter({name: shape}, 1 + (seed + 3 * n) % 8, n)[name] for n in range(3)]
+        for number, factors in enumerate(loaded, 1):
+            slots.load(number, {name: [None if n == seed else f for n, f in enumerate(factors)]})
+        rows, given = [mix[n % len(mix)] for n in range(20)], torch.randn(20, 48)
+        chosen.copy_(torch.tensor(rows))
+        x.copy_(given)
+        out.fill_(1)
+        graph.replay()
+        for row, slot in enumerate(rows):
+            parts = [
+                torch.zeros(n) if slot == 0 or segment == seed else given[row] @ f.a.T @ f.b
+                for segment, (n, f) in enumerate(zip(shape.segments, loaded[slot - 1], strict=True))
+            ]
+            assert torch.allclose(out[row].cpu(), 1 + torch.cat(parts), atol=1e-4)
 
 
 def test_memory_is_pinned_before_it_is_copied_while_recording(gpu: Pretended) -> None:

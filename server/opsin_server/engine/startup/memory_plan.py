@@ -190,6 +190,8 @@ def _fixed_reserves(
         "adapter slots": room.slots * room.slot_bytes,
         # Adapters that are read, for slots that they may be put into: in the machine's own memory.
         "host copies": room.host_copies * room.slot_bytes if device.type == "cpu" else 0,
+        # On a CPU the adapters of the last steps are also kept side by side: all that have a slot, at most.
+        "adapters side by side": room.slots * room.slot_bytes if device.type == "cpu" else 0,
         "training": 0,
     }
     if device.type == "cuda" and not config.eager:

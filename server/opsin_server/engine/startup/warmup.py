@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from msgspec import structs
 
+from opsin_plugins.blocks.adapter_slots import AdapterSlots
+from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import Architecture, ImageBudget, Linears, ModelSpec
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
-from opsin_server.ipc.messages import Arrays, Sampling, Submit, arrays_of, describe
+from opsin_server.ipc.messages import AdapterRoom, Arrays, Sampling, Submit, arrays_of, describe
 
 log = logging.getLogger("opsin.engine")
 TEXT, COUNT, EDGE = 8, 2, 56
@@ -35,8 +38,9 @@ def warmup(
     block = resolved.memory.block_size
     blocks = sum(-(-(len(arrays.ids) + COUNT) // block) for _, arrays in requests) + len(requests)
     kept = sum(-(-item.tokens // block) for message, _ in requests for item in message.items)
-    small = replace(resolved, memory=structs.replace(resolved.memory, kv_blocks=blocks, encoder_blocks=kept))
-    alone = structs.replace(config, eager=True, prefix_cache=False, max_loras=0)
+    room = resolved.memory.adapters
+    memory = structs.replace(resolved.memory, kv_blocks=blocks, encoder_blocks=kept, adapters=AdapterRoom())
+    small, alone = replace(resolved, memory=memory), structs.replace(config, eager=True, prefix_cache=False)
     engine = assemble(model, linears, alone, small)
     with compiling_every_form():
         for message, arrays in requests:
@@ -45,7 +49,20 @@ def warmup(
                 failed = [o.error for o in engine.step() if o.error]
                 if failed:
                     raise RuntimeError(f"a made-up request of {len(arrays.ids)} tokens failed: {failed[0]}")
+        if room.slots:
+            _add_nothing(linears, room.rank, resolved)
     log.info("kernels are compiled, %.1f s", time.monotonic() - started)
+
+
+@torch.no_grad()
+def _add_nothing(linears: Linears, rank: int, resolved: ResolvedConfig) -> None:
+    """An empty adapter to one row of a linear of each shape: what adds adapters depends on nothing else."""
+    for shape in set(linears.values()):
+        slots = AdapterSlots({"": shape}, 1, rank, resolved.device, resolved.dtype)
+        x, out = (
+            torch.zeros(1, n, device=resolved.device, dtype=resolved.dtype) for n in (shape.inputs, shape.outputs)
+        )
+        Lora(slots, None, slots.numbers[:1]).add("", x, out)
 
 
 def _requests(architecture: Architecture, spec: ModelSpec, context: int) -> list[tuple[Submit, Arrays]]:
