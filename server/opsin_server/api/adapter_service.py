@@ -29,6 +29,8 @@ log = logging.getLogger("opsin.adapters")
 TENANT = "default"
 LARGEST = {"float16": 65504.0}  # numbers of the engine's type; those of the others are as large as float32's
 NOTE_SECONDS = 30.0  # between notes of when adapters were last used
+FOLLOW_SECONDS = 1.0  # between looks at a database that other servers change as well
+COLLECT_SECONDS = 24 * 3600.0  # between collections of files that nothing names
 
 Result = TypeVar("Result")
 
@@ -53,7 +55,8 @@ class AdapterService:
         self._base: BaseModel | None = None
         self._changing = asyncio.Lock()
         self._used: dict[str, float] = {}
-        self._noting: asyncio.Task[None] | None = None
+        self._revision: tuple[object, ...] = ()
+        self._chores: list[asyncio.Task[None]] = []
         self.base_name = base_names[0]
         self.scratch = state.directory.tmp
         self.max_bytes = config.max_adapter_bytes
@@ -77,17 +80,20 @@ class AdapterService:
         for adapter in self.catalogue.snapshot.adapters.values():
             self._warn_unfit(adapter)
         self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
-        self._noting = asyncio.create_task(self._note_use(), name="use of adapters")
-        await asyncio.to_thread(self._state.blobs.collect)
+        chores = [(self._write_use, NOTE_SECONDS), (self._collect, COLLECT_SECONDS)]
+        if self._state.database.shared:
+            chores.append((self._follow, FOLLOW_SECONDS))
+        self._chores = [asyncio.create_task(_every(seconds, chore)) for chore, seconds in chores]
 
     def why_not_ready(self) -> str | None:
         """A sentence, or None when all that was stored or named is there."""
-        return None if self._noting is not None else "Adapters are being loaded"
+        return None if self._chores else "Adapters are being loaded"
 
     async def close(self) -> None:
-        if self._noting is not None:
-            self._noting.cancel()
-            await asyncio.wait({self._noting})
+        for chore in self._chores:
+            chore.cancel()
+        if self._chores:
+            await asyncio.wait(self._chores)
             await self._write_use()
 
     # --------------------------------------------------------------------------------------- what requests ask
@@ -266,20 +272,39 @@ class AdapterService:
         report = self._engine.adapters
         return len(report.slots), len(report.host)
 
-    # -------------------------------------------------------------------------------------------------- last use
-
-    async def _note_use(self) -> None:
-        while True:
-            await asyncio.sleep(NOTE_SECONDS)
-            await self._write_use()
+    # ----------------------------------------------------------------------------------------------------- chores
 
     async def _write_use(self) -> None:
+        """When adapters were last used. What cannot be noted now is noted the next time."""
         used, self._used = self._used, {}
         for name, at in used.items():
             try:
                 await asyncio.to_thread(self._state.adapters.touch, TENANT, [name], at)
-            except Exception:  # when an adapter was last used is worth no server
-                log.exception("the last use of an adapter cannot be noted")
+            except OpsinError:
+                self._used.setdefault(name, at)
+
+    async def _collect(self) -> None:
+        await asyncio.to_thread(self._state.blobs.collect)
+
+    async def _follow(self) -> None:
+        """What other servers on the same database have changed."""
+        revision = await asyncio.to_thread(self._state.adapters.revision, TENANT)
+        if revision == self._revision:
+            return
+        async with self._changing:
+            await asyncio.to_thread(self.catalogue.refresh)
+            self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
+        self._revision = revision
+
+
+async def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
+    """A chore that fails is worth no server: it is tried again."""
+    while True:
+        try:
+            await chore()
+        except Exception:
+            log.exception("%s failed", chore.__name__)
+        await asyncio.sleep(seconds)
 
 
 async def _to_its_end(work: Awaitable[Result]) -> Result:

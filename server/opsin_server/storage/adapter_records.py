@@ -68,6 +68,18 @@ class AdapterRecords:
         with self._database.read() as session:
             return _version(_version_row(session, tenant, name, version))
 
+    def revision(self, tenant: str) -> tuple[object, ...]:
+        """Another one after each change of names, whoever made it."""
+        adapters = select(func.count(), func.max(AdapterRow.updated), func.max(AdapterRow.deleted))
+        versions = select(func.count(), func.max(AdapterVersionRow.created))
+        aliases = select(func.count(), func.max(AliasRow.updated))
+        with self._database.read() as session:
+            return (
+                *session.execute(adapters.where(AdapterRow.tenant == tenant)).one(),
+                *session.execute(versions.where(AdapterVersionRow.tenant == tenant)).one(),
+                *session.execute(aliases.where(AliasRow.tenant == tenant)).one(),
+            )
+
     # ----------------------------------------------------------------------------------------------- changing
 
     def add_version(self, tenant: str, name: str, new: NewVersion, *, promote: bool) -> AdapterVersion:

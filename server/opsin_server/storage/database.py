@@ -32,6 +32,11 @@ class Database:
         self._reader = engine.execution_options(writes=False)
         self._writer = engine.execution_options(writes=True)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may change it."""
+        return self._engine.dialect.name == "postgresql"
+
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one state of the data, on PostgreSQL one state a statement."""
