@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights, Factors
 from opsin_plugins.blocks.lora import TRAINEE, Lora, Run
 from opsin_plugins.conformance.adapters import random_adapter
 from opsin_plugins.spec import LinearShape
@@ -145,7 +145,7 @@ def test_long_runs_of_adapters_are_the_librarys_and_so_is_training(
     made = [random_adapter({name: shape}, 3 + n, n)[name] for n in range(3)]
     slots = AdapterSlots({name: shape}, 2, 8, place)
     for number, factors in enumerate(made[:2], 1):
-        slots.load(number, {name: factors})
+        slots.load(number, AdapterWeights({name: factors}))
     trainee = [Factors(f.a.to(place), f.b.to(place)) for f in made[2]]
     rows = [slot for slot, count in runs for _ in range(count)]
     x, out = torch.randn(len(rows), 32), torch.randn(len(rows), 40)
@@ -171,7 +171,8 @@ def test_a_recording_adds_whatever_adapters_its_rows_have_later(gpu: Pretended) 
         torch.manual_seed(seed)
         loaded = [random_adapter({name: shape}, 1 + (seed + 3 * n) % 8, n)[name] for n in range(3)]
         for number, factors in enumerate(loaded, 1):
-            slots.load(number, {name: [None if n == seed else f for n, f in enumerate(factors)]})
+            given = [None if n == seed else f for n, f in enumerate(factors)]
+            slots.load(number, AdapterWeights({name: given}))
         rows, given = [mix[n % len(mix)] for n in range(20)], torch.randn(20, 48)
         chosen.copy_(torch.tensor(rows))
         x.copy_(given)
