@@ -18,6 +18,8 @@ def check_place(out: str, *, force: bool) -> None:
     """Before anything is asked for. A slash at the end: a directory. Raises AdapterCommandError where something is
     that may not be replaced."""
     path = Path(out)
+    if not path.absolute().parent.is_dir():
+        raise AdapterCommandError(f"{path.absolute().parent}: No such directory")
     if not out.endswith("/"):
         if path.is_dir():
             raise AdapterCommandError(f"{out} is a directory: write {out}/ to have the files in it")
@@ -26,6 +28,8 @@ def check_place(out: str, *, force: bool) -> None:
         return
     if not path.exists():
         return
+    if not path.is_dir():
+        raise AdapterCommandError(f"{path} is no directory")
     there = sorted(child.name for child in path.iterdir())
     if others := [name for name in there if name not in FILES]:
         raise AdapterCommandError(f"{out} holds other things, as {others[0]}: name a new directory")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,7 +30,7 @@ def _row(adapter: Adapter) -> tuple[str, ...]:
     current = adapter.current
     about = (NONE, NONE, NONE, NONE)
     if current is not None:
-        about = (f"v{current.version}", str(current.rank), short(current.targets), _size(current.bytes))
+        about = (f"v{current.version}", str(current.rank), _parts(current.targets), _size(current.bytes))
     version, rank, targets, size = about
     tier = "cannot be served" if adapter.unservable else adapter.tier or NONE
     return (adapter.id, version, tier, rank, targets, size, _yes(adapter.pinned), _when(adapter.last_used_at))
@@ -64,7 +63,7 @@ def _about(version: Version) -> list[tuple[str, str]]:
     rows = [
         ("digest", version.digest),
         ("rank", str(version.rank)),
-        ("targets", short(version.targets)),
+        ("targets", ", ".join(version.targets)),
         ("size", _size(version.bytes)),
         ("loaded", f"{_when(version.created_at)}, {version.origin}"),
     ]
@@ -75,13 +74,9 @@ def _about(version: Version) -> list[tuple[str, str]]:
     return [*rows, *(("note", warning) for warning in version.warnings)]
 
 
-def short(targets: Sequence[str]) -> str:
-    """language.attention, language.mlp, vision.mlp as language.attention+mlp vision.mlp"""
-    parts: dict[str, list[str]] = {}
-    for target in targets:
-        part, _, component = target.partition(".")
-        parts.setdefault(part, []).append(component)
-    return " ".join(f"{part}.{'+'.join(components)}" if any(components) else part for part, components in parts.items())
+def _parts(targets: Sequence[str]) -> str:
+    """Of language.attention, language.mlp and vision.mlp: language vision"""
+    return " ".join(dict.fromkeys(target.partition(".")[0] for target in targets)) or NONE
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
@@ -90,7 +85,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
         for row in (head, *rows):
             print_line("\t".join(row))
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in head:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
