@@ -1,4 +1,5 @@
-"""A connection to a server: through the environment's proxy, unless the server is on this machine."""
+"""A connection to a server: through the environment's proxy, unless the server is on this machine; and what was typed
+for one, or read from a file, as it is used."""
 
 from __future__ import annotations
 
@@ -17,25 +18,43 @@ class ProxyError(Exception):
     hold a password."""
 
 
+class BadKeyError(Exception):
+    """An API key that no header can hold. The message does not show it."""
+
+
+def full_url(url: str) -> str:
+    """With a scheme; and a variable that was read from a file ends with a line end."""
+    url = url.strip()
+    return url if "://" in url else f"http://{url}"
+
+
+def checked_key(api_key: str) -> str:
+    """Raises BadKeyError. None given: a word, which servers without keys do not look at."""
+    api_key = api_key.strip() or "none"
+    if not all("!" <= character <= "~" for character in api_key):
+        raise BadKeyError("the API key (--api-key, OPENAI_API_KEY) holds a blank or a character outside of ASCII")
+    return api_key
+
+
 def connect(url: str, api_key: str) -> openai.OpenAI:
     """Raises httpx2.InvalidURL, and ProxyError."""
+    return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, http_client=http_client(url))
+
+
+def http_client(url: str) -> httpx2.Client:
+    """For requests to this URL. Raises httpx2.InvalidURL, and ProxyError."""
     host = httpx2.URL(url).host
     if is_this_machine(host):
         # (a transport of its own asks no proxy; certificates are those of the environment as ever)
-        transport = httpx2.HTTPTransport(limits=openai.DEFAULT_CONNECTION_LIMITS)
-        return _openai(url, api_key, openai.DefaultHttpxClient(transport=transport))
+        return openai.DefaultHttpxClient(transport=httpx2.HTTPTransport(limits=openai.DEFAULT_CONNECTION_LIMITS))
     try:
-        return _openai(url, api_key, openai.DefaultHttpxClient())
+        return openai.DefaultHttpxClient()
     except ImportError:
         raise ProxyError(
             f"{_set('socks')} names a SOCKS proxy, which takes another package: pip install socksio (or unset it)"
         ) from None
     except (ValueError, httpx2.InvalidURL):
         raise ProxyError(f"{_set()} names no proxy: write http://HOST:PORT") from None
-
-
-def _openai(url: str, api_key: str, http: httpx2.Client) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, http_client=http)
 
 
 def is_this_machine(host: str) -> bool:

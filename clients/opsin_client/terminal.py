@@ -13,7 +13,7 @@ import httpx2
 import openai
 from rich.console import Console
 
-from opsin_client.connect import ProxyError, connect
+from opsin_client.connect import BadKeyError, ProxyError, checked_key, connect, full_url
 
 DEMONSTRATION = "opsin-mini"
 ABOUT = "opsin-mini is a demonstration model for drawings, emoji, digits and letters, not for photographs."
@@ -45,9 +45,7 @@ def image_part(path: Path) -> dict[str, Any]:
 
 class Terminal:
     def __init__(self, url: str, api_key: str, model: str | None, temperature: float, max_tokens: int | None) -> None:
-        url = url.strip()  # a variable that was read from a file ends with a line end
-        self.url, self.model = url if "://" in url else f"http://{url}", model
-        self.api_key = api_key.strip() or "none"
+        self.url, self.api_key, self.model = full_url(url), api_key, model
         self.options: dict[str, Any] = {"temperature": temperature}
         if max_tokens is not None:
             self.options["max_tokens"] = max_tokens
@@ -56,11 +54,10 @@ class Terminal:
 
     def run(self, question: str, images: Sequence[Path]) -> None:
         """One question, or a conversation when there is none. Leaves with one sentence when the server fails it."""
-        if not all("!" <= character <= "~" for character in self.api_key):
-            self._leave("the API key (--api-key, OPENAI_API_KEY) holds a blank or a character outside of ASCII")
         try:
+            key = checked_key(self.api_key)
             parts = list(map(image_part, images))
-            self.client = connect(self.url, self.api_key)
+            self.client = connect(self.url, key)
             self.model = self.model or self._first_model()
             if self.model == DEMONSTRATION:
                 say(ABOUT, style="dim")
@@ -76,7 +73,7 @@ class Terminal:
             self._leave(f"no server answers at {self.url} (start one: opsin serve; one elsewhere: --url)")
         except openai.APIError as error:
             self._leave(error.message)
-        except (BrokenAnswerError, NotAPictureError, NotAServerError, ProxyError) as error:
+        except (BadKeyError, BrokenAnswerError, NotAPictureError, NotAServerError, ProxyError) as error:
             self._leave(str(error))
         except httpx2.InvalidURL as error:
             self._leave(f"{self.url} is no URL: {error}")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from opsin_client.adapters.commands import app as adapters_app
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__, printer, streams
 from opsin_server.api_keys import read_keys
@@ -138,6 +139,8 @@ def chat(
     name = None if model is None else readable(model)
     Terminal(readable(url), readable(api_key), name, temperature, max_tokens).run(readable(question), image or [])
 
+
+app.add_typer(adapters_app, name="adapters")
 
 plugins_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins")

@@ -182,7 +182,7 @@ def _whole(read: _Read, config: PeftConfig, base: BaseModel) -> tuple[dict[str, 
             read.problems += problem
             copies += [] if problem else [key.key]
         elif not base.limits.projector:
-            read.problems.append(f"{key.key}: a trained projector, for which slots have no room (--lora-projector)")
+            read.problems.append(f"{key.key}: a trained projector, for which slots have no room (--lora-projectors)")
         else:
             for match in matches:
                 read.problems += _place_trained(match, key, tensor, trained)

@@ -1,0 +1,1 @@
+"""`opsin adapters`: what a server's adapters are told from a terminal."""
