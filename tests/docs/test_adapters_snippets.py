@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -52,7 +53,7 @@ def test_all_blocks_print_what_the_document_shows(room):
                 continue
             flags = shlex.split(serve[1])
             servers.append(Served(*flags, room=room))
-            for flag, value in zip(flags, flags[1:], strict=False):
+            for flag, value in itertools.pairwise(flags):
                 if flag in ("--adapter", "--lora-modules"):
                     name = json.loads(value)["name"] if value.startswith("{") else value.partition("=")[0]
                     assert servers[-1].client().models.retrieve(name).parent == "opsin-mini"
