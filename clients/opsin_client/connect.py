@@ -6,10 +6,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-import openai
 
+if TYPE_CHECKING:
+    import openai
+
+TIMEOUT = httpx2.Timeout(600, connect=5)  # the SDK's own
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -38,17 +42,20 @@ def checked_key(api_key: str) -> str:
 
 def connect(url: str, api_key: str) -> openai.OpenAI:
     """Raises httpx2.InvalidURL, and ProxyError."""
+    import openai  # most of a second, which only those wait for who chat
+
     return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, http_client=http_client(url))
 
 
 def http_client(url: str) -> httpx2.Client:
     """For requests to this URL. Raises httpx2.InvalidURL, and ProxyError."""
     host = httpx2.URL(url).host
+    options: dict[str, Any] = {"timeout": TIMEOUT, "follow_redirects": True}
     if is_this_machine(host):
         # (a transport of its own asks no proxy; certificates are those of the environment as ever)
-        return openai.DefaultHttpxClient(transport=httpx2.HTTPTransport(limits=openai.DEFAULT_CONNECTION_LIMITS))
+        return httpx2.Client(transport=httpx2.HTTPTransport(), **options)
     try:
-        return openai.DefaultHttpxClient()
+        return httpx2.Client(**options)
     except ImportError:
         raise ProxyError(
             f"{_set('socks')} names a SOCKS proxy, which takes another package: pip install socksio (or unset it)"

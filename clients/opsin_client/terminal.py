@@ -14,6 +14,7 @@ import openai
 from rich.console import Console
 
 from opsin_client.connect import BadKeyError, ProxyError, checked_key, connect, full_url
+from opsin_client.say import say
 
 DEMONSTRATION = "opsin-mini"
 ABOUT = "opsin-mini is a demonstration model for drawings, emoji, digits and letters, not for photographs."
@@ -113,8 +114,3 @@ class Terminal:
     def _leave(why: str) -> None:
         say(f"opsin chat: {why}", style="red")
         sys.exit(1)
-
-
-def say(sentence: str, style: str) -> None:
-    """On standard error, apart from the answer, which may be piped; on one line, and with brackets as they are."""
-    Console(stderr=True).print(sentence, style=style, highlight=False, soft_wrap=True, markup=False)

@@ -136,7 +136,7 @@ def reference() -> dict[str, str]:
 
 def test_every_option_is_in_the_reference(reference: dict[str, str]):
     flags = {f"--{field.name}": field for field in SERVE}
-    given = {code for code in reference if code.startswith("--")} - {"--no-prefix-cache"}
+    given = {code for code in reference if code.startswith("--")} - {"--no-prefix-cache", "--no-lora-projectors"}
     assert given == {*flags, "--config"}
     for flag, field in flags.items():
         default = f"{field.default // 2**20}MiB" if field.metavar == "SIZE" and field.default else field.default
@@ -148,6 +148,7 @@ def test_every_option_is_in_the_reference(reference: dict[str, str]):
 def test_every_metric_is_in_the_reference(reference: dict[str, str]):
     metrics = Metrics()
     metrics.watch(dict, lambda: 0, "model")
+    metrics.adapters.watch(lambda: 0, lambda: (0, 0))
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)", metrics.text().decode(), re.MULTILINE))
     kinds = {name: kind for name, kind in kinds.items() if not name.endswith("_created")}
     assert kinds == {code: kind for code, kind in reference.items() if re.fullmatch(r"(opsin_|vllm:)[a-z_]+", code)}

@@ -14,9 +14,6 @@ from opsin_client.adapters.problems import AdapterCommandError
 from opsin_client.adapters.upload import Upload
 from opsin_client.connect import BadKeyError, ProxyError, checked_key, full_url, http_client
 
-# A large adapter is checked and converted between the last byte that is sent and the first of the answer.
-TIMEOUT = httpx2.Timeout(600, connect=10)
-
 
 class Version(msgspec.Struct):
     """One version of an adapter. bytes: of the file that is served. current: what the adapter's bare name means."""
@@ -144,7 +141,7 @@ class AdapterApi:
         path = f"{self.url}/adapters/{_in_path(name)}/download"
         with (
             self._failures(),
-            self._http.stream("GET", path, params=_of_version(version), timeout=TIMEOUT) as response,
+            self._http.stream("GET", path, params=_of_version(version)) as response,
         ):
             if response.status_code != 200:
                 response.read()
@@ -153,7 +150,7 @@ class AdapterApi:
 
     def _call(self, method: str, path: str, kind: type[Answer], **options: Any) -> tuple[Answer, Any]:
         with self._failures():
-            response = self._http.request(method, self.url + path, timeout=TIMEOUT, follow_redirects=False, **options)
+            response = self._http.request(method, self.url + path, follow_redirects=False, **options)
         if not response.is_success:
             self._refuse(response)
         try:

@@ -33,7 +33,7 @@ def _server(url: str, api_key: str) -> Iterator[AdapterApi]:
     """Whatever fails in here ends the command with one sentence."""
     from opsin_client.adapters.api import AdapterApi
     from opsin_client.adapters.problems import AdapterCommandError
-    from opsin_client.terminal import say
+    from opsin_client.say import say
 
     try:
         api = AdapterApi(url, api_key)
