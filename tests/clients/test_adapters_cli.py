@@ -300,7 +300,12 @@ def test_what_is_no_command_is_said_before_anything_is_asked(cli, words):
     assert cli.run(*words).exit_code == 2
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "ftp://127.0.0.1", "http://127.0.0.1:9/v1"])
+@pytest.mark.parametrize("words", [("show", "\udcff"), ("load", "\udcff", "{folder}/0"), ("alias", "\udcff", "a")])
+def test_names_that_are_no_text(cli, folder, words):
+    assert "not UTF-8" in cli.refused(*(word.format(folder=folder) for word in words))
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://", "ftp://127.0.0.1", "http://127.0.0.1:9/v1"])
 def test_nobody_at_the_url(url):
     assert url in Cli(url).refused("list")
 

@@ -141,7 +141,7 @@ class AdapterApi:
         path = f"{self.url}/adapters/{_in_path(name)}/download"
         with (
             self._failures(),
-            self._http.stream("GET", path, params=_of_version(version)) as response,
+            self._http.stream("GET", path, params=_of_version(version), follow_redirects=False) as response,
         ):
             if response.status_code != 200:
                 response.read()
@@ -187,7 +187,7 @@ class AdapterApi:
             raise AdapterCommandError(f"{self.url} is no URL: {error}") from None
         except httpx2.TimeoutException:
             raise AdapterCommandError(f"{self.url} does not answer any more") from None
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise AdapterCommandError(f"{self.url} closed the connection before its answer was complete") from error
 
 

@@ -43,6 +43,8 @@ def _server(url: str, api_key: str) -> Iterator[AdapterApi]:
             api.close()
     except AdapterCommandError as error:
         sentence = str(error)
+    except UnicodeEncodeError as error:
+        sentence = f"{error.object!a} holds bytes that are not UTF-8"
     except OSError as error:
         reason = error.strerror or str(error)
         sentence = f"{error.filename}: {reason}" if error.filename else reason
