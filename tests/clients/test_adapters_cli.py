@@ -150,7 +150,7 @@ def test_what_the_server_notes_is_printed(cli, tmp_path, name):
     printed = cli("load", name, str(directory)).splitlines()
     assert printed == [
         f"{name}@v1 is the current version",
-        "note: it was trained on '/models/other', by its configuration",
+        "note: it was trained on '/models/other', by its configuration; this model is opsin-mini",
     ]
 
 

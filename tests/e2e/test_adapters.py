@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import tarfile
@@ -20,7 +21,8 @@ from typing import Any
 import httpx
 import pytest
 
-from support.adapter_answers import PROMPTS, Adapters, ask, packed, small_adapter, upload
+from support import small_adapters
+from support.adapter_answers import PROMPTS, Adapters, ask, packed, upload
 from support.served import Room, Served, wait_for
 
 BASE = "opsin-mini"
@@ -112,7 +114,13 @@ def test_aliases_are_what_clients_already_send(server: Served, http: httpx.Clien
     refused(http.delete("/v1/adapters/stars"), 400, "the alias")
     refused(http.post("/v1/aliases", json={"alias": BASE, "target": "stars"}), 400, "what the model itself is called")
     refused(http.post("/v1/aliases", json={"alias": "stars", "target": BASE}), 400, "is the name of an adapter")
+    refused(http.post("/v1/aliases", json={"alias": "stars@v1", "target": BASE}), 400, "or of a version of one")
     refused(http.post("/v1/aliases", json={"alias": "x", "target": "nothing"}), 404, "'nothing' is not served")
+    of_alias = http.post("/v1/aliases", json={"alias": "also fixed", "target": "fixed"}).json()
+    assert of_alias["target"] == "stars@v1", "it stays as the other does"
+    http.post("/v1/aliases", json={"alias": "later@v1", "target": BASE})
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        upload(server.url, "later", adapters.archives[0])
     http.post("/v1/aliases", json={"alias": old, "target": BASE})
     assert ask(server.url, old, 1).label == ""
     assert http.delete(f"/v1/aliases/{old}").json()["deleted"] is True
@@ -138,7 +146,7 @@ def test_vllms_routes_with_its_words(server: Served, http: httpx.Client, adapter
 def test_links_that_lead_out_of_the_directory_are_not_followed(
     server: Served, http: httpx.Client, adapters: Adapters, tmp_path: Path
 ) -> None:
-    outside, link = small_adapter(tmp_path / "outside", 0), adapters.directories[0].parent / "link"
+    outside, link = small_adapters.write(tmp_path / "outside", 0), adapters.directories[0].parent / "link"
     link.symlink_to(outside)
     try:
         refused(
@@ -158,9 +166,17 @@ def test_an_unknown_model_is_looked_for_in_the_directory(
     for prompt, answer in enumerate(answers):
         assert answer.label == "v3@v1", "it is loaded once"
         adapters.check(answer, prompt)
+    unknown = ask_refused(server, "v3@v9")
+    assert "The adapter 'v3' cannot answer: it has no version 9" in unknown
     for name in ("v99", "../v3", "v3/..", "v4@v1", ".", ""):
         with pytest.raises(httpx.HTTPStatusError):
             ask(server.url, name, 0)
+
+
+def ask_refused(server: Served, model: str) -> str:
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        ask(server.url, model, 0)
+    return caught.value.response.json()["error"]["message"]
 
 
 def test_a_download_is_what_was_loaded(server: Served, http: httpx.Client, adapters: Adapters) -> None:
@@ -177,7 +193,15 @@ def test_a_download_is_what_was_loaded(server: Served, http: httpx.Client, adapt
 
 def test_a_bad_one_leaves_the_version_that_serves(server: Served, http: httpx.Client, adapters: Adapters) -> None:
     upload(server.url, "kept", adapters.archives[0])
+    pickled = adapters.directories[0].parent / "pickled"
+    shutil.copytree(adapters.directories[0], pickled)
+    (pickled / "non_lora_trainables.bin").write_bytes(b"a projector")
+    by_path = http.post("/v1/adapters", json={"name": "kept", "path": "pickled"})
+    refused(by_path, 400, "non_lora_trainables.bin is a pickle, which can run code")
+    archive = packed(pickled)
+    shutil.rmtree(pickled)
     bad = {
+        archive: "non_lora_trainables.bin is a pickle",
         b"no archive" * 100: "the archive cannot be read",
         packed_with(adapters, {"use_dora": True, "r": 3}): "use_dora is True",
         packed_with(adapters, {"r": 32}): "but adapter_config.json says 32",
@@ -210,6 +234,9 @@ def test_forms_that_are_none(server: Served, http: httpx.Client, adapters: Adapt
     refused(http.post("/v1/adapters", data={"name": "x", "y": "1"}, files=file), 400, "Unrecognized request argument")
     refused(http.post("/v1/adapters", data={"name": "x", "force": "so"}, files=file), 400, "true or false")
     refused(http.post("/v1/adapters", data={"name": "a@v1"}, files=file), 400, "must not hold '@'")
+    for name in ("a//b", "/a", "a/", ".", "a/..", "a/download", "promote"):
+        refused(http.post("/v1/adapters", data={"name": name}, files=file), 400, "cannot be an adapter's name")
+    refused(http.get("/v1/adapters/x/download?version=one"), 400, "it must be a number")
     refused(http.post("/v1/adapters", data={"name": BASE}, files=file), 400, "what the model itself is called")
     refused(http.post("/v1/adapters", data={"name": "x" * 300}, files=file), 400, "300 characters")
     raw = {"content-type": "multipart/form-data; boundary=x"}

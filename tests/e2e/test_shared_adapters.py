@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.adapter_answers import ask, packed, small_adapter, upload
+from support import small_adapters
+from support.adapter_answers import ask, packed, upload
 from support.postgres import Absent, Postgres
 from support.s3 import S3
 from support.served import Served, wait_for
@@ -34,7 +35,7 @@ def test_servers_that_share_a_database_follow_each_other(
     storage: tuple[tuple[str, ...], dict[str, str]], tmp_path: Path
 ) -> None:
     options, environment = storage
-    archives = [packed(small_adapter(tmp_path / str(seed), seed)) for seed in range(2)]
+    archives = [packed(small_adapters.write(tmp_path / str(seed), seed)) for seed in range(2)]
     with ExitStack() as servers:
         one, other = (
             servers.enter_context(

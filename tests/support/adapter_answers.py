@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from opsin_server.embedded import MODEL, SAMPLES
@@ -132,16 +130,3 @@ def upload(url: str, name: str, archive: bytes, client: httpx.Client | None = No
     answer = post(f"{url}/v1/adapters", data={"name": name, **fields}, files={"file": ("a.tar", archive)}, **options)
     answer.raise_for_status()
     return answer.json()
-
-
-def small_adapter(directory: Path, seed: int) -> Path:
-    """One that is made in no time: of one linear of opsin-mini."""
-    torch.manual_seed(seed)
-    directory.mkdir()
-    key = "base_model.model.model.language_model.layers.0.self_attn.o_proj.lora_"
-    config = json.loads((MODEL / "config.json").read_text())
-    width = config.get("text_config", config)["hidden_size"]
-    tensors = {f"{key}A.weight": torch.randn(2, width), f"{key}B.weight": torch.randn(width, 2)}
-    save_file(tensors, directory / "adapter_model.safetensors")
-    (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
-    return directory

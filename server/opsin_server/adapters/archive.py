@@ -18,7 +18,7 @@ from errno import EINVAL
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from opsin_server.adapters.adapter_files import READ
+from opsin_server.adapters.adapter_files import PICKLES, READ
 from opsin_server.adapters.problems import BadAdapter
 
 MAX_MEMBERS = 10_000
@@ -72,7 +72,10 @@ def _write(members: Iterator[_Member], to: Path, limit: int) -> None:
             raise BadAdapter(f"the archive holds {member.kind} ({path.name!r}), which is not taken")
         if path.is_absolute() or ".." in path.parts or "\\" in member.path or "\0" in member.path:
             raise BadAdapter(f"the archive names {member.path[:80]!r}, which is no path below its own folder")
-        if not member.is_file or path.name not in READ or len(path.parts) > 2:
+        if not member.is_file or len(path.parts) > 2 or path.name not in (*READ, *PICKLES):
+            continue
+        if path.name in PICKLES:
+            (to / path.name).touch()  # (that it is there may be a reason to refuse; it is not read)
             continue
         if path.name in folders:
             raise BadAdapter(f"the archive has more than one {path.name}")
@@ -100,7 +103,7 @@ def _of_zip(opened: BinaryIO) -> Iterator[_Member]:
         for info in archive.infolist():
             mode = info.external_attr >> 16
             kind = "a link" if stat.S_ISLNK(mode) else ""
-            if info.is_dir() or PurePosixPath(info.filename).name not in READ or kind:
+            if info.is_dir() or PurePosixPath(info.filename).name not in (*READ, *PICKLES) or kind:
                 yield _Member(info.filename, kind, is_file=False)
                 continue
             with archive.open(info) as member:

@@ -16,6 +16,7 @@ from opsin_plugins.loading.weight_matching import Match, WeightMatcher
 from opsin_plugins.spec import Linears, PublishedNames, SpecError
 from opsin_server.adapters.module_names import published_names
 from opsin_server.adapters.tensor_file import BitTensor, read_tensor
+from opsin_server.served_name import model_name
 
 PROJECTOR = "projector."
 EMBEDDING, HEAD = "decoder.embedding.weight", "decoder.head.weight"
@@ -34,7 +35,7 @@ class AdapterLimits:
 class BaseModel:
     def __init__(self, model: OpenModel, limits: AdapterLimits) -> None:
         self.limits, self._model = limits, model
-        self.family = model.spec.family
+        self.family, self.name = model.spec.family, model_name(model.files.directory)
 
     @cached_property
     def linears(self) -> Linears:

@@ -83,6 +83,21 @@ class AdapterCatalogue:
             return self._by_digest(now, found["name"], found["digest"])
         raise self.unknown(name)
 
+    def knows(self, name: str) -> bool:
+        """Whether a name is an adapter's, or of a version of one, whether or not that answers."""
+        found = SUFFIX.fullmatch(name)
+        return name in self.snapshot.adapters or (found is not None and found["name"] in self.snapshot.adapters)
+
+    def target_of(self, name: str) -> tuple[str | None, int | None]:
+        """What an alias of this name is to be: an adapter (None: the base model), and a version where the name stays
+        with one. Raises NotFound."""
+        if (other := self.snapshot.aliases.get(name)) is not None:
+            return other.adapter, other.version
+        version = self.find(name)
+        if version is None:
+            return None, None
+        return version.adapter, None if name == version.adapter else version.version
+
     def unknown(self, name: str) -> NotFound:
         known = [*self._base_names, *self.snapshot.adapters, *self.snapshot.aliases]
         listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
@@ -148,10 +163,12 @@ class AdapterCatalogue:
         now = self.snapshot
         if name in self._base_names:
             raise BadRequest(f"'{name}' is what the model itself is called here")
-        if alias and name in now.adapters:
-            raise BadRequest(f"'{name}' is the name of an adapter")
-        if not alias and name in now.aliases:
-            raise BadRequest(f"'{name}' is an alias: delete it first")
+        found = SUFFIX.fullmatch(name)
+        if alias and (name in now.adapters or (found is not None and found["name"] in now.adapters)):
+            raise BadRequest(f"'{name}' is the name of an adapter, or of a version of one")
+        others = (other for other in now.aliases if (m := SUFFIX.fullmatch(other)) is not None and m["name"] == name)
+        if not alias and (shadow := name if name in now.aliases else next(others, None)) is not None:
+            raise BadRequest(f"'{shadow}' is an alias: delete it first")
 
     def names(self) -> list[str]:
         """All that answers, but for versions that must be asked for."""

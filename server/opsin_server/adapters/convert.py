@@ -241,6 +241,6 @@ def _notes(config: PeftConfig, base: BaseModel, unused: Sequence[str], copies: S
         )
     if copies:
         found.append(f"{', '.join(copies)}: equal to this model's own")
-    if config.base_model is not None:
-        found.append(f"it was trained on {config.base_model!r}, by its configuration")
+    if config.base_model is not None and config.base_model.rstrip("/").rpartition("/")[2] != base.name:
+        found.append(f"it was trained on {config.base_model!r}, by its configuration; this model is {base.name}")
     return tuple(found)

@@ -7,7 +7,7 @@ import tarfile
 import tempfile
 from typing import IO, BinaryIO
 
-from opsin_server.errors import BlobDamaged
+from opsin_server.errors import BlobDamaged, StorageFailed
 from opsin_server.storage.records import AdapterVersion
 from opsin_server.storage.state import State
 
@@ -15,6 +15,13 @@ from opsin_server.storage.state import State
 def archived(state: State, tenant: str, version: AdapterVersion) -> IO[bytes]:
     """A tar of the files that the version was made of, at its beginning, for the caller to close. Raises BlobDamaged
     for one that is not what was stored: nothing of the archive has left then."""
+    try:
+        return _written(state, tenant, version)
+    except OSError as error:
+        raise StorageFailed("the archive cannot be written at the moment") from error
+
+
+def _written(state: State, tenant: str, version: AdapterVersion) -> IO[bytes]:
     made = tempfile.TemporaryFile(dir=state.directory.tmp)  # noqa: SIM115
     try:
         with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:

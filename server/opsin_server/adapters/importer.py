@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from opsin_server.adapters.adapter_files import READ, AdapterFiles, read_adapter_files
+from opsin_server.adapters.adapter_files import PICKLES, READ, AdapterFiles, read_adapter_files
 from opsin_server.adapters.archive import unpack
 from opsin_server.adapters.base_model import BaseModel
 from opsin_server.adapters.convert import Converted, convert
@@ -69,6 +69,11 @@ class AdapterImporter:
             if left < 0:
                 raise BadAdapter(f"its files have more than {self._limit:,} bytes")
             shutil.copyfile(source, scratch / name)
+        if left == self._limit:
+            read_adapter_files(directory)  # raises: it knows what lies there instead
+        for name in PICKLES:
+            if (directory / name).is_file():
+                (scratch / name).touch()  # (that it is there may be a reason to refuse; it is not read)
 
     def _keep(
         self, scratch: Path, name: str, base: BaseModel, options: ImportOptions, origin: Origin

@@ -28,6 +28,7 @@ log = logging.getLogger("opsin.adapters")
 
 TENANT = "default"
 LARGEST = {"float16": 65504.0}  # numbers of the engine's type; those of the others are as large as float32's
+BELOW = ("promote", "rollback", "pin", "download")  # routes below an adapter's name
 NOTE_SECONDS = 30.0  # between notes of when adapters were last used
 FOLLOW_SECONDS = 1.0  # between looks at a database that other servers change as well
 COLLECT_SECONDS = 24 * 3600.0  # between collections of files that nothing names
@@ -105,6 +106,8 @@ class AdapterService:
         except NotFound:
             if (reason := self.why_not_ready()) is not None:
                 raise Unavailable(reason) from None
+            if self.catalogue.knows(name):
+                raise
             version = await self._from_adapter_dir(name)
         if version is None:
             return None
@@ -170,9 +173,7 @@ class AdapterService:
             return await self._changed(lambda: self._importer.from_archive(archive, name, base, options))
 
     def _before(self, name: str, options: ImportOptions) -> tuple[BaseModel, ImportOptions]:
-        checked_name(name, "the adapter's name")
-        if "@" in name:
-            raise BadRequest("an adapter's name must not hold '@', behind which its versions are named", param="name")
+        check_name(name)
         self.catalogue.check_free(name, alias=False)
         if not self.catalogue.room.slots:
             raise BadRequest("this server has no slots for adapters (--max-loras)")
@@ -212,10 +213,8 @@ class AdapterService:
         """target: the base model's name, an adapter's, or name@v3 for a version that stays. Raises NotFound."""
         async with self._changing:
             self.catalogue.check_free(alias, alias=True)
-            version = self.catalogue.find(target)
-            adapter = None if version is None else version.adapter
-            stays = version.version if version is not None and SUFFIX.fullmatch(target) else None
-            return await self._changed(lambda: self._state.aliases.set(TENANT, alias, adapter, stays))
+            adapter, version = self.catalogue.target_of(target)
+            return await self._changed(lambda: self._state.aliases.set(TENANT, alias, adapter, version))
 
     async def delete_alias(self, alias: str) -> None:
         async with self._changing:
@@ -282,6 +281,8 @@ class AdapterService:
                 await asyncio.to_thread(self._state.adapters.touch, TENANT, [name], at)
             except OpsinError:
                 self._used.setdefault(name, at)
+        if used:
+            await asyncio.to_thread(self.catalogue.refresh)
 
     async def _collect(self) -> None:
         await asyncio.to_thread(self._state.blobs.collect)
@@ -305,6 +306,20 @@ async def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("%s failed", chore.__name__)
         await asyncio.sleep(seconds)
+
+
+def check_name(name: str) -> None:
+    """Raises BadRequest for a name that could not be asked for: routes are below it, versions behind an '@'."""
+    checked_name(name, "the adapter's name")
+    if "@" in name:
+        raise BadRequest("an adapter's name must not hold '@', behind which its versions are named", param="name")
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or parts[-1] in BELOW:
+        raise BadRequest(
+            f"'{name}' cannot be an adapter's name: no part of it may be empty, '.' or '..', and the last none of "
+            f"{', '.join(BELOW)}",
+            param="name",
+        )
 
 
 async def _to_its_end(work: Awaitable[Result]) -> Result:

@@ -187,14 +187,14 @@ class AdapterRecords:
 def _living(session: Session, tenant: str, name: str, *, lock: bool = False) -> AdapterRow:
     row = session.get(AdapterRow, (tenant, name), with_for_update=lock or None)
     if row is None or row.deleted is not None:
-        raise NotFound(f"there is no adapter {name}")
+        raise NotFound(f"there is no adapter {name}", code="adapter_not_found")
     return row
 
 
 def _version_row(session: Session, tenant: str, name: str, version: int) -> AdapterVersionRow:
     row = session.get(AdapterVersionRow, (tenant, name, version))
     if row is None:
-        raise NotFound(f"the adapter {name} has no version {version}")
+        raise NotFound(f"the adapter {name} has no version {version}", code="adapter_not_found")
     return row
 
 

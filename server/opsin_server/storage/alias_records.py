@@ -38,9 +38,9 @@ class AliasRecords:
                 # Locked: who deletes the adapter, or the version, waits and then sees the alias.
                 row = session.get(AdapterRow, (tenant, adapter), with_for_update=True)
                 if row is None or row.deleted is not None:
-                    raise NotFound(f"there is no adapter {adapter}")
+                    raise NotFound(f"there is no adapter {adapter}", code="adapter_not_found")
                 if version is not None and session.get(AdapterVersionRow, (tenant, adapter, version)) is None:
-                    raise NotFound(f"the adapter {adapter} has no version {version}")
+                    raise NotFound(f"the adapter {adapter} has no version {version}", code="adapter_not_found")
             kind = "base" if adapter is None else "adapter"
             found = session.get(AliasRow, (tenant, alias), with_for_update=True)
             if found is None:
@@ -54,7 +54,7 @@ class AliasRecords:
         with self._database.write() as session:
             own = delete(AliasRow).where(AliasRow.tenant == tenant, AliasRow.alias == alias)
             if session.execute(own.returning(AliasRow.alias)).first() is None:
-                raise NotFound(f"there is no alias {alias}")
+                raise NotFound(f"there is no alias {alias}", code="alias_not_found")
 
 
 def _alias(row: AliasRow) -> Alias:

@@ -103,11 +103,13 @@ async def pin(name: str, request: Request, services: ServicesDep) -> dict[str, A
 
 
 @router.api_route("/v1/adapters/{name:path}/download", methods=READ)
-async def download(name: str, services: ServicesDep, version: int | None = None) -> Response:
+async def download(name: str, services: ServicesDep, version: str | None = None) -> Response:
     """A tar of the files that PEFT reads, as they were loaded."""
-    wanted = services.adapters.catalogue.find(name if version is None else f"{name}@v{version}")
-    if wanted is None or name not in services.adapters.catalogue.snapshot.adapters:
+    catalogue, number = services.adapters.catalogue, _number(version)
+    if name not in catalogue.snapshot.adapters:
         raise NotFound(f"There is no adapter '{name[:200]}'", param="name", code="adapter_not_found")
+    wanted = catalogue.find(name if number is None else f"{name}@v{number}")
+    assert wanted is not None
     archive = await asyncio.to_thread(services.adapters.archived, wanted)
     file = f"{Path(name).name}-v{wanted.version}.tar".encode("ascii", "replace").decode().replace('"', "_")
     headers = {"content-disposition": f'attachment; filename="{file}"'}
@@ -126,10 +128,20 @@ async def retrieve_adapter(name: str, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.delete("/v1/adapters/{name:path}")
-async def delete_adapter(name: str, services: ServicesDep, version: int | None = None) -> dict[str, Any]:
+async def delete_adapter(name: str, services: ServicesDep, version: str | None = None) -> dict[str, Any]:
     """All of it, or one of its versions that is not the current one."""
-    if version is None:
+    if (number := _number(version)) is None:
         await services.adapters.unload(name)
         return {"object": "adapter", "id": name, "deleted": True}
-    await services.adapters.delete_version(name, version)
-    return {"object": "adapter.version", "id": f"{name}@v{version}", "deleted": True}
+    await services.adapters.delete_version(name, number)
+    return {"object": "adapter.version", "id": f"{name}@v{number}", "deleted": True}
+
+
+def _number(version: str | None) -> int | None:
+    """Of a query: 3 or v3."""
+    if version is None:
+        return None
+    digits = version.removeprefix("v")
+    if not (digits.isascii() and digits.isdigit() and 0 < len(digits) < 10):
+        raise BadRequest("Invalid value for 'version': it must be a number", param="version", code="invalid_value")
+    return int(digits)
