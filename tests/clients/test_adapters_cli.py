@@ -271,7 +271,7 @@ def test_paths_that_are_no_adapter(cli, folder, tmp_path, name):
 
 
 REFUSED = [
-    (("load", "a", "{folder}/large"), "rank 128; the server takes up to 64 (--max-lora-rank)"),
+    (("load", "a", "{folder}/large"), "rank 128 in 1 layers; the server takes up to 64 (--max-lora-rank)"),
     (("load", "a", "nowhere", "--on-server"), "there is no such directory"),
     (("load", "a", "../0", "--on-server"), "the path does not lie in the server's --adapter-dir"),
     (("load", "opsin-mini", "{folder}/0"), "'opsin-mini' is what the model itself is called here"),

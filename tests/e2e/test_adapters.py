@@ -154,8 +154,15 @@ def test_links_that_lead_out_of_the_directory_are_not_followed(
         )
         with pytest.raises(httpx.HTTPStatusError, match="404"):
             ask(server.url, "link", 0)
-    finally:
         link.unlink()
+        link.mkdir()
+        for file in outside.iterdir():
+            (link / file.name).symlink_to(file)
+        by_path = http.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "link"})
+        refused(by_path, 400, "is a link that leads out of the server's --adapter-dir")
+    finally:
+        shutil.rmtree(link, ignore_errors=True)
+        link.unlink(missing_ok=True)
 
 
 def test_an_unknown_model_is_looked_for_in_the_directory(
@@ -234,9 +241,12 @@ def test_forms_that_are_none(server: Served, http: httpx.Client, adapters: Adapt
     refused(http.post("/v1/adapters", data={"name": "x", "y": "1"}, files=file), 400, "Unrecognized request argument")
     refused(http.post("/v1/adapters", data={"name": "x", "force": "so"}, files=file), 400, "true or false")
     refused(http.post("/v1/adapters", data={"name": "a@v1"}, files=file), 400, "must not hold '@'")
-    for name in ("a//b", "/a", "a/", ".", "a/..", "a/download", "promote"):
+    for name in ("a//b", "/a", "a/", ".", "a/..", "a/download", "promote", " a", "a "):
         refused(http.post("/v1/adapters", data={"name": name}, files=file), 400, "cannot be an adapter's name")
     refused(http.get("/v1/adapters/x/download?version=one"), 400, "it must be a number")
+    refused(http.delete(f"/v1/adapters/x?version={10**20}"), 400, "it must be a number")
+    refused(http.delete("/v1/adapters/x?versions=1"), 400, "Unrecognized request argument supplied: versions")
+    refused(http.post("/v1/aliases", json={"alias": "/x", "target": BASE}), 400, "cannot be an alias")
     refused(http.post("/v1/adapters", data={"name": BASE}, files=file), 400, "what the model itself is called")
     refused(http.post("/v1/adapters", data={"name": "x" * 300}, files=file), 400, "300 characters")
     raw = {"content-type": "multipart/form-data; boundary=x"}
@@ -502,6 +512,19 @@ def test_another_models_adapters_are_told_apart(adapters: Adapters, tmp_path: Pa
             refused(caught.value.response, 400, why)
             assert why in server.get("/v1/adapters/stars").json()["unservable"]
             assert ask(server.url, BASE, 0).text == adapters.expected[""][0]
+
+
+def test_what_the_command_line_names_is_served_unless_something_was_promoted_since(
+    adapters: Adapters, tmp_path: Path
+) -> None:
+    storage, answered = ("--data-dir", str(tmp_path / "data")), []
+    for number, then_upload in ((0, None), (1, 2), (1, None), (0, None)):
+        with Served("--adapter", f"stars={adapters.directories[number]}", storage=storage) as server:
+            answered.append(ask(server.url, "stars", 0))
+            if then_upload is not None:
+                upload(server.url, "stars", adapters.archives[then_upload])
+    assert [answer.label for answer in answered] == ["stars@v1", "stars@v2", "stars@v3", "stars@v4"]
+    assert answered[0].digest == answered[3].digest, "back by the flag"
 
 
 def test_a_bad_adapter_of_the_command_line_stops_the_start(adapters: Adapters, tmp_path: Path) -> None:

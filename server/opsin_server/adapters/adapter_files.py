@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import SpecError
@@ -37,7 +38,7 @@ class AdapterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `/version` shows it. max_pixels: of a picture, as in training."""
 
     base: str | None = None
-    max_pixels: int | None = None
+    max_pixels: Annotated[int, Meta(ge=1)] | None = None
     job: str | None = None
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import shutil
 import stat
 import struct
 import tarfile
@@ -25,6 +26,7 @@ MAX_MEMBERS = 10_000
 MAX_DIRECTORY_BYTES = 8 * 2**20  # of a zip's list of members
 MAX_READ = 16 * 2**20  # in one go: what a tar says of its headers' sizes is memory
 CHUNK = 2**20
+TAKEN = "zip, and tar with gzip, bzip2, xz or none of them, are taken"
 END_OF_ZIP = b"PK\x05\x06"
 # What the readers raise for archives that are cut, changed, packed in an unknown way or locked by a password.
 UNREADABLE = (
@@ -54,16 +56,17 @@ def unpack(archive: Path, to: Path, limit: int) -> None:
     except BadAdapter:
         raise
     except UNREADABLE as error:
-        raise BadAdapter(f"the archive cannot be read: {error}") from error
+        raise BadAdapter(f"the archive cannot be read: {error} ({TAKEN})") from error
     except OSError as error:
         if error.errno not in (None, EINVAL):  # of the disk; offsets that cannot be are the archive's
             raise
-        raise BadAdapter(f"the archive cannot be read: {error}") from error
+        raise BadAdapter(f"the archive cannot be read: {error} ({TAKEN})") from error
 
 
 def _write(members: Iterator[_Member], to: Path, limit: int) -> None:
-    folders: dict[str, str] = {}
-    left = limit
+    """The files at the archive's top; else those of its one folder. What lies deeper is passed over."""
+    folders: dict[str, set[str]] = {}  # the names in each
+    left, deeper = limit, ""
     for number, member in enumerate(members):
         if number >= MAX_MEMBERS:
             raise BadAdapter(f"the archive has more than {MAX_MEMBERS:,} members")
@@ -72,18 +75,37 @@ def _write(members: Iterator[_Member], to: Path, limit: int) -> None:
             raise BadAdapter(f"the archive holds {member.kind} ({path.name!r}), which is not taken")
         if path.is_absolute() or ".." in path.parts or "\\" in member.path or "\0" in member.path:
             raise BadAdapter(f"the archive names {member.path[:80]!r}, which is no path below its own folder")
-        if not member.is_file or len(path.parts) > 2 or path.name not in (*READ, *PICKLES):
+        if not member.is_file or path.name not in (*READ, *PICKLES):
             continue
-        if path.name in PICKLES:
-            (to / path.name).touch()  # (that it is there may be a reason to refuse; it is not read)
+        if len(path.parts) > 2:
+            deeper = deeper or str(path.parent)
             continue
-        if path.name in folders:
+        folder = folders.setdefault(str(path.parent), set())
+        if path.name in folder:
             raise BadAdapter(f"the archive has more than one {path.name}")
-        folders[path.name] = str(path.parent)
+        place = to / str(list(folders).index(str(path.parent)))
+        place.mkdir(exist_ok=True)
+        folder.add(path.name)
+        if path.name in PICKLES:
+            (place / path.name).touch()  # (that it is there may be a reason to refuse; it is not read)
+            continue
         assert member.open is not None
-        left -= _copy(member.open, to / path.name, left, limit)
-    if len(set(folders.values())) > 1:
-        raise BadAdapter(f"the archive's files are in {len(set(folders.values()))} folders: an adapter has one")
+        left -= _copy(member.open, place / path.name, left, limit)
+    _choose(list(folders), to, deeper)
+
+
+def _choose(folders: list[str], to: Path, deeper: str) -> None:
+    """Leaves the files of the top, or of the one folder, in `to` itself."""
+    if "." not in folders and len(folders) > 1:
+        raise BadAdapter(f"the archive's files are in {len(folders)} folders: an adapter has one")
+    if not folders and deeper:
+        raise BadAdapter(f"the archive's files lie too deep, in {deeper[:80]}: pack that folder")
+    for number, folder in enumerate(folders):
+        place = to / str(number)
+        if folder == "." or len(folders) == 1:
+            for file in place.iterdir():
+                file.rename(to / file.name)
+        shutil.rmtree(place)
 
 
 def _copy(source: IO[bytes], to: Path, left: int, limit: int) -> int:

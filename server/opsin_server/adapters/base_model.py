@@ -15,20 +15,22 @@ from opsin_plugins.loading.open_model import OpenModel
 from opsin_plugins.loading.weight_matching import Match, WeightMatcher
 from opsin_plugins.spec import Linears, PublishedNames, SpecError
 from opsin_server.adapters.module_names import published_names
-from opsin_server.adapters.tensor_file import BitTensor, read_tensor
+from opsin_server.adapters.tensor_file import BitTensor, first_bytes, read_tensor
 from opsin_server.served_name import model_name
 
 PROJECTOR = "projector."
+SAMPLED_BYTES = 64  # of a tensor
 EMBEDDING, HEAD = "decoder.embedding.weight", "decoder.head.weight"
 
 
 @dataclass(frozen=True)
 class AdapterLimits:
-    """rank: the largest that a slot takes. largest: the largest number of the engine's type. projector: whether slots
+    """rank: the largest that a slot takes. largest: the largest number of the engine's type (of bfloat16, whose range
+    float32 has as well, unless it is said). projector: whether slots
     have room for a projector of an adapter's own."""
 
     rank: int
-    largest: float = float("inf")
+    largest: float = 3.38e38
     projector: bool = True
 
 
@@ -61,12 +63,16 @@ class BaseModel:
 
     @cached_property
     def shape_digest(self) -> str:
-        """Of the names and shapes of all that an adapter may change: an adapter that was checked against it fits every
-        model that has the same."""
+        """Of the names and shapes of all that an adapter may change, and of some bytes of each tensor: what was checked
+        against it fits, and was meant for this model and not another of its kind."""
         projector = self._projector[0]
         listed = sorted(f"{name} {shape.inputs} {shape.segments}" for name, shape in self.linears.items())
         listed += sorted(f"{name} {shape}" for name, shape in projector.items())
-        return hashlib.sha256("\n".join((self.family, *listed)).encode()).hexdigest()
+        hasher = hashlib.sha256("\n".join((self.family, *listed)).encode())
+        tensors = self._model.files.tensors
+        for file in sorted({info.file for info in tensors.values()}):
+            hasher.update(first_bytes(file, SAMPLED_BYTES))
+        return hasher.hexdigest()
 
     def find(self, module: str) -> list[LoraTarget] | None:
         """Where the factors of a module go, by any name that it has had; None: to a layer that this model leaves out.

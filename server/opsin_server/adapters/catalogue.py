@@ -126,7 +126,7 @@ class AdapterCatalogue:
         if not self.room.slots:
             raise BadRequest(f"{what} cannot be served: this server has no slots for adapters (--max-loras)")
         if facts.base_shape != self._base_shape():
-            raise BadRequest(f"{what} was loaded for another model than the one that is served")
+            raise BadRequest(f"{what} was loaded for another model than the one that is served: load it again")
         if facts.rank > self.room.rank:
             raise BadRequest(f"{what} has rank {facts.rank}; the server takes up to {self.room.rank} (--max-lora-rank)")
         if TRAINED_PROJECTOR in facts.targets and not self.room.projectors:
@@ -169,6 +169,10 @@ class AdapterCatalogue:
         others = (other for other in now.aliases if (m := SUFFIX.fullmatch(other)) is not None and m["name"] == name)
         if not alias and (shadow := name if name in now.aliases else next(others, None)) is not None:
             raise BadRequest(f"'{shadow}' is an alias: delete it first")
+
+    def hidden(self) -> list[str]:
+        """Names of the model that are also an adapter's or an alias."""
+        return [name for name in self._base_names if name in self.snapshot.adapters or name in self.snapshot.aliases]
 
     def names(self) -> list[str]:
         """All that answers, but for versions that must be asked for."""

@@ -81,6 +81,9 @@ def convert(config: PeftConfig, files: Sequence[Path], base: BaseModel) -> Conve
                     f"{halves['a'][0]}: another key changes the same layer ({name.rpartition('.')[0]})"
                 )
             tensors[name] = tensor
+    if too_large := [rank for rank in map(_rank_of, read.halves.values()) if rank > base.limits.rank]:
+        most = f"the server takes up to {base.limits.rank} (--max-lora-rank)"
+        read.problems.insert(0, f"rank {max(too_large)} in {len(too_large)} layers; {most}")
     trained, copies = _whole(read, config, base)
     if not read.problems and not tensors and not trained:
         read.problems.append("it changes nothing: there is no tensor in it that acts")
@@ -133,8 +136,6 @@ def _factors(
         return [*problems, f"{key_a}: {list(a.shape)} and {list(b.shape)} do not fit each other"], None
     if rank != config.rank_of(module):
         problems.append(f"{key_a}: rank {rank}, but adapter_config.json says {config.rank_of(module)}")
-    if rank > base.limits.rank:
-        problems.append(f"{key_a}: rank {rank}; the server takes up to {base.limits.rank} (--max-lora-rank)")
     try:
         targets = base.find(module)
     except SpecError as error:
@@ -148,13 +149,19 @@ def _factors(
             f"{shape[1]}"
         )
     scale = config.scale_of(module)
-    if not problems and not _fits(b, scale, base.limits.largest):
-        problems.append(f"{key_b}: times its scale {scale:g}, a number exceeds {base.limits.largest:g}")
+    largest = base.limits.largest
+    if not problems and not (_fits(a, 1.0, largest) and _fits(b, scale, largest)):
+        problems.append(f"{key_b}: times its scale {scale:g}, a number exceeds {largest:g}")
     return problems, {} if problems else _placed(targets, a, b, scale)
 
 
+def _rank_of(halves: Mapping[str, tuple[str, BitTensor]]) -> int:
+    shape = halves["a"][1].shape if "a" in halves else ()
+    return shape[0] if len(shape) == 2 else 0
+
+
 def _fits(b: BitTensor, scale: float, largest: float) -> bool:
-    return largest == float("inf") or b.words.size == 0 or float(np.abs(b.widened()).max()) * abs(scale) <= largest
+    return abs(scale) <= largest and float(np.abs(b.widened()).max(initial=0.0)) * abs(scale) <= largest
 
 
 def _placed(targets: Sequence[LoraTarget], a: BitTensor, b: BitTensor, scale: float) -> dict[str, BitTensor]:

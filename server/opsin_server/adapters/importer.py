@@ -22,18 +22,20 @@ from opsin_server.storage.state import State
 
 ENGINE_FILE = "adapter.safetensors"
 TRAINED_PROJECTOR = "projector.trained"  # among a version's targets
-Origin = Literal["upload", "path"]
+Origin = Literal["upload", "path", "command line"]
 
 
 @dataclass(frozen=True)
 class ImportOptions:
     """promote: whether the version becomes the current one. force: also where the adapter says that it was trained on
-    another base. once: not where any version of it is this very one. base_digest: of the served model, where it is
-    known."""
+    another base. origin: where it comes from; what the command line names is new only where it is not what the command
+    line named the last time. base_digest: of the served model, where it is known. within: a directory that no link
+    may lead out of; None: the operator's own paths."""
 
     promote: bool = True
     force: bool = False
-    once: bool = False
+    origin: Origin = "path"
+    within: Path | None = None
     base_digest: str | None = None
 
 
@@ -44,27 +46,27 @@ class AdapterImporter:
     def __init__(self, state: State, tenant: str, limit: int) -> None:
         self._state, self._tenant, self._limit = state, tenant, limit
 
-    def from_directory(
-        self, directory: Path, name: str, base: BaseModel, options: ImportOptions, origin: Origin = "path"
-    ) -> AdapterVersion:
+    def from_directory(self, directory: Path, name: str, base: BaseModel, options: ImportOptions) -> AdapterVersion:
         """Raises NotFound where there is no such directory."""
         if not directory.is_dir():
-            raise NotFound(f"the adapter {name} cannot be loaded: there is no such directory", param="lora_path")
+            raise NotFound(f"the adapter {name} cannot be loaded: there is no such directory", code="adapter_not_found")
         with self._scratch() as scratch, _refusals(name):
-            self._copy(directory, scratch)
-            return self._keep(scratch, name, base, options, origin)
+            self._copy(directory, scratch, options.within)
+            return self._keep(scratch, name, base, options)
 
     def from_archive(self, archive: Path, name: str, base: BaseModel, options: ImportOptions) -> AdapterVersion:
         with self._scratch() as scratch, _refusals(name):
             unpack(archive, scratch, self._limit)
-            return self._keep(scratch, name, base, options, "upload")
+            return self._keep(scratch, name, base, options)
 
-    def _copy(self, directory: Path, scratch: Path) -> None:
+    def _copy(self, directory: Path, scratch: Path, within: Path | None) -> None:
         left = self._limit
         for name in READ:
             source = directory / name
             if not source.is_file():
                 continue
+            if within is not None and not source.resolve().is_relative_to(within):
+                raise BadAdapter(f"{name} is a link that leads out of the server's --adapter-dir")
             left -= source.stat().st_size
             if left < 0:
                 raise BadAdapter(f"its files have more than {self._limit:,} bytes")
@@ -75,9 +77,7 @@ class AdapterImporter:
             if (directory / name).is_file():
                 (scratch / name).touch()  # (that it is there may be a reason to refuse; it is not read)
 
-    def _keep(
-        self, scratch: Path, name: str, base: BaseModel, options: ImportOptions, origin: Origin
-    ) -> AdapterVersion:
+    def _keep(self, scratch: Path, name: str, base: BaseModel, options: ImportOptions) -> AdapterVersion:
         files = read_adapter_files(scratch)
         warnings = _of_base(files, options)
         converted = convert(files.config, files.weights, base)
@@ -90,7 +90,7 @@ class AdapterImporter:
             size=digest.size,
             rank=converted.rank,
             targets=_targets(converted),
-            origin=origin,
+            origin=options.origin,
             source=kept,
             base_shape=base.shape_digest,
             base_digest=files.record.base,
@@ -102,16 +102,18 @@ class AdapterImporter:
         return self._state.adapters.add_version(self._tenant, name, new, promote=options.promote)
 
     def _known(self, name: str, new: NewVersion, options: ImportOptions) -> AdapterVersion | None:
-        """The version that is this very one already, where that is enough: the current one, or any (`once`)."""
+        """The version that is this very one already, where that is enough: the current one; or the last that the
+        command line named, so that a start does not undo what was promoted since."""
         try:
             current = self._state.adapters.get(self._tenant, name).current_version
         except NotFound:
             return None
-        for version in self._state.adapters.versions(self._tenant, name):
-            same = (version.facts.digest, version.facts.base_shape) == (new.digest, new.base_shape)
-            if same and (options.once or (options.promote and version.version == current)):
-                return version
-        return None
+        versions = self._state.adapters.versions(self._tenant, name)
+        named = [version for version in versions if version.facts.origin == "command line"]
+        likely = named[-1:] if options.origin == "command line" else []
+        if options.promote:
+            likely += [version for version in versions if version.version == current]
+        return next((version for version in likely if _content(version.facts) == _content(new)), None)
 
     def _put(self, file: Path, kind: str) -> SourceFile:
         blob = self._state.blobs.put(self._tenant, file, kind=kind, name=file.name, limit=2 * self._limit)
@@ -132,6 +134,11 @@ def _refusals(name: str) -> Iterator[None]:
         yield
     except BadAdapter as error:
         raise BadRequest(f"the adapter {name} cannot be loaded: {error}", code="invalid_adapter") from error
+
+
+def _content(facts: NewVersion) -> tuple[object, ...]:
+    """What makes a version another one."""
+    return facts.digest, facts.base_shape, facts.base_digest, facts.pixel_budget
 
 
 def _targets(converted: Converted) -> tuple[str, ...]:

@@ -64,6 +64,17 @@ def read_tensor(file: Path, key: str) -> BitTensor | None:
     return None if extent.dtype not in FLOATS else _mapped(np.memmap(file, np.uint8, "r"), extent)
 
 
+def first_bytes(file: Path, count: int) -> bytes:
+    """Of each tensor of a file, by their keys."""
+    with file.open("rb") as opened:
+        extents = read_extents(opened)
+        found = []
+        for key in sorted(extents):
+            opened.seek(extents[key].begin)
+            found.append(opened.read(min(count, extents[key].end - extents[key].begin)))
+        return b"".join(found)
+
+
 def read_tensors(file: Path) -> tuple[dict[str, BitTensor], list[str]]:
     """All tensors of floats, mapped, and a line for each other one. Raises SpecError for what is no safetensors file:
     the library's own checks come first, so that offsets are within the file and no two tensors overlap."""

@@ -15,7 +15,7 @@ from opsin_plugins.loading.open_model import OpenModel
 from opsin_server.adapter_config import AdapterConfig
 from opsin_server.adapter_metrics import AdapterMetrics
 from opsin_server.adapters.base_model import AdapterLimits, BaseModel
-from opsin_server.adapters.catalogue import SUFFIX, AdapterCatalogue, ServedAdapter
+from opsin_server.adapters.catalogue import AdapterCatalogue, ServedAdapter
 from opsin_server.adapters.exporter import archived
 from opsin_server.adapters.importer import AdapterImporter, ImportOptions
 from opsin_server.api.engine_status import Engine
@@ -27,7 +27,7 @@ from opsin_server.storage.state import State
 log = logging.getLogger("opsin.adapters")
 
 TENANT = "default"
-LARGEST = {"float16": 65504.0}  # numbers of the engine's type; those of the others are as large as float32's
+LARGEST = {"float16": 65504.0}  # numbers of the engine's type, where it is not as large as float32's
 BELOW = ("promote", "rollback", "pin", "download")  # routes below an adapter's name
 NOTE_SECONDS = 30.0  # between notes of when adapters were last used
 FOLLOW_SECONDS = 1.0  # between looks at a database that other servers change as well
@@ -67,7 +67,7 @@ class AdapterService:
         adapter of the command line that cannot be served."""
         room = ready.memory.adapters
         self._base = BaseModel(
-            self._model, AdapterLimits(room.rank, LARGEST.get(ready.dtype, float("inf")), room.projectors)
+            self._model, AdapterLimits(room.rank, LARGEST.get(ready.dtype, AdapterLimits.largest), room.projectors)
         )
         self.catalogue.serve(room, lambda: self._loaded_base().shape_digest)
         self._metrics.watch(lambda: room.slots, self._counts)
@@ -75,11 +75,13 @@ class AdapterService:
         await asyncio.to_thread(self.catalogue.refresh)
         for name, path in self._config.named().items():
             try:
-                await self.load(name, _home(path), ImportOptions(once=True))
+                await self.load(name, _home(path), ImportOptions(origin="command line"))
             except OpsinError as error:
                 raise ConfigError(f"--adapter {name}={path}: {error.message}") from error
         for adapter in self.catalogue.snapshot.adapters.values():
             self._warn_unfit(adapter)
+        for name in self.catalogue.hidden():
+            log.warning("%s is what the model itself is called now: the adapter or alias of that name is hidden", name)
         self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
         chores = [(self._write_use, NOTE_SECONDS), (self._collect, COLLECT_SECONDS)]
         if self._state.database.shared:
@@ -121,27 +123,35 @@ class AdapterService:
 
     async def _from_adapter_dir(self, name: str) -> AdapterVersion:
         """One that lies in --adapter-dir and was not asked for before."""
-        directory = self._inside(name) if SUFFIX.fullmatch(name) is None else None
+        directory = (
+            self._inside(name) if is_name(name) and not any(p.startswith(".") for p in name.split("/")) else None
+        )
         if directory is None or not await asyncio.to_thread(_holds_an_adapter, directory):
             raise self.catalogue.unknown(name)
         async with self._changing:
             try:
                 found = self.catalogue.find(name)  # another request may have been first
             except NotFound:
-                found = await self._load(name, directory, ImportOptions())
+                found = await self._load(name, directory, ImportOptions(within=self._root()))
         assert found is not None
         return found
 
     def _inside(self, name: str) -> Path | None:
         """A path below --adapter-dir, links followed; None: it would lead out, or there is no such directory."""
-        if self._config.adapter_dir is None or not name or "\0" in name:
+        root = self._root()
+        if root is None or not name or "\0" in name:
             return None
-        root = Path(self._config.adapter_dir).expanduser().resolve()
         found = (root / name).resolve()
         return found if found != root and found.is_relative_to(root) else None
 
-    def confined(self, path: str) -> Path:
-        """A path that came over the API. Raises BadRequest unless it lies in --adapter-dir."""
+    def _root(self) -> Path | None:
+        return None if self._config.adapter_dir is None else _home(self._config.adapter_dir).resolve()
+
+    async def load_confined(self, name: str, path: str, options: ImportOptions) -> AdapterVersion:
+        """From a path that came over the API. Raises BadRequest unless it lies in --adapter-dir."""
+        return await self.load(name, self._confined(path), replace(options, within=self._root()))
+
+    def _confined(self, path: str) -> Path:
         if self._config.adapter_dir is None:
             raise BadRequest(
                 "adapters are loaded from paths only where the server was started with --adapter-dir; they can be "
@@ -170,6 +180,7 @@ class AdapterService:
     async def upload(self, name: str, archive: Path, options: ImportOptions) -> AdapterVersion:
         async with self._changing:
             base, options = self._before(name, options)
+            options = replace(options, origin="upload")
             return await self._changed(lambda: self._importer.from_archive(archive, name, base, options))
 
     def _before(self, name: str, options: ImportOptions) -> tuple[BaseModel, ImportOptions]:
@@ -212,6 +223,10 @@ class AdapterService:
     async def set_alias(self, alias: str, target: str) -> Alias:
         """target: the base model's name, an adapter's, or name@v3 for a version that stays. Raises NotFound."""
         async with self._changing:
+            if not is_path(alias):
+                raise BadRequest(
+                    f"'{alias}' cannot be an alias: no part of it may be empty, '.' or '..'", param="alias"
+                )
             self.catalogue.check_free(alias, alias=True)
             adapter, version = self.catalogue.target_of(target)
             return await self._changed(lambda: self._state.aliases.set(TENANT, alias, adapter, version))
@@ -313,13 +328,21 @@ def check_name(name: str) -> None:
     checked_name(name, "the adapter's name")
     if "@" in name:
         raise BadRequest("an adapter's name must not hold '@', behind which its versions are named", param="name")
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or parts[-1] in BELOW:
+    if not is_name(name):
         raise BadRequest(
-            f"'{name}' cannot be an adapter's name: no part of it may be empty, '.' or '..', and the last none of "
-            f"{', '.join(BELOW)}",
+            f"'{name}' cannot be an adapter's name: no part of it may be empty, '.' or '..', begin or end with "
+            f"a blank, and the last be none of {', '.join(BELOW)}",
             param="name",
         )
+
+
+def is_name(name: str) -> bool:
+    return "@" not in name and is_path(name) and name.rpartition("/")[2] not in BELOW
+
+
+def is_path(name: str) -> bool:
+    """Whether it is the same in an address, below which it is asked for, and in a header."""
+    return name == name.strip() and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 async def _to_its_end(work: Awaitable[Result]) -> Result:

@@ -110,7 +110,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "many members, tar": (lambda: tar_of(*(entry(f"{i}") for i in range(10_001))), "more than 10,000 members"),
     "many members, zip": (lambda: zipped({f"{i}": b"" for i in range(10_001)}), "more than 10,000 members"),
     "twice": (lambda: tar_of(entry(CONFIG), entry(CONFIG)), "more than one adapter_config.json"),
-    "two adapters": (lambda: tar({f"a/{CONFIG}": b"{}", f"b/{CONFIG}": b"{}"}), "more than one adapter_config.json"),
+    "two adapters": (lambda: tar({f"a/{CONFIG}": b"{}", f"b/{CONFIG}": b"{}"}), "are in 2 folders"),
+    "too deep": (lambda: tar({f"saves/lora/{CONFIG}": b"{}"}), "lie too deep, in saves/lora: pack that folder"),
     "two folders": (lambda: tar({f"a/{CONFIG}": b"{}", f"b/{WEIGHTS}": b""}), "are in 2 folders"),
     "a header larger than memory": (lambda: pax_bomb(), "a header of"),
     "cut, zip": (lambda: zipped(FILES)[:-30], "the archive cannot be read"),
@@ -121,6 +122,15 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a password": (lambda: encrypted(), "the archive cannot be read"),
     "an unknown compression": (lambda: of_method(97), "the archive cannot be read"),
 }
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_what_a_trainer_leaves_below_is_passed_over(first: bool, tmp_path: Path) -> None:
+    """The last checkpoint's adapter, in front of the final one or behind it."""
+    below = {f"./checkpoint-100/{name}": b"an older one" for name in (CONFIG, WEIGHTS)}
+    top = {f"./{name}": FILES[name] for name in (CONFIG, WEIGHTS)}
+    found = unpacked(tar({**below, **top} if first else {**top, **below}), tmp_path)
+    assert found == {name: FILES[name] for name in (CONFIG, WEIGHTS)}
 
 
 def pax_bomb() -> bytes:
@@ -151,7 +161,7 @@ def test_hostile_archives_are_refused(name: str, tmp_path: Path) -> None:
     make, why = HOSTILE[name]
     with pytest.raises(BadAdapter, match=why):
         unpacked(make(), tmp_path)
-    inside = {path.name for path in (tmp_path / "out").rglob("*")}
+    inside = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert inside <= {CONFIG, WEIGHTS}
     assert {path.name for path in tmp_path.iterdir()} == {"archive", "out"}
 

@@ -35,7 +35,7 @@ async def submit(
 ) -> Generation:
     """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine. adapter: None is the base
     model. held: what its closing gives back."""
-    log.model = body.model
+    log.model, log.adapter = body.model, None if adapter is None else adapter.label
     engine = facts(services.engine)
     context = engine.max_context
     messages = to_prompt(body, engine.max_image_tokens, None if adapter is None else adapter.max_pixels)

@@ -30,7 +30,7 @@ class RequestLog:
     """Filled by those who know: this middleware, the place where errors become responses, the chat route.
 
     end: what came instead of an orderly end; without one, why the answer finished. model, usage: of a request that
-    asked for an answer. code: the error's, as its body has it.
+    asked for an answer. adapter: the version that answers, as NAME@v1. code: the error's, as its body has it.
     """
 
     id: str
@@ -41,6 +41,7 @@ class RequestLog:
     end: str | None = None
     code: str | None = None
     model: str | None = None
+    adapter: str | None = None
     usage: TokenUsage = field(default_factory=TokenUsage)
 
     def seconds(self) -> float:
@@ -113,6 +114,7 @@ def line(request: RequestLog, version: str, seconds: float) -> str:
         parts += [
             ("model", request.model),
             ("version", version),
+            *((("adapter", request.adapter),) if request.adapter is not None else ()),
             ("prompt_tokens", usage.prompt_tokens),
             ("completion_tokens", usage.completion_tokens),
             ("cached_tokens", usage.cached_tokens),

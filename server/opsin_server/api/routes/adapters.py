@@ -49,8 +49,7 @@ async def create_adapter(request: Request, services: ServicesDep) -> Response:
             version = await adapters.upload(name, upload.file, options)
     else:
         body = parse(CreateAdapter, await read_body(request, services.config.max_body_bytes))
-        directory = adapters.confined(body.path)
-        version = await adapters.load(body.name, directory, ImportOptions(body.promote, body.force))
+        version = await adapters.load_confined(body.name, body.path, ImportOptions(body.promote, body.force))
     return JSONResponse(_loaded(version, services), 201)
 
 
@@ -103,9 +102,9 @@ async def pin(name: str, request: Request, services: ServicesDep) -> dict[str, A
 
 
 @router.api_route("/v1/adapters/{name:path}/download", methods=READ)
-async def download(name: str, services: ServicesDep, version: str | None = None) -> Response:
+async def download(name: str, request: Request, services: ServicesDep) -> Response:
     """A tar of the files that PEFT reads, as they were loaded."""
-    catalogue, number = services.adapters.catalogue, _number(version)
+    catalogue, number = services.adapters.catalogue, _number(request)
     if name not in catalogue.snapshot.adapters:
         raise NotFound(f"There is no adapter '{name[:200]}'", param="name", code="adapter_not_found")
     wanted = catalogue.find(name if number is None else f"{name}@v{number}")
@@ -128,18 +127,21 @@ async def retrieve_adapter(name: str, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.delete("/v1/adapters/{name:path}")
-async def delete_adapter(name: str, services: ServicesDep, version: str | None = None) -> dict[str, Any]:
+async def delete_adapter(name: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     """All of it, or one of its versions that is not the current one."""
-    if (number := _number(version)) is None:
+    if (number := _number(request)) is None:
         await services.adapters.unload(name)
         return {"object": "adapter", "id": name, "deleted": True}
     await services.adapters.delete_version(name, number)
     return {"object": "adapter.version", "id": f"{name}@v{number}", "deleted": True}
 
 
-def _number(version: str | None) -> int | None:
-    """Of a query: 3 or v3."""
-    if version is None:
+def _number(request: Request) -> int | None:
+    """The version of a query, 3 or v3. A query of other names is refused: it would act on all versions."""
+    if unknown := next((name for name in request.query_params if name != "version"), None):
+        message = f"Unrecognized request argument supplied: {unknown[:100]}"
+        raise BadRequest(message, param=unknown[:100], code="unknown_parameter")
+    if (version := request.query_params.get("version")) is None:
         return None
     digits = version.removeprefix("v")
     if not (digits.isascii() and digits.isdigit() and 0 < len(digits) < 10):
