@@ -4,7 +4,7 @@ alias of any of these. A snapshot in memory, replaced as a whole after each chan
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,10 +49,10 @@ class AdapterCatalogue:
         self._state, self._tenant, self._base_names = state, tenant, tuple(base_names)
         self.snapshot = Snapshot()
         self.room = AdapterRoom()
-        self._base_shape: Callable[[], str] = lambda: ""
+        self._base_shape = ""
         self._paths: dict[str, Path] = {}
 
-    def serve(self, room: AdapterRoom, base_shape: Callable[[], str]) -> None:
+    def serve(self, room: AdapterRoom, base_shape: str) -> None:
         """What the engine has room for, and the shape of its model: versions must fit both."""
         self.room, self._base_shape = room, base_shape
 
@@ -125,7 +125,7 @@ class AdapterCatalogue:
         facts, what = version.facts, f"The adapter '{version.adapter}' (version {version.version})"
         if not self.room.slots:
             raise BadRequest(f"{what} cannot be served: this server has no slots for adapters (--max-loras)")
-        if facts.base_shape != self._base_shape():
+        if facts.base_shape != self._base_shape:
             raise BadRequest(f"{what} was loaded for another model than the one that is served: load it again")
         if facts.rank > self.room.rank:
             raise BadRequest(f"{what} has rank {facts.rank}; the server takes up to {self.room.rank} (--max-lora-rank)")

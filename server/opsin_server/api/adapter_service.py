@@ -66,10 +66,10 @@ class AdapterService:
         """Reads what is stored, loads what the command line names, and keeps what is pinned. Raises ConfigError for an
         adapter of the command line that cannot be served."""
         room = ready.memory.adapters
-        self._base = BaseModel(
-            self._model, AdapterLimits(room.rank, LARGEST.get(ready.dtype, AdapterLimits.largest), room.projectors)
-        )
-        self.catalogue.serve(room, lambda: self._loaded_base().shape_digest)
+        limits = AdapterLimits(room.rank, LARGEST.get(ready.dtype, AdapterLimits.largest), room.projectors)
+        self._base = base = BaseModel(self._model, limits)
+        shape = await asyncio.to_thread(lambda: base.shape_digest)  # (it reads a little of every weight)
+        self.catalogue.serve(room, shape)
         self._metrics.watch(lambda: room.slots, self._counts)
         self._engine.on_adapters = self._reported
         await asyncio.to_thread(self.catalogue.refresh)
