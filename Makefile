@@ -48,7 +48,7 @@ test: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 -m 'not nightly' $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup -m 'not nightly' $(PYTEST_ARGS)
 	OPSIN_KERNELS=interpret TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 tests/kernels/interpreted
 
 nightly: setup-test

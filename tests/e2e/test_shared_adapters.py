@@ -31,6 +31,7 @@ def storage() -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
         yield ("--database", postgres.url(), "--blobs", s3.bucket()), s3.environment
 
 
+@pytest.mark.nightly
 def test_servers_that_share_a_database_follow_each_other(
     storage: tuple[tuple[str, ...], dict[str, str]], tmp_path: Path
 ) -> None:
