@@ -235,6 +235,32 @@ def packed_with(adapters: Adapters, fields: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def test_pictures_are_as_large_as_in_training_unless_a_request_says_otherwise(
+    server: Served, http: httpx.Client, adapters: Adapters, tmp_path: Path
+) -> None:
+    source = shutil.copytree(adapters.directories[0], tmp_path / "small pictures")
+    tokens = {}
+    for pixels in (None, 56 * 56, 28 * 28):
+        if pixels is not None:
+            (source / "opsin_adapter.json").write_text(json.dumps({"max_pixels": pixels}))
+        said = upload(server.url, "budget", packed(source))
+        assert said["version"] == len(tokens) + 1, "another budget is another version"
+        tokens[pixels] = image_tokens(http)
+    assert tokens[None] > tokens[56 * 56] > tokens[28 * 28]
+    assert image_tokens(http, mm_processor_kwargs={"max_pixels": 56 * 56}) == tokens[56 * 56]
+    (source / "opsin_adapter.json").write_text('{"max_pixels": 0}')
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        upload(server.url, "budget", packed(source))
+
+
+def image_tokens(http: httpx.Client, **fields: Any) -> int:
+    """Of one picture, for the adapter `budget`."""
+    message = {"role": "user", "content": PROMPTS[2]}
+    body = {"model": "budget", "messages": [message], "max_tokens": 1, **fields}
+    answer = http.post("/v1/chat/completions", json=body)
+    return answer.raise_for_status().json()["usage"]["prompt_tokens_details"]["image_tokens"]
+
+
 def test_forms_that_are_none(server: Served, http: httpx.Client, adapters: Adapters) -> None:
     file = {"file": ("a.tar", adapters.archives[0])}
     refused(http.post("/v1/adapters", files=file), 400, "Missing required parameter: 'name'")

@@ -26,8 +26,7 @@ EMBEDDING, HEAD = "decoder.embedding.weight", "decoder.head.weight"
 @dataclass(frozen=True)
 class AdapterLimits:
     """rank: the largest that a slot takes. largest: the largest number of the engine's type (of bfloat16, whose range
-    float32 has as well, unless it is said). projector: whether slots
-    have room for a projector of an adapter's own."""
+    float32 has as well, unless it is said). projector: whether slots have room for a projector of an adapter's own."""
 
     rank: int
     largest: float = 3.38e38
@@ -109,7 +108,7 @@ class BaseModel:
     @cached_property
     def _stored(self) -> dict[str, str]:
         """The checkpoint's keys by the weight of the model that each fills alone."""
-        matcher = WeightMatcher(self._forms[0].rules, {})
+        matcher = self._names[0]
         filled: dict[str, list[str]] = {}
         for key in self._model.files.tensors:
             if (target := matcher.would_fill(key)) is not None:
@@ -119,11 +118,16 @@ class BaseModel:
             found[HEAD] = found[EMBEDDING]
         return found
 
+    @cached_property
+    def _names(self) -> list[WeightMatcher]:
+        """Of all tensors, in each form."""
+        return [WeightMatcher(form.rules, {}) for form in self._forms]
+
     def _stored_key(self, name: str) -> str | None:
         """The checkpoint's key of a tensor, by any name that it has had."""
         for other in published_names(name):
-            for form in self._forms:
-                target = WeightMatcher(form.rules, {}).would_fill(other)
+            for matcher in self._names:
+                target = matcher.would_fill(other)
                 if target in self._stored:
                     return self._stored[target]
         return None

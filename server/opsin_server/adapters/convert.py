@@ -195,12 +195,10 @@ def _whole(read: _Read, config: PeftConfig, base: BaseModel) -> tuple[dict[str, 
                 read.problems += _place_trained(match, key, tensor, trained)
     found = {}
     for target, parts in trained.items():
-        words = [parts[i].words for i in sorted(parts)]
-        whole = np.concatenate(words) if len(words) > 1 else words[0]
-        if whole.shape != base.trained_shape(target):
-            needed = list(base.trained_shape(target))
-            read.problems.append(f"{target}: shape {list(whole.shape)}, but this model's projector has {needed}")
-        found[target] = BitTensor(parts[0].dtype, whole)
+        problem, joined = _joined(target, parts, base)
+        read.problems += problem
+        if joined is not None:
+            found[target] = joined
     named = {name for name, (key, _) in read.whole.items() if key.half == "whole"}
     read.problems += [
         f"adapter_config.json: modules_to_save has {one!r}, of which no tensor is in the files"
@@ -208,6 +206,19 @@ def _whole(read: _Read, config: PeftConfig, base: BaseModel) -> tuple[dict[str, 
         if not any(one in name for name in named)
     ]
     return found, copies
+
+
+def _joined(target: str, parts: Mapping[int, BitTensor], base: BaseModel) -> tuple[list[str], BitTensor | None]:
+    """A problem, or the parts of one parameter behind each other. Nothing at all: why none could be placed is known."""
+    if not parts:
+        return [], None
+    kinds = {part.dtype for part in parts.values()}
+    if len(kinds) > 1:
+        return [f"{target}: its parts are stored as {' and '.join(sorted(kinds))}"], None
+    whole = np.concatenate([parts[number].words for number in sorted(parts)])
+    if whole.shape != (needed := base.trained_shape(target)):
+        return [f"{target}: shape {list(whole.shape)}, but this model's projector has {list(needed)}"], None
+    return [], BitTensor(kinds.pop(), whole)
 
 
 def _not_a_copy(name: str, key: AdapterKey, tensor: BitTensor, base: BaseModel) -> list[str]:

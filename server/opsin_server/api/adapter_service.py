@@ -58,7 +58,6 @@ class AdapterService:
         self._used: dict[str, float] = {}
         self._revision: tuple[object, ...] = ()
         self._chores: list[asyncio.Task[None]] = []
-        self.base_name = base_names[0]
         self.scratch = state.directory.tmp
         self.max_bytes = config.max_adapter_bytes
 

@@ -230,3 +230,27 @@ def test_mutated_files_are_refused_or_read_whole(case: Case, tmp_path: Path, mut
             assert found.tensors.keys() == original.tensors.keys(), number
             assert found.tensors_read == original.tensors_read
     assert refused > mutations / 3
+
+
+@pytest.mark.parametrize(
+    ("family", "module", "name", "shape"),
+    [
+        ("qwen", "attn_pool", "transformer.visual.attn_pool.attn.in_proj_weight", (5, 64)),
+        ("qwen", "visual.proj", "transformer.visual.proj", (3, 64)),
+        ("mistral3", "multi_modal_projector", "model.multi_modal_projector.patch_merger.merging_layer.weight", (7, 9)),
+    ],
+)
+def test_a_trained_projector_of_another_shape_whose_order_is_the_familys(
+    family: str, module: str, name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """It can be neither cut nor reordered as this model's is."""
+    theirs = tiny.FAMILIES[family].make()
+    base = peft.base_of(tiny.save(theirs, tmp_path / "model"), options=dict(tiny.FAMILIES[family].options))
+    targets = peft.linears(theirs, r"(v_proj|c_attn)$")
+    directory = peft.make(theirs, tmp_path / "a", 0, r=2, target_modules=targets).directory
+    tensors = load_file(directory / WEIGHTS)
+    save_file({**tensors, f"base_model.model.{name}": torch.ones(shape)}, directory / WEIGHTS)
+    config = json.loads((directory / CONFIG).read_text())
+    (directory / CONFIG).write_text(json.dumps(config | {"modules_to_save": [module]}))
+    with pytest.raises(BadAdapter, match="shape|does not fit"):
+        peft.converted(directory, base)

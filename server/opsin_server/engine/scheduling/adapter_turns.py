@@ -30,7 +30,9 @@ class AdapterTurns:
         return digest not in self._leaving or self._left.get(digest, 0) > 0
 
     def begin(self, digest: bytes) -> None:
-        """It was given a slot."""
+        """It was given a slot, and those that have none any more are forgotten."""
+        in_slots = self._adapters.in_slots
+        self._left = {other: left for other, left in self._left.items() if other in in_slots}
         self._left[digest] = self._turn
         self._leaving.discard(digest)
 
@@ -49,7 +51,6 @@ class AdapterTurns:
                 digest = sequence.adapter.digest
                 work[digest] = work.get(digest, 0) + sequence.max_tokens - sequence.generated
         in_slots = self._adapters.in_slots
-        self._left = {digest: left for digest, left in self._left.items() if digest in in_slots}
         held = self._adapters.released_by(in_slots)
         self._leaving &= set(held)
         for digest in self._order(held, work)[: len(wanted) - len(self._leaving)]:

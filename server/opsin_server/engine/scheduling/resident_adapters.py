@@ -185,10 +185,6 @@ class ResidentAdapters(Generic[Weights]):
         if ref.digest in self._pins:
             self._pins[ref.digest].discard(owner)
 
-    def is_pinned(self, digest: bytes) -> bool:
-        """Whether running sequences, or the operator, hold it in its slot."""
-        return digest in self._kept or bool(self._pins.get(digest))
-
     def released_by(self, order: Sequence[bytes]) -> list[bytes]:
         """Of these, those that only sequences hold in their slots."""
         return [digest for digest in order if self._pins.get(digest) and digest not in self._kept]
