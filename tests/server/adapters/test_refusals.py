@@ -252,5 +252,5 @@ def test_a_trained_projector_of_another_shape_whose_order_is_the_familys(
     save_file({**tensors, f"base_model.model.{name}": torch.ones(shape)}, directory / WEIGHTS)
     config = json.loads((directory / CONFIG).read_text())
     (directory / CONFIG).write_text(json.dumps(config | {"modules_to_save": [module]}))
-    with pytest.raises(BadAdapter, match="shape|does not fit"):
+    with pytest.raises(BadAdapter, match=r"shape|does not fit"):
         peft.converted(directory, base)
