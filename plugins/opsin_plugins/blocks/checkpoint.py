@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.loading import weight_matching
 from opsin_plugins.loading.weight_matching import Source, assign
 from opsin_plugins.spec import ModelFiles, Reorder, Rule, TensorInfo
 
@@ -89,11 +90,4 @@ def taken(source: Source, tensor: Tensor) -> Tensor:
 
 def reordered(tensor: Tensor, reorder: Reorder | None) -> Tensor:
     """The tensor with one dimension's entries in the order that the model has them."""
-    if reorder is None:
-        return tensor
-    at, shape = reorder.axis, tensor.shape
-    if at is None:
-        return tensor.permute(reorder.order)
-    split = tensor.reshape(*shape[:at], *reorder.shape, *shape[at + 1 :])
-    order = [*range(at), *(at + i for i in reorder.order)]
-    return split.permute(*order, *range(len(order), split.dim())).reshape(shape)
+    return weight_matching.reordered(tensor, reorder, torch.permute)

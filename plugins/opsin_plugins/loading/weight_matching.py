@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 from opsin_plugins.spec import (
     Concat,
@@ -44,6 +45,23 @@ class Source:
         if self.reorder is not None and self.reorder.axis is None:
             return tuple(stored[i] for i in self.reorder.order)
         return stored
+
+
+def reordered(
+    array: Any, reorder: Reorder | None, permute: Callable[[Any, tuple[int, ...]], Any], axis: int | None = None
+) -> Any:
+    """An array, or a tensor, with one dimension's entries in the order that the model has them. permute: numpy's
+    transpose or torch's permute. axis: the dimension, where it is another than the rule's: a low-rank factor has one of
+    the two that a weight has."""
+    if reorder is None:
+        return array
+    if reorder.axis is None:
+        return permute(array, reorder.order)
+    axis = reorder.axis if axis is None else axis
+    shape = tuple(array.shape)
+    split = array.reshape(*shape[:axis], *reorder.shape, *shape[axis + 1 :])
+    order = [*range(axis), *(axis + i for i in reorder.order)]
+    return permute(split, (*order, *range(len(order), len(split.shape)))).reshape(shape)
 
 
 def assign(

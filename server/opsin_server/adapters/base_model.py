@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.lora_targets import LoraTarget, LoraTargets
 from opsin_plugins.loading.open_model import OpenModel
@@ -138,19 +136,6 @@ class BaseModel:
             return None
         mine = read_tensor(self._model.files.tensors[key].file, key)
         return mine is not None and mine.equals(tensor)
-
-
-def reordered(words: np.ndarray, match: Match | LoraTarget, axis: int) -> np.ndarray:
-    """One dimension's entries, `axis` of words, in the order that the model has them."""
-    reorder = match.reorder
-    if reorder is None:
-        return words
-    if reorder.axis is None:
-        return words.transpose(reorder.order)
-    shape = words.shape
-    split = words.reshape(*shape[:axis], *reorder.shape, *shape[axis + 1 :])
-    order = [*range(axis), *(axis + i for i in reorder.order)]
-    return split.transpose(*order, *range(len(order), split.ndim)).reshape(shape)
 
 
 def groups_of(base: BaseModel, modules: Sequence[str]) -> Mapping[str, int]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from opsin_plugins.loading.lora_targets import LoraTarget
-from opsin_plugins.loading.weight_matching import Match
+from opsin_plugins.loading.weight_matching import Match, reordered
 from opsin_plugins.spec import SpecError
-from opsin_server.adapters.base_model import BaseModel, groups_of, reordered
+from opsin_server.adapters.base_model import BaseModel, groups_of
 from opsin_server.adapters.module_names import AdapterKey, read_key
 from opsin_server.adapters.peft_config import PeftConfig
 from opsin_server.adapters.problems import BadAdapter
@@ -168,8 +168,8 @@ def _placed(targets: Sequence[LoraTarget], a: BitTensor, b: BitTensor, scale: fl
     found = {}
     for target in targets:
         by_rows = target.reorder is None or target.reorder.axis == 0
-        columns = a.words if by_rows else reordered(a.words, target, 1)
-        outputs = (reordered(b.words, target, 0) if by_rows else b.words)[slice(*target.rows)]
+        columns = a.words if by_rows else reordered(a.words, target.reorder, np.transpose, 1)
+        outputs = (reordered(b.words, target.reorder, np.transpose, 0) if by_rows else b.words)[slice(*target.rows)]
         name = f"{target.linear}.{target.segment}"
         found[f"{name}.a"] = BitTensor(a.dtype, columns)
         found[f"{name}.b"] = BitTensor(b.dtype, outputs.T)
@@ -244,7 +244,7 @@ def _place_trained(
             return [f"{key.key}: shape {list(words.shape)}; this model's has {match.rows[2]} rows"]
         words = words[slice(*match.rows[:2])]
     try:
-        words = reordered(words, match, match.reorder.axis or 0 if match.reorder is not None else 0)
+        words = reordered(words, match.reorder, np.transpose)
     except ValueError:
         return [f"{key.key}: shape {list(tensor.shape)} does not fit this model's projector"]
     parts[match.part] = BitTensor(tensor.dtype, words)
