@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from opsin_server.embedded import MODEL, SAMPLES
 from support import peft
-from support.served import Served
+from support.served import Served, wait_for
 
 # The language model alone; the tower too; a trained projector; another rank.
 FORMS: tuple[dict[str, Any], ...] = (
@@ -41,6 +43,7 @@ PROMPTS: tuple[Any, ...] = (
     [_picture("rocket.png"), _picture("red_circle.png"), {"type": "text", "text": TEXT}],
 )
 TOKENS = 10
+BASE = "opsin-mini"
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Adapters:
         """Asks a server of its own, without a prefix cache, each for the first time."""
         named = [part for n, d in enumerate(self.directories) for part in ("--adapter", f"v{n}={d}")]
         with Served("--no-prefix-cache", "--max-loras", "2", *named) as server:
-            self.expected[""] = [ask(server.url, "opsin-mini", prompt).text for prompt in range(len(PROMPTS))]
+            self.expected[""] = [ask(server.url, BASE, prompt).text for prompt in range(len(PROMPTS))]
             for number in range(len(self.directories)):
                 answers = [ask(server.url, f"v{number}", prompt) for prompt in range(len(PROMPTS))]
                 assert len({answer.digest for answer in answers}) == 1
@@ -130,3 +133,15 @@ def upload(url: str, name: str, archive: bytes, client: httpx.Client | None = No
     answer = post(f"{url}/v1/adapters", data={"name": name, **fields}, files={"file": ("a.tar", archive)}, **options)
     answer.raise_for_status()
     return answer.json()
+
+
+def kill_engine(server: Served) -> None:
+    """And waits for the next one."""
+    engine = server.engine
+    os.kill(engine, signal.SIGKILL)
+    wait_for(lambda: server.children() not in ([engine], []) and server.is_ready(), 60)
+
+
+def refused(answer: httpx.Response, status: int, says: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["error"]["message"]

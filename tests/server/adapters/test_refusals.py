@@ -114,6 +114,15 @@ def test_tensors_that_do_not_fit(case: Case, name: str, tmp_path: Path) -> None:
         peft.converted(case.copy(tmp_path / "a", change), case.base)
 
 
+def test_models_of_one_shape_are_told_apart(case: Case, tmp_path: Path) -> None:
+    again = tiny.save(case.theirs, tmp_path / "the same")
+    other = tiny.save(tiny.qwen2_vl(), tmp_path / "another")
+    assert peft.base_of(again).shape_digest == case.base.shape_digest
+    for file in other.glob("*.safetensors"):
+        save_file({name: tensor + 0.5 for name, tensor in load_file(file).items()}, file)
+    assert peft.base_of(other).shape_digest != case.base.shape_digest
+
+
 def test_a_convolution(case: Case, tmp_path: Path) -> None:
     model = get_peft_model(tiny.llava(), LoraConfig(r=2, target_modules=["patch_embedding"]))
     model.save_pretrained(tmp_path / "a")
