@@ -39,7 +39,6 @@ class AdapterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     base: str | None = None
     max_pixels: Annotated[int, Meta(ge=1)] | None = None
-    job: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ class LoadLoraAdapter(Strict):
     lora_path: Path
     load_inplace: bool = False
     is_3d_lora_weight: Annotated[bool, Field(description="False alone is served.")] = False
-    base_model_name: Ignored = None
 
 
 class UnloadLoraAdapter(Strict):
