@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights, Factors
-from opsin_plugins.blocks.lora import TRAINEE, Lora, Run
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
+from opsin_plugins.blocks.slot_lora import Run, SlotLora
 from opsin_plugins.conformance.adapters import random_adapter
 from opsin_plugins.spec import LinearShape
 from support import bfloat16
@@ -133,27 +133,23 @@ def test_a_recording_replays_what_was_recorded(gpu: Pretended) -> None:
         ([(1, 3), (2, 4), (0, 5), (1, 300)], True),
         ([(2, 1)], True),
         ([(1, 600), (0, 9), (2, 20)], False),
-        ([(1, 3), (TRAINEE, 2), (2, 4)], False),
         ([(0, 5)], False),
     ],
 )
-def test_long_runs_of_adapters_are_the_librarys_and_so_is_training(
-    runs: list[tuple[int, int]], launched: bool, gpu: Pretended
-) -> None:
+def test_long_runs_of_adapters_are_the_librarys(runs: list[tuple[int, int]], launched: bool, gpu: Pretended) -> None:
     """Whichever way, each row gets what its adapter adds."""
     shape, name, place = LinearShape(32, (16, 24)), "layer", torch.device("cuda")
-    made = [random_adapter({name: shape}, 3 + n, n)[name] for n in range(3)]
+    made = [random_adapter({name: shape}, 3 + n, n)[name] for n in range(2)]
     slots = AdapterSlots({name: shape}, 2, 8, place)
-    for number, factors in enumerate(made[:2], 1):
+    for number, factors in enumerate(made, 1):
         slots.load(number, AdapterWeights({name: factors}))
-    trainee = [Factors(f.a.to(place), f.b.to(place)) for f in made[2]]
     rows = [slot for slot, count in runs for _ in range(count)]
     x, out = torch.randn(len(rows), 32), torch.randn(len(rows), 40)
-    lora = Lora(slots, tuple(Run(*run) for run in runs), trainee={name: trainee})
+    lora = SlotLora(slots, tuple(Run(*run) for run in runs))
     found = lora.add(name, x.to(place), out.to(place)).cpu()
     assert gpu.launched == (["shrink", "expand"] if launched else [])
     for row, slot in enumerate(rows):
-        factors = [] if slot == 0 else made[2 if slot == TRAINEE else slot - 1]
+        factors = [] if slot == 0 else made[slot - 1]
         added = torch.cat([x[row] @ f.a.T @ f.b for f in factors] or [torch.zeros(40)])
         assert torch.allclose(found[row], out[row] + added, atol=1e-4)
 
@@ -165,7 +161,7 @@ def test_a_recording_adds_whatever_adapters_its_rows_have_later(gpu: Pretended) 
     chosen, x = torch.zeros(20, dtype=torch.int64, device="cuda"), on_device(20, 48)
     out, graph = on_device(20, 48), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        Lora(slots, None, chosen).add(name, x, out)
+        SlotLora(slots, None, chosen).add(name, x, out)
     assert gpu.launched == ["shrink", "expand"]
     for seed, mix in enumerate(([1, 2, 0, 2], [3], [0], [2, 0, 3, 3, 1])):
         torch.manual_seed(seed)
