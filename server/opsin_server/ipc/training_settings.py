@@ -17,6 +17,10 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
     rank, alpha: of every module; with rslora the scale is alpha / √rank in place of alpha / rank. Rates are of AdamW;
     those of vision and projector are factors of learning_rate, as is that of B over A (lora_plus_ratio). warmup: steps.
     batch_size: rows of an optimizer step. epochs, or max_steps where it is given.
+
+    evaluate_every, save_every: steps; None: at the end of each epoch. patience: evaluations in a row that are no better
+    than the best, after which training ends; None: it does not. keep_checkpoints: the newest, and the best.
+    micro_batch_tokens: rows are packed up to so many, unless one alone has more.
     """
 
     modules: tuple[str, ...]
@@ -42,6 +46,11 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int = 3
     max_steps: int | None = None
     seed: int = 0
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    patience: int | None = None
+    keep_checkpoints: int = 3
+    micro_batch_tokens: int = 1024
 
     @property
     def scale(self) -> float:

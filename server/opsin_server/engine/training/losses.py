@@ -19,13 +19,18 @@ CHUNK = 64  # rows
 
 
 @dataclass(frozen=True)
-class TokenLosses:
-    """losses F32 [M]: minus the log probability of each target. gradient [M, H]: of each by its own state. hits bool
-    [M]: whether the target is the likeliest token."""
+class UnlearnedLosses:
+    """losses F32 [M]: minus the log probability of each target. hits bool [M]: whether it is the likeliest token."""
 
     losses: Tensor
-    gradient: Tensor
     hits: Tensor
+
+
+@dataclass(frozen=True)
+class TokenLosses(UnlearnedLosses):
+    """gradient [M, H]: of each loss by its own state."""
+
+    gradient: Tensor
 
 
 def token_losses(
@@ -41,7 +46,22 @@ def token_losses(
         yield Piece("loss", rows.stop - rows.start)
         found = _chunk(decoder, states[rows], targets[rows], lora, scale)
         losses[rows], gradient[rows], hits[rows] = found
-    return TokenLosses(losses, gradient, hits)
+    return TokenLosses(losses, hits, gradient)
+
+
+def unlearned_losses(
+    decoder: Decoder, states: Tensor, targets: Tensor, lora: TraineeLora | None
+) -> Generator[Piece, None, UnlearnedLosses]:
+    """Of rows that nothing is learned from."""
+    losses, hits = [], []
+    for first in range(0, len(states), CHUNK):
+        rows = slice(first, first + CHUNK)
+        yield Piece("evaluation", len(states[rows]))
+        with torch.no_grad():
+            logits = decoder.logits(states[rows], lora).float()
+            losses.append(F.cross_entropy(logits, targets[rows], reduction="none"))
+            hits.append(logits.argmax(1) == targets[rows])
+    return UnlearnedLosses(torch.cat(losses), torch.cat(hits))
 
 
 def _chunk(

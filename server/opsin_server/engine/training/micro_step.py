@@ -12,7 +12,7 @@ from opsin_kernels.transfer import moved
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.trainee_lora import TraineeLora
 from opsin_server.engine.training.kept_bytes import KeptBytes
-from opsin_server.engine.training.losses import TokenLosses, token_losses
+from opsin_server.engine.training.losses import TokenLosses, UnlearnedLosses, token_losses, unlearned_losses
 from opsin_server.engine.training.micro_batch import MicroBatch
 from opsin_server.engine.training.pieces import Piece, Tape
 from opsin_server.ipc.messages import Item
@@ -70,3 +70,11 @@ def train(
     finally:
         tape.drop()
     return found
+
+
+def evaluate(
+    model: Model, batch: MicroBatch, visual: VisualInput, lora: TraineeLora | None
+) -> Generator[Piece, None, UnlearnedLosses]:
+    """Without gradients. lora None: of the base model."""
+    states = yield from forward(model, batch, visual, lora, Tape(KeptBytes(0), trains=False))
+    return (yield from unlearned_losses(model.decoder, states, batch.targets, lora))

@@ -61,11 +61,11 @@ class _Done:
 
 
 class Tape:
-    """The pieces of one micro-batch, and the latest tensor of each name."""
+    """The pieces of one micro-batch, and the latest tensor of each name. trains: whether a backward pass is to come."""
 
-    def __init__(self, kept_bytes: KeptBytes) -> None:
+    def __init__(self, kept_bytes: KeptBytes, trains: bool = True) -> None:
         self.values: dict[str, Value] = {}
-        self._kept_bytes = kept_bytes
+        self._kept_bytes, self._trains = kept_bytes, trains
         self._done: list[_Done] = []
 
     def give(self, name: str, tensor: Tensor) -> None:
@@ -91,6 +91,11 @@ class Tape:
 
     def _run(self, stage: Stage, part: str, rows: int) -> None:
         takes = [self.values[name] for name in stage.takes]
+        if not self._trains:
+            with torch.no_grad():
+                made = stage.run(*(value.tensor for value in takes))
+            self.values.update({name: Value(tensor) for name, tensor in zip(stage.gives, made, strict=True)})
+            return
         kind = f"{part}.{stage.name.partition('.')[0]}"
         leaves = [value.leaf() for value in takes]
         with torch.enable_grad(), self._kept_bytes.counting(kind, rows):

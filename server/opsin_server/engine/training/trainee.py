@@ -58,10 +58,10 @@ class Trainee:
         self.linears = {name: self._linear(name, found) for name, found in self._of_linear.items()}
         self._initialize()
 
-    def lora(self, seed: int) -> TraineeLora:
-        """seed: of this micro-batch's dropout."""
-        dropout = Dropout(self.settings.dropout, seed) if self.settings.dropout else None
-        return TraineeLora(self.linears, None, dropout)
+    def lora(self, seed: int | None) -> TraineeLora:
+        """seed: of this micro-batch's dropout; None: without any, as it will serve."""
+        probability = self.settings.dropout
+        return TraineeLora(self.linears, None, Dropout(probability, seed) if probability and seed is not None else None)
 
     def weights(self, dtype: torch.dtype) -> AdapterWeights:
         """Copies, as a slot takes them."""
