@@ -23,10 +23,11 @@ from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.engine.training.pieces import Piece
-from opsin_server.engine.training.row_source import NeedsPixels, Split
+from opsin_server.engine.training.row_source import NeedsPixels
 from opsin_server.engine.training.trainee import Trainee
 from opsin_server.engine.training.trainer import TrainedModel
-from opsin_server.ipc.messages import Item
+from opsin_server.ipc.item import Item
+from opsin_server.ipc.training_messages import Split
 from opsin_server.ipc.training_rows import Pixels, TrainingRow
 from support import oracle, tiny
 from support.inputs import their_inputs
@@ -130,6 +131,9 @@ class LocalRows:
 
     def pixels(self, item: Item) -> Pixels:
         return next(one.pixels[item.digest] for one in (*self.train, *self.valid) if item.digest in one.pixels)
+
+    def forget(self, item: Item) -> None:
+        pass
 
     def _of(self, split: Split) -> Sequence[Example]:
         return self.train if split == "train" else self.valid

@@ -17,7 +17,7 @@ from opsin_plugins.blocks.fusion import CrossInputs, Visual
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.spec import I32, ModelSpec, RopeSpec, Span, VisibleImages
-from opsin_server.ipc.messages import Item
+from opsin_server.ipc.item import Item
 from opsin_server.ipc.training_rows import TrainingRow
 
 

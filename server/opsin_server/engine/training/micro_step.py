@@ -15,7 +15,7 @@ from opsin_server.engine.training.kept_bytes import KeptBytes
 from opsin_server.engine.training.losses import TokenLosses, UnlearnedLosses, token_losses, unlearned_losses
 from opsin_server.engine.training.micro_batch import MicroBatch
 from opsin_server.engine.training.pieces import Piece, Tape
-from opsin_server.ipc.messages import Item
+from opsin_server.ipc.item import Item
 from opsin_server.ipc.training_rows import Pixels
 
 PixelsOf = Callable[[Item], Pixels]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
-from opsin_server.ipc.messages import Item
+from opsin_server.ipc.item import Item
+from opsin_server.ipc.training_messages import Split
 from opsin_server.ipc.training_rows import Pixels, TrainingRow
 
-Split = Literal["train", "valid"]
 NeedsPixels = Callable[[bytes], bool]
 """Whether the pixels of an image, by its digest, are still wanted."""
 
@@ -25,3 +25,6 @@ class RowSource(Protocol):
 
     def pixels(self, item: Item) -> Pixels:
         """Of an image of rows that have been taken."""
+
+    def forget(self, item: Item) -> None:
+        """Its pixels are not needed any more."""

@@ -26,11 +26,12 @@ from opsin_server.engine.training.optimizer import Optimizer
 from opsin_server.engine.training.peft_form import peft_config, peft_tensors
 from opsin_server.engine.training.pieces import Piece, Pieces
 from opsin_server.engine.training.row_order import RowOrder, packed
-from opsin_server.engine.training.row_source import RowSource, Split
+from opsin_server.engine.training.row_source import RowSource
 from opsin_server.engine.training.tensor_store import TensorStore
 from opsin_server.engine.training.trainee import Trainee
 from opsin_server.engine.training.visual_tokens import VisualTokens
 from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Status, StepDone, TrainingEnded, TrainingEvent
+from opsin_server.ipc.training_messages import Split
 from opsin_server.ipc.training_rows import TrainingRow
 from opsin_server.ipc.training_settings import TrainingSettings
 

@@ -16,7 +16,7 @@ from opsin_server.engine.training.micro_step import encode
 from opsin_server.engine.training.pieces import Piece, Tape
 from opsin_server.engine.training.row_source import RowSource
 from opsin_server.engine.training.tensor_store import TensorStore
-from opsin_server.ipc.messages import Item
+from opsin_server.ipc.item import Item
 
 
 class VisualTokens:
@@ -34,4 +34,5 @@ class VisualTokens:
                 tape = Tape(KeptBytes(0), trains=False)
                 yield from encode(self._model, [item], [source.pixels(item)], None, tape)
                 self._store.put(item.digest, tape.values["tokens"].tensor)
+                source.forget(item)
         return torch.cat([self._store.get(item.digest).to(self._device) for item in items])
