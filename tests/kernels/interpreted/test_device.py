@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from opsin_kernels import linear_cross_entropy as losses
 from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
 from opsin_plugins.blocks.slot_lora import Run, SlotLora
 from opsin_plugins.conformance.adapters import random_adapter
@@ -63,8 +64,10 @@ def test_the_benchmark_brings_every_row_of_a_model(
 
 
 def test_native_tests_make_every_tensor_on_the_device() -> None:
-    files = [f"tests/kernels/interpreted/test_{name}.py" for name in ("bitmask", "lora", "penalties", "sampling")]
+    names = ("bitmask", "linear_cross_entropy", "lora", "penalties", "sampling")
+    files = [f"tests/kernels/interpreted/test_{name}.py" for name in names]
     wanted = "inverse or places or (whose_bit and 31) or rows_are_their_own or (own_adapter and few)"
+    wanted += " or (at_the_step and 4097) or equally_likely or beside_its_rows or normal_numbers or not_a_token"
     line = [sys.executable, "-m", "pytest", "-q", "-p", "support.on_pretended_cuda", "-k", wanted, *files]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "HYPOTHESIS_PROFILE": "default"}
@@ -180,6 +183,22 @@ def test_a_recording_adds_whatever_adapters_its_rows_have_later(gpu: Pretended) 
                 for segment, (n, f) in enumerate(zip(shape.segments, loaded[slot - 1], strict=True))
             ]
             assert torch.allclose(out[row].cpu(), 1 + torch.cat(parts), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_loss_is_recorded_without_a_question_to_the_device(dtype: torch.dtype, gpu: Pretended) -> None:
+    x, weight = on_device(3, 20).to(dtype), on_device(50, 20).to(dtype)
+    labels, graph = torch.zeros(3, dtype=torch.int64, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = losses.linear_cross_entropy_with_gradient(x, weight, labels)
+    assert gpu.launched == ["cross_entropy_rows"]
+    torch.manual_seed(0)
+    given = torch.randn(3, 20).to(dtype), torch.randn(50, 20).to(dtype), torch.tensor([0, 7, 49])
+    for held, values in zip((x, weight, labels), given, strict=True):
+        held.copy_(values)
+    graph.replay()
+    for ours, theirs in zip(found, losses.linear_cross_entropy_ref(*given), strict=True):
+        assert torch.allclose(ours.cpu().float(), theirs.float(), atol=4e-2 if dtype != torch.float32 else 2e-5)
 
 
 def test_memory_is_pinned_before_it_is_copied_while_recording(gpu: Pretended) -> None:
