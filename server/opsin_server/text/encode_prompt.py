@@ -134,7 +134,7 @@ class PromptEncoder:
         parts = image_parts(messages)
         if len(parts) != len(images):
             raise ValueError(f"{len(images)} images for {len(parts)} image parts")
-        items = tuple(self._item(part, image) for part, image in zip(parts, images, strict=True))
+        items = tuple(self.visual_item(part, image) for part, image in zip(parts, images, strict=True))
         try:
             expanded = self._architecture.expand(ids, items, self.spec, self.tokenizer.encode)
             positions, delta = self._architecture.positions(expanded, items, self.spec)
@@ -156,7 +156,8 @@ class PromptEncoder:
         out[is_text] = labels[kept]
         return out
 
-    def _item(self, part: ImagePart, image: U8) -> VisualItem:
+    def visual_item(self, part: ImagePart, image: U8) -> VisualItem:
+        """One picture as the tower takes it, with its digest. Raises BadRequest."""
         try:
             (item,) = self._architecture.preprocess([image], self.spec, part.budget)
         except SpecError as error:

@@ -1,0 +1,41 @@
+"""How a training file is read: what is learned, and what becomes of rows that are wrong or too long."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from opsin_server.errors import ConfigError
+
+Count = Annotated[int, Meta(ge=1)]
+
+
+class ImageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """resize: "min" brings a side down to the size of the model's vision, "max" changes nothing, a number brings it
+    down to so many pixels, and (width, height) is taken as it is, whatever the ratio. side: which side is compared.
+    snap: to multiples of what one visual token stands for. max_pixels: at most so many after all resizing, where a row
+    does not say. boxes: coordinates in a row's text are rescaled with its image."""
+
+    resize: Literal["min", "max"] | Count | tuple[Count, Count] = "max"
+    side: Literal["width", "height", "max", "min"] = "width"
+    snap: bool = False
+    max_pixels: Count | None = None
+    boxes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.snap and self.resize == "max":
+            raise ConfigError("snap is true, and resize 'max' changes no size: give resize")
+
+
+class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """train_on: all that the assistant says, its last turn alone, or every token but the first. max_seq_length: tokens
+    of a row; None: as many as the model takes. min_rows: fewer are refused; OpenAI asks for 10."""
+
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    on_long_row: Literal["drop", "refuse", "truncate"] = "drop"
+    max_seq_length: Annotated[int, Meta(ge=2)] | None = None
+    min_rows: Count = 10
+    images: ImageOptions = ImageOptions()
