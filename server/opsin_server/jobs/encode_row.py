@@ -83,7 +83,7 @@ class RowEncoder:
         return EncodedRow(row, origins, remarks | set(made.remarks))
 
     def _check_length(self, example: TrainingExample) -> None:
-        """Before it is tokenized (seconds a megabyte): what is nearer to the limit is left to the policy of long rows."""
+        """Before it is tokenized (seconds a megabyte). What is nearer to the limit is for the policy of long rows."""
         size = sum(map(len, texts(example.messages)))
         most = FAR_TOO_LONG * self._encoder.spec.max_positions * self._encoder.tokenizer.longest_token
         if size > most:

@@ -13,20 +13,24 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class ImageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """resize: "min" brings a side down to the size of the model's vision, "max" changes nothing, a number brings it
-    down to so many pixels, and (width, height) is taken as it is, whatever the ratio. side: which side is compared.
+    """resize: "min" brings a side down to the size of the model's vision, "max" changes nothing, and a number brings it
+    down to so many pixels. side: which side that is. size: width and height that every image gets, whatever its ratio.
     snap: to multiples of what one visual token stands for. max_pixels: at most so many after all resizing, where a row
     does not say. boxes: coordinates in a row's text are rescaled with its image."""
 
-    resize: Literal["min", "max"] | Count | tuple[Count, Count] = "max"
+    # (msgspec 0.23 corrupts memory when it decodes a union of words, a bounded number and a pair: two fields.)
+    resize: Literal["min", "max"] | Count = "max"
     side: Literal["width", "height", "max", "min"] = "width"
+    size: tuple[Count, Count] | None = None
     snap: bool = False
     max_pixels: Count | None = None
     boxes: bool = False
 
     def __post_init__(self) -> None:
-        if self.snap and self.resize == "max":
-            raise ConfigError("snap is true, and resize 'max' changes no size: give resize")
+        if self.size is not None and self.resize != "max":
+            raise ConfigError(f"resize is {self.resize!r} and size is {list(self.size)}: give one")
+        if self.snap and self.size is None and self.resize == "max":
+            raise ConfigError("snap is true, and resize 'max' changes no size: give resize or size")
 
 
 class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,10 +22,10 @@ def resized(image: U8, options: ImageOptions, spec: ImageSpec) -> U8:
 
 def target_size(width: int, height: int, options: ImageOptions, spec: ImageSpec) -> tuple[int, int]:
     """(width, height) of the picture that preprocessing is given."""
-    if options.resize == "max":
+    if options.size is not None:
+        target = options.size
+    elif options.resize == "max":
         return width, height
-    if isinstance(options.resize, tuple):
-        target = options.resize
     else:
         limit = vision_side(spec) if options.resize == "min" else options.resize
         side = {"width": width, "height": height, "max": max(width, height), "min": min(width, height)}[options.side]
