@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,6 +72,7 @@ class Collected:
             labels=sum(self._labels),
             visual_tokens=sum(self._visual),
             longest=self.longest,
+            lengths=_lengths(self._tokens),
             images=len(self._origins),
             image_uses=len(self._images),
             image_rows=self.image_rows,
@@ -81,3 +83,9 @@ class Collected:
             faults=tuple(self.faults.first),
             remarks=tuple(remarks),
         )
+
+
+def _lengths(tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """By powers of two."""
+    counts = Counter(max(0, (count - 1).bit_length()) for count in tokens)
+    return tuple((2**power, counts[power]) for power in range(min(counts), max(counts) + 1)) if counts else ()

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from opsin_server.errors import ConfigError
+from opsin_server.option import Option
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -20,11 +21,15 @@ class ImageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # (msgspec 0.23 corrupts memory when it decodes a union of words, a bounded number and a pair: two fields.)
     resize: Literal["min", "max"] | Count = "max"
-    side: Literal["width", "height", "max", "min"] = "width"
+    side: Annotated[
+        Literal["width", "height", "max", "min"], Option("The side that --resize speaks of.", name="resize-side")
+    ] = "width"
     size: tuple[Count, Count] | None = None
-    snap: bool = False
-    max_pixels: Count | None = None
-    boxes: bool = False
+    snap: Annotated[
+        bool, Option("Resize to multiples of what one visual token stands for.", name="snap-to-patch-size")
+    ] = False
+    max_pixels: Annotated[Count | None, Option("Pixels of an image, at most, where its row does not say.")] = None
+    boxes: Annotated[bool, Option("Rescale the boxes in a row's text with its image.")] = False
 
     def __post_init__(self) -> None:
         if self.size is not None and self.resize != "max":
@@ -37,9 +42,15 @@ class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """train_on: all that the assistant says, its last turn alone, or every token but the first. max_seq_length: tokens
     of a row; None: as many as the model takes. min_rows: fewer are refused; OpenAI asks for 10."""
 
-    train_on: Literal["assistant", "last", "all"] = "assistant"
-    on_bad_row: Literal["refuse", "skip"] = "refuse"
-    on_long_row: Literal["drop", "refuse", "truncate"] = "drop"
-    max_seq_length: Annotated[int, Meta(ge=2)] | None = None
-    min_rows: Count = 10
+    train_on: Annotated[
+        Literal["assistant", "last", "all"], Option("What is learned: all that the assistant says, its last turn, all.")
+    ] = "assistant"
+    on_bad_row: Annotated[Literal["refuse", "skip"], Option("What becomes of a file with a wrong row.")] = "refuse"
+    on_long_row: Annotated[
+        Literal["drop", "refuse", "truncate"], Option("What becomes of a row of more than --max-seq-length tokens.")
+    ] = "drop"
+    max_seq_length: Annotated[
+        Annotated[int, Meta(ge=2)] | None, Option("Tokens of a row. Default: as many as the model takes.")
+    ] = None
+    min_rows: Annotated[Count, Option("Rows that a file must have.")] = 10
     images: ImageOptions = ImageOptions()

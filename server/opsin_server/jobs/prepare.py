@@ -46,6 +46,7 @@ from opsin_server.text.conversation import image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
 
 AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
+LEFT_OUT = "longer than max_seq_length, and left out"
 MAX_AHEAD_BYTES = 256 * 2**20  # of their lines
 
 
@@ -202,6 +203,7 @@ def _take(line: Line, future: Future[_Made], source: Source, collected: Collecte
         return
     if rows is None:
         collected.left_out += 1
+        collected.remarks.add(line.number, LEFT_OUT)
         return
     for remark in sorted(made.remarks):
         collected.remarks.add(line.number, remark)

@@ -38,7 +38,8 @@ class Remark(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What was found in a training file. rows: that are trained on. left_out: too long, by the policy. truncated: of
     the rows, those that were cut. skipped: wrong ones. faults: the first of fault_count. tokens, labels, visual_tokens:
-    of all rows; the longest row has longest. images: different ones; image_uses: in all rows."""
+    of all rows; the longest row has longest. lengths: pairs of a number of tokens, and how many rows have no more, and
+    more than the pair before says. images: different ones; image_uses: in all rows."""
 
     kind: Kind
     rows: int
@@ -46,6 +47,7 @@ class Report(msgspec.Struct, frozen=True):
     labels: int
     visual_tokens: int
     longest: int
+    lengths: tuple[tuple[int, int], ...]
     images: int
     image_uses: int
     image_rows: int
