@@ -16,6 +16,7 @@ from opsin_client.adapters.commands import app as adapters_app
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__, printer, streams
 from opsin_server.api_keys import read_keys
+from opsin_server.check_data.config import CheckConfig
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
@@ -37,6 +38,9 @@ DECIDING = (
     "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
     "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors",
 )  # fmt: skip
+PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in ("model-option", "plugins"))
+CHECK_DATA = tuple(fields_of(CheckConfig))
+DATA = (*CHECK_DATA, *PROMPT)
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)
 
 
@@ -119,6 +123,31 @@ def check(
     console = Console()
     show(console, [digest_row(console, model, computed=digest), *estimate_rows(estimate)])
     raise typer.Exit(1 if estimate.refusal else 0)
+
+
+@app.command("check-data", short_help="Would a training file be trained on, and what is learned from it?")
+@takes(DATA)
+def check_training_file(
+    file: Annotated[Path, typer.Argument(show_default=False, exists=True, dir_okay=False, help="JSON lines.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="A checkpoint directory; without one, the embedded opsin-mini."),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(metavar="min|max|PIXELS|WxH", help="Resize images before the model's own preprocessing."),
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="How many rows to print.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    **given: Any,
+) -> None:
+    """Reads every row and image as a fine-tuning job would, with the model's own chat template and tokenizer, and says
+    what is wrong by line. Images may be paths below the file's folder. Exits with 1 where the file would be refused."""
+    from opsin_server.check_data.command import check_data, with_resize
+
+    engine = build(EngineConfig, given, PROMPT, {"model": str(model or MODEL)})
+    config = with_resize(build(CheckConfig, given, CHECK_DATA, {}), resize)
+    raise typer.Exit(0 if check_data(file, engine, config, show, json=json) else 1)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,13 @@ from opsin_plugins.spec import (
     VisualItem,
 )
 from opsin_server.config import EngineConfig
-from opsin_server.errors import BadRequest
+from opsin_server.errors import BadRequest, OpsinError
+from opsin_server.text.answer_frame import AnswerFrame, answer_frame
+from opsin_server.text.answer_labels import Bools, answer_labels
 from opsin_server.text.conversation import ImagePart, Message, TextPart, image_parts
 from opsin_server.text.end_tokens import answer_ends
 from opsin_server.text.image_digest import image_digest
+from opsin_server.text.merge_turns import merge_answers
 from opsin_server.text.plain_text import ConversationEncoder, LostMarkerError
 from opsin_server.text.template import read_chat_template
 from opsin_server.text.tokenizer import Tokenizer
@@ -41,6 +45,16 @@ class Prompt:
     spans: tuple[Span, ...]
     items: tuple[VisualItem, ...]  # their digests set
     visible: I32 | None = None  # I32 [T, 2], as of Expanded
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A whole conversation. labels bool [T]: tokens that are to be learned; never the first, never an image's. remarks:
+    as of `AnswerLabels`."""
+
+    prompt: Prompt
+    labels: Bools
+    remarks: tuple[str, ...]
 
 
 class PromptEncoder:
@@ -85,11 +99,42 @@ class PromptEncoder:
 
         Raises BadRequest.
         """
+        return self._prompt(self.text_ids(messages, continue_final), messages, images)
+
+    def encode_labelled(
+        self, messages: Sequence[Message], images: Sequence[U8], learned: Sequence[bool], everything: bool = False
+    ) -> Labelled:
+        """The conversation as it stands, without the head of a next answer, and which of its tokens are to be learned.
+
+        images: as of `encode`. learned: of each message, whether it is; only the assistant's may be. everything: all
+        tokens are, but for images and for what the assistant says where that is not learned. Raises BadRequest, also
+        where nothing is left to learn.
+        """
+        if len(learned) != len(messages):
+            raise ValueError(f"{len(learned)} answers to what is learned, for {len(messages)} messages")
+        self.check(messages)
+        if self.template.template_format.merges:
+            messages, learned = merge_answers(messages, learned)
+        located = self._conversation.located_ids(messages)
+        found = answer_labels(located, messages, learned, self.frame)
+        labels = ~found.unlearned if everything else found.learned
+        prompt = self._prompt(located.ids, messages, images)
+        labels = self._expanded_labels(labels, located.ids, prompt)
+        labels[0] = False
+        if not labels.any():
+            raise BadRequest("the conversation holds nothing to be learned", param="messages")
+        return Labelled(prompt, labels, found.remarks)
+
+    @cached_property
+    def frame(self) -> AnswerFrame:
+        """What the template writes around an answer."""
+        return answer_frame(self.tokenizer, self.template, self.ends)
+
+    def _prompt(self, ids: Sequence[int], messages: Sequence[Message], images: Sequence[U8]) -> Prompt:
         parts = image_parts(messages)
         if len(parts) != len(images):
             raise ValueError(f"{len(images)} images for {len(parts)} image parts")
-        ids = self.text_ids(messages, continue_final)
-        items = tuple(self._item(part, image) for part, image in zip(parts, images, strict=True))
+        items = tuple(self.visual_item(part, image) for part, image in zip(parts, images, strict=True))
         try:
             expanded = self._architecture.expand(ids, items, self.spec, self.tokenizer.encode)
             positions, delta = self._architecture.positions(expanded, items, self.spec)
@@ -98,7 +143,21 @@ class PromptEncoder:
         self._check_ids(expanded)
         return Prompt(expanded.ids, positions, delta, expanded.spans, items, expanded.visible)
 
-    def _item(self, part: ImagePart, image: U8) -> VisualItem:
+    def _expanded_labels(self, labels: Bools, ids: Sequence[int], prompt: Prompt) -> Bools:
+        """Of the prompt's ids, by those of the ids that hold one placeholder an image. Tokens of images have none."""
+        is_text = np.ones(len(prompt.ids), bool)
+        for span in prompt.spans:
+            is_text[span.start : span.start + span.length] = False
+        written = np.asarray(ids, np.int32)
+        kept = written != (-1 if self.spec.image_token is None else self.spec.image_token)
+        if not np.array_equal(prompt.ids[is_text], written[kept]):
+            raise OpsinError(f"{self.spec.family} writes more around images than labels can follow")
+        out = np.zeros(len(prompt.ids), bool)
+        out[is_text] = labels[kept]
+        return out
+
+    def visual_item(self, part: ImagePart, image: U8) -> VisualItem:
+        """One picture as the tower takes it, with its digest. Raises BadRequest."""
         try:
             (item,) = self._architecture.preprocess([image], self.spec, part.budget)
         except SpecError as error:

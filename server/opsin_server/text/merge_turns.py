@@ -9,6 +9,7 @@ from itertools import groupby
 
 from opsin_server.errors import BadRequest
 from opsin_server.text.conversation import Message, Part, TextPart
+from opsin_server.text.trusted import joined
 
 BETWEEN = "\n\n"
 
@@ -36,11 +37,22 @@ def merge_turns(messages: Sequence[Message]) -> list[Message]:
     return [_merged(list(group)) for _, group in groupby(messages, key=lambda message: message.role)]
 
 
+def merge_answers(messages: Sequence[Message], learned: Sequence[bool]) -> tuple[list[Message], list[bool]]:
+    """Consecutive turns of the assistant become one where all of them are learned, or none: what stands between them is
+    then learned as they are."""
+    groups = groupby(zip(messages, learned, strict=True), key=lambda pair: (pair[0].role, pair[1]))
+    out: list[tuple[Message, bool]] = []
+    for (role, is_learned), group in groups:
+        turns = [message for message, _ in group]
+        out += [(_merged(turns), is_learned)] if role == "assistant" else [(turn, is_learned) for turn in turns]
+    return [message for message, _ in out], [is_learned for _, is_learned in out]
+
+
 def _merged(turns: Sequence[Message]) -> Message:
     thoughts = [message.reasoning for message in turns if message.reasoning is not None]
     parts = reduce(_joined, (message.parts for message in turns))
     is_string = all(message.is_string for message in turns)
-    return Message(turns[0].role, parts, BETWEEN.join(thoughts) if thoughts else None, is_string)
+    return Message(turns[0].role, parts, joined(thoughts, BETWEEN) if thoughts else None, is_string)
 
 
 def one_text(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -48,7 +60,7 @@ def one_text(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     texts = [part for part in parts if isinstance(part, TextPart)]
     if len(texts) < 2:
         return parts
-    whole = TextPart("".join(part.text for part in texts))
+    whole = TextPart(joined([part.text for part in texts]))
     at = parts.index(texts[0])
     return (*parts[:at], whole, *(part for part in parts[at:] if not isinstance(part, TextPart)))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from opsin_plugins.spec import ImageBudget
@@ -22,7 +22,7 @@ from opsin_server.text.conversation import ImagePart, Message, Part, TextPart, t
 from opsin_server.text.markers import marker_pattern
 from opsin_server.text.template import ChatTemplate
 from opsin_server.text.tokenizer import Tokenizer
-from opsin_server.text.trusted import runs
+from opsin_server.text.trusted import MAX_MESSAGES, runs, said_in, trust_of
 
 SHAPES = 256  # conversations differ in text much more often than in their roles and parts
 LONG = 1000  # messages and parts, or pieces of a prompt, from which on nothing is remembered: each may be a megabyte
@@ -33,6 +33,17 @@ class LostMarkerError(OpsinError):
     """The template makes a special token by an operation that forgets who wrote it: its fault, not the request's."""
 
     code = "chat_template_marker"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A rendered conversation's ids, the characters of `text` that each stands for (as of `Tokenizer.locate_around`;
+    (-1, -1) in front of it), and who wrote each character (as in `trusted`)."""
+
+    ids: list[int]
+    places: list[tuple[int, int]]
+    text: str
+    trust: str
 
 
 class ConversationEncoder:
@@ -53,17 +64,40 @@ class ConversationEncoder:
         """
         _check_unicode(messages)
         shape = _shape(messages)
-        check = self._check_shape if len(shape) + sum(len(m.parts) for m in shape) <= LONG else self._render_shape
-        check(shape, continue_final)
+        self._check(shape, continue_final)
         rendered = self._render(messages, continue_final)
         own, typed = runs(rendered)
-        ids = self._encode(rendered, own, typed)
-        markers = self._own_markers if len(own) <= LONG else self._encode_own
-        if self._markers(ids) != markers(tuple(own)):
+        ids = self._tokenizer.encode_around(*self._cut_out(rendered, own, typed))
+        if not self._keeps_markers(ids, own):
             ids = self._tokenizer.encode_around(own, typed)
+        return [*self._opening(own), *ids]
+
+    def located_ids(self, messages: Sequence[Message]) -> Located:
+        """The whole conversation, without the head of a next turn: ids as by the same steps as in `ids`, and where each
+        stands in the text. Raises BadRequest."""
+        _check_unicode(messages)
+        if len(messages) > MAX_MESSAGES:
+            raise BadRequest(f"{len(messages)} messages; the limit is {MAX_MESSAGES}", param="messages")
+        self._check(_shape(messages), True)
+        rendered = self._template.render(messages, generation_prompt=False)
+        own, typed = runs(rendered)
+        signed = self._template.render([_signed(m, n) for n, m in enumerate(messages)], generation_prompt=False)
+        if runs(signed) != (own, typed):
+            raise OpsinError("the chat template writes another prompt where it is told who said what")
+        ids, places = self._tokenizer.locate_around(*self._cut_out(rendered, own, typed))
+        if not self._keeps_markers(ids, own):
+            ids, places = self._tokenizer.locate_around(own, typed)
+        opening = self._opening(own)
+        return Located([*opening, *ids], [(-1, -1)] * len(opening) + places, str.__str__(rendered), trust_of(signed))
+
+    def _check(self, shape: tuple[Message, ...], continue_final: bool) -> None:
+        check = self._check_shape if len(shape) + sum(len(m.parts) for m in shape) <= LONG else self._render_shape
+        check(shape, continue_final)
+
+    def _opening(self, own: Sequence[str]) -> list[int]:
         bos = self._tokenizer.names.get("bos_token")
         opens = self._opens and not (bos is not None and own[0].startswith(bos))
-        return [*self._tokenizer.opening, *ids] if opens else ids
+        return self._tokenizer.opening if opens else []
 
     def _render(self, messages: Sequence[Message], continue_final: bool) -> str:
         if not continue_final:
@@ -71,11 +105,12 @@ class ConversationEncoder:
         ending = Ending(messages)
         return ending.cut(self._template.render(ending.messages, generation_prompt=False))
 
-    def _encode(self, rendered: str, own: Sequence[str], typed: Sequence[str]) -> list[int]:
+    def _cut_out(self, rendered: str, own: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list[str]]:
         """Strings of added tokens that stand in one text are plain; nothing else is looked at."""
         if not any(map(self._pattern.search, typed)):
-            return self._tokenizer.encode(rendered)
-        around, plain = [own[0]], []
+            return [rendered], []
+        around: list[str] = [own[0]]
+        plain: list[str] = []
         for text, behind in zip(typed, own[1:], strict=True):
             at = 0
             for found in self._pattern.finditer(text):
@@ -84,7 +119,12 @@ class ConversationEncoder:
                 around.append("")
                 at = found.end()
             around[-1] += text[at:] + behind
-        return self._tokenizer.encode_around(around, plain)
+        return around, plain
+
+    def _keeps_markers(self, ids: Sequence[int], own: Sequence[str]) -> bool:
+        """Whether the markers among the ids are those that the template's own characters give by themselves."""
+        markers = self._own_markers if len(own) <= LONG else self._encode_own
+        return self._markers(ids) == markers(tuple(own))
 
     def _markers(self, ids: Sequence[int]) -> tuple[int, ...]:
         known = self._tokenizer.marker_ids
@@ -116,6 +156,13 @@ class ConversationEncoder:
 
 
 SOME_TEXT = TextPart("x")
+
+
+def _signed(message: Message, number: int) -> Message:
+    """The message, each character of which knows that it is from it."""
+    parts = tuple(TextPart(said_in(p.text, number)) if isinstance(p, TextPart) else p for p in message.parts)
+    reasoning = None if message.reasoning is None else said_in(message.reasoning, number)
+    return replace(message, parts=parts, reasoning=reasoning)
 
 
 def _shape(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -27,7 +27,7 @@ from opsin_server.text.template_budget import MAX_BITS, Budget, TemplateStopErro
 from opsin_server.text.template_filters import BUDGET, bounded_filters, bounded_tests, budget_of
 from opsin_server.text.template_formatting import formatted, percent
 from opsin_server.text.template_instrument import INSTRUMENTS, InstrumentedEnvironment
-from opsin_server.text.trusted import joined
+from opsin_server.text.trusted import inherit, joined
 
 MAX_SOURCE = 2**18  # characters; the longest that are published have a tenth of it
 MAX_WORDS = 2**10  # characters of a refusal or of a date's form
@@ -177,4 +177,4 @@ def _strftime_now(form: str) -> str:
         raise TemplateStopError(
             f"the chat template asks for a date in {len(form)} characters; the limit is {MAX_WORDS}"
         )
-    return datetime.now().strftime(form)  # the server's local time, as templates expect
+    return inherit(datetime.now().strftime(form), form)  # the server's local time, as templates expect

@@ -11,7 +11,7 @@ from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
 from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart
 from opsin_server.text.merge_turns import fold_system, merge_turns, one_text
-from opsin_server.text.trusted import own
+from opsin_server.text.trusted import joined, own
 
 Form = Literal["parts", "text"]
 FORMS: tuple[Form, ...] = ("parts", "text")
@@ -43,7 +43,7 @@ class TemplateFormat:
         parts, accepted = message.parts, self.forms.get(message.role, FORMS)
         sent: Form = "text" if message.is_string else "parts"
         if (sent if sent in accepted else accepted[0]) == "text":
-            return "".join(part.text for part in parts if isinstance(part, TextPart))
+            return joined([part.text for part in parts if isinstance(part, TextPart)])
         parts = one_text(parts) if message.role in self.single else parts
         return [_part(part) for part in parts]
 

@@ -10,7 +10,7 @@ from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter
 
 from opsin_server.text.template_budget import Budget, TemplateStopError
 from opsin_server.text.template_strings import join
-from opsin_server.text.trusted import TEXT, inherit, own, trust_of
+from opsin_server.text.trusted import inherit, is_own, own
 
 MAX_WIDTH = 1000  # of one number or text: a width, or digits behind the point
 
@@ -63,7 +63,7 @@ def formatted(
     """`form.format(*args, **kwargs)`, but for fields within a field's format."""
     formatter, automatic, size = SandboxedFormatter(environment), 0, 0
     pieces: list[str] = []
-    keep = own if TEXT not in trust_of(form) else str  # braces are written twice: where a character stood is not told
+    keep = own if is_own(form) else str  # braces are written twice: where a character stood is not told
     for literal, field, spec, conversion in formatter.parse(form):
         piece = ""
         if field is not None:

@@ -81,6 +81,24 @@ class Tokenizer:
             out += self.encode_plain(next(fills)) if i == self._cut_id else (i,)
         return out
 
+    def locate_around(self, texts: Sequence[str], plain: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `encode_around`, and the characters of each in texts[0] plain[0] texts[1] ... texts[n]: from the
+        first to behind the last. Tokens of one character's bytes share it; a token of no character stands before one.
+        """
+        found = self._backend.encode_batch([self._cut.join(texts)], add_special_tokens=False)[0]
+        fills, ids, places, moved = iter(plain), [], [], 0
+        for i, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if i != self._cut_id:
+                ids.append(i)
+                places.append((start + moved, end + moved))
+                continue
+            fill = next(fills)
+            inner = self._plain.encode_batch([fill], add_special_tokens=False)[0]
+            ids += inner.ids
+            places += [(start + moved + a, start + moved + b) for a, b in inner.offsets]
+            moved += len(fill) - len(self._cut)
+        return ids, places
+
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens and ids outside of the vocabulary add nothing."""
         return self._backend.decode(ids, skip_special_tokens=True)

@@ -5,6 +5,8 @@ template sees real text and edits it as its author meant. A Trusted carries its 
 "1" where a character is the template's own and "0" where it is text; joining, slicing and the operations of
 `template_strings` carry it along. Any other operation gives a plain `str`: what is not known to be the template's own
 is text. (This is taint tracking with the sides exchanged: forgetting costs a special token, and never makes one.)
+
+For training, text carries a mark as well: `said_in` says which message a character came from. It is text all the same.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
 OWN, TEXT = "1", "0"
+FIRST_MESSAGE = 0x100  # the mark of a conversation's first message, and behind it those of the others
+MAX_MESSAGES = 0xD800 - FIRST_MESSAGE  # (surrogates cannot be encoded)
 
 
 class Trusted(str):
@@ -59,9 +63,14 @@ def own(text: str) -> Trusted:
     return Trusted(text, OWN * len(text))
 
 
+def said_in(text: str, message: int) -> Trusted:
+    """Text of the conversation's message of this number, which a template's edits do not lose sight of."""
+    return Trusted(text, chr(FIRST_MESSAGE + message) * len(text))
+
+
 def marked(text: str, trust: str) -> str:
-    """A plain `str` where nothing is trusted: what is done to it later costs what it costs anywhere."""
-    return Trusted(text, trust) if OWN in trust else text
+    """A plain `str` where nothing is marked: what is done to it later costs what it costs anywhere."""
+    return Trusted(text, trust) if trust.strip(TEXT) else text
 
 
 def inherit(made: Any, *sources: Any) -> Any:
@@ -71,12 +80,17 @@ def inherit(made: Any, *sources: Any) -> Any:
 
 def _is_own(value: Any) -> bool:
     if isinstance(value, str):
-        return type(value) is Trusted and TEXT not in value._trust
+        return is_own(value)
     if isinstance(value, list | tuple):
         return all(map(_is_own, value))
     if isinstance(value, dict):
         return all(map(_is_own, value)) and all(map(_is_own, value.values()))
     return value is None or isinstance(value, int | float)
+
+
+def is_own(text: str) -> bool:
+    """Whether the template wrote all of it."""
+    return type(text) is Trusted and not text._trust.strip(OWN)
 
 
 def trust_of(text: str) -> str:
@@ -104,7 +118,7 @@ def runs(text: str) -> tuple[list[str], list[str]]:
     return own, typed
 
 
-_TYPED = re.compile(f"{TEXT}+")
+_TYPED = re.compile(f"[^{OWN}]+")
 
 
 def located(text: str, pieces: Iterable[str], skip: int | None = None) -> list[str]:

@@ -9,7 +9,8 @@ from openai.types import chat as sdk
 from wire_requests import USER, accepted, refused
 
 from opsin_plugins.spec import ImageBudget
-from opsin_server.api.answer.submit import LOW_DETAIL_PIXELS, to_prompt
+from opsin_server.api.answer.submit import to_prompt
+from opsin_server.chat.to_messages import LOW_DETAIL_PIXELS
 from opsin_server.text.conversation import ImagePart, TextPart
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,x"}}

@@ -15,19 +15,19 @@ from opsin_server.api.answer.output_text import OutputText
 from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
-from opsin_server.api.schemas.chat_request import ChatMessage, ChatRequest, ContentPart
+from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.services import Services
+from opsin_server.chat.to_messages import to_messages
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import AdapterRef, Sampling, Submit, arrays_of, describe
 from opsin_server.media.load_images import load_images
-from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, image_parts, texts
+from opsin_server.text.conversation import Message, image_parts, texts
 from opsin_server.text.detokenizer import Detokenizer
 from opsin_server.text.encode_prompt import Prompt
 from opsin_server.text.stops import StopFinder
 from opsin_server.text.tokenizer import Tokenizer
 
 FAR_TOO_LONG = 4  # times what a context of the longest tokens could hold
-LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
 
 async def submit(
@@ -171,47 +171,9 @@ def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:
 
 
 def to_prompt(request: ChatRequest, max_image_tokens: int | None, max_pixels: int | None = None) -> list[Message]:
-    """The same conversation in the prompt code's words; "developer" is OpenAI's newer name for "system". max_pixels: of
-    a picture where the request does not say, as an adapter was trained."""
+    """The same conversation in the prompt code's words. max_pixels: of a picture where the request does not say, as an
+    adapter was trained."""
     options = request.mm_processor_kwargs
     said = None if options is None else options.max_pixels
     default = ImageBudget(max_pixels if said is None else said, max_image_tokens)
-    return [
-        Message(
-            _role(message),
-            _parts(message.content, f"messages[{index}].content", default),
-            message.thoughts,
-            is_string=not isinstance(message.content, list),
-        )
-        for index, message in enumerate(request.messages)
-    ]
-
-
-def _role(message: ChatMessage) -> Role:
-    return "system" if message.role == "developer" else message.role
-
-
-def _parts(
-    content: str | list[ContentPart] | None, param: str, default: ImageBudget
-) -> tuple[TextPart | ImagePart, ...]:
-    if isinstance(content, str):
-        return (TextPart(content),)
-    if not content:  # an assistant's
-        return (TextPart(""),)
-    return tuple(_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
-
-
-def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
-    """An image's own number of pixels goes before the request's, and both before what `detail` stands for."""
-    if part.text is not None:
-        return TextPart(part.text)
-    pixels, low = default.max_pixels, False
-    if part.image_url is not None:
-        source, param = part.image_url.url, f"{param}.image_url"
-        pixels, low = part.image_url.max_pixels or pixels, "low" in (part.image_url.detail, part.detail)
-    else:
-        assert part.image is not None
-        source, param = part.image, f"{param}.image"
-    if pixels is None and low:
-        return ImagePart(source, ImageBudget(LOW_DETAIL_PIXELS, default.max_tokens), param)
-    return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)
+    return to_messages(request.messages, default)

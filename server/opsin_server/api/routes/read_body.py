@@ -10,13 +10,12 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.types import Message
 
 from opsin_server.api.cancellation import ClientGone
-from opsin_server.api.schemas.chat_request import TAGS, ChatRequest, DeploymentRequest
-from opsin_server.api.schemas.fields import UNSUPPORTED
+from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest
 from opsin_server.api.services import services_of
+from opsin_server.chat.describe_error import describe
 from opsin_server.errors import BadRequest, OpsinError, TooLarge
 
 IDLE_SECONDS = 30.0  # without a byte of the body
@@ -89,39 +88,6 @@ def parse(model: type[Model], body: bytes | bytearray) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise describe(first) from None
-
-
-def describe(error: ErrorDetails) -> BadRequest:
-    """OpenAI's shape: a sentence, the path of the field, and a code where a program may care."""
-    kind, context = error["type"], error.get("ctx", {})
-    param = path((*error["loc"], *((context["param"],) if context.get("param") else ())))
-    if kind == "json_invalid":
-        return BadRequest(f"The body is not valid JSON: {context['error']}", code="invalid_json")
-    if kind == "extra_forbidden":
-        return BadRequest(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
-    if kind == "missing":
-        return BadRequest(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
-    if kind == UNSUPPORTED:
-        return BadRequest(f"Unsupported value for '{param}': {error['msg']}", param=param, code=UNSUPPORTED)
-    if not param:
-        return BadRequest("The body must be a JSON object", code="invalid_type")
-    reason = _sentence(error["msg"])
-    if kind.startswith(("greater_than", "less_than")):
-        reason += f", not {str(error['input'])[:40]}"
-    return BadRequest(f"Invalid value for '{param}': {reason}", param=param, code="invalid_value")
-
-
-def path(location: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content", "~parts", 1) as messages[0].content[1]; tags are a union's alone."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step[:200]}" for step in location if step not in TAGS]
-    return "".join(steps).removeprefix(".")
-
-
-def _sentence(message: str) -> str:
-    if message.startswith(("List", "Dictionary")):  # "... should have at least 1 item after validation, not 0"
-        message = message.split(" after validation")[0]
-    message = message.replace("Input should be ", "it must be ")
-    return message[0].lower() + message[1:]
 
 
 async def _chat_body(request: Request) -> ChatRequest:

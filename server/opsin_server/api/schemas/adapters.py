@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from opsin_server.adapters.catalogue import AdapterCatalogue
-from opsin_server.api.schemas.fields import Ignored, Strict
+from opsin_server.chat.fields import Ignored, Strict
 from opsin_server.ipc.messages import AdapterReport
 from opsin_server.storage.records import Adapter, AdapterVersion, Alias
 

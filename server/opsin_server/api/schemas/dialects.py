@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from opsin_server.api.schemas.fields import Ignored, Strict, only
+from opsin_server.chat.fields import Ignored, Strict, only
 
 
 class Dialects(Strict):

@@ -15,15 +15,9 @@ import annotated_types as bounds
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from opsin_server.api.schemas.chat_request import (
-    ChatMessage,
-    ChatRequest,
-    ContentPart,
-    ImageURL,
-    ProcessorOptions,
-    StreamOptions,
-)
-from opsin_server.api.schemas.fields import Neutral, Unread, shown
+from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions, StreamOptions
+from opsin_server.chat.fields import Neutral, Unread, shown
+from opsin_server.chat.messages import ChatMessage, ContentPart, ImageURL
 
 HEAD = """# Fields of a chat request
 

@@ -1,0 +1,55 @@
+"""Messages in the words of the prompt code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opsin_plugins.spec import ImageBudget
+from opsin_server.chat.messages import ChatMessage, ContentPart
+from opsin_server.text.conversation import ImagePart, Message, Role, TextPart
+
+LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
+
+
+def to_messages(messages: Sequence[ChatMessage], default: ImageBudget, path: str = "messages") -> list[Message]:
+    """ "developer" is OpenAI's newer name for "system". default: for images that do not say. path: of the messages in
+    what was sent, for errors."""
+    return [
+        Message(
+            _role(message),
+            _parts(message.content, f"{path}[{index}].content", default),
+            message.thoughts,
+            is_string=not isinstance(message.content, list),
+        )
+        for index, message in enumerate(messages)
+    ]
+
+
+def _role(message: ChatMessage) -> Role:
+    return "system" if message.role == "developer" else message.role
+
+
+def _parts(
+    content: str | list[ContentPart] | None, param: str, default: ImageBudget
+) -> tuple[TextPart | ImagePart, ...]:
+    if isinstance(content, str):
+        return (TextPart(content),)
+    if not content:  # an assistant's
+        return (TextPart(""),)
+    return tuple(_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
+
+
+def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
+    """An image's own number of pixels goes before the request's, and both before what `detail` stands for."""
+    if part.text is not None:
+        return TextPart(part.text)
+    pixels, low = default.max_pixels, False
+    if part.image_url is not None:
+        source, param = part.image_url.url, f"{param}.image_url"
+        pixels, low = part.image_url.max_pixels or pixels, "low" in (part.image_url.detail, part.detail)
+    else:
+        assert part.image is not None
+        source, param = part.image, f"{param}.image"
+    if pixels is None and low:
+        return ImagePart(source, ImageBudget(LOW_DETAIL_PIXELS, default.max_tokens), param)
+    return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)

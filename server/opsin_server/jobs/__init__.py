@@ -1,0 +1,1 @@
+"""Training files: read, checked and prepared before anything is trained. No torch, no HTTP."""

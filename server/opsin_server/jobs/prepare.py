@@ -1,0 +1,231 @@
+"""A training file to a prepared folder: every row read, checked and encoded before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from opsin_plugins.spec import ImageBudget
+from opsin_server.errors import BadRequest, OpsinError
+from opsin_server.ipc.training_rows import TrainingRow
+from opsin_server.jobs.collect import Collected
+from opsin_server.jobs.encode_row import ImageOrigin, RowEncoder, one_line
+from opsin_server.jobs.examples import PreferencePair, examples_of
+from opsin_server.jobs.image_sources import check_source
+from opsin_server.jobs.image_store import ImageStore
+from opsin_server.jobs.limits import DataLimits
+from opsin_server.jobs.options import DataOptions
+from opsin_server.jobs.prepared import (
+    FACTS,
+    FORMAT,
+    IMAGES,
+    MANIFEST,
+    ROWS,
+    Kind,
+    Manifest,
+    Prepared,
+    Report,
+    open_prepared,
+)  # fmt: skip
+from opsin_server.jobs.read_lines import Line, parse_row, read_lines
+from opsin_server.jobs.row_file import RowWriter
+from opsin_server.jobs.row_forms import read_example
+from opsin_server.jobs.truncate import truncated
+from opsin_server.media.connect import Network
+from opsin_server.media_limits import MediaLimits
+from opsin_server.text.conversation import image_parts
+from opsin_server.text.encode_prompt import PromptEncoder
+
+AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
+LEFT_OUT = "longer than max_seq_length, and left out"
+MAX_AHEAD_BYTES = 256 * 2**20  # of their lines
+
+
+class DataRefused(BadRequest):
+    """A training file that cannot be trained on. report: all that was found."""
+
+    code = "invalid_training_file"
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message, param="training_file")
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file is prepared with. version: of the model, a part of the digest. base: the folder in which paths to
+    images may lie; None: rows may hold URLs only. network: of the fetches."""
+
+    encoder: PromptEncoder
+    options: DataOptions = field(default_factory=DataOptions)
+    version: str = ""
+    media: MediaLimits = field(default_factory=MediaLimits)
+    limits: DataLimits = field(default_factory=DataLimits)
+    base: Path | None = None
+    network: Network | None = None
+    threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+
+
+def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None] | None = None) -> Prepared:
+    """Reads the whole file and writes what it prepares to the folder `out`. What is there already from the same file,
+    options and model is opened instead. on_row: told how many lines are done. Raises DataRefused, and leaves nothing.
+    """
+    digest, content = prepared_digest(file, source)
+    known = open_prepared(out, source.encoder, source.media)
+    if known is not None and known.digest == digest:
+        return known
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    with (out / ROWS).open("wb") as rows:
+        collected = Collected(RowWriter(rows))
+        _collect(file, source, out, collected, on_row or (lambda lines: None))
+    report = collected.report()
+    if why := refusal(report, source.options):
+        shutil.rmtree(out)
+        raise DataRefused(why, report)
+    with (out / FACTS).open("wb") as facts:
+        np.savez(facts, **collected.facts()._asdict())
+    manifest = Manifest(FORMAT, digest, content, source.version, source.options, report, collected.origins)
+    part = out / f".{MANIFEST}"
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    part.replace(out / MANIFEST)  # last: without it there is nothing to open
+    made = open_prepared(out, source.encoder, source.media)
+    assert made is not None
+    return made
+
+
+def prepared_digest(file: Path, source: Source) -> tuple[str, str]:
+    """Of what would be prepared, and of the file's content, in hex."""
+    with file.open("rb") as opened:
+        content = hashlib.file_digest(opened, "sha256").hexdigest()
+    about = [FORMAT, content, msgspec.to_builtins(source.options), source.version, source.encoder.spec.family]
+    return hashlib.sha256(msgspec.json.encode(about)).hexdigest(), content
+
+
+def refusal(report: Report, options: DataOptions) -> str:
+    """Why a file with this report is not trained on; empty: it is."""
+    if report.fault_count and options.on_bad_row == "refuse":
+        more = f" (and {report.fault_count - 1:,} more)" if report.fault_count > 1 else ""
+        return f"the training file is refused: {report.faults[0]}{more}"
+    whole_file = [fault for fault in report.faults if not fault.line]
+    if whole_file:
+        return f"the training file is refused: {whole_file[0]}"
+    if report.rows < options.min_rows:
+        lost = [f"{report.left_out:,} were too long"] * bool(report.left_out)
+        lost += [f"{report.skipped:,} were wrong"] * bool(report.skipped)
+        why = f" ({', '.join(lost)})" if lost else ""
+        return f"the training file has {report.rows:,} rows to train on{why}; at least {options.min_rows:,} are needed"
+    return ""
+
+
+@dataclass
+class _Made:
+    """A row, encoded."""
+
+    kind: Kind
+    rows: list[TrainingRow]
+    origins: dict[bytes, ImageOrigin]
+    remarks: set[str]
+
+
+def _collect(file: Path, source: Source, out: Path, collected: Collected, on_row: Callable[[int], None]) -> None:
+    store = ImageStore(out / IMAGES, source.media, source.base, source.network)
+    encoder = RowEncoder(source.encoder, store, source.options, source.media)
+
+    def make(line: Line) -> _Made:
+        if line.data is None:
+            raise BadRequest(f"the line has more than {source.limits.max_line_bytes:,} bytes")
+        return _make(line.data, source, encoder)
+
+    try:
+        for line, future in _in_order(read_lines(file, source.limits), make, source.threads):
+            _take(line, future, source, collected)
+            on_row(line.number)
+            if collected.rows > source.limits.max_rows:
+                raise BadRequest(f"the file has more than {source.limits.max_rows:,} rows")
+            if collected.image_rows > source.limits.max_image_rows:
+                raise BadRequest(f"the file has more than {source.limits.max_image_rows:,} rows with images")
+    except BadRequest as error:
+        collected.faults.add(0, one_line(error))
+
+
+def _in_order(
+    lines: Iterator[Line], make: Callable[[Line], _Made], threads: int
+) -> Iterator[tuple[Line, Future[_Made]]]:
+    """Lines and what is made of them, in their order, a bounded number in work."""
+    waiting: deque[tuple[Line, Future[_Made]]] = deque()
+    size = 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="opsin-data") as pool:
+        try:
+            for line in lines:
+                waiting.append((line, pool.submit(make, line)))
+                size += len(line.data or b"")
+                while len(waiting) > AHEAD * threads or (size > MAX_AHEAD_BYTES and waiting):
+                    size -= len(waiting[0][0].data or b"")
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _make(data: bytes, source: Source, encoder: RowEncoder) -> _Made:
+    budget = ImageBudget(source.options.images.max_pixels)
+    example = read_example(parse_row(data, source.limits), budget, source.limits)
+    for one in examples_of(example):
+        for part in image_parts(one.messages):
+            check_source(part, source.base)
+    encoded = [encoder.encode(one) for one in examples_of(example)]
+    kind: Kind = "preference" if isinstance(example, PreferencePair) else "supervised"
+    origins = {digest: origin for one in encoded for digest, origin in one.origins.items()}
+    return _Made(kind, [one.row for one in encoded], origins, set().union(*(one.remarks for one in encoded)))
+
+
+def _take(line: Line, future: Future[_Made], source: Source, collected: Collected) -> None:
+    try:
+        made = future.result()
+        collected.kind = collected.kind or made.kind
+        if made.kind != collected.kind:
+            raise BadRequest(f"the row is {_called(made.kind)}, and those before are {_called(collected.kind)}")
+        rows = _fitted(made.rows, source, collected)
+    except OpsinError as error:
+        collected.faults.add(line.number, one_line(error))
+        collected.skipped += 1
+        return
+    if rows is None:
+        collected.left_out += 1
+        collected.remarks.add(line.number, LEFT_OUT)
+        return
+    for remark in sorted(made.remarks):
+        collected.remarks.add(line.number, remark)
+    collected.add(line.number, rows, made.origins)
+
+
+def _called(kind: Kind) -> str:
+    return "a preference" if kind == "preference" else "a conversation"
+
+
+def _fitted(rows: list[TrainingRow], source: Source, collected: Collected) -> list[TrainingRow] | None:
+    """The rows, within the limit of tokens; None: they are left out. Raises BadRequest."""
+    limit = source.options.max_seq_length or source.encoder.spec.max_positions
+    longest = max(len(row.ids) for row in rows)
+    if longest <= limit:
+        return rows
+    if source.options.on_long_row == "refuse":
+        raise BadRequest(f"the row has {longest:,} tokens; the limit is {limit:,} (max_seq_length)")
+    if source.options.on_long_row == "drop":
+        return None
+    cut = [truncated(row, limit) for row in rows]
+    if not all(row.labels.any() for row in cut):
+        return None
+    collected.truncated += 1
+    return cut
