@@ -116,8 +116,8 @@ class LocalRows:
     late: int = 0
     wanted_pixels: list[bytes] = field(default_factory=list)
 
-    def tokens(self, split: Split) -> Sequence[int]:
-        return [len(one.row.ids) for one in self._of(split)]
+    def count(self, split: Split) -> int:
+        return len(self._of(split))
 
     def want(self, split: Split, numbers: Sequence[int], needs: NeedsPixels) -> None:
         for number in numbers:

@@ -165,6 +165,9 @@ class EngineClient:
                 if self.ready is not None:
                     log.error("%s; it is not started again", reason)
                 self._set("failed")
+                for run in self._runs.values():
+                    run.fail(reason)
+                self._runs.clear()
                 return
             self.restarts += 1
             deaths, most = self._policy.deaths, self._policy.max_restarts

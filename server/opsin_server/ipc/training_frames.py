@@ -76,15 +76,3 @@ def _pixels(item: Item, frame: bytes, orders: Any) -> Pixels:
         if len(arrange) != item.tokens:
             raise WrongFrames(f"places of {len(arrange)} tokens, and {item.tokens} by their item")
     return Pixels(np.frombuffer(frame, UINT8).reshape(item.shape), arrange)
-
-
-def frames_of_lengths(*lengths: Sequence[int]) -> list[Frame]:
-    return [np.asarray(one, np.int32).data for one in lengths]
-
-
-def lengths_from(frames: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    """Tokens of each row to train on, and to validate with. Raises WrongFrames."""
-    if len(frames) != 2 or any(len(frame) % INT32.itemsize for frame in frames):
-        raise WrongFrames(f"{len(frames)} frames of lengths, not 2")
-    train, valid = (np.frombuffer(frame, INT32).tolist() for frame in frames)
-    return train, valid

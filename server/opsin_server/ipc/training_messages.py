@@ -18,12 +18,14 @@ Split = Literal["train", "valid"]
 
 
 class StartTraining(msgspec.Struct, frozen=True, tag=True):
-    """folder: where checkpoints go; resume: it goes on from the newest there, if there is one. Two frames, I32: of each
-    row to train on how many tokens it has, and of each to validate with."""
+    """rows, valid_rows: how many there are. folder: where checkpoints go; resume: it goes on from the newest there, if
+    there is one."""
 
     job_id: str
     settings: TrainingSettings
     folder: str
+    rows: int
+    valid_rows: int = 0
     resume: bool = False
 
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from opsin_server.ipc.messages import Frame
 from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
-from opsin_server.ipc.training_frames import form_of, frames_of_lengths, frames_of_pixels, frames_of_rows
+from opsin_server.ipc.training_frames import form_of, frames_of_pixels, frames_of_rows
 from opsin_server.ipc.training_messages import (
     FromTraining,
     PixelsGiven,
@@ -35,10 +35,11 @@ Send = Callable[[ToTraining, Sequence[Frame]], None]
 class TrainingData(Protocol):
     """Rows that have been checked and encoded. Its methods may read files: they are called in threads."""
 
-    def tokens(self, split: Split) -> Sequence[int]:
-        """Of each row."""
+    def count(self, split: Split) -> int:
+        """Rows, or pairs of rows where one is preferred."""
 
-    def row(self, split: Split, number: int) -> TrainingRow: ...
+    def row(self, split: Split, number: int) -> TrainingRow:
+        """Of pair i the preferred one has number 2 i, and the other 2 i + 1."""
 
     def pixels(self, digest: bytes) -> Pixels: ...
 
@@ -56,6 +57,7 @@ class TrainingRun:
     ) -> None:
         self.job_id, self.settings, self.folder = job_id, settings, folder
         self.ended: TrainingEnded | None = None
+        self._over = asyncio.Event()
         self.step = self.deaths = 0  # deaths: of the engine in a row, without a step between
         self._data, self._on_event = data, on_event
         self._work: set[asyncio.Task[None]] = set()
@@ -64,13 +66,22 @@ class TrainingRun:
     def start(self, send: Send, resume: bool) -> None:
         """With an engine that is ready, at first or again."""
         self._send = send
-        lengths = frames_of_lengths(self._data.tokens("train"), self._data.tokens("valid"))
-        send(StartTraining(self.job_id, self.settings, str(self.folder), resume), lengths)
+        rows, valid_rows = self._data.count("train"), self._data.count("valid")
+        send(StartTraining(self.job_id, self.settings, str(self.folder), rows, valid_rows, resume), ())
 
     def stop(self, status: Literal["paused", "cancelled"]) -> None:
         """At the next step's end, with a checkpoint."""
         if self._send is not None:
             self._send(StopTraining(self.job_id, status), ())
+
+    async def finished(self) -> TrainingEnded:
+        await self._over.wait()
+        assert self.ended is not None
+        return self.ended
+
+    def fail(self, error: str) -> None:
+        """It cannot go on."""
+        self._tell(TrainingEnded("failed", self.step, 0, error=error))
 
     def lost(self) -> None:
         """The engine has died: what it had asked for is not wanted any more."""
@@ -79,8 +90,7 @@ class TrainingRun:
             task.cancel()
         self.deaths += 1
         if self.deaths >= MAX_DEATHS:
-            error = f"the engine ended {self.deaths} times in a row while this run was going on"
-            self._tell(TrainingEnded("failed", self.step, 0, error=error))
+            self.fail(f"the engine ended {self.deaths} times in a row while this run was going on")
 
     def hear(self, message: FromTraining) -> None:
         if isinstance(message, TrainingEvents):
@@ -94,6 +104,7 @@ class TrainingRun:
     def _tell(self, event: TrainingEvent) -> None:
         if isinstance(event, TrainingEnded):
             self.ended = event
+            self._over.set()
         elif isinstance(event, StepDone) and event.step > self.step:  # it has come further than before
             self.step, self.deaths = event.step, 0
         try:

@@ -33,8 +33,8 @@ class Data:
         self.train, self.broken = train, broken
         self.asked: Counter[object] = Counter()
 
-    def tokens(self, split: Split) -> Sequence[int]:
-        return [len(one.row.ids) for one in self.train] if split == "train" else []
+    def count(self, split: Split) -> int:
+        return len(self.train) if split == "train" else 0
 
     def row(self, split: Split, number: int) -> TrainingRow:
         self.asked[number] += 1

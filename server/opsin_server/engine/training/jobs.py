@@ -16,7 +16,7 @@ from opsin_server.engine.training.remote_rows import RemoteRows
 from opsin_server.engine.training.tensor_store import TensorStore
 from opsin_server.engine.training.trainer import WAITING, Budgets, TrainedModel, Trainer, TrainingFailed
 from opsin_server.ipc.training_events import TrainingEnded
-from opsin_server.ipc.training_frames import lengths_from, pixels_from, rows_from
+from opsin_server.ipc.training_frames import pixels_from, rows_from
 from opsin_server.ipc.training_messages import (
     FromTraining,
     PixelsGiven,
@@ -92,7 +92,7 @@ class TrainingJobs:
 
     def _take(self, message: ToTraining, frames: Sequence[bytes]) -> None:
         if isinstance(message, StartTraining):
-            self._start(message, frames)
+            self._start(message)
             return
         job = self._job(message.job_id)
         if job is None:  # it has ended meanwhile
@@ -107,13 +107,14 @@ class TrainingJobs:
         elif isinstance(message, RowsFailed):
             self._end(message.job_id, message.error)
 
-    def _start(self, message: StartTraining, frames: Sequence[bytes]) -> None:
+    def _start(self, message: StartTraining) -> None:
         if self._job(message.job_id) is not None:
             raise ValueError(f"{message.job_id} runs already")
-        train, valid = lengths_from(frames)
         folder = Path(message.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = RemoteRows(message.job_id, self._send, train, valid, TensorStore(PIXEL_BYTES, folder))
+        rows = RemoteRows(
+            message.job_id, self._send, message.rows, message.valid_rows, TensorStore(PIXEL_BYTES, folder)
+        )
         trainer = Trainer(self._base, message.settings, rows, folder, self._budgets)
         if message.resume:
             trainer.resume()

@@ -14,25 +14,25 @@ from opsin_server.ipc.training_rows import Pixels, TrainingRow
 
 
 class RemoteRows:
-    """train, valid: tokens of each row. pixels: where they are kept that have come."""
+    """train, valid: how many rows there are. pixels: where they are kept that have come."""
 
     def __init__(
         self,
         job_id: str,
         send: Callable[[FromTraining], None],
-        train: Sequence[int],
-        valid: Sequence[int],
+        train: int,
+        valid: int,
         pixels: TensorStore,
     ) -> None:
         self._job_id, self._send, self._pixels = job_id, send, pixels
-        self._tokens: dict[Split, Sequence[int]] = {"train": train, "valid": valid}
+        self._counts: dict[Split, int] = {"train": train, "valid": valid}
         self._rows: dict[tuple[Split, int], TrainingRow] = {}
         self._asked: dict[tuple[Split, int], NeedsPixels] = {}
         self._pixels_asked: set[bytes] = set()
         self._arrange: dict[bytes, torch.Tensor] = {}
 
-    def tokens(self, split: Split) -> Sequence[int]:
-        return self._tokens[split]
+    def count(self, split: Split) -> int:
+        return self._counts[split]
 
     def want(self, split: Split, numbers: Sequence[int], needs: NeedsPixels) -> None:
         new = [number for number in numbers if (split, number) not in self._rows and (split, number) not in self._asked]

@@ -14,8 +14,8 @@ NeedsPixels = Callable[[bytes], bool]
 
 
 class RowSource(Protocol):
-    def tokens(self, split: Split) -> Sequence[int]:
-        """Of each row: known before any is there."""
+    def count(self, split: Split) -> int:
+        """Rows, or pairs of rows where one is preferred."""
 
     def want(self, split: Split, numbers: Sequence[int], needs: NeedsPixels) -> None:
         """These rows will be taken, with the pixels of those of their images that are needed."""

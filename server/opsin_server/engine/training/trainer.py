@@ -116,7 +116,7 @@ class Trainer:
         self.settings, self.source, self._base = settings, source, base
         self.checkpoints = CheckpointFolder(folder)
         self.trainee = Trainee(trained_modules(settings.modules, base.targets), base.linears, settings, base.device)
-        self.order = RowOrder(len(source.tokens("train")), settings.batch_size, settings.seed)
+        self.order = RowOrder(source.count("train"), settings.batch_size, settings.seed)
         self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
         self.optimizer = Optimizer(self.trainee, settings, self.total)
         self.progress = Progress()
@@ -140,7 +140,7 @@ class Trainer:
         while self.progress.step < self.total and self._stop is None:
             self._clock = time.monotonic()
             yield from self._step(self.progress.step)
-            evaluates = self._due(self.settings.evaluate_every) and len(self.source.tokens("valid"))
+            evaluates = self._due(self.settings.evaluate_every) and self.source.count("valid") > 0
             if evaluates:
                 yield from self._evaluate()
             if self._due(self.settings.save_every) or evaluates or self.progress.step == self.total:
@@ -228,7 +228,7 @@ class Trainer:
 
     def _evaluate(self) -> Pieces:
         """Nothing is kept of one micro-batch when the next begins."""
-        count, size, sums = len(self.source.tokens("valid")), self.order.batch, _Sums()
+        count, size, sums = self.source.count("valid"), self.order.batch, _Sums()
         for first in range(0, count, size):
             rows = yield from self._rows("valid", range(first, min(first + size, count)))
             for batch in self._batches(rows):
