@@ -20,8 +20,10 @@ from opsin_plugins.conformance.batches import Prompt
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.loading.published_projector import published_projector
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec.visual_items import visible_images
+from opsin_server.engine.training.peft_form import peft_tensors
 from opsin_server.engine.training.pieces import Piece
 from opsin_server.engine.training.row_source import NeedsPixels
 from opsin_server.engine.training.trainee import Trainee
@@ -57,8 +59,13 @@ def base(family: str, directory: Path, weight_format: str = "dense") -> Base:
     ours = oracle.saved(theirs, directory, policy=WeightPolicy(weight_format))
     linears = linears_of(ours.spec, Registry())
     targets = LoraTargets(ours.architecture.weights(ours.spec), linears, ours.architecture.lora_groups(ours.spec))
-    trained = TrainedModel(ours.model, targets, linears, torch.device("cpu"), family)
-    return Base(theirs, ours, directory, trained, targets.modules(read_model_files(directory).tensors))
+    keys = read_model_files(directory).tensors
+    projector = None
+    if ours.spec.projector is not None:
+        shapes = {f"projector.{name}": shape for name, shape in ours.spec.projector.parameters().items()}
+        projector = published_projector(ours.architecture.weights(ours.spec), keys, shapes)
+    trained = TrainedModel(ours.model, targets, linears, torch.device("cpu"), family, projector)
+    return Base(theirs, ours, directory, trained, targets.modules(keys))
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,9 @@ class PeftTwin:
 
     def __init__(self, base: Base, trainee: Trainee, **fields: Any) -> None:
         settings = trainee.settings
+        self.projector = base.trained.projector if settings.full_projector else None
+        if self.projector is not None:
+            fields["modules_to_save"] = list(self.projector.modules)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -163,11 +173,10 @@ class PeftTwin:
         self.base, self.settings = base, settings
         self.model: PeftModel = get_peft_model(copy.deepcopy(base.theirs), config).train()
         own = dict(self.model.named_parameters())
-        from opsin_server.engine.training.peft_form import peft_tensors
-
         with torch.no_grad():
-            for name, tensor in peft_tensors(trainee).items():
-                own[name.replace(".weight", ".default.weight")].copy_(tensor)
+            for name, tensor in peft_tensors(trainee, self.projector).items():
+                if ".lora_" in name:
+                    own[name.replace(".weight", ".default.weight")].copy_(tensor)
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -178,7 +187,12 @@ class PeftTwin:
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            group = self.base.modules[name.removeprefix("base_model.model.").partition(".lora_")[0]]
+            whole = ".modules_to_save." in name
+            group = (
+                "projector"
+                if whole
+                else self.base.modules[name.removeprefix("base_model.model.").partition(".lora_")[0]]
+            )
             factor = {"vision": settings.vision_rate, "projector": settings.projector_rate}.get(
                 group.split(".")[0], 1.0
             )
@@ -209,7 +223,7 @@ class PeftTwin:
     def tensors(self) -> dict[str, Tensor]:
         """By the names that PEFT saves them under."""
         return {
-            name.replace(".default.weight", ".weight"): tensor.detach()
+            name.replace(".modules_to_save.default", "").replace(".default.weight", ".weight"): tensor.detach()
             for name, tensor in self.model.named_parameters()
-            if ".lora_" in name
+            if ".lora_" in name or ".modules_to_save." in name
         }

@@ -11,7 +11,9 @@ import torch
 from peft import PeftModel
 
 from opsin_plugins.blocks.adapter_slots import AdapterSlots
+from opsin_plugins.blocks.trained_projectors import TrainedProjectors
 from opsin_plugins.conformance.batches import Adapters, whole
+from opsin_plugins.loading.published_projector import PublishedProjector
 from opsin_server.engine.running.adapter_loader import SlotShape, read_adapter
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.messages import AdapterRef
@@ -51,21 +53,27 @@ def test_what_was_trained_is_what_is_served_and_what_peft_reads(family: str, tmp
     adapter's, and PEFT's on transformers."""
     found = base(family, tmp_path / "model")
     rows = examples(found.ours)
-    run = trainer(found, tmp_path / "run", rows)
+    whole_projector = isinstance(found.trained.projector, PublishedProjector)
+    parts = ("vision", "language", "cross") if whole_projector else ALL
+    run = trainer(found, tmp_path / "run", rows, modules=found.of(*parts), full_projector=whole_projector)
     end = finished(run)
     assert end.status == "succeeded"
     prompts = [one.prompt for one in rows]
     with torch.no_grad():
         base_only = whole(found.ours.model, prompts)
-    slots = AdapterSlots(found.trained.linears, 2, 4)
+    trained, shapes = None, {}
+    if whole_projector:
+        trained = TrainedProjectors(found.ours.model, 2, torch.device("cpu"), torch.float32)
+        shapes = {f"projector.{k}": shape for k, shape in found.ours.spec.projector.parameters().items()}
+    slots = AdapterSlots(found.trained.linears, 2, 4, projectors=trained)
     slots.load(1, run.trainee.weights(torch.float32))
     limits = peft.base_of(found.directory, 4)
     converted = peft.converted(Path(end.checkpoint), limits)
-    assert converted.tensors_read == 2 * len(run.trainee.modules)
+    assert converted.tensors_read == 2 * len(run.trainee.modules) + len(run.trainee.projector)
     file = tmp_path / "engine.safetensors"
     converted.write(file)
     ref = AdapterRef(hashlib.sha256(file.read_bytes()).digest(), str(file))
-    loaded = read_adapter(ref, SlotShape(found.trained.linears, 4, torch.float32))
+    loaded = read_adapter(ref, SlotShape(found.trained.linears, 4, torch.float32, shapes))
     slots.load(2, loaded.weights)
     with torch.no_grad():
         published, reread = (whole(found.ours.model, prompts, Adapters(slots, [n] * len(prompts))) for n in (1, 2))

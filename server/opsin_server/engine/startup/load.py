@@ -11,6 +11,8 @@ from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.loading.published_projector import PREFIX, PublishedProjector, published_projector
+from opsin_plugins.spec import SpecError
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
@@ -94,4 +96,16 @@ def _allocated(
     )
     targets = LoraTargets(inspected.rules, inspected.linears, inspected.architecture.lora_groups(inspected.spec))
     name = model_name(inspected.files.directory)
-    return LoadedEngine(engine, ready, TrainedModel(model, targets, inspected.linears, device, name))
+    base = TrainedModel(model, targets, inspected.linears, device, name, _projector(inspected))
+    return LoadedEngine(engine, ready, base)
+
+
+def _projector(inspected: InspectedCheckpoint) -> PublishedProjector | str | None:
+    """As `TrainedModel` has it."""
+    if (spec := inspected.spec.projector) is None:
+        return None
+    shapes = {f"{PREFIX}{name}": shape for name, shape in spec.parameters().items()}
+    try:
+        return published_projector(inspected.rules, inspected.files.tensors, shapes)
+    except SpecError as error:
+        return str(error)

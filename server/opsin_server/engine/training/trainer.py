@@ -12,9 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.loading.published_projector import PublishedProjector
 from opsin_plugins.spec import Linears
 from opsin_server.engine.training import micro_step
 from opsin_server.engine.training.checkpoint_files import Checkpoint, CheckpointFolder, read_state
@@ -28,7 +30,7 @@ from opsin_server.engine.training.pieces import Piece, Pieces
 from opsin_server.engine.training.row_order import RowOrder, packed
 from opsin_server.engine.training.row_source import RowSource
 from opsin_server.engine.training.tensor_store import TensorStore
-from opsin_server.engine.training.trainee import Trainee
+from opsin_server.engine.training.trainee import Trainee, WholeProjector
 from opsin_server.engine.training.visual_tokens import VisualTokens
 from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Status, StepDone, TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_messages import Split
@@ -45,13 +47,15 @@ class TrainingFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What is trained over. name: the model's, as adapters name it."""
+    """What is trained over. name: the model's, as adapters name it. projector: its published names; or a sentence that
+    says why it cannot be trained whole; None where there is none."""
 
     model: Model
     targets: LoraTargets
     linears: Linears
     device: torch.device
     name: str
+    projector: PublishedProjector | str | None
 
 
 @dataclass
@@ -115,15 +119,18 @@ class Trainer:
     ) -> None:
         self.settings, self.source, self._base = settings, source, base
         self.checkpoints = CheckpointFolder(folder)
-        self.trainee = Trainee(trained_modules(settings.modules, base.targets), base.linears, settings, base.device)
+        whole = _whole_projector(base) if settings.full_projector else None
+        modules = trained_modules(settings.modules, base.targets)
+        self.trainee = Trainee(modules, base.linears, settings, base.device, whole)
         self.order = RowOrder(source.count("train"), settings.batch_size, settings.seed)
         self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
         self.optimizer = Optimizer(self.trainee, settings, self.total)
+        self._published = base.projector if isinstance(base.projector, PublishedProjector) and whole else None
         self.progress = Progress()
         self.events: list[TrainingEvent] = []
         weights = [*base.model.parameters(), *base.model.buffers(), self.trainee.flat, self.trainee.gradient]
         self._kept = KeptBytes(budgets.kept, weights)
-        self._frozen_vision = all(module.part == "language" for module in self.trainee.modules)
+        self._frozen_vision = whole is None and all(module.part == "language" for module in modules)
         store = TensorStore(budgets.visual_tokens, folder)
         self._visual_tokens = VisualTokens(base.model, store, base.device)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="opsin-checkpoint")
@@ -268,8 +275,8 @@ class Trainer:
         state = {"flat": trainee.flat, "first": optimizer.first, "second": optimizer.second}
         return Checkpoint(
             step=self.progress.step,
-            adapter=peft_tensors(trainee),
-            config=peft_config(trainee.modules, self.settings, self._base.name),
+            adapter=peft_tensors(trainee, self._published),
+            config=peft_config(trainee.modules, self.settings, self._base.name, self._published),
             state={name: tensor.detach().cpu().clone() for name, tensor in state.items()},
             numbers={**vars(self.progress), "updates": optimizer.steps, "rows": self.order.count},
         )
@@ -290,6 +297,15 @@ class Trainer:
         self.optimizer.steps = numbers.pop("updates")
         self.progress = Progress(**numbers)
         return True
+
+
+def _whole_projector(base: TrainedModel) -> WholeProjector:
+    """Raises TrainingFailed where it cannot be trained whole."""
+    if not isinstance(base.projector, PublishedProjector) or not base.projector.modules:
+        why = base.projector if isinstance(base.projector, str) else "there is none that an adapter could hold"
+        raise TrainingFailed(f"the projector cannot be trained whole: {why}")
+    assert isinstance(base.model.projector, nn.Module)
+    return WholeProjector(base.model.projector, {tensor.target for tensor in base.projector.tensors.values()})
 
 
 def seed_of(*numbers: int) -> int:
