@@ -38,7 +38,8 @@ DECIDING = (
     "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
     "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors",
 )  # fmt: skip
-PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in ("model-option", "plugins"))
+PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
+PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
 CHECK_DATA = tuple(fields_of(CheckConfig))
 DATA = (*CHECK_DATA, *PROMPT)
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)

@@ -13,7 +13,7 @@ from opsin_server.check_data.config import CheckConfig
 from opsin_server.check_data.learned import shown
 from opsin_server.check_data.report import as_json, report_rows
 from opsin_server.check_data.visible import visible
-from opsin_server.config import EngineConfig
+from opsin_server.config import EngineConfig, image_limit
 from opsin_server.console import show
 from opsin_server.errors import ConfigError
 from opsin_server.jobs.options import ImageOptions
@@ -30,7 +30,7 @@ def check_data(file: Path, engine: EngineConfig, config: CheckConfig, examples: 
     console = Console()
     encoder = read_encoder(engine)
     with tempfile.TemporaryDirectory(prefix="opsin-check-data-") as folder:
-        made, report = _prepared(file, encoder, config, Path(folder) / "data", console)
+        made, report = _prepared(file, _source(file, encoder, engine, config), Path(folder) / "data", console)
         why = refusal(report, config.data)
         if json:
             console.print(as_json(report, why), soft_wrap=True, highlight=False, markup=False)
@@ -42,12 +42,14 @@ def check_data(file: Path, engine: EngineConfig, config: CheckConfig, examples: 
     return not why
 
 
-def _prepared(
-    file: Path, encoder: PromptEncoder, config: CheckConfig, out: Path, console: Console
-) -> tuple[Prepared | None, Report]:
+def _source(file: Path, encoder: PromptEncoder, engine: EngineConfig, config: CheckConfig) -> Source:
     """With all good rows, whatever the policy for wrong ones is: the verdict is found afterwards."""
     lenient = msgspec.structs.replace(config.data, on_bad_row="skip", min_rows=1)
-    source = Source(encoder, lenient, media=config.media, base=file.resolve().parent)
+    tokens = image_limit(engine.max_image_tokens, encoder.spec.max_positions)
+    return Source(encoder, lenient, max_image_tokens=tokens, media=config.media, base=file.resolve().parent)
+
+
+def _prepared(file: Path, source: Source, out: Path, console: Console) -> tuple[Prepared | None, Report]:
     with console.status("reading") as status:
         try:
             made = prepare(file, source, out, lambda line: status.update(f"line {line:,}"))

@@ -31,7 +31,7 @@ from support.editing_templates import (
     conversations,
 )
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
 G, END = "{%- generation -%}", "{%- endgeneration -%}"
 CHATML = (
     "{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' }}{{ m.content + '<|im_end|>' }}{{ '\\n' }}"
