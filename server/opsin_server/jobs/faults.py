@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 
 SHOWN = 100  # faults that are kept in words
+LONGEST = 1000  # characters of one
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -30,7 +31,7 @@ class Faults:
     def add(self, line: int, message: str) -> None:
         self.count += 1
         if len(self.first) < self._shown:
-            self.first.append(Fault(line, message))
+            self.first.append(Fault(line, message[:LONGEST]))
 
 
 class Remarks:

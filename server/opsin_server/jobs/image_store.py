@@ -52,8 +52,11 @@ class ImageStore:
         if mine:
             try:
                 found.set_result(self._put(self._read(source)))
+            except BadRequest as error:  # (a new one: this one's traceback holds the bytes)
+                found.set_exception(BadRequest(error.message, code=error.code))
             except BaseException as error:
                 found.set_exception(error)
+                raise
         try:
             return found.result()
         except BadRequest as error:  # (a new one: each row says its own place)
