@@ -54,7 +54,7 @@ def test_any_row(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.nightly
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=5_000, deadline=None)
 @given(ROWS)
 def test_any_row_for_long(row: dict[str, Any]) -> None:
     check(row)
