@@ -15,7 +15,7 @@ from opsin_server.check_data.report import as_json, report_rows
 from opsin_server.check_data.visible import visible
 from opsin_server.config import EngineConfig, image_limit
 from opsin_server.console import show
-from opsin_server.errors import ConfigError
+from opsin_server.errors import BadRequest, ConfigError
 from opsin_server.jobs.options import ImageOptions
 from opsin_server.jobs.prepare import DataRefused, Source, prepare, refusal
 from opsin_server.jobs.prepared import Prepared, Report
@@ -30,7 +30,10 @@ def check_data(file: Path, engine: EngineConfig, config: CheckConfig, examples: 
     console = Console()
     encoder = read_encoder(engine)
     with tempfile.TemporaryDirectory(prefix="opsin-check-data-") as folder:
-        made, report = _prepared(file, _source(file, encoder, engine, config), Path(folder) / "data", console)
+        try:
+            made, report = _prepared(file, _source(file, encoder, engine, config), Path(folder) / "data", console)
+        except BadRequest as error:
+            raise ConfigError(error.message) from None
         why = refusal(report, config.data)
         if json:
             console.print(as_json(report, why), soft_wrap=True, highlight=False, markup=False)

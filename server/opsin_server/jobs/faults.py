@@ -30,7 +30,7 @@ class Faults:
 
     def add(self, line: int, message: str) -> None:
         self.count += 1
-        if len(self.first) < self._shown:
+        if not line or len(self.first) < self._shown:  # (what is wrong with the whole is never left out)
             self.first.append(Fault(line, message[:LONGEST]))
 
 

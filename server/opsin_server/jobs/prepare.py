@@ -47,6 +47,7 @@ from opsin_server.text.conversation import image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
 
 AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
+SAME = "the two answers of a preference are the same: there is nothing to choose"
 LEFT_OUT = "longer than max_seq_length, and left out"
 MAX_AHEAD_BYTES = 256 * 2**20  # of their lines
 
@@ -81,7 +82,8 @@ class Source:
 def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None] | None = None) -> Prepared:
     """Reads the whole file and writes what it prepares to the folder `out`. What is there already from the same file,
     options and model is opened instead. on_row: told the number of each line that is done; what it raises ends the
-    work. Raises DataRefused, and leaves nothing."""
+    work. Raises DataRefused, and leaves nothing; BadRequest for more tokens a row than the model takes."""
+    _check_length(source)
     digest, content = prepared_digest(file, source)
     known = open_prepared(out, source.encoder, source.media)
     if known is not None and known.digest == digest:
@@ -104,6 +106,12 @@ def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None]
     made = open_prepared(out, source.encoder, source.media)
     assert made is not None
     return made
+
+
+def _check_length(source: Source) -> None:
+    wanted, most = source.options.max_seq_length, source.encoder.spec.max_positions
+    if wanted is not None and wanted > most:
+        raise BadRequest(f"max_seq_length is {wanted:,}, and the model takes {most:,} tokens", param="max_seq_length")
 
 
 def prepared_digest(file: Path, source: Source) -> tuple[str, str]:
@@ -193,10 +201,14 @@ def _make(data: bytes, source: Source, encoder: RowEncoder) -> _Made:
     for one in examples_of(example):
         for part in image_parts(one.messages):
             check_source(part, source.base)
-    encoded = [encoder.encode(one) for one in examples_of(example)]
-    kind: Kind = "preference" if isinstance(example, PreferencePair) else "supervised"
+    is_pair = isinstance(example, PreferencePair)
+    encoded = [encoder.encode(one, answer_only=is_pair) for one in examples_of(example)]
+    rows = [one.row for one in encoded]
+    remarks = set().union(*(one.remarks for one in encoded))
+    if is_pair and np.array_equal(rows[0].ids, rows[1].ids):
+        remarks.add(SAME)
     origins = {digest: origin for one in encoded for digest, origin in one.origins.items()}
-    return _Made(kind, [one.row for one in encoded], origins, set().union(*(one.remarks for one in encoded)))
+    return _Made("preference" if is_pair else "supervised", rows, origins, remarks)
 
 
 def _take(line: Line, future: Future[_Made], source: Source, collected: Collected) -> None:

@@ -22,7 +22,7 @@ from opsin_server.ipc.messages import describe
 from opsin_server.jobs.image_store import ImageStore
 from opsin_server.jobs.limits import DataLimits
 from opsin_server.jobs.options import DataOptions, ImageOptions
-from opsin_server.jobs.prepare import DataRefused, Source, prepare
+from opsin_server.jobs.prepare import SAME, DataRefused, Source, prepare
 from opsin_server.jobs.prepared import open_prepared
 from opsin_server.media_limits import MediaLimits
 from opsin_server.text.encode_prompt import PromptEncoder
@@ -183,6 +183,11 @@ def test_faults_are_counted_past_those_that_are_kept(
     with pytest.raises(DataRefused) as caught:
         prepare(write(*[b"x"] * 250), source, tmp_path / "out")
     assert (caught.value.report.fault_count, len(caught.value.report.faults)) == (250, 100)
+    good = row(talk.user("q"), talk.assistant("a"))
+    options = DataOptions(min_rows=1, on_bad_row="skip")
+    lenient = replace(source, options=options, limits=DataLimits(max_rows=1))
+    with pytest.raises(DataRefused, match="refused: the file has more than 1 rows"):
+        prepare(write(*[b"x"] * 250, good, good), lenient, tmp_path / "out")
 
 
 @pytest.mark.parametrize("data", [b"[{}]", b"\xff\xfe{\0}\0"])
@@ -301,6 +306,25 @@ def test_preferences(
     assert made.image_digests(0) == (preferred.items[0].digest,)
     with pytest.raises(DataRefused, match="line 2: the row is a conversation, and those before are a preference"):
         prepare(write(pair, row(asked, talk.assistant("a"))), source, tmp_path / "other")
+
+
+def test_of_a_preference_the_answer_is_learned_alone(
+    source: Source, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    pair = {"prompt": [talk.user("q"), talk.assistant("x"), talk.user("r")], "chosen": "yes", "rejected": "yes"}
+    for choice in ("assistant", "last", "all"):
+        options = DataOptions(min_rows=1, train_on=choice)
+        made = prepare(write(pair), replace(source, options=options), tmp_path / choice)
+        for one in made.pair(0):
+            assert source.encoder.tokenizer.decode(one.ids[one.labels].tolist()) == "yes"
+        assert [remark.message for remark in made.report.remarks] == [SAME]
+
+
+def test_more_tokens_than_the_model_takes(source: Source, write: Callable[..., Path], tmp_path: Path) -> None:
+    most = source.encoder.spec.max_positions
+    source = replace(source, options=DataOptions(max_seq_length=most + 1))
+    with pytest.raises(BadRequest, match=f"max_seq_length is {most + 1:,}, and the model takes {most:,} tokens"):
+        prepare(write(row(talk.user("q"), talk.assistant("a"))), source, tmp_path / "out")
 
 
 def test_images_behind_urls_are_fetched_once(
