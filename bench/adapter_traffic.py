@@ -51,7 +51,7 @@ def engine_of(directory: Path, slots: int, host: int) -> Engine:
         str(directory), max_loras=slots, max_lora_rank=16, max_cpu_loras=host, lora_projectors=False, max_context=128,
         prefix_cache=False,
     )  # fmt: skip
-    return load_engine(config, lambda done, total: None)[0]
+    return load_engine(config, lambda done, total: None).engine
 
 
 def zipf(engine: Engine, refs: Sequence[AdapterRef], requests: int) -> tuple[float, list[float], int]:

@@ -121,7 +121,7 @@ def rounds_of(directory: Path, refs: Sequence[AdapterRef], rounds: int) -> dict[
             str(directory), max_loras=slots, max_lora_rank=RANK, lora_projectors=False, max_context=256,
             prefix_cache=False,
         )  # fmt: skip
-        return load_engine(config, lambda done, total: None)[0]
+        return load_engine(config, lambda done, total: None).engine
 
     with_slots, without = engine(SLOTS), engine(0)
     found: dict[str, list[float]] = {form.name: [] for form in FORMS}

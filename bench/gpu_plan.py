@@ -107,7 +107,8 @@ class Stage:
         return tuple(row for command in self.commands for row in command.rows)
 
 
-NATIVE = ("attention", "bitmask", "gradients", "lora", "penalties", "sampling", "small")  # of tests/kernels/interpreted
+# of tests/kernels/interpreted
+NATIVE = ("attention", "bitmask", "gradients", "linear_cross_entropy", "lora", "penalties", "sampling", "small")
 PYTEST = Command(
     ("pytest", "-q", "-p", "xdist.plugin", "-p", "pytest_timeout", "-p", "pytest_rows", "--timeout", "60", "-n",
      "{workers}", *(f"tests/kernels/interpreted/test_{name}.py" for name in NATIVE)), (TESTS,), module=True,

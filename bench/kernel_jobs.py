@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from adapter_jobs import adapters
+from cross_entropy_jobs import cross_entropy
 from device import Device
 from kernel_job import Call, Job
 from torch import Tensor
@@ -347,6 +348,8 @@ def _rest(device: Device) -> Iterator[Job]:
     yield turn(device, 1, 28, 4, 128)
     yield norm_trained(device, 2048, 3584)
     yield gate_trained(device, 2048, 18944)
+    for rows in (64, 256):
+        yield cross_entropy(device, rows, 3584, 151_936)
     for rows in (1, 256):
         yield drawing(device, rows, 151_936)
     yield penalizing(device, 32, 151_936, 1000)
@@ -368,6 +371,7 @@ def _tiny(device: Device) -> Iterator[Job]:
     yield turn(device, 5, 4, 2, 16)
     yield norm_trained(device, 5, 48)
     yield gate_trained(device, 5, 48)
+    yield cross_entropy(device, 5, 48, 300)
     yield drawing(device, 2, 300)
     yield penalizing(device, 2, 300, 10)
     yield forbidding(device, 2, 300)

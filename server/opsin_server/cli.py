@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -20,6 +21,8 @@ from opsin_server.check_data.config import CheckConfig
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError
+from opsin_server.finetune.config import FinetuneConfig
+from opsin_server.jobs.options import with_resize
 from opsin_server.options import build, fields_of, read_config_file, size, takes
 from opsin_server.served_name import readable
 from opsin_server.storage_config import StorageConfig
@@ -42,6 +45,11 @@ PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a 
 PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
 CHECK_DATA = tuple(fields_of(CheckConfig))
 DATA = (*CHECK_DATA, *PROMPT)
+FINETUNE = tuple(fields_of(FinetuneConfig))
+TRAINED_IN = tuple(
+    field for field in fields_of(EngineConfig)
+    if field.name in ("device", "dtype", "quantize", "threads", "model-option", "plugins")
+)  # fmt: skip
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)
 
 
@@ -144,11 +152,44 @@ def check_training_file(
 ) -> None:
     """Reads every row and image as a fine-tuning job would, with the model's own chat template and tokenizer, and says
     what is wrong by line. Images may be paths below the file's folder. Exits with 1 where the file would be refused."""
-    from opsin_server.check_data.command import check_data, with_resize
+    from opsin_server.check_data.command import check_data
 
     engine = build(EngineConfig, given, PROMPT, {"model": str(model or MODEL)})
-    config = with_resize(build(CheckConfig, given, CHECK_DATA, {}), resize)
+    config = build(CheckConfig, given, CHECK_DATA, {})
+    config = msgspec.structs.replace(config, data=with_resize(config.data, resize))
     raise typer.Exit(0 if check_data(file, engine, config, show, json=json) else 1)
+
+
+@app.command(name="finetune", short_help="Train a LoRA of a checkpoint directory.")
+@takes((*FINETUNE, *TRAINED_IN))
+def fine_tune(
+    model: Annotated[
+        Path | None, typer.Argument(show_default=False, help="A checkpoint directory; or opsin-mini.")
+    ] = None,
+    train: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="The rows to train on, as JSON lines.")
+    ] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="The directory to write: a PEFT adapter.")] = ...,  # type: ignore[assignment]
+    valid: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Rows to validate with; the best checkpoint is kept."),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(metavar="<min|max|N|WxH>", help="Resize images as Unsloth's collator does. Default: max."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    **given: Any,
+) -> None:
+    """Train a LoRA of a checkpoint directory, of any of its parts, and write it as PEFT does."""
+    from opsin_server.finetune.command import Request, finetune
+
+    directory = str(model or MODEL)
+    fixed = {"model": directory, "max_sequences": 1, "max_loras": 0, "prefix_cache": False}
+    engine = build(EngineConfig, given, TRAINED_IN, fixed)
+    config = build(FinetuneConfig, given, FINETUNE, {"data": {"min_rows": 1}})
+    config = msgspec.structs.replace(config, data=with_resize(config.data, resize))
+    raise typer.Exit(finetune(Request(train, valid, out, resume), engine, config))
 
 
 @app.command()

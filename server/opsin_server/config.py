@@ -77,6 +77,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lora_projectors: Annotated[
         bool, Option("Room in each slot for a projector that was trained whole (modules_to_save).")
     ] = True
+    train_share: Annotated[
+        Annotated[float, Meta(gt=0, le=4)],
+        Option("Seconds of training beside each second of answers, while there are any."),
+    ] = 0.15
     plugins: Annotated[
         tuple[str, ...] | None, Option("Comma-separated names: the only plugins that may be used.", commas=True)
     ] = None

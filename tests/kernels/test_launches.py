@@ -10,6 +10,7 @@ import torch
 from opsin_kernels import activations, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import attention_shapes
+from opsin_kernels.linear_cross_entropy import linear_cross_entropy
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_server.config import EngineConfig
@@ -124,5 +125,9 @@ def test_training_compiles(chip: int, monkeypatch: pytest.MonkeyPatch) -> None:
         rotary.rotate_(heads, table, table)
         activations.gated(heads.view(6, 48), "silu").sum().backward()
         norms.rms_norm(x, weight.detach(), floor, one_plus=True).sum().backward()
+        head, labels = torch.randn(70, 48).bfloat16(), torch.arange(6)
+        linear_cross_entropy(x, head, labels)[0].sum().backward()
+        linear_cross_entropy(x.detach(), head, labels)
     backward = ["activate_backward", "turn_and_store", "rms_norm_rows_backward", "rms_norm_rows_backward"]
     assert [name for name in gpu.launched if "backward" in name or "turn" in name][1:] == backward
+    assert gpu.launched[-2:] == ["cross_entropy_rows"] * 2

@@ -10,7 +10,7 @@ import pytest
 
 from opsin_kernels.activations import activated
 from opsin_plugins.blocks.fusions.scatter import ScatterFusion
-from opsin_plugins.blocks.lora import Lora, Run
+from opsin_plugins.blocks.slot_lora import Run, SlotLora
 from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.blocks.tower import Tower
 from opsin_plugins.conformance.kit import CHECKS, Result, check_architecture, named, run
@@ -284,8 +284,8 @@ def test_a_weight_that_nothing_uses_is_named(monkeypatch: pytest.MonkeyPatch) ->
             "no adapter reaches vision.layers.0.mlp.down, vision.layers.1.mlp.down, projector.mlp.down: ",
         ),
         (
-            "opsin_plugins.blocks.lora.Lora.resized",
-            lambda self, counts: Lora(self.slots, tuple(Run(r.slot, n) for r, n in zip(self.runs[::-1], counts))),  # noqa: B905
+            "opsin_plugins.blocks.slot_lora.SlotLora.resized",
+            lambda self, counts: SlotLora(self.slots, tuple(Run(r.slot, n) for r, n in zip(self.runs[::-1], counts))),  # noqa: B905
             "with adapters and with merged weights differ by",
         ),
     ],

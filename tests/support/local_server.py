@@ -32,7 +32,8 @@ class LocalEngine:
     state, failure, restarts = "ready", None, 0
 
     def __init__(self, config: EngineConfig) -> None:
-        self._engine, self.ready = load_engine(config, lambda done, total: None)
+        loaded = load_engine(config, lambda done, total: None)
+        self._engine, self.ready = loaded.engine, loaded.ready
         self._streams: dict[str, Stream] = {}
         self.submitted: list[Submit] = []
 

@@ -154,7 +154,7 @@ def add_lora_slots(out: Tensor, x: Tensor, factors: SlotFactors, rows: SlotRows,
     """
     a = factors.a
     if torch.is_grad_enabled() and any(t.requires_grad for t in (out, x, a, factors.b)):
-        raise ValueError("the kernels of adapters in slots have no backward pass: a trainee's rows go by add_lora")
+        raise ValueError("the kernels of adapters in slots have no backward pass")
     if not out.dtype == x.dtype == a.dtype:
         raise ValueError(f"out {out.dtype}, x {x.dtype} and the adapters' {a.dtype} are not one type")
     if len(x):

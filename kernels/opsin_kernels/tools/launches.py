@@ -10,6 +10,7 @@ from torch import Tensor
 
 from opsin_kernels.activations import ACTIVATIONS, Activation
 from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, lora, penalties, rotary, sampling
+from opsin_kernels.gpu import linear_cross_entropy as losses
 from opsin_kernels.gpu import rms_norm as norms
 from opsin_kernels.gpu.attention_shapes import Shape
 from opsin_kernels.gpu.lora_shapes import Shape as LoraShape
@@ -31,9 +32,10 @@ TOWERS = {"Qwen2-VL tower": (16, 16, 80), "CLIP-L tower": (16, 16, 64), "SigLIP 
 LORA = ((576, (576, 192, 192)), (3584, (3584, 512, 512)), (18944, (3584,)))
 SLOTS = 32
 PAGE, VOCABULARY, ROWS = 16, 151_936, 32
+ODD_VOCABULARY = 49_155  # of Granite: rows that do not begin at multiples of 16 bytes
 FIRST = ("attention decode Qwen2-VL-7B", "attention decode split Qwen2-VL-7B", "attention prefill Qwen2-VL-7B",
          "attention packed Qwen2-VL tower", "lora shrink rank 16, tiles of 16",
-         "lora expand rank 16, tiles of 16, parts 8")  # fmt: skip
+         "lora expand rank 16, tiles of 16, parts 8", f"cross-entropy and gradient {VOCABULARY}")  # fmt: skip
 
 
 def launches() -> Iterator[Launch]:
@@ -46,6 +48,10 @@ def launches() -> Iterator[Launch]:
     for width in (8960, 18944, 14336):
         yield Launch(f"silu gated {width}", "activate", partial(_activate, "silu", width, True))
         yield Launch(f"silu gated backward {width}", "activate_backward", partial(_activate, "silu", width, True))
+    for vocabulary in (VOCABULARY, ODD_VOCABULARY):
+        words = f"cross-entropy and gradient {vocabulary}"
+        yield Launch(words, "cross_entropy_rows", partial(cross_entropy, vocabulary, True))
+    yield Launch(f"cross-entropy {VOCABULARY}", "cross_entropy_rows", partial(cross_entropy, VOCABULARY, False))
     yield Launch("draw a token", "draw_rows", _draw)
     yield Launch("penalties", "penalize_places", _penalize)
     yield Launch("bitmask", "forbid_tokens", _forbid)
@@ -184,6 +190,11 @@ def _store(heads: int, kv_heads: int, size: int) -> None:
 def _rotate(heads: int, kv_heads: int, size: int) -> None:
     qkv = empty(ROWS, heads + 2 * kv_heads, size)
     rotary.rotate_(qkv[:, : heads + kv_heads], empty(ROWS, 1, size), empty(ROWS, 1, size))
+
+
+def cross_entropy(vocabulary: int, wants_gradient: bool) -> None:
+    x, weight = empty(ROWS, 3584), empty(vocabulary, 3584)
+    losses.linear_cross_entropy(x, weight, empty(ROWS, dtype=torch.int64), wants_gradient)
 
 
 def _draw() -> None:

@@ -17,7 +17,7 @@ from triton.runtime.driver import driver
 
 # Bytes that a program may have: A100; 30xx; 40xx, L4; H100; B200; 50xx.
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-RESULTS = ("out_ptr", "sum_ptr", "x_grad_ptr")  # what the kernels here write
+RESULTS = ("out_ptr", "sum_ptr", "x_grad_ptr", "loss_ptr", "hit_ptr")  # what the kernels here write
 
 
 @dataclass(frozen=True)

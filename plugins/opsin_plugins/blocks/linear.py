@@ -33,8 +33,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, lora: Lora | None = None) -> Tensor:
         """x [T, in] -> [T, out]. lora: the adapters of the batch's rows; None: all are the base model's."""
-        out = self.stored.matmul(x, self.bias)
-        return out if lora is None else lora.add(self.name, x, out)
+        return self.stored.matmul(x, self.bias) if lora is None else lora.applied(self, x)
 
     def fill(self, tensors: Sequence[Tensor]) -> None:
         """Takes the published weights of all segments, in order; some families publish the fused tensor itself."""

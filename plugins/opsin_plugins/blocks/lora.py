@@ -1,133 +1,45 @@
-"""Which adapter each row of a batch has. One object a step, which blocks hand on and linears ask by their own names."""
+"""What blocks hand on and linears ask: the adapters of a batch's rows, in slots or in training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import groupby
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from opsin_kernels.dispatch import uses_kernels
-from opsin_kernels.lora import SideBySide, add_lora, add_lora_beside, add_lora_slots
-from opsin_kernels.slot_rows import SlotRows
-from opsin_kernels.transfer import on_device
-from opsin_plugins.blocks.adapter_slots import AdapterSlots, Factors
-
-BASE = 0  # the slot of rows that have no adapter
-TRAINEE = -1  # of rows that the adapter in training is for
-# From so many rows a run on, runs are multiplied one by one. For kernels it takes more: they add all runs in two
-# launches, where one by one it is two for each segment of each run. (Not measured: two tiles of a library's product.)
-ROWS, KERNEL_ROWS = 16, 256
+from opsin_plugins.blocks.weight_formats import WeightFormat
 
 
-@dataclass(frozen=True)
-class Run:
-    """Rows that follow each other and have one adapter: a sequence's of a step, or a picture's."""
+class FrozenLinear(Protocol):
+    """A `Linear`, as adapters see it."""
 
-    slot: int
-    rows: int
+    name: str
+    stored: WeightFormat
+    bias: nn.Parameter | None
 
 
-@dataclass(frozen=True)
-class Lora:
-    """slots: the weights of adapters 1 and following, on the device. runs: of all rows, in order. None: only the device
-    knows, and `slot_of_row` says it (a captured step).
+class Lora(ABC):
+    """Of the rows of one batch, which lie in runs: a sequence's of a step, or a picture's."""
 
-    trainee: factors of the adapter in training, by linear and segment, for rows of slot TRAINEE. They need gradients,
-    and are handed in since slots are copies that must not change while a backward pass is to come.
-    """
-
-    slots: AdapterSlots
-    runs: tuple[Run, ...] | None
-    slot_of_row: Tensor | None = None
-    trainee: Mapping[str, Sequence[Factors | None]] = field(default_factory=dict)
-
+    @abstractmethod
     def resized(self, counts: Sequence[int]) -> Lora:
         """The same runs with other numbers of rows, 0 among them: a picture's features in place of its patches, a
-        prompt's last row in place of all. Where only the device knows, rows cannot change their number."""
-        assert self.runs is not None
-        runs = tuple(Run(run.slot, count) for run, count in zip(self.runs, counts, strict=True))
-        return Lora(self.slots, runs, None, self.trainee)
+        prompt's last row in place of all."""
 
+    @abstractmethod
     def of_runs(self, chosen: Sequence[int]) -> Lora:
         """Only these runs, by number."""
-        assert self.runs is not None
-        return Lora(self.slots, tuple(self.runs[i] for i in chosen), None, self.trainee)
 
+    @abstractmethod
+    def projector_of(self, run: int) -> nn.Module | None:
+        """The projector that the adapter of a run brings; None: it has the model's own."""
+
+    @abstractmethod
+    def applied(self, linear: FrozenLinear, x: Tensor) -> Tensor:
+        """x [T, K] -> x · Wᵀ + bias, and what adapters add to it [T, N]."""
+
+    @abstractmethod
     def add(self, name: str, x: Tensor, out: Tensor) -> Tensor:
-        """out [T, N], which the base weight of linear `name` has made of x [T, K], and what adapters add to it. Into
-        `out` itself unless something needs a gradient. Raises SpecError for a linear that the model's spec does
-        not list."""
-        held = self.slots[name]
-        if self.runs is None:
-            return add_lora_slots(out, x, held.stacked, self._rows)
-        active = [(at, run) for at, run in self._active if run.slot == TRAINEE or held.changed_by(run.slot)]
-        if not active:
-            return out
-        slots = {run.slot for _, run in active}
-        if TRAINEE in slots or (torch.is_grad_enabled() and (x.requires_grad or out.requires_grad)):
-            return self._add_run_by_run(name, active, x, out)
-        if uses_kernels(x):
-            if sum(run.rows for _, run in active) < KERNEL_ROWS * len(active):
-                return add_lora_slots(out, x, held.stacked, self._rows)
-        elif len(active) > 1 and len(x) < ROWS * len(active):  # (base rows are multiplied with the others)
-            beside = held.beside(slots)
-            add_lora_beside(out, x, beside, self._foreign(beside))
-            return out
-        return self._add_run_by_run(name, active, x, out)
-
-    def _add_run_by_run(self, name: str, active: Sequence[tuple[int, Run]], x: Tensor, out: Tensor) -> Tensor:
-        for at, run in active:
-            rows = slice(at, at + run.rows)
-            mine, part = x[rows], out[rows]
-            for columns, factors in self._factors(name, run.slot):
-                before = part[:, columns]
-                after = add_lora(before, mine, factors.a, factors.b)
-                if after is not before:  # (a gradient is needed: nothing is changed in place)
-                    part = torch.slice_scatter(part, after, 1, columns.start, columns.stop)
-                    out = torch.slice_scatter(out, part, 0, rows.start, rows.stop)
-        return out
-
-    def _factors(self, name: str, slot: int) -> Iterator[tuple[slice, Factors]]:
-        """Of each segment that the adapter changes, and where its outputs stand."""
-        held = self.slots[name]
-        given = self.trainee.get(name, ()) if slot == TRAINEE else held.factors(slot)
-        for columns, factors in zip(held.columns, given, strict=False):
-            if factors is not None:
-                yield columns, factors
-
-    @cached_property
-    def _active(self) -> list[tuple[int, Run]]:
-        """The first row of each run that has an adapter; neighbours with the same are one run."""
-        assert self.runs is not None
-        found, at = [], 0
-        for slot, group in groupby(self.runs, key=lambda run: run.slot):
-            rows = sum(run.rows for run in group)
-            if slot != BASE and rows:
-                found.append((at, Run(slot, rows)))
-            at += rows
-        return found
-
-    @cached_property
-    def _rows(self) -> SlotRows:
-        """The slot of each row, on the device. Built once a step, not once a linear."""
-        rows = self.slot_of_row
-        if rows is None:
-            assert self.runs is not None
-            numbers = [run.slot for run in self.runs for _ in range(run.rows)]
-            rows = on_device(numbers, torch.int64, self.slots.device)
-        return SlotRows(rows, self.slots.numbers)
-
-    def _foreign(self, beside: SideBySide) -> Tensor:
-        """bool [T, C]. Linears whose adapters have the same ranks share one."""
-        found = self._foreign_of.get(beside.key)
-        if found is None:
-            found = self._foreign_of[beside.key] = self._rows.slots[:, None] != beside.owners
-        return found
-
-    @cached_property
-    def _foreign_of(self) -> dict[bytes, Tensor]:
-        return {}
+        """out [T, N], which a weight that is no `Linear` (a tied head) has made of x [T, K], and what adapters add to
+        linear `name`."""

@@ -116,7 +116,7 @@ class Model(nn.Module):
         lengths = self.vision.lengths(pictures)
         if lora is None:
             return _arranged(self.projector, features, lengths, orders, None)
-        groups = by_projector(lora, self.projector)
+        groups = by_projector(lora, len(pictures), self.projector)
         if len(groups) == 1:
             return _arranged(groups[0].projector, features, lengths, orders, lora.resized(lengths))
         found: dict[int, Tensor] = {}

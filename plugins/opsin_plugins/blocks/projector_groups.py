@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, NamedTuple, TypeVar
 
-from opsin_plugins.blocks.lora import BASE, TRAINEE, Lora
+from opsin_plugins.blocks.lora import Lora
 
 Projector = TypeVar("Projector")
 
@@ -16,13 +16,11 @@ class ProjectorGroup(NamedTuple, Generic[Projector]):
     members: list[int]
 
 
-def by_projector(lora: Lora, base: Projector) -> list[ProjectorGroup[Projector]]:
+def by_projector(lora: Lora, pictures: int, base: Projector) -> list[ProjectorGroup[Projector]]:
     """lora: a run each picture. base: the model's own projector."""
-    slots = lora.slots.projectors
-    assert lora.runs is not None
     groups: dict[int, ProjectorGroup[Projector]] = {}
-    for number, run in enumerate(lora.runs):
-        own = None if slots is None or run.slot in (BASE, TRAINEE) else slots[run.slot]
+    for number in range(pictures):
+        own = lora.projector_of(number)
         projector: Projector = base if own is None else own  # type: ignore[assignment]
         groups.setdefault(id(projector), ProjectorGroup(projector, [])).members.append(number)
     return list(groups.values())

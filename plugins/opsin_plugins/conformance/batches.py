@@ -14,8 +14,9 @@ from opsin_plugins.blocks import inputs
 from opsin_plugins.blocks.adapter_slots import AdapterSlots
 from opsin_plugins.blocks.decoder import ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs, Visual
-from opsin_plugins.blocks.lora import Lora, Run
+from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.slot_lora import Run, SlotLora
 from opsin_plugins.spec import I32, Expanded, RopeSpec, Span, VisibleImages, VisualItem
 from opsin_plugins.spec.visual_items import visible_images
 
@@ -69,7 +70,7 @@ class Adapters:
 
     def lora(self, prompts: Sequence[int], rows: Sequence[int]) -> Lora:
         """rows: of each of these prompts, by number; or of each of their pictures."""
-        return Lora(self.slots, tuple(Run(self.of_prompts[p], n) for p, n in zip(prompts, rows, strict=True)))
+        return SlotLora(self.slots, tuple(Run(self.of_prompts[p], n) for p, n in zip(prompts, rows, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ model, so that the API process can check an adapter before the engine hears of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -38,6 +38,16 @@ class LoraTargets:
         """`part.component` of a published linear (see Architecture.lora_groups); None: of none, such as the head."""
         canonical = self._matcher.canonical(f"{name}.weight").removesuffix(".weight")
         return next((group for group, pattern in self._groups.items() if pattern.fullmatch(canonical)), None)
+
+    def modules(self, keys: Iterable[str]) -> dict[str, str]:
+        """The published linears that belong to a group, and which, of a checkpoint's keys: in the dialect of the rules,
+        which are the names of the modules that transformers and PEFT know."""
+        found = {}
+        for key in keys:
+            name = self._matcher.canonical(key).removesuffix(".weight")
+            if key.endswith(".weight") and (group := self.group(name)) is not None and not self.is_unused(name):
+                found[name] = group
+        return found
 
     def find(self, name: str) -> list[LoraTarget]:
         """Of a published linear's name, in any dialect that the family's rules know. A linear that is published fused

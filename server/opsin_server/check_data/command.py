@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
@@ -16,12 +15,9 @@ from opsin_server.check_data.visible import visible
 from opsin_server.config import EngineConfig, image_limit
 from opsin_server.console import show
 from opsin_server.errors import BadRequest, ConfigError
-from opsin_server.jobs.options import ImageOptions
 from opsin_server.jobs.prepare import DataRefused, Source, prepare, refusal
 from opsin_server.jobs.prepared import Prepared, Report
 from opsin_server.text.encode_prompt import PromptEncoder, read_encoder
-
-_SIZE = re.compile(r"(\d+)x(\d+)")
 
 
 def check_data(file: Path, engine: EngineConfig, config: CheckConfig, examples: int, *, json: bool) -> bool:
@@ -69,19 +65,3 @@ def _show_examples(console: Console, made: Prepared, encoder: PromptEncoder, cou
             learned = f"{int(row.labels.sum())} of {len(row.ids)} tokens are learned"
             console.print(f"\nline {made.facts.line[index]}: {learned}", highlight=False, soft_wrap=True)
             console.print(shown(row, encoder.tokenizer, colour), soft_wrap=True)
-
-
-def with_resize(config: CheckConfig, text: str | None) -> CheckConfig:
-    """text: "min", "max", a number of pixels, or WIDTHxHEIGHT. Raises ConfigError."""
-    if text is None:
-        return config
-    if (pair := _SIZE.fullmatch(text)) is not None:
-        change: dict[str, object] = {"size": [int(pair[1]), int(pair[2])]}
-    else:
-        change = {"resize": int(text) if text.isdecimal() else text}
-    images = {**msgspec.to_builtins(config.data.images), **change}
-    try:
-        made = msgspec.convert(images, ImageOptions)
-    except msgspec.ValidationError:
-        raise ConfigError(f"--resize {text!r}: write min, max, a number of pixels, or WIDTHxHEIGHT") from None
-    return msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, images=made))

@@ -9,7 +9,8 @@ from typing import Any
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import DecoderSpec, SpecError, TiledTowerSpec
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
-from opsin_server.ipc.messages import Arrays, Item, Sampling, Submit
+from opsin_server.ipc.item import Item
+from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
 MOST_LOGPROBS = 20  # as OpenAI has it
 

@@ -1,5 +1,6 @@
-"""The engine process: an engine and its door. Started by ipc/client.py, which writes the configuration to standard
-input and keeps that pipe open: when the API process dies, however it dies, the pipe ends and this process leaves."""
+"""The engine process: an engine, training, and their door. Started by ipc/client.py, which writes the configuration to
+standard input and keeps that pipe open: when the API process dies, however it dies, the pipe ends and this process
+leaves."""
 
 from __future__ import annotations
 
@@ -27,6 +28,9 @@ import torch  # noqa: E402
 from opsin_plugins.spec import SpecError  # noqa: E402
 from opsin_server.engine.engine import Engine, EngineBroken  # noqa: E402
 from opsin_server.engine.startup.load import load_engine  # noqa: E402
+from opsin_server.engine.training.jobs import TrainingJobs  # noqa: E402
+from opsin_server.engine.training.pieces import Piece  # noqa: E402
+from opsin_server.engine.training.time_share import TimeShare  # noqa: E402
 from opsin_server.errors import ConfigError  # noqa: E402
 from opsin_server.ipc.engine_socket import EngineSocket  # noqa: E402
 from opsin_server.ipc.messages import (  # noqa: E402
@@ -44,12 +48,14 @@ from opsin_server.ipc.messages import (  # noqa: E402
     unpack_to_engine,
 )
 from opsin_server.ipc.submit_frames import WrongFrames, arrays_from  # noqa: E402
+from opsin_server.ipc.training_messages import ToTraining  # noqa: E402
 from opsin_server.served_name import readable  # noqa: E402
 
 log = logging.getLogger("opsin.engine")
 
 HEARTBEAT = 1.0  # seconds between signs of life when idle
 PROGRESS = 0.1  # seconds between reports while loading
+WAIT = 0.02  # seconds between looks at training that waits for rows or for a disk
 
 
 def main() -> None:
@@ -60,18 +66,21 @@ def main() -> None:
     torch.set_num_threads(config.threads)
     door = EngineSocket(address)
     try:
-        engine, ready = load_engine(config, _Reporter(door), door.send)
+        loaded = load_engine(config, _Reporter(door), door.send)
     except (ConfigError, SpecError, ValueError, OSError) as error:
         door.send(Failed(readable(str(error))))
         door.close()
         sys.exit(1)
-    door.send(ready)
+    engine = loaded.engine
+    training = TrainingJobs(loaded.base, door.send)
+    door.send(loaded.ready)
     try:
-        serve(engine, door)
+        serve(engine, training, TimeShare(config.train_share), door)
     except EngineBroken as error:
         door.send(Failed(readable(str(error))))
         door.close()
         sys.exit(1)
+    training.close()
     engine.close()
     door.close()
 
@@ -88,11 +97,13 @@ class _Reporter:
             self.door.send(Progress(done, total))
 
 
-def serve(engine: Engine, door: EngineSocket) -> None:
-    """Steps while there is work, listens between steps, shows that it lives when there is none."""
+def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: EngineSocket) -> None:
+    """Steps while there is work, trains in between, listens between steps and pieces, and shows that it lives when
+    there is neither."""
+    said = 0.0
     while True:
         refused: list[Output] = []
-        for parts in door.receive(0 if engine.busy else HEARTBEAT, engine.loader):
+        for parts in door.receive(_patience(engine, training), engine.loader):
             try:
                 message, frames = unpack_to_engine(parts)
             except Unreadable as error:
@@ -100,9 +111,40 @@ def serve(engine: Engine, door: EngineSocket) -> None:
                 continue
             if isinstance(message, Stop):
                 return
-            refused += _handle(engine, message, frames)
-        outputs = engine.step() if engine.busy else []
-        door.send(Outputs((*refused, *outputs), engine.stats(), engine.adapter_report()))
+            refused += _handle(engine, training, message, frames)
+        began, busy = time.monotonic(), engine.busy
+        outputs = engine.step() if busy else []
+        now = time.monotonic()
+        if busy or refused or now - said >= HEARTBEAT:
+            door.send(Outputs((*refused, *outputs), engine.stats(), engine.adapter_report()))
+            said = now
+        if engine.busy:
+            share.answered(now - began)
+            _train_beside(training, share)
+        elif (piece := training.next_piece) is not None:
+            _run(training, share, piece, beside_answers=False)
+
+
+def _patience(engine: Engine, training: TrainingJobs) -> float:
+    """Seconds to wait for a message."""
+    if engine.busy or training.next_piece is not None:
+        return 0
+    return WAIT if len(training) else HEARTBEAT
+
+
+def _train_beside(training: TrainingJobs, share: TimeShare) -> None:
+    """Between two steps of answers, as far as there is credit."""
+    spent = 0.0
+    while (piece := training.next_piece) is not None and share.may_run(piece, spent):
+        spent += _run(training, share, piece, beside_answers=True)
+
+
+def _run(training: TrainingJobs, share: TimeShare, piece: Piece, beside_answers: bool) -> float:
+    began = time.monotonic()
+    training.advance()
+    seconds = time.monotonic() - began
+    share.ran(piece, seconds, beside_answers)
+    return seconds
 
 
 def _unreadable(error: Unreadable) -> list[Output]:
@@ -111,8 +153,10 @@ def _unreadable(error: Unreadable) -> list[Output]:
     return [] if error.request_id is None else [_refusal(error.request_id, "the engine could not read this request")]
 
 
-def _handle(engine: Engine, message: ToEngine, frames: Sequence[bytes]) -> list[Output]:
+def _handle(engine: Engine, training: TrainingJobs, message: ToEngine, frames: Sequence[bytes]) -> list[Output]:
     """What is refused at once."""
+    if isinstance(message, ToTraining):
+        training.take(message, frames)
     if isinstance(message, Submit):
         return _submit(engine, message, frames)
     if isinstance(message, KeepAdapters):

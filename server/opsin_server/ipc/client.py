@@ -21,6 +21,7 @@ from opsin_server.ipc.messages import (
     Arrays,
     Cancel,
     Estimate,
+    Frame,
     FromEngine,
     KeepAdapters,
     Output,
@@ -35,6 +36,8 @@ from opsin_server.ipc.messages import (
 from opsin_server.ipc.restart_policy import RestartPolicy
 from opsin_server.ipc.stream import Stream
 from opsin_server.ipc.submit_frames import frames_of
+from opsin_server.ipc.training_messages import FromTraining, ToTraining
+from opsin_server.ipc.training_run import TrainingRun
 
 log = logging.getLogger("opsin.ipc")
 
@@ -64,6 +67,7 @@ class EngineClient:
         self.heard = time.monotonic()
         self.restarts = 0
         self._streams: dict[str, Stream] = {}
+        self._runs: dict[str, TrainingRun] = {}
         self._changed, self._spawned = asyncio.Event(), asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._process: EngineProcess | None = None
@@ -116,6 +120,18 @@ class EngineClient:
             assert self._process is not None
             self._process.send(KeepAdapters(self._kept))
 
+    def train(self, run: TrainingRun, resume: bool = False) -> None:
+        """Starts a training run, or goes on with one; it goes on also when the engine was started again, unless it ran
+        at the last two of its deaths. Raises Unavailable when the engine is not ready."""
+        if self.state != "ready":
+            raise Unavailable(f"the engine is {self.state}")
+        self._runs[run.job_id] = run
+        run.start(self._send_training, resume)
+
+    def _send_training(self, message: ToTraining, frames: Sequence[Frame]) -> None:
+        assert self._process is not None
+        self._process.send(message, frames)
+
     async def stop(self) -> None:
         """Ends the engine process; after this no child is left."""
         listens = self.state == "ready"
@@ -138,6 +154,7 @@ class EngineClient:
             for stream in self._streams.values():
                 stream.fail("the engine stopped while it worked on this request")
             self._streams.clear()
+            self._lose_runs()
             self.stats = Stats()
             self.adapters = AdapterReport()
             if self.state == "stopped":
@@ -148,6 +165,9 @@ class EngineClient:
                 if self.ready is not None:
                     log.error("%s; it is not started again", reason)
                 self._set("failed")
+                for run in self._runs.values():
+                    run.fail(reason)
+                self._runs.clear()
                 return
             self.restarts += 1
             deaths, most = self._policy.deaths, self._policy.max_restarts
@@ -188,8 +208,26 @@ class EngineClient:
             self._set("ready")
             if self._kept:
                 self.keep_adapters(self._kept)
+            for run in self._runs.values():
+                run.start(self._send_training, resume=True)
+        elif isinstance(message, FromTraining):
+            self._hear_training(message)
         else:
             raise Unreadable(f"a {type(message).__name__} came, which is not expected")
+
+    def _hear_training(self, message: FromTraining) -> None:
+        run = self._runs.get(message.job_id)
+        if run is not None:
+            run.hear(message)
+            if run.ended is not None:
+                del self._runs[run.job_id]
+
+    def _lose_runs(self) -> None:
+        """The engine is gone. A run that was going on at two deaths in a row may be why, and is not tried again."""
+        for run in list(self._runs.values()):
+            run.lost()
+            if run.ended is not None:
+                del self._runs[run.job_id]
 
     def _report(self, report: AdapterReport) -> None:
         self.adapters = report

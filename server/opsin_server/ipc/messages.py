@@ -3,7 +3,7 @@
 
 In both directions a message travels in msgpack, with any number of raw frames behind it. A Submit's are, in this order:
 ids I32 [T], positions I32 [A, T], then the pixels of each item U8 [N, C·p·p], then I32 [tokens] of each item that is
-arranged. All other messages have none.
+arranged. Those of training say for themselves what theirs are; all others have none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import msgspec
 
 from opsin_plugins.spec import I32, U8, Span, VisibleImages, VisualItem
 from opsin_server.config import EngineConfig
+from opsin_server.ipc.item import Item
+from opsin_server.ipc.training_messages import FromTraining, ToTraining
 
 # ------------------------------------------------------------------------------------- to the engine
 
@@ -38,19 +40,6 @@ class Sampling(msgspec.Struct, frozen=True):
     @property
     def penalizes(self) -> bool:
         return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1 or self.logit_bias)
-
-
-class Item(msgspec.Struct, frozen=True):
-    """An image whose pixels follow as a frame: a VisualItem without its arrays. digest: SHA-256 of what it is and how
-    it was prepared."""
-
-    digest: bytes
-    grid: tuple[int, int, int]
-    tokens: int
-    shape: tuple[int, int]  # [N, C·p·p]
-    tiles: tuple[int, int] = (1, 1)
-    hidden: int = 0
-    arranged: bool = False
 
 
 class AdapterRef(msgspec.Struct, frozen=True):
@@ -91,7 +80,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave now; the API process has drained."""
 
 
-ToEngine: TypeAlias = Submit | Cancel | KeepAdapters | Stop
+ToEngine: TypeAlias = Submit | Cancel | KeepAdapters | Stop | ToTraining
 
 # ----------------------------------------------------------------------------------- from the engine
 
@@ -253,7 +242,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     adapters: AdapterReport | None = None
 
 
-FromEngine: TypeAlias = Estimate | Progress | Ready | Failed | Outputs
+FromEngine: TypeAlias = Estimate | Progress | Ready | Failed | Outputs | FromTraining
 
 # ------------------------------------------------------------------------------- a request's arrays
 

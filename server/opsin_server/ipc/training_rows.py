@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opsin_plugins.spec import I32, U8, Span, VisibleImages
-from opsin_server.ipc.messages import Item
+from opsin_server.ipc.item import Item
 
 Bools = npt.NDArray[np.bool_]
 

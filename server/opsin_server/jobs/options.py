@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,6 +12,7 @@ from opsin_server.errors import ConfigError
 from opsin_server.option import Option
 
 Count = Annotated[int, Meta(ge=1)]
+_SIZE = re.compile(r"(\d+)x(\d+)")
 
 
 class ImageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,3 +56,18 @@ class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     min_rows: Annotated[Count, Option("Rows that a file must have.")] = 10
     images: ImageOptions = ImageOptions()
+
+
+def with_resize(data: DataOptions, text: str | None) -> DataOptions:
+    """text: "min", "max", a number of pixels, or WIDTHxHEIGHT. Raises ConfigError."""
+    if text is None:
+        return data
+    if (pair := _SIZE.fullmatch(text)) is not None:
+        change: dict[str, object] = {"size": [int(pair[1]), int(pair[2])]}
+    else:
+        change = {"resize": int(text) if text.isdecimal() else text}
+    images = {**msgspec.to_builtins(data.images), **change}
+    try:
+        return msgspec.structs.replace(data, images=msgspec.convert(images, ImageOptions))
+    except msgspec.ValidationError:
+        raise ConfigError(f"--resize {text!r}: write min, max, a number of pixels, or WIDTHxHEIGHT") from None

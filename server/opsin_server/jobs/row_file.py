@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from opsin_plugins.spec import Span, VisibleImages
-from opsin_server.ipc.messages import Item
+from opsin_server.ipc.item import Item
 from opsin_server.ipc.training_rows import TrainingRow
 
 

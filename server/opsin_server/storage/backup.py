@@ -18,12 +18,12 @@ from sqlalchemy import Connection, Select, select
 from sqlalchemy import Table as SqlTable
 
 from opsin_server import __version__
+from opsin_server.durable import sync_folder
 from opsin_server.errors import BlobDamaged, ConfigError
 from opsin_server.signals import signals_raise
 from opsin_server.storage.archive import FORMAT, MANIFEST, Manifest, Table, blob_member, table_member
 from opsin_server.storage.blob_files import BlobFiles
 from opsin_server.storage.blobs import referenced
-from opsin_server.storage.durable import sync_folder
 from opsin_server.storage.migrations import HEAD, revision
 from opsin_server.storage.state import database_to_read, files_to_read
 from opsin_server.storage.tables import Base, BlobRow, StoreRow

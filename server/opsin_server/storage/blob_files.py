@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from opsin_server.storage.durable import sync_folder
+from opsin_server.durable import sync_folder
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OWNER = "owner"

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
+from opsin_server.durable import sync_folder
 from opsin_server.errors import ConfigError
 from opsin_server.storage.database import Database, check_known
-from opsin_server.storage.durable import sync_folder
 from opsin_server.storage.migrations import VERSION_TABLE
 
 HEAD_OF_FILE = b"SQLite format 3\0"

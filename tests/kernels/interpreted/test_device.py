@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights, Factors
-from opsin_plugins.blocks.lora import TRAINEE, Lora, Run
+from opsin_kernels import linear_cross_entropy as losses
+from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
+from opsin_plugins.blocks.slot_lora import Run, SlotLora
 from opsin_plugins.conformance.adapters import random_adapter
 from opsin_plugins.spec import LinearShape
 from support import bfloat16
@@ -63,8 +64,10 @@ def test_the_benchmark_brings_every_row_of_a_model(
 
 
 def test_native_tests_make_every_tensor_on_the_device() -> None:
-    files = [f"tests/kernels/interpreted/test_{name}.py" for name in ("bitmask", "lora", "penalties", "sampling")]
+    names = ("bitmask", "linear_cross_entropy", "lora", "penalties", "sampling")
+    files = [f"tests/kernels/interpreted/test_{name}.py" for name in names]
     wanted = "inverse or places or (whose_bit and 31) or rows_are_their_own or (own_adapter and few)"
+    wanted += " or (at_the_step and 4097) or equally_likely or beside_its_rows or normal_numbers or not_a_token"
     line = [sys.executable, "-m", "pytest", "-q", "-p", "support.on_pretended_cuda", "-k", wanted, *files]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "HYPOTHESIS_PROFILE": "default"}
@@ -133,27 +136,23 @@ def test_a_recording_replays_what_was_recorded(gpu: Pretended) -> None:
         ([(1, 3), (2, 4), (0, 5), (1, 300)], True),
         ([(2, 1)], True),
         ([(1, 600), (0, 9), (2, 20)], False),
-        ([(1, 3), (TRAINEE, 2), (2, 4)], False),
         ([(0, 5)], False),
     ],
 )
-def test_long_runs_of_adapters_are_the_librarys_and_so_is_training(
-    runs: list[tuple[int, int]], launched: bool, gpu: Pretended
-) -> None:
+def test_long_runs_of_adapters_are_the_librarys(runs: list[tuple[int, int]], launched: bool, gpu: Pretended) -> None:
     """Whichever way, each row gets what its adapter adds."""
     shape, name, place = LinearShape(32, (16, 24)), "layer", torch.device("cuda")
-    made = [random_adapter({name: shape}, 3 + n, n)[name] for n in range(3)]
+    made = [random_adapter({name: shape}, 3 + n, n)[name] for n in range(2)]
     slots = AdapterSlots({name: shape}, 2, 8, place)
-    for number, factors in enumerate(made[:2], 1):
+    for number, factors in enumerate(made, 1):
         slots.load(number, AdapterWeights({name: factors}))
-    trainee = [Factors(f.a.to(place), f.b.to(place)) for f in made[2]]
     rows = [slot for slot, count in runs for _ in range(count)]
     x, out = torch.randn(len(rows), 32), torch.randn(len(rows), 40)
-    lora = Lora(slots, tuple(Run(*run) for run in runs), trainee={name: trainee})
+    lora = SlotLora(slots, tuple(Run(*run) for run in runs))
     found = lora.add(name, x.to(place), out.to(place)).cpu()
     assert gpu.launched == (["shrink", "expand"] if launched else [])
     for row, slot in enumerate(rows):
-        factors = [] if slot == 0 else made[2 if slot == TRAINEE else slot - 1]
+        factors = [] if slot == 0 else made[slot - 1]
         added = torch.cat([x[row] @ f.a.T @ f.b for f in factors] or [torch.zeros(40)])
         assert torch.allclose(found[row], out[row] + added, atol=1e-4)
 
@@ -165,7 +164,7 @@ def test_a_recording_adds_whatever_adapters_its_rows_have_later(gpu: Pretended) 
     chosen, x = torch.zeros(20, dtype=torch.int64, device="cuda"), on_device(20, 48)
     out, graph = on_device(20, 48), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        Lora(slots, None, chosen).add(name, x, out)
+        SlotLora(slots, None, chosen).add(name, x, out)
     assert gpu.launched == ["shrink", "expand"]
     for seed, mix in enumerate(([1, 2, 0, 2], [3], [0], [2, 0, 3, 3, 1])):
         torch.manual_seed(seed)
@@ -184,6 +183,22 @@ def test_a_recording_adds_whatever_adapters_its_rows_have_later(gpu: Pretended) 
                 for segment, (n, f) in enumerate(zip(shape.segments, loaded[slot - 1], strict=True))
             ]
             assert torch.allclose(out[row].cpu(), 1 + torch.cat(parts), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_loss_is_recorded_without_a_question_to_the_device(dtype: torch.dtype, gpu: Pretended) -> None:
+    x, weight = on_device(3, 20).to(dtype), on_device(50, 20).to(dtype)
+    labels, graph = torch.zeros(3, dtype=torch.int64, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = losses.linear_cross_entropy_with_gradient(x, weight, labels)
+    assert gpu.launched == ["cross_entropy_rows"]
+    torch.manual_seed(0)
+    given = torch.randn(3, 20).to(dtype), torch.randn(50, 20).to(dtype), torch.tensor([0, 7, 49])
+    for held, values in zip((x, weight, labels), given, strict=True):
+        held.copy_(values)
+    graph.replay()
+    for ours, theirs in zip(found, losses.linear_cross_entropy_ref(*given), strict=True):
+        assert torch.allclose(ours.cpu().float(), theirs.float(), atol=4e-2 if dtype != torch.float32 else 2e-5)
 
 
 def test_memory_is_pinned_before_it_is_copied_while_recording(gpu: Pretended) -> None:

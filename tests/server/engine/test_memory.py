@@ -253,7 +253,8 @@ def test_the_embedded_model_loads_and_says_how(tmp_path: Path) -> None:
     from opsin_server.embedded import MODEL
 
     seen: list[tuple[int, int]] = []
-    engine, ready = load_engine(EngineConfig(model=str(MODEL)), lambda done, total: seen.append((done, total)))
+    loaded = load_engine(EngineConfig(model=str(MODEL)), lambda done, total: seen.append((done, total)))
+    engine, ready = loaded.engine, loaded.ready
     assert ready.dtype == "float32"
     assert ready.memory["weights"] == sum(
         t.nbytes for t in (*engine.runner.model.parameters(), *engine.runner.model.buffers())

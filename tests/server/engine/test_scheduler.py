@@ -17,7 +17,8 @@ from opsin_server.engine.scheduling.plan import Chunk, Limits, Plan
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, visual_keys
-from opsin_server.ipc.messages import AdapterRef, Item, Sampling
+from opsin_server.ipc.item import Item
+from opsin_server.ipc.messages import AdapterRef, Sampling
 
 EOS = 0
 

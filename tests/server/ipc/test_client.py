@@ -20,7 +20,16 @@ from opsin_server.config import EngineConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError, EngineFailed, Unavailable
 from opsin_server.ipc.client import EngineClient
-from opsin_server.ipc.messages import AdapterRef, Arrays, Cancel, Item, Sampling, Submit, Unreadable, unpack_from_engine
+from opsin_server.ipc.item import Item
+from opsin_server.ipc.messages import (
+    AdapterRef,
+    Arrays,
+    Cancel,
+    Sampling,
+    Submit,
+    Unreadable,
+    unpack_from_engine,
+)
 from opsin_server.ipc.restart_policy import RestartPolicy
 from opsin_server.ipc.stream import Stream
 from opsin_server.ipc.submit_frames import WrongFrames

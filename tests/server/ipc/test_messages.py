@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from opsin_plugins.spec import Span
+from opsin_server.ipc.item import Item
 from opsin_server.ipc.messages import (
     Arrays,
     Cancel,
     Failed,
-    Item,
     Logprobs,
     Output,
     Outputs,

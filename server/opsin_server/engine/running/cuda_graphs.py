@@ -22,6 +22,7 @@ from opsin_plugins.blocks.decoder import KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.slot_lora import SlotLora
 from opsin_server.engine.running.batch import Batch
 
 Capture = Callable[[Callable[[], object]], Callable[[], object]]
@@ -174,7 +175,7 @@ class Buffers:
 
     def lora(self, adapters: AdapterSlots, size: int) -> Lora:
         """Of rows whose adapters only the device knows."""
-        return Lora(adapters, None, self.adapters[:size])
+        return SlotLora(adapters, None, self.adapters[:size])
 
     def views(
         self, size: int, context: int, lora: Lora | None, cross: CrossInputs | None

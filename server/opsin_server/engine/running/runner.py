@@ -16,8 +16,9 @@ from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
 from opsin_plugins.blocks.decoder import KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import CrossInputs, Visual
 from opsin_plugins.blocks.inputs import cross_inputs, rotary_frequencies
-from opsin_plugins.blocks.lora import Lora, Run
+from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.slot_lora import Run, SlotLora
 from opsin_plugins.spec import DecoderSpec, ModelSpec
 from opsin_server.engine.running.batch import Batch
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
@@ -154,7 +155,7 @@ class Runner:
         if self.adapters is None:
             return None
         runs = tuple(Run(slot, count) for slot, count in rows)
-        return Lora(self.adapters, runs) if any(run.slot for run in runs) else None
+        return SlotLora(self.adapters, runs) if any(run.slot for run in runs) else None
 
     def _visual(self, batch: Batch) -> Visual | None:
         """The visual tokens that the batch's rows are overwritten with."""

@@ -12,7 +12,13 @@ from enum import Enum, auto
 import numpy as np
 
 from opsin_plugins.spec import I32, U8, RopeSpec, Span, VisibleImages
-from opsin_server.ipc.messages import AdapterRef, Arrays, Item, Sampling, Submit
+from opsin_server.ipc.item import Item
+from opsin_server.ipc.messages import (
+    AdapterRef,
+    Arrays,
+    Sampling,
+    Submit,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.model import build_model
+from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.loading.published_projector import PREFIX, PublishedProjector, published_projector
+from opsin_plugins.spec import SpecError
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
@@ -16,15 +20,26 @@ from opsin_server.engine.startup.device import choose_device, free_bytes
 from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine, policy_of
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.warmup import warmup
+from opsin_server.engine.training.trainer import TrainedModel
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Estimate, Ready
+from opsin_server.served_name import model_name
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """ready: what the API process hears of it. base: the same model, to train over."""
+
+    engine: Engine
+    ready: Ready
+    base: TrainedModel
 
 
 def load_engine(
     config: EngineConfig,
     progress: Callable[[int, int], None],
     tell: Callable[[Estimate], None] = lambda estimate: None,
-) -> tuple[Engine, Ready]:
+) -> LoadedEngine:
     """tell: hears what the model will take, before it takes it. Raises ConfigError or SpecError, with a sentence for
     the operator, before any weight is read. A CUDA device becomes the calling thread's current one, in which the engine
     is to be stepped: streams, events, graphs and kernels are made and launched there."""
@@ -59,7 +74,7 @@ def _allocated(
     resolved: ResolvedConfig,
     said: Estimate,
     progress: Callable[[int, int], None],
-) -> tuple[Engine, Ready]:
+) -> LoadedEngine:
     device = resolved.device
     model = build_model(
         inspected.spec, inspected.registry, device=device, dtype=inspected.dtype, policy=policy_of(config)
@@ -79,4 +94,18 @@ def _allocated(
         max_sequences=config.max_sequences,
         memory=resolved.memory,
     )
-    return engine, ready
+    targets = LoraTargets(inspected.rules, inspected.linears, inspected.architecture.lora_groups(inspected.spec))
+    name = model_name(inspected.files.directory)
+    base = TrainedModel(model, targets, inspected.linears, device, name, _projector(inspected))
+    return LoadedEngine(engine, ready, base)
+
+
+def _projector(inspected: InspectedCheckpoint) -> PublishedProjector | str | None:
+    """As `TrainedModel` has it."""
+    if (spec := inspected.spec.projector) is None:
+        return None
+    shapes = {f"{PREFIX}{name}": shape for name, shape in spec.parameters().items()}
+    try:
+        return published_projector(inspected.rules, inspected.files.tensors, shapes)
+    except SpecError as error:
+        return str(error)

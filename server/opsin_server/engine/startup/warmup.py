@@ -13,8 +13,8 @@ import torch
 from msgspec import structs
 
 from opsin_plugins.blocks.adapter_slots import AdapterSlots
-from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.slot_lora import SlotLora
 from opsin_plugins.spec import Architecture, ImageBudget, Linears, ModelSpec
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig
@@ -62,7 +62,7 @@ def _add_nothing(linears: Linears, rank: int, resolved: ResolvedConfig) -> None:
         x, out = (
             torch.zeros(1, n, device=resolved.device, dtype=resolved.dtype) for n in (shape.inputs, shape.outputs)
         )
-        Lora(slots, None, slots.numbers[:1]).add("", x, out)
+        SlotLora(slots, None, slots.numbers[:1]).add("", x, out)
 
 
 def _requests(architecture: Architecture, spec: ModelSpec, context: int) -> list[tuple[Submit, Arrays]]:

@@ -1,0 +1,1 @@
+"""A training step in pieces, and what decides when a piece may run."""

@@ -1,0 +1,165 @@
+"""All training runs of an engine process: each in turn, a piece at a time. One that fails fails alone."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opsin_plugins.spec import SpecError
+from opsin_server.engine.training.pieces import Piece, Pieces
+from opsin_server.engine.training.remote_rows import RemoteRows
+from opsin_server.engine.training.tensor_store import TensorStore
+from opsin_server.engine.training.trainer import WAITING, Budgets, TrainedModel, Trainer, TrainingFailed
+from opsin_server.ipc.training_events import TrainingEnded
+from opsin_server.ipc.training_frames import pixels_from, rows_from
+from opsin_server.ipc.training_messages import (
+    FromTraining,
+    PixelsGiven,
+    RowsFailed,
+    RowsGiven,
+    StartTraining,
+    StopTraining,
+    ToTraining,
+    TrainingEvents,
+)
+
+log = logging.getLogger("opsin.training")
+PIXEL_BYTES = 256 * 2**20  # kept in memory; more are in a file
+
+
+@dataclass
+class _Job:
+    """next: the piece that runs when it is this job's turn."""
+
+    job_id: str
+    trainer: Trainer
+    rows: RemoteRows
+    pieces: Pieces
+    next: Piece = WAITING
+
+
+class TrainingJobs:
+    def __init__(
+        self,
+        base: TrainedModel,
+        send: Callable[[FromTraining], None],
+        budgets: Budgets = Budgets(),  # noqa: B008
+    ) -> None:
+        self._base, self._send, self._budgets = base, send, budgets
+        self._jobs: deque[_Job] = deque()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def next_piece(self) -> Piece | None:
+        """What `advance` would run; None: there is nothing, or all wait for rows or for a disk."""
+        for job in list(self._jobs):
+            if job.next is WAITING:
+                self._look(job)
+            if self._jobs and self._jobs[0].next is not WAITING:
+                return self._jobs[0].next
+            self._jobs.rotate(-1)
+        return None
+
+    def advance(self) -> None:
+        """Runs one piece of the job whose turn it is; after an update it is the next one's."""
+        if self.next_piece is None:
+            return
+        job = self._jobs[0]
+        self._look(job)
+        if job.next.kind == "norm":
+            self._jobs.rotate(-1)
+
+    def take(self, message: ToTraining, frames: Sequence[bytes]) -> None:
+        """Whatever is wrong with a message ends that job."""
+        try:
+            self._take(message, frames)
+        except Exception as error:
+            if not isinstance(error, SpecError | ValueError | TrainingFailed | OSError):
+                log.exception("training %s could not take a message", message.job_id)
+            self._end(message.job_id, str(error))
+
+    def close(self) -> None:
+        for job in self._jobs:
+            _close(job)
+        self._jobs.clear()
+
+    def _take(self, message: ToTraining, frames: Sequence[bytes]) -> None:
+        if isinstance(message, StartTraining):
+            self._start(message)
+            return
+        job = self._job(message.job_id)
+        if job is None:  # it has ended meanwhile
+            return
+        if isinstance(message, RowsGiven):
+            job.rows.give_rows(message.split, message.numbers, rows_from(message, frames))
+        elif isinstance(message, PixelsGiven):
+            for item, pixels in pixels_from(message, frames):
+                job.rows.give_pixels(item, pixels)
+        elif isinstance(message, StopTraining):
+            job.trainer.stop(message.status)
+        elif isinstance(message, RowsFailed):
+            self._end(message.job_id, message.error)
+
+    def _start(self, message: StartTraining) -> None:
+        if self._job(message.job_id) is not None:
+            raise ValueError(f"{message.job_id} runs already")
+        folder = Path(message.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = RemoteRows(
+            message.job_id, self._send, message.rows, message.valid_rows, TensorStore(PIXEL_BYTES, folder)
+        )
+        trainer = Trainer(self._base, message.settings, rows, folder, self._budgets)
+        if message.resume:
+            trainer.resume()
+        self._jobs.append(_Job(message.job_id, trainer, rows, trainer.run()))
+
+    def _look(self, job: _Job) -> None:
+        """Runs what stands before the job's next piece. Whatever is raised there is this job's alone."""
+        try:
+            found = next(job.pieces, None)
+        except TrainingFailed as error:
+            self._end(job.job_id, str(error))
+            return
+        except Exception as error:
+            log.exception("training %s failed", job.job_id)
+            self._end(job.job_id, _told(error))
+            return
+        if job.trainer.events:
+            self._send(TrainingEvents(job.job_id, tuple(job.trainer.events)))
+            job.trainer.events.clear()
+        if found is None:
+            self._jobs.remove(job)
+            _close(job)
+        else:
+            job.next = found
+
+    def _end(self, job_id: str, error: str) -> None:
+        job, step, tokens = self._job(job_id), 0, 0
+        if job is not None:
+            self._jobs.remove(job)
+            step, tokens = job.trainer.progress.step, job.trainer.progress.tokens
+            _close(job)
+        self._send(TrainingEvents(job_id, (TrainingEnded("failed", step, tokens, error=error),)))
+
+    def _job(self, job_id: str) -> _Job | None:
+        return next((job for job in self._jobs if job.job_id == job_id), None)
+
+
+def _close(job: _Job) -> None:
+    job.pieces.close()  # type: ignore[attr-defined]
+    job.trainer.close()
+    job.rows.close()
+
+
+def _told(error: Exception) -> str:
+    """For the job's owner, who does not see the server's log."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return "there was not enough memory for a step: fewer tokens in a row, or a smaller rank, need less"
+    return f"training failed by an error of the server ({type(error).__name__}); its log says more"

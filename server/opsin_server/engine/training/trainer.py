@@ -1,0 +1,313 @@
+"""A training run as a generator of pieces, from its first row to its last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from opsin_plugins.blocks.model import Model
+from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.loading.published_projector import PublishedProjector
+from opsin_plugins.spec import Linears
+from opsin_server.engine.training import micro_step
+from opsin_server.engine.training.checkpoint_files import Checkpoint, CheckpointFolder, read_state
+from opsin_server.engine.training.kept_bytes import KeptBytes
+from opsin_server.engine.training.micro_batch import MicroBatch, collate
+from opsin_server.engine.training.micro_step import VisualInput
+from opsin_server.engine.training.modules import trained_modules
+from opsin_server.engine.training.optimizer import Optimizer
+from opsin_server.engine.training.peft_form import peft_config, peft_tensors
+from opsin_server.engine.training.pieces import Piece, Pieces
+from opsin_server.engine.training.row_order import RowOrder, packed
+from opsin_server.engine.training.row_source import RowSource
+from opsin_server.engine.training.tensor_store import TensorStore
+from opsin_server.engine.training.trainee import Trainee, WholeProjector
+from opsin_server.engine.training.visual_tokens import VisualTokens
+from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Status, StepDone, TrainingEnded, TrainingEvent
+from opsin_server.ipc.training_messages import Split
+from opsin_server.ipc.training_rows import TrainingRow
+from opsin_server.ipc.training_settings import TrainingSettings
+
+WAITING = Piece("waiting", 0)  # nothing can be done before rows come
+MAX_UNUSABLE = 3  # steps in a row whose gradient is not finite
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the text is for whoever owns it."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What is trained over. name: the model's, as adapters name it. projector: its published names; or a sentence that
+    says why it cannot be trained whole; None where there is none."""
+
+    model: Model
+    targets: LoraTargets
+    linears: Linears
+    device: torch.device
+    name: str
+    projector: PublishedProjector | str | None
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
+    worse: int = 0  # evaluations in a row
+    unusable: int = 0  # steps in a row
+
+
+@dataclass
+class _Sums:
+    """Of the labelled tokens of a step, or of an evaluation."""
+
+    loss: float = 0.0
+    hits: int = 0
+    labels: int = 0
+    tokens: int = 0
+
+    def add(self, batch: MicroBatch, losses: torch.Tensor, hits: torch.Tensor) -> None:
+        self.loss += float(losses.double().sum())
+        self.hits += int(hits.sum())
+        self.labels += len(losses)
+        self.tokens += len(batch.ids)
+
+    @property
+    def mean(self) -> float:
+        return self.loss / max(1, self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        return self.hits / max(1, self.labels)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Bytes: what pieces keep for their backward pass, and visual tokens and pixels in memory."""
+
+    kept: int = 2**30
+    visual_tokens: int = 256 * 2**20
+
+
+class Trainer:
+    """events: what has happened, for whoever drives this to take. folder: where checkpoints go.
+
+    Raises SpecError for modules that the model does not have.
+    """
+
+    def __init__(
+        self,
+        base: TrainedModel,
+        settings: TrainingSettings,
+        source: RowSource,
+        folder: Path,
+        budgets: Budgets = Budgets(),
+    ) -> None:
+        self.settings, self.source, self._base = settings, source, base
+        self.checkpoints = CheckpointFolder(folder)
+        whole = _whole_projector(base) if settings.full_projector else None
+        modules = trained_modules(settings.modules, base.targets)
+        self.trainee = Trainee(modules, base.linears, settings, base.device, whole)
+        self.order = RowOrder(source.count("train"), settings.batch_size, settings.seed)
+        self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
+        self.optimizer = Optimizer(self.trainee, settings, self.total)
+        self._published = base.projector if isinstance(base.projector, PublishedProjector) and whole else None
+        self.progress = Progress()
+        self.events: list[TrainingEvent] = []
+        weights = [*base.model.parameters(), *base.model.buffers(), self.trainee.flat, self.trainee.gradient]
+        self._kept = KeptBytes(budgets.kept, weights)
+        self._frozen_vision = whole is None and all(module.part == "language" for module in modules)
+        store = TensorStore(budgets.visual_tokens, folder)
+        self._visual_tokens = VisualTokens(base.model, store, base.device)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="opsin-checkpoint")
+        self._writing: Future[Path] | None = None
+        self._stop: Literal["paused", "cancelled"] | None = None
+        self._clock = 0.0
+
+    def stop(self, status: Literal["paused", "cancelled"]) -> None:
+        """Ends the run at the next step's end, with a checkpoint."""
+        self._stop = status
+
+    def run(self) -> Pieces:
+        """Goes on from where `resume` has left it. Raises TrainingFailed."""
+        while self.progress.step < self.total and self._stop is None:
+            self._clock = time.monotonic()
+            yield from self._step(self.progress.step)
+            evaluates = self._due(self.settings.evaluate_every) and self.source.count("valid") > 0
+            if evaluates:
+                yield from self._evaluate()
+            if self._due(self.settings.save_every) or evaluates or self.progress.step == self.total:
+                yield from self._save()
+            if self.settings.patience is not None and self.progress.worse >= self.settings.patience:
+                break
+        if self._stop is not None and self.progress.step:
+            yield from self._save()
+        yield from self._written()
+        status: Status = self._stop or "succeeded"
+        chosen = self.checkpoints.chosen(self.progress.best_step)
+        self.events.append(
+            TrainingEnded(status, self.progress.step, self.progress.tokens, "" if chosen is None else str(chosen))
+        )
+
+    def close(self) -> None:
+        self._writer.shutdown()
+
+    # ------------------------------------------------------------------------------------------- a step
+
+    def _step(self, step: int) -> Pieces:
+        numbers = self.order.rows_of(step)
+        rows = yield from self._rows("train", numbers)
+        if step + 1 < self.total:
+            self.source.want("train", self.order.rows_of(step + 1), self._needs)
+        labels = sum(int(row.labels.sum()) for row in rows)
+        sums = _Sums()
+        for number, batch in enumerate(self._batches(rows)):
+            lora = self.trainee.lora(seed_of(self.settings.seed, step, number))
+            visual = yield from self._visual(batch)
+            found = yield from micro_step.train(self._base.model, batch, visual, lora, self._kept, 1 / labels)
+            sums.add(batch, found.losses, found.hits)
+        update = yield from self.optimizer.update()
+        self._count(update.norm, sums.tokens)
+        self.events.append(
+            StepDone(
+                step=self.progress.step,
+                loss=sums.mean,
+                accuracy=sums.accuracy,
+                rate=update.rate,
+                norm=update.norm,
+                tokens=sums.tokens,
+                labels=sums.labels,
+                seconds=self.progress.seconds,
+            )
+        )
+
+    def _count(self, norm: float, tokens: int) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.tokens += tokens
+        progress.seconds += time.monotonic() - self._clock
+        progress.unusable = 0 if math.isfinite(norm) else progress.unusable + 1
+        if progress.unusable >= MAX_UNUSABLE:
+            raise TrainingFailed(
+                f"the gradient of {MAX_UNUSABLE} steps in a row, up to step {progress.step}, was not finite: a smaller "
+                "learning rate, or rows without extreme lengths, may help"
+            )
+
+    def _rows(self, split: Split, numbers: Sequence[int]) -> Generator[Piece, None, list[TrainingRow]]:
+        self.source.want(split, numbers, self._needs)
+        while (rows := self.source.take(split, numbers)) is None:
+            yield WAITING
+        return rows
+
+    def _needs(self, digest: bytes) -> bool:
+        return not self._frozen_vision or self._visual_tokens.needs(digest)
+
+    def _batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
+        lengths = [len(row.ids) for row in rows]
+        groups = packed(range(len(rows)), lengths, self.settings.micro_batch_tokens)
+        return [collate([rows[i] for i in group], self._base.model.spec, self._base.device) for group in groups]
+
+    def _visual(self, batch: MicroBatch) -> Generator[Piece, None, VisualInput]:
+        if not batch.items:
+            return VisualInput()
+        if self._frozen_vision:
+            return VisualInput(tokens=(yield from self._visual_tokens.of(batch.items, self.source)))
+        return VisualInput([self.source.pixels(item) for item in batch.items])
+
+    # ----------------------------------------------------------------------- evaluation and checkpoints
+
+    def _due(self, every: int | None) -> bool:
+        return self.progress.step % (every or self.order.steps_per_epoch) == 0 or self.progress.step == self.total
+
+    def _evaluate(self) -> Pieces:
+        """Nothing is kept of one micro-batch when the next begins."""
+        count, size, sums = self.source.count("valid"), self.order.batch, _Sums()
+        for first in range(0, count, size):
+            rows = yield from self._rows("valid", range(first, min(first + size, count)))
+            for batch in self._batches(rows):
+                visual = yield from self._visual(batch)
+                found = yield from micro_step.evaluate(self._base.model, batch, visual, self.trainee.lora(None))
+                sums.add(batch, found.losses, found.hits)
+        progress = self.progress
+        best = progress.best_loss is None or sums.mean < progress.best_loss
+        progress.worse = 0 if best else progress.worse + 1
+        if best:
+            progress.best_loss, progress.best_step = sums.mean, progress.step
+        self.events.append(Evaluated(progress.step, sums.mean, sums.accuracy, best))
+
+    def _save(self) -> Pieces:
+        """The copy is a piece; the file is written by a thread while training goes on."""
+        yield from self._written()
+        yield Piece("checkpoint", len(self.trainee.flat))
+        made = self.checkpoint()
+        self._writing = self._writer.submit(self.checkpoints.write, made)
+
+    def _written(self) -> Pieces:
+        while self._writing is not None and not self._writing.done():
+            yield WAITING
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            folder = writing.result()
+        except OSError as error:
+            raise TrainingFailed(f"a checkpoint could not be written: {error.strerror or error}") from error
+        self.events.append(CheckpointSaved(int(folder.name.rpartition("-")[2]), str(folder)))
+        self.checkpoints.forget(self.settings.keep_checkpoints, self.progress.best_step)
+
+    def checkpoint(self) -> Checkpoint:
+        """Of now, copied."""
+        trainee, optimizer = self.trainee, self.optimizer
+        state = {"flat": trainee.flat, "first": optimizer.first, "second": optimizer.second}
+        return Checkpoint(
+            step=self.progress.step,
+            adapter=peft_tensors(trainee, self._published),
+            config=peft_config(trainee.modules, self.settings, self._base.name, self._published),
+            state={name: tensor.detach().cpu().clone() for name, tensor in state.items()},
+            numbers={**vars(self.progress), "updates": optimizer.steps, "rows": self.order.count},
+        )
+
+    def resume(self) -> bool:
+        """Goes on from the newest checkpoint in the folder; whether there is one. Raises TrainingFailed for one of
+        another run."""
+        newest = self.checkpoints.newest
+        if newest is None:
+            return False
+        state, numbers = read_state(newest)
+        if state["flat"].shape != self.trainee.flat.shape or numbers.pop("rows") != self.order.count:
+            raise TrainingFailed(f"{newest.name} is of another run: other modules, rank or rows")
+        with torch.no_grad():
+            self.trainee.flat.copy_(state["flat"])
+            self.optimizer.first.copy_(state["first"])
+            self.optimizer.second.copy_(state["second"])
+        self.optimizer.steps = numbers.pop("updates")
+        self.progress = Progress(**numbers)
+        return True
+
+
+def _whole_projector(base: TrainedModel) -> WholeProjector:
+    """Raises TrainingFailed where it cannot be trained whole."""
+    if not isinstance(base.projector, PublishedProjector) or not base.projector.modules:
+        why = base.projector if isinstance(base.projector, str) else "there is none that an adapter could hold"
+        raise TrainingFailed(f"the projector cannot be trained whole: {why}")
+    assert isinstance(base.model.projector, nn.Module)
+    return WholeProjector(base.model.projector, {tensor.target for tensor in base.projector.tensors.values()})
+
+
+def seed_of(*numbers: int) -> int:
+    """Of a micro-batch's dropout: by the run's seed, the step, and the micro-batch's number in it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -1,0 +1,1 @@
+"""`opsin finetune`: a training run without a server, by the same engine process."""

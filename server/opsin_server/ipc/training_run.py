@@ -1,0 +1,130 @@
+"""A training run as the API process sees it: what it gives the engine, and what it hears."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from opsin_server.ipc.messages import Frame
+from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
+from opsin_server.ipc.training_frames import form_of, frames_of_pixels, frames_of_rows
+from opsin_server.ipc.training_messages import (
+    FromTraining,
+    PixelsGiven,
+    PixelsWanted,
+    RowsFailed,
+    RowsGiven,
+    RowsWanted,
+    Split,
+    StartTraining,
+    StopTraining,
+    ToTraining,
+    TrainingEvents,
+)
+from opsin_server.ipc.training_rows import Pixels, TrainingRow
+from opsin_server.ipc.training_settings import TrainingSettings
+
+log = logging.getLogger("opsin.ipc")
+MAX_DEATHS = 2  # of the engine in a row, at which the run was going on
+Send = Callable[[ToTraining, Sequence[Frame]], None]
+
+
+class TrainingData(Protocol):
+    """Rows that have been checked and encoded. Its methods may read files: they are called in threads."""
+
+    def count(self, split: Split) -> int:
+        """Rows, or pairs of rows where one is preferred."""
+
+    def row(self, split: Split, number: int) -> TrainingRow:
+        """Of pair i the preferred one has number 2 i, and the other 2 i + 1."""
+
+    def pixels(self, digest: bytes) -> Pixels: ...
+
+
+class TrainingRun:
+    """on_event: hears all that happens, in order."""
+
+    def __init__(
+        self,
+        job_id: str,
+        settings: TrainingSettings,
+        folder: Path,
+        data: TrainingData,
+        on_event: Callable[[TrainingEvent], None],
+    ) -> None:
+        self.job_id, self.settings, self.folder = job_id, settings, folder
+        self.ended: TrainingEnded | None = None
+        self._over = asyncio.Event()
+        self.step = self.deaths = 0  # deaths: of the engine in a row, without a step between
+        self._data, self._on_event = data, on_event
+        self._work: set[asyncio.Task[None]] = set()
+        self._send: Send | None = None
+
+    def start(self, send: Send, resume: bool) -> None:
+        """With an engine that is ready, at first or again."""
+        self._send = send
+        rows, valid_rows = self._data.count("train"), self._data.count("valid")
+        send(StartTraining(self.job_id, self.settings, str(self.folder), rows, valid_rows, resume), ())
+
+    def stop(self, status: Literal["paused", "cancelled"]) -> None:
+        """At the next step's end, with a checkpoint."""
+        if self._send is not None:
+            self._send(StopTraining(self.job_id, status), ())
+
+    async def finished(self) -> TrainingEnded:
+        await self._over.wait()
+        assert self.ended is not None
+        return self.ended
+
+    def fail(self, error: str) -> None:
+        """It cannot go on."""
+        self._tell(TrainingEnded("failed", self.step, 0, error=error))
+
+    def lost(self) -> None:
+        """The engine has died: what it had asked for is not wanted any more."""
+        self._send = None
+        for task in self._work:
+            task.cancel()
+        self.deaths += 1
+        if self.deaths >= MAX_DEATHS:
+            self.fail(f"the engine ended {self.deaths} times in a row while this run was going on")
+
+    def hear(self, message: FromTraining) -> None:
+        if isinstance(message, TrainingEvents):
+            for event in message.events:
+                self._tell(event)
+            return
+        task = asyncio.ensure_future(self._give(message))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    def _tell(self, event: TrainingEvent) -> None:
+        if isinstance(event, TrainingEnded):
+            self.ended = event
+            self._over.set()
+        elif isinstance(event, StepDone) and event.step > self.step:  # it has come further than before
+            self.step, self.deaths = event.step, 0
+        try:
+            self._on_event(event)
+        except Exception:  # who listens is no reason to stop training
+            log.exception("an event of training %s could not be taken", self.job_id)
+
+    async def _give(self, message: RowsWanted | PixelsWanted) -> None:
+        try:
+            answer, frames = await asyncio.to_thread(self._found, message)
+        except Exception as error:
+            log.exception("rows of training %s cannot be read", self.job_id)
+            answer, frames = RowsFailed(self.job_id, f"the training data cannot be read any more: {error}"), []
+        if self._send is not None:
+            self._send(answer, frames)
+
+    def _found(self, message: RowsWanted | PixelsWanted) -> tuple[ToTraining, list[Frame]]:
+        if isinstance(message, RowsWanted):
+            rows = [self._data.row(message.split, number) for number in message.numbers]
+            forms = tuple(form_of(row) for row in rows)
+            return RowsGiven(self.job_id, message.split, message.numbers, forms), frames_of_rows(rows)
+        pixels = [self._data.pixels(item.digest) for item in message.items]
+        return PixelsGiven(self.job_id, message.items), frames_of_pixels(pixels)
