@@ -12,7 +12,7 @@ from opsin_server.check_data.config import CheckConfig
 from opsin_server.check_data.learned import shown
 from opsin_server.check_data.report import as_json, report_rows
 from opsin_server.check_data.visible import visible
-from opsin_server.config import EngineConfig, image_limit
+from opsin_server.config import EngineConfig
 from opsin_server.console import show
 from opsin_server.errors import BadRequest, ConfigError
 from opsin_server.jobs.prepare import DataRefused, Source, prepare, refusal
@@ -44,8 +44,8 @@ def check_data(file: Path, engine: EngineConfig, config: CheckConfig, examples: 
 def _source(file: Path, encoder: PromptEncoder, engine: EngineConfig, config: CheckConfig) -> Source:
     """With all good rows, whatever the policy for wrong ones is: the verdict is found afterwards."""
     lenient = msgspec.structs.replace(config.data, on_bad_row="skip", min_rows=1)
-    tokens = image_limit(engine.max_image_tokens, encoder.spec.max_positions)
-    return Source(encoder, lenient, max_image_tokens=tokens, media=config.media, base=file.resolve().parent)
+    base = file.resolve().parent
+    return Source(encoder, lenient, max_image_tokens=engine.max_image_tokens, media=config.media, base=base)
 
 
 def _prepared(file: Path, source: Source, out: Path, console: Console) -> tuple[Prepared | None, Report]:

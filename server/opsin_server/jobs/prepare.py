@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from opsin_plugins.spec import ImageBudget
+from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.ipc.training_rows import TrainingRow
 from opsin_server.jobs.collect import Collected
@@ -65,7 +66,7 @@ class DataRefused(BadRequest):
 @dataclass(frozen=True)
 class Source:
     """What a file is prepared with. version: of the model, a part of the digest. max_image_tokens: visual tokens of one
-    image, as the server has them. base: the folder in which paths to
+    image, as the server has them; None: as one that is told nothing. base: the folder in which paths to
     images may lie; None: rows may hold URLs only. network: of the fetches."""
 
     encoder: PromptEncoder
@@ -77,6 +78,10 @@ class Source:
     base: Path | None = None
     network: Network | None = None
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+
+    @property
+    def image_tokens(self) -> int:
+        return image_limit(self.max_image_tokens, self.encoder.spec.max_positions)
 
 
 def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None] | None = None) -> Prepared:
@@ -119,7 +124,7 @@ def prepared_digest(file: Path, source: Source) -> tuple[str, str]:
     with file.open("rb") as opened:
         content = hashlib.file_digest(opened, "sha256").hexdigest()
     options = msgspec.to_builtins(source.options)
-    about = [FORMAT, content, options, source.version, source.encoder.spec.family, source.max_image_tokens]
+    about = [FORMAT, content, options, source.version, source.encoder.spec.family, source.image_tokens]
     return hashlib.sha256(msgspec.json.encode(about)).hexdigest(), content
 
 
@@ -196,7 +201,7 @@ def _in_order(
 
 
 def _make(data: bytes, source: Source, encoder: RowEncoder) -> _Made:
-    budget = ImageBudget(source.options.images.max_pixels, source.max_image_tokens)
+    budget = ImageBudget(source.options.images.max_pixels, source.image_tokens)
     example = read_example(parse_row(data, source.limits), budget, source.limits)
     for one in examples_of(example):
         for part in image_parts(one.messages):

@@ -65,7 +65,7 @@ def test_rows_and_pixels_are_those_of_a_chat(
         before = [{k: v for k, v in m.items() if k != "weight"} for m in given["messages"][:-1]]
         asked = ChatRequest.model_validate({"model": "m", "messages": before})
         images = [np.asarray(one) for one in pictures_of(given)]
-        prompt = encoder.encode(to_prompt(asked, None), images)
+        prompt = encoder.encode(to_prompt(asked, source.image_tokens), images)
         found = made.row(index)
         assert found.ids[: len(prompt.ids)].tolist() == prompt.ids.tolist()
         assert np.array_equal(found.positions[:, : len(prompt.ids)], prompt.positions)
