@@ -9,8 +9,9 @@ import msgspec
 
 class StepDone(msgspec.Struct, frozen=True, tag=True):
     """An optimizer step. step: from 1 on. loss: mean over the labelled tokens of its rows, in nats; accuracy: how many
-    of them were the likeliest token. norm: of the gradient before clipping; NaN where the step was left out since it
-    was not finite. tokens, labels: of this step. seconds: since training began, without pauses."""
+    of them were the likeliest token. (Of DPO over its pairs: how many were in the preferred order.) norm: of the
+    gradient before clipping; NaN where the step was left out since it was not finite. tokens, labels: of this step.
+    seconds: since training began, without pauses."""
 
     step: int
     loss: float

@@ -63,6 +63,12 @@ def test_each_part_alone(family: str, part: str, tmp_path: Path) -> None:
     compare(base(family, tmp_path / "model"), (part,), 3, tmp_path / "run")
 
 
+def test_a_head_that_is_trained(tmp_path: Path) -> None:
+    found = base("qwen2_vl", tmp_path / "model")
+    found.modules["lm_head"] = "language.head"
+    compare(found, ("language",), 5, tmp_path / "run")
+
+
 @pytest.mark.parametrize("family", WHOLE)
 def test_a_projector_that_is_trained_whole(family: str, tmp_path: Path) -> None:
     """With LoRA of the language beside it, as the first stage of a composed model."""

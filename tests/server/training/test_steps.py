@@ -16,6 +16,7 @@ from opsin_server.engine.training.kept_bytes import KeptBytes
 from opsin_server.engine.training.micro_batch import collate
 from opsin_server.engine.training.micro_step import VisualInput
 from opsin_server.engine.training.modules import trained_modules
+from opsin_server.engine.training.objectives import Supervised
 from opsin_server.engine.training.pieces import Piece
 from opsin_server.engine.training.trainee import Trainee
 from opsin_server.ipc.training_settings import TrainingSettings
@@ -58,7 +59,7 @@ def gradient(
             patches = torch.cat([torch.from_numpy(p.patches) for p in visual.pixels])
             with torch.no_grad():
                 visual = VisualInput(tokens=torch.cat(found.ours.model.encode(patches, batch.items, orders)))
-        done = drive(micro_step.train(found.ours.model, batch, visual, made.lora(seed), budget, 1 / labels))
+        done = drive(micro_step.train(found.ours.model, batch, visual, made.lora(seed), budget, Supervised(labels)))
         losses += done.losses.tolist()
     return made.gradient.clone(), losses, budget
 
@@ -157,7 +158,7 @@ def test_a_step_that_is_dropped_half_way_leaves_nothing(tmp_path: Path) -> None:
     for count in range(1, 20, 3):
         kept = KeptBytes(2**30)
         visual = VisualInput([pixels[item.digest] for item in batch.items])
-        pieces = micro_step.train(found.ours.model, batch, visual, made.lora(0), kept, 1.0)
+        pieces = micro_step.train(found.ours.model, batch, visual, made.lora(0), kept, Supervised(1))
         assert all(isinstance(next(pieces), Piece) for _ in range(count))
         pieces.close()
         assert kept.used == 0

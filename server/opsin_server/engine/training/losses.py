@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opsin_kernels.linear_cross_entropy import linear_cross_entropy_with_gradient
+from opsin_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_gradient
 from opsin_plugins.blocks.decoder import HEAD, Decoder
 from opsin_plugins.blocks.trainee_lora import TraineeLora
 from opsin_plugins.blocks.weight_formats import Dense
@@ -33,18 +33,25 @@ class TokenLosses(UnlearnedLosses):
     gradient: Tensor
 
 
+def trains_head(lora: TraineeLora) -> bool:
+    return HEAD in lora.linears
+
+
 def token_losses(
-    decoder: Decoder, states: Tensor, targets: Tensor, lora: TraineeLora | None, scale: float = 1.0
+    decoder: Decoder, states: Tensor, targets: Tensor, lora: TraineeLora, weights: Tensor | None
 ) -> Generator[Piece, None, TokenLosses]:
-    """states [M, H], targets I64 [M]. scale: what each row's loss is multiplied with before a trained head gets its
-    gradient (`gradient` itself is without it)."""
+    """states [M, H], targets I64 [M]. weights [M]: what each row's loss is multiplied with before a head that is
+    trained gets its gradient (`gradient` itself is without them); else None."""
     losses = torch.empty(len(states), device=states.device)
     gradient = torch.empty_like(states)
     hits = torch.empty(len(states), dtype=torch.bool, device=states.device)
     for first in range(0, len(states), CHUNK):
         rows = slice(first, min(first + CHUNK, len(states)))
         yield Piece("loss", rows.stop - rows.start)
-        found = _chunk(decoder, states[rows], targets[rows], lora, scale)
+        if weights is None:
+            found = _chunk(decoder, states[rows], targets[rows])
+        else:
+            found = _chunk_of_trained_head(decoder, states[rows], targets[rows], lora, weights[rows])
         losses[rows], gradient[rows], hits[rows] = found
     return TokenLosses(losses, hits, gradient)
 
@@ -58,29 +65,39 @@ def unlearned_losses(
         rows = slice(first, first + CHUNK)
         yield Piece("evaluation", len(states[rows]))
         with torch.no_grad():
-            logits = decoder.logits(states[rows], lora).float()
-            losses.append(F.cross_entropy(logits, targets[rows], reduction="none"))
-            hits.append(logits.argmax(1) == targets[rows])
+            found = _unlearned(decoder, states[rows], targets[rows], lora)
+        losses.append(found[0])
+        hits.append(found[1])
     return UnlearnedLosses(torch.cat(losses), torch.cat(hits))
 
 
-def _chunk(
-    decoder: Decoder, states: Tensor, targets: Tensor, lora: TraineeLora | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _unlearned(decoder: Decoder, states: Tensor, targets: Tensor, lora: TraineeLora | None) -> tuple[Tensor, Tensor]:
+    if lora is None or not trains_head(lora):
+        return linear_cross_entropy(decoder.norm(states), head_weight(decoder), targets)
+    logits = decoder.logits(states, lora).float()
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(1) == targets
+
+
+def _chunk(decoder: Decoder, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = states.detach().requires_grad_()
-    if lora is not None and HEAD in lora.linears:
-        with torch.enable_grad():
-            logits = decoder.logits(x, lora).float()
-            losses = F.cross_entropy(logits, targets, reduction="none")
-            torch.autograd.backward(losses, torch.full_like(losses, scale))
-        assert x.grad is not None
-        return losses.detach(), x.grad / scale, logits.detach().argmax(1) == targets
     with torch.enable_grad():
         normed = decoder.norm(x)
     losses, of_normed, hits = linear_cross_entropy_with_gradient(normed.detach(), head_weight(decoder), targets)
     torch.autograd.backward(normed, of_normed)
     assert x.grad is not None
     return losses, x.grad, hits
+
+
+def _chunk_of_trained_head(
+    decoder: Decoder, states: Tensor, targets: Tensor, lora: TraineeLora, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = states.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = decoder.logits(x, lora).float()
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        torch.autograd.backward(losses, weights)
+    assert x.grad is not None
+    return losses.detach(), x.grad / weights[:, None], logits.detach().argmax(1) == targets
 
 
 def head_weight(decoder: Decoder) -> Tensor:

@@ -12,8 +12,15 @@ from opsin_kernels.transfer import moved
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.trainee_lora import TraineeLora
 from opsin_server.engine.training.kept_bytes import KeptBytes
-from opsin_server.engine.training.losses import TokenLosses, UnlearnedLosses, token_losses, unlearned_losses
+from opsin_server.engine.training.losses import (
+    TokenLosses,
+    UnlearnedLosses,
+    token_losses,
+    trains_head,
+    unlearned_losses,
+)
 from opsin_server.engine.training.micro_batch import MicroBatch
+from opsin_server.engine.training.objectives import Objective
 from opsin_server.engine.training.pieces import Piece, Tape
 from opsin_server.ipc.item import Item
 from opsin_server.ipc.training_rows import Pixels
@@ -58,14 +65,17 @@ def encode(
 
 
 def train(
-    model: Model, batch: MicroBatch, visual: VisualInput, lora: TraineeLora, kept: KeptBytes, scale: float
+    model: Model, batch: MicroBatch, visual: VisualInput, lora: TraineeLora, kept: KeptBytes, objective: Objective
 ) -> Generator[Piece, None, TokenLosses]:
-    """Adds the gradient of `scale` times the sum of all losses."""
-    tape = Tape(kept)
+    """Adds what the micro-batch adds to the gradient of the step's loss."""
+    tape, decoder = Tape(kept), model.decoder
     try:
-        states = yield from forward(model, batch, visual, lora, tape)
-        found = yield from token_losses(model.decoder, states, batch.targets, lora, scale)
-        tape.values["x"].collect(found.gradient * scale)
+        states, weights = (yield from forward(model, batch, visual, lora, tape)), None
+        if trains_head(lora):  # its gradient wants the weights, which follow from all losses
+            before = yield from unlearned_losses(decoder, states, batch.targets, lora)
+            weights = objective.weights(before.losses)
+        found = yield from token_losses(decoder, states, batch.targets, lora, weights)
+        tape.values["x"].collect((found.gradient * objective.weights(found.losses)[:, None]).to(states.dtype))
         yield from tape.backward()
     finally:
         tape.drop()

@@ -24,6 +24,7 @@ from opsin_server.engine.training.kept_bytes import KeptBytes
 from opsin_server.engine.training.micro_batch import MicroBatch, collate
 from opsin_server.engine.training.micro_step import VisualInput
 from opsin_server.engine.training.modules import trained_modules
+from opsin_server.engine.training.objectives import Objective, Preference, Score, Supervised, log_likelihoods
 from opsin_server.engine.training.optimizer import Optimizer
 from opsin_server.engine.training.peft_form import peft_config, peft_tensors
 from opsin_server.engine.training.pieces import Piece, Pieces
@@ -73,26 +74,26 @@ class Progress:
 
 @dataclass
 class _Sums:
-    """Of the labelled tokens of a step, or of an evaluation."""
+    """Of the labelled tokens of a step or an evaluation, or of its pairs."""
 
     loss: float = 0.0
     hits: int = 0
-    labels: int = 0
+    count: int = 0
     tokens: int = 0
 
-    def add(self, batch: MicroBatch, losses: torch.Tensor, hits: torch.Tensor) -> None:
-        self.loss += float(losses.double().sum())
-        self.hits += int(hits.sum())
-        self.labels += len(losses)
+    def add(self, batch: MicroBatch, score: Score) -> None:
+        self.loss += score.loss
+        self.hits += score.hits
+        self.count += score.count
         self.tokens += len(batch.ids)
 
     @property
     def mean(self) -> float:
-        return self.loss / max(1, self.labels)
+        return self.loss / max(1, self.count)
 
     @property
     def accuracy(self) -> float:
-        return self.hits / max(1, self.labels)
+        return self.hits / max(1, self.count)
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class Trainer:
         self._kept = KeptBytes(budgets.kept, weights)
         self._frozen_vision = whole is None and all(module.part == "language" for module in modules)
         store = TensorStore(budgets.visual_tokens, folder)
+        self._rows_of_one = 1 if settings.method == "supervised" else 2
+        self._references: dict[tuple[Split, int], torch.Tensor] = {}  # of pairs, by their split and number
         self._visual_tokens = VisualTokens(base.model, store, base.device)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="opsin-checkpoint")
         self._writing: Future[Path] | None = None
@@ -172,14 +175,15 @@ class Trainer:
         numbers = self.order.rows_of(step)
         rows = yield from self._rows("train", numbers)
         if step + 1 < self.total:
-            self.source.want("train", self.order.rows_of(step + 1), self._needs)
-        labels = sum(int(row.labels.sum()) for row in rows)
+            self.source.want("train", self._row_numbers(self.order.rows_of(step + 1)), self._needs)
         sums = _Sums()
-        for number, batch in enumerate(self._batches(rows)):
-            lora = self.trainee.lora(seed_of(self.settings.seed, step, number))
+        for number, group in enumerate(self._groups(rows)):
+            batch = self._batch(rows, group)
+            objective = yield from self._objective(batch, rows, "train", [numbers[i] for i in group])
             visual = yield from self._visual(batch)
-            found = yield from micro_step.train(self._base.model, batch, visual, lora, self._kept, 1 / labels)
-            sums.add(batch, found.losses, found.hits)
+            lora = self.trainee.lora(seed_of(self.settings.seed, step, number))
+            found = yield from micro_step.train(self._base.model, batch, visual, lora, self._kept, objective)
+            sums.add(batch, objective.score(found))
         update = yield from self.optimizer.update()
         self._count(update.norm, sums.tokens)
         self.events.append(
@@ -190,7 +194,7 @@ class Trainer:
                 rate=update.rate,
                 norm=update.norm,
                 tokens=sums.tokens,
-                labels=sums.labels,
+                labels=sum(int(row.labels.sum()) for row in rows),
                 seconds=self.progress.seconds,
             )
         )
@@ -208,18 +212,52 @@ class Trainer:
             )
 
     def _rows(self, split: Split, numbers: Sequence[int]) -> Generator[Piece, None, list[TrainingRow]]:
-        self.source.want(split, numbers, self._needs)
-        while (rows := self.source.take(split, numbers)) is None:
+        own = self._row_numbers(numbers)
+        self.source.want(split, own, self._needs)
+        while (rows := self.source.take(split, own)) is None:
             yield WAITING
         return rows
+
+    def _row_numbers(self, numbers: Sequence[int]) -> list[int]:
+        """Of rows, or of both rows of each pair."""
+        size = self._rows_of_one
+        return [size * number + i for number in numbers for i in range(size)]
 
     def _needs(self, digest: bytes) -> bool:
         return not self._frozen_vision or self._visual_tokens.needs(digest)
 
-    def _batches(self, rows: Sequence[TrainingRow]) -> list[MicroBatch]:
-        lengths = [len(row.ids) for row in rows]
-        groups = packed(range(len(rows)), lengths, self.settings.micro_batch_tokens)
-        return [collate([rows[i] for i in group], self._base.model.spec, self._base.device) for group in groups]
+    def _groups(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
+        """Which rows, or pairs, of a step are computed together, by their places in it."""
+        size = self._rows_of_one
+        lengths = [sum(len(row.ids) for row in rows[i : i + size]) for i in range(0, len(rows), size)]
+        return packed(range(len(lengths)), lengths, self.settings.micro_batch_tokens)
+
+    def _batch(self, rows: Sequence[TrainingRow], group: Sequence[int]) -> MicroBatch:
+        size = self._rows_of_one
+        mine = [row for i in group for row in rows[i * size : (i + 1) * size]]
+        return collate(mine, self._base.model.spec, self._base.device)
+
+    def _objective(
+        self, batch: MicroBatch, rows: Sequence[TrainingRow], split: Split, numbers: Sequence[int]
+    ) -> Generator[Piece, None, Objective]:
+        """rows: of the whole step. numbers: of the micro-batch's rows or pairs in their file."""
+        if self.settings.method == "supervised":
+            return Supervised(sum(int(row.labels.sum()) for row in rows))
+        references = []
+        for place, number in enumerate(numbers):
+            references.append((yield from self._reference(split, number, batch.rows[2 * place : 2 * place + 2])))
+        return Preference(batch.counts, torch.cat(references), self.settings.beta, len(rows) // 2)
+
+    def _reference(
+        self, split: Split, number: int, pair: Sequence[TrainingRow]
+    ) -> Generator[Piece, None, torch.Tensor]:
+        """What the base model makes of a pair, computed once, and alone: the same whatever else a step has."""
+        if (split, number) not in self._references:
+            batch = collate(pair, self._base.model.spec, self._base.device)
+            visual = yield from self._visual(batch)
+            found = yield from micro_step.evaluate(self._base.model, batch, visual, None)
+            self._references[split, number] = log_likelihoods(found.losses, batch.counts).cpu()
+        return self._references[split, number]
 
     def _visual(self, batch: MicroBatch) -> Generator[Piece, None, VisualInput]:
         if not batch.items:
@@ -237,11 +275,14 @@ class Trainer:
         """Nothing is kept of one micro-batch when the next begins."""
         count, size, sums = self.source.count("valid"), self.order.batch, _Sums()
         for first in range(0, count, size):
-            rows = yield from self._rows("valid", range(first, min(first + size, count)))
-            for batch in self._batches(rows):
+            numbers = range(first, min(first + size, count))
+            rows = yield from self._rows("valid", numbers)
+            for group in self._groups(rows):
+                batch = self._batch(rows, group)
+                objective = yield from self._objective(batch, rows, "valid", [numbers[i] for i in group])
                 visual = yield from self._visual(batch)
                 found = yield from micro_step.evaluate(self._base.model, batch, visual, self.trainee.lora(None))
-                sums.add(batch, found.losses, found.hits)
+                sums.add(batch, objective.score(found))
         progress = self.progress
         best = progress.best_loss is None or sums.mean < progress.best_loss
         progress.worse = 0 if best else progress.worse + 1
