@@ -20,7 +20,7 @@ from opsin_server.api_keys import read_keys
 from opsin_server.check_data.config import CheckConfig
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
-from opsin_server.errors import ConfigError
+from opsin_server.errors import ConfigError, OpsinError
 from opsin_server.finetune.config import FinetuneConfig
 from opsin_server.jobs.options import with_resize
 from opsin_server.options import build, fields_of, read_config_file, size, takes
@@ -41,7 +41,8 @@ DECIDING = (
     "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
     "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors",
 )  # fmt: skip
-PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in ("model-option", "plugins"))
+PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
+PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
 CHECK_DATA = tuple(fields_of(CheckConfig))
 DATA = (*CHECK_DATA, *PROMPT)
 FINETUNE = tuple(fields_of(FinetuneConfig))
@@ -329,7 +330,7 @@ def main() -> None:
         app()
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
-    except (ConfigError, SpecError, OSError) as error:
+    except (ConfigError, OpsinError, SpecError, OSError) as error:
         code = 1
         with suppress(OSError, SystemExit):  # (rich leaves when nobody reads)
             said = f"opsin: {_sentence(error)}"

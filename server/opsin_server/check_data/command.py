@@ -14,6 +14,7 @@ from opsin_server.check_data.report import as_json, report_rows
 from opsin_server.check_data.visible import visible
 from opsin_server.config import EngineConfig
 from opsin_server.console import show
+from opsin_server.errors import BadRequest, ConfigError
 from opsin_server.jobs.prepare import DataRefused, Source, prepare, refusal
 from opsin_server.jobs.prepared import Prepared, Report
 from opsin_server.text.encode_prompt import PromptEncoder, read_encoder
@@ -25,7 +26,10 @@ def check_data(file: Path, engine: EngineConfig, config: CheckConfig, examples: 
     console = Console()
     encoder = read_encoder(engine)
     with tempfile.TemporaryDirectory(prefix="opsin-check-data-") as folder:
-        made, report = _prepared(file, encoder, config, Path(folder) / "data", console)
+        try:
+            made, report = _prepared(file, _source(file, encoder, engine, config), Path(folder) / "data", console)
+        except BadRequest as error:
+            raise ConfigError(error.message) from None
         why = refusal(report, config.data)
         if json:
             console.print(as_json(report, why), soft_wrap=True, highlight=False, markup=False)
@@ -37,12 +41,14 @@ def check_data(file: Path, engine: EngineConfig, config: CheckConfig, examples: 
     return not why
 
 
-def _prepared(
-    file: Path, encoder: PromptEncoder, config: CheckConfig, out: Path, console: Console
-) -> tuple[Prepared | None, Report]:
+def _source(file: Path, encoder: PromptEncoder, engine: EngineConfig, config: CheckConfig) -> Source:
     """With all good rows, whatever the policy for wrong ones is: the verdict is found afterwards."""
     lenient = msgspec.structs.replace(config.data, on_bad_row="skip", min_rows=1)
-    source = Source(encoder, lenient, media=config.media, base=file.resolve().parent)
+    base = file.resolve().parent
+    return Source(encoder, lenient, max_image_tokens=engine.max_image_tokens, media=config.media, base=base)
+
+
+def _prepared(file: Path, source: Source, out: Path, console: Console) -> tuple[Prepared | None, Report]:
     with console.status("reading") as status:
         try:
             made = prepare(file, source, out, lambda line: status.update(f"line {line:,}"))

@@ -49,8 +49,8 @@ class RowEncoder:
     def __init__(self, encoder: PromptEncoder, store: ImageStore, options: DataOptions, media: MediaLimits) -> None:
         self._encoder, self._store, self._options, self._media = encoder, store, options, media
 
-    def encode(self, example: TrainingExample) -> EncodedRow:
-        """Raises BadRequest."""
+    def encode(self, example: TrainingExample, answer_only: bool = False) -> EncodedRow:
+        """answer_only: whatever the options say, what the example has as learned is. Raises BadRequest."""
         self._encoder.check(example.messages)
         self._check_length(example)
         parts = image_parts(example.messages)
@@ -65,8 +65,9 @@ class RowEncoder:
         images = [self._resized(picture) for picture in pictures]
         remarks: set[str] = set()
         messages = self._with_boxes(example.messages, parts, pictures, images, remarks)
-        learned = last_only(example).learned if self._options.train_on == "last" else example.learned
-        made = self._encoder.encode_labelled(messages, images, learned, everything=self._options.train_on == "all")
+        train_on = "assistant" if answer_only else self._options.train_on
+        learned = last_only(example).learned if train_on == "last" else example.learned
+        made = self._encoder.encode_labelled(messages, images, learned, everything=train_on == "all")
         prompt = made.prompt
         row = TrainingRow(
             prompt.ids,

@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 
 SHOWN = 100  # faults that are kept in words
+LONGEST = 1000  # characters of one
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -29,8 +30,8 @@ class Faults:
 
     def add(self, line: int, message: str) -> None:
         self.count += 1
-        if len(self.first) < self._shown:
-            self.first.append(Fault(line, message))
+        if not line or len(self.first) < self._shown:  # (what is wrong with the whole is never left out)
+            self.first.append(Fault(line, message[:LONGEST]))
 
 
 class Remarks:

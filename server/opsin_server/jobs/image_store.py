@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
@@ -21,11 +22,20 @@ from opsin_server.media_limits import MediaLimits
 
 
 class ImageStore:
-    """Threads may share one. folder: of the files. base: where paths may lie; None: nowhere."""
+    """Threads may share one. folder: of the files. most: bytes of all that is stored. base: where paths may lie; None:
+    nowhere."""
 
-    def __init__(self, folder: Path, media: MediaLimits, base: Path | None, network: Network | None = None) -> None:
-        self._folder, self._media, self._base = folder, media, base
+    def __init__(
+        self,
+        folder: Path,
+        media: MediaLimits,
+        most: int = sys.maxsize,
+        base: Path | None = None,
+        network: Network | None = None,
+    ) -> None:
+        self._folder, self._media, self._most, self._base = folder, media, most, base
         self._network = network or Network()
+        self._stored = 0
         self._lock = Lock()
         self._fetched: dict[str, Future[str]] = {}
 
@@ -42,8 +52,11 @@ class ImageStore:
         if mine:
             try:
                 found.set_result(self._put(self._read(source)))
+            except BadRequest as error:  # (a new one: this one's traceback holds the bytes)
+                found.set_exception(BadRequest(error.message, code=error.code))
             except BaseException as error:
                 found.set_exception(error)
+                raise
         try:
             return found.result()
         except BadRequest as error:  # (a new one: each row says its own place)
@@ -66,9 +79,15 @@ class ImageStore:
         return read_path(source, self._base, self._media)
 
     def _put(self, data: bytes) -> str:
+        """Nothing is stored that is no picture within the limits."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
         if not path.exists():
+            check_size(read_still(data), self._media)
+            with self._lock:
+                self._stored += len(data)
+                if self._stored > self._most:
+                    raise BadRequest(f"the file's images have more than {self._most:,} bytes together")
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{digest}.{secrets.token_hex(4)}")
             part.write_bytes(data)

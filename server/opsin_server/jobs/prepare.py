@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 
 from opsin_plugins.spec import ImageBudget
+from opsin_server.config import image_limit
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.ipc.training_rows import TrainingRow
 from opsin_server.jobs.collect import Collected
@@ -46,6 +48,7 @@ from opsin_server.text.conversation import image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
 
 AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
+SAME = "the two answers of a preference are the same: there is nothing to choose"
 LEFT_OUT = "longer than max_seq_length, and left out"
 MAX_AHEAD_BYTES = 256 * 2**20  # of their lines
 
@@ -62,23 +65,30 @@ class DataRefused(BadRequest):
 
 @dataclass(frozen=True)
 class Source:
-    """What a file is prepared with. version: of the model, a part of the digest. base: the folder in which paths to
+    """What a file is prepared with. version: of the model, a part of the digest. max_image_tokens: visual tokens of one
+    image, as the server has them; None: as one that is told nothing. base: the folder in which paths to
     images may lie; None: rows may hold URLs only. network: of the fetches."""
 
     encoder: PromptEncoder
     options: DataOptions = field(default_factory=DataOptions)
     version: str = ""
+    max_image_tokens: int | None = None
     media: MediaLimits = field(default_factory=MediaLimits)
     limits: DataLimits = field(default_factory=DataLimits)
     base: Path | None = None
     network: Network | None = None
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
 
+    @property
+    def image_tokens(self) -> int:
+        return image_limit(self.max_image_tokens, self.encoder.spec.max_positions)
+
 
 def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None] | None = None) -> Prepared:
     """Reads the whole file and writes what it prepares to the folder `out`. What is there already from the same file,
-    options and model is opened instead. on_row: told how many lines are done. Raises DataRefused, and leaves nothing.
-    """
+    options and model is opened instead. on_row: told the number of each line that is done; what it raises ends the
+    work. Raises DataRefused, and leaves nothing; BadRequest for more tokens a row than the model takes."""
+    _check_length(source)
     digest, content = prepared_digest(file, source)
     known = open_prepared(out, source.encoder, source.media)
     if known is not None and known.digest == digest:
@@ -103,11 +113,18 @@ def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None]
     return made
 
 
+def _check_length(source: Source) -> None:
+    wanted, most = source.options.max_seq_length, source.encoder.spec.max_positions
+    if wanted is not None and wanted > most:
+        raise BadRequest(f"max_seq_length is {wanted:,}, and the model takes {most:,} tokens", param="max_seq_length")
+
+
 def prepared_digest(file: Path, source: Source) -> tuple[str, str]:
     """Of what would be prepared, and of the file's content, in hex."""
     with file.open("rb") as opened:
         content = hashlib.file_digest(opened, "sha256").hexdigest()
-    about = [FORMAT, content, msgspec.to_builtins(source.options), source.version, source.encoder.spec.family]
+    options = msgspec.to_builtins(source.options)
+    about = [FORMAT, content, options, source.version, source.encoder.spec.family, source.image_tokens]
     return hashlib.sha256(msgspec.json.encode(about)).hexdigest(), content
 
 
@@ -138,7 +155,7 @@ class _Made:
 
 
 def _collect(file: Path, source: Source, out: Path, collected: Collected, on_row: Callable[[int], None]) -> None:
-    store = ImageStore(out / IMAGES, source.media, source.base, source.network)
+    store = ImageStore(out / IMAGES, source.media, source.limits.max_stored_bytes, source.base, source.network)
     encoder = RowEncoder(source.encoder, store, source.options, source.media)
 
     def make(line: Line) -> _Made:
@@ -147,20 +164,25 @@ def _collect(file: Path, source: Source, out: Path, collected: Collected, on_row
         return _make(line.data, source, encoder)
 
     try:
-        for line, future in _in_order(read_lines(file, source.limits), make, source.threads):
-            _take(line, future, source, collected)
-            on_row(line.number)
-            if collected.rows > source.limits.max_rows:
-                raise BadRequest(f"the file has more than {source.limits.max_rows:,} rows")
-            if collected.image_rows > source.limits.max_image_rows:
-                raise BadRequest(f"the file has more than {source.limits.max_image_rows:,} rows with images")
+        with closing(_in_order(read_lines(file, source.limits), make, source.threads)) as made:
+            for line, future in made:
+                _take(line, future, source, collected)
+                on_row(line.number)
+                _check_count(collected, source.limits)
     except BadRequest as error:
         collected.faults.add(0, one_line(error))
 
 
+def _check_count(collected: Collected, limits: DataLimits) -> None:
+    if collected.rows > limits.max_rows:
+        raise BadRequest(f"the file has more than {limits.max_rows:,} rows")
+    if collected.image_rows > limits.max_image_rows:
+        raise BadRequest(f"the file has more than {limits.max_image_rows:,} rows with images")
+
+
 def _in_order(
     lines: Iterator[Line], make: Callable[[Line], _Made], threads: int
-) -> Iterator[tuple[Line, Future[_Made]]]:
+) -> Generator[tuple[Line, Future[_Made]]]:
     """Lines and what is made of them, in their order, a bounded number in work."""
     waiting: deque[tuple[Line, Future[_Made]]] = deque()
     size = 0
@@ -179,15 +201,19 @@ def _in_order(
 
 
 def _make(data: bytes, source: Source, encoder: RowEncoder) -> _Made:
-    budget = ImageBudget(source.options.images.max_pixels)
+    budget = ImageBudget(source.options.images.max_pixels, source.image_tokens)
     example = read_example(parse_row(data, source.limits), budget, source.limits)
     for one in examples_of(example):
         for part in image_parts(one.messages):
             check_source(part, source.base)
-    encoded = [encoder.encode(one) for one in examples_of(example)]
-    kind: Kind = "preference" if isinstance(example, PreferencePair) else "supervised"
+    is_pair = isinstance(example, PreferencePair)
+    encoded = [encoder.encode(one, answer_only=is_pair) for one in examples_of(example)]
+    rows = [one.row for one in encoded]
+    remarks = set().union(*(one.remarks for one in encoded))
+    if is_pair and np.array_equal(rows[0].ids, rows[1].ids):
+        remarks.add(SAME)
     origins = {digest: origin for one in encoded for digest, origin in one.origins.items()}
-    return _Made(kind, [one.row for one in encoded], origins, set().union(*(one.remarks for one in encoded)))
+    return _Made("preference" if is_pair else "supervised", rows, origins, remarks)
 
 
 def _take(line: Line, future: Future[_Made], source: Source, collected: Collected) -> None:

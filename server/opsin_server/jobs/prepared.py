@@ -103,7 +103,7 @@ class Prepared:
         self.digests = tuple(bytes.fromhex(origin.digest) for origin in manifest.origins)
         self._encoder = encoder
         self._rows = RowReader(folder / ROWS, facts.offsets)
-        store = ImageStore(folder / IMAGES, media, None)
+        store = ImageStore(folder / IMAGES, media)
         self._images = RowEncoder(encoder, store, manifest.options, media)
         self._origins: Mapping[bytes, ImageOrigin] = {
             bytes.fromhex(o.digest): ImageOrigin(o.file, ImageBudget(o.max_pixels, o.max_tokens))
@@ -170,4 +170,6 @@ def open_prepared(folder: Path, encoder: PromptEncoder, media: MediaLimits | Non
         return None
     with np.load(folder / FACTS, allow_pickle=False) as arrays:
         facts = Facts(**{name: arrays[name] for name in Facts._fields})
+    if (folder / ROWS).stat().st_size != facts.offsets[-1]:  # (a machine that lost its power)
+        return None
     return Prepared(folder, manifest, facts, encoder, media or MediaLimits())

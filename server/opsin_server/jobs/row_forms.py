@@ -40,12 +40,11 @@ HARMLESS = (
     *("id", "_id", "uuid", "idx", "index", "name", "split", "subset", "source", "data_source", "url_source", "license"),
     *("metadata", "meta", "tags", "task", "task_type", "category", "language", "created_at", "timestamp", "score"),
     *("dataset", "dataset_name", "prompt_id", "question_id", "image_id"),
+    "parallel_tool_calls",  # (there are no tools to call; OpenAI's own example of a preference has it)
 )
 # What would change it, and is not trained here.
 REFUSED = {
-    **dict.fromkeys(
-        ("tools", "functions", "tool_choice", "function_call", "tool_calls", "parallel_tool_calls"), "tools"
-    ),
+    **dict.fromkeys(("tools", "functions", "tool_choice", "function_call", "tool_calls"), "tools"),
     **dict.fromkeys(("videos", "video", "audios", "audio", "objects"), "anything but text and images"),
     **dict.fromkeys(("chat_template_kwargs", "response_format", "kto_tag", "label"), "other objectives or forms"),
 }
@@ -102,7 +101,7 @@ def _preference(row: Raw, read: Read) -> Example:
     given = row.get("input")
     if not isinstance(given, dict) or "messages" not in given:
         raise BadRequest("input must be an object with 'messages'", param="input")
-    _refuse({key: value for key, value in given.items() if value is not None}, ("messages",), "input.")
+    _refuse({key: value for key, value in given.items() if value is not None}, ("messages", *HARMLESS), "input.")
     outputs = []
     for name in ("preferred_output", "non_preferred_output"):
         output = row.get(name)

@@ -8,6 +8,7 @@ writers, the conversation is refused: a label is right, or there is none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from opsin_server.text.trusted import FIRST_MESSAGE, OWN, TEXT
 
 Bools = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+
+_NUMBERS = re.compile(r"\d+")  # what a template counts (turns, pictures) is nobody's text
 
 NO_END = "the chat template writes no end token behind an answer: the model does not learn to stop there"
 INSIDE = (
@@ -78,7 +81,7 @@ def _answer(located: Located, said: npt.NDArray[np.uint32], number: int, message
         raise BadRequest(f"{what}: the assistant's text is empty: there is nothing to learn", param="messages")
     if shown > given:
         raise BadRequest(f"{what}: the chat template writes the assistant's text more than once", param="messages")
-    forgotten = "".join(located.text[at] for at in np.flatnonzero(said == ord(TEXT)))
+    forgotten = _NUMBERS.sub("", "".join(located.text[at] for at in np.flatnonzero(said == ord(TEXT))))
     if shown < given and _weight(forgotten):
         raise BadRequest(
             f"{what}: the chat template changes the assistant's text in a way that hides where it stands "

@@ -17,13 +17,13 @@ from PIL import Image
 
 from opsin_server.api.answer.submit import to_prompt
 from opsin_server.api.schemas.chat_request import ChatRequest
-from opsin_server.errors import OpsinError
+from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.ipc.messages import describe
 from opsin_server.jobs.image_store import ImageStore
+from opsin_server.jobs.limits import DataLimits
 from opsin_server.jobs.options import DataOptions, ImageOptions
-from opsin_server.jobs.prepare import DataRefused, Source, prepare
+from opsin_server.jobs.prepare import SAME, DataRefused, Source, prepare
 from opsin_server.jobs.prepared import open_prepared
-from opsin_server.media.connect import Network
 from opsin_server.media_limits import MediaLimits
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import talk
@@ -65,7 +65,7 @@ def test_rows_and_pixels_are_those_of_a_chat(
         before = [{k: v for k, v in m.items() if k != "weight"} for m in given["messages"][:-1]]
         asked = ChatRequest.model_validate({"model": "m", "messages": before})
         images = [np.asarray(one) for one in pictures_of(given)]
-        prompt = encoder.encode(to_prompt(asked, None), images)
+        prompt = encoder.encode(to_prompt(asked, source.image_tokens), images)
         found = made.row(index)
         assert found.ids[: len(prompt.ids)].tolist() == prompt.ids.tolist()
         assert np.array_equal(found.positions[:, : len(prompt.ids)], prompt.positions)
@@ -183,6 +183,11 @@ def test_faults_are_counted_past_those_that_are_kept(
     with pytest.raises(DataRefused) as caught:
         prepare(write(*[b"x"] * 250), source, tmp_path / "out")
     assert (caught.value.report.fault_count, len(caught.value.report.faults)) == (250, 100)
+    good = row(talk.user("q"), talk.assistant("a"))
+    options = DataOptions(min_rows=1, on_bad_row="skip")
+    lenient = replace(source, options=options, limits=DataLimits(max_rows=1))
+    with pytest.raises(DataRefused, match="refused: the file has more than 1 rows"):
+        prepare(write(*[b"x"] * 250, good, good), lenient, tmp_path / "out")
 
 
 @pytest.mark.parametrize("data", [b"[{}]", b"\xff\xfe{\0}\0"])
@@ -224,6 +229,54 @@ def test_long_rows(policy: Any, source: Source, write: Callable[..., Path], tmp_
     assert (len(made.row(1).ids), made.report.longest) == (48, 48)
 
 
+def test_the_servers_limit_of_an_image_holds(
+    source: Source, write: Callable[..., Path], picture: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    """So that an image is trained on as it is served."""
+    file = write(picture_row(picture, 1, width=96, height=96))
+    made = prepare(file, replace(source, max_image_tokens=9), tmp_path / "out")
+    assert [item.tokens for item in made.row(0).items] == [9]
+    request = ChatRequest.model_validate({"model": "m", "messages": [talk.user(picture(1, 96, 96), "what is it?")]})
+    prompt = source.encoder.encode(to_prompt(request, 9), [np.asarray(picture(1, 96, 96))])
+    assert [item.digest for item in prompt.items] == [item.digest for item in made.row(0).items]
+    assert made.digest != prepare(file, source, tmp_path / "other").digest
+
+
+def test_what_is_told_of_a_line_may_end_the_work(source: Source, write: Callable[..., Path], tmp_path: Path) -> None:
+    seen = []
+
+    def stop(line: int) -> None:
+        seen.append(line)
+        if line == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(write(*[row(talk.user("q"), talk.assistant("a"))] * 100), source, tmp_path / "out", stop)
+    assert seen == [1, 2, 3]
+    assert open_prepared(tmp_path / "out", source.encoder) is None
+
+
+def test_rows_that_a_loss_of_power_cut_off(source: Source, write: Callable[..., Path], tmp_path: Path) -> None:
+    file, out = write(row(talk.user("q"), talk.assistant("a"))), tmp_path / "out"
+    prepare(file, source, out)
+    (out / "rows.msgpack").write_bytes((out / "rows.msgpack").read_bytes()[:-1])
+    assert open_prepared(out, source.encoder) is None
+
+
+def test_limits_of_a_file(
+    source: Source, write: Callable[..., Path], picture: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    file = write(*(picture_row(picture, n) for n in range(4)))
+    for limits, said in (
+        (DataLimits(max_rows=3), "more than 3 rows"),
+        (DataLimits(max_image_rows=2), "more than 2 rows with images"),
+        (DataLimits(max_line_bytes=100), "line 1: the line has more than 100 bytes"),
+        (DataLimits(max_stored_bytes=9000), r"line \\d: .*more than 9,000 bytes together"),
+    ):
+        with pytest.raises(DataRefused, match=said.replace("\\\\", "\\")):
+            prepare(file, replace(source, limits=limits), tmp_path / "out")
+
+
 def test_train_on(source: Source, write: Callable[..., Path], tmp_path: Path) -> None:
     file = write(row(talk.user("q"), talk.assistant("one"), talk.user("q"), talk.assistant("two")))
     found = {}
@@ -253,6 +306,25 @@ def test_preferences(
     assert made.image_digests(0) == (preferred.items[0].digest,)
     with pytest.raises(DataRefused, match="line 2: the row is a conversation, and those before are a preference"):
         prepare(write(pair, row(asked, talk.assistant("a"))), source, tmp_path / "other")
+
+
+def test_of_a_preference_the_answer_is_learned_alone(
+    source: Source, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    pair = {"prompt": [talk.user("q"), talk.assistant("x"), talk.user("r")], "chosen": "yes", "rejected": "yes"}
+    for choice in ("assistant", "last", "all"):
+        options = DataOptions(min_rows=1, train_on=choice)
+        made = prepare(write(pair), replace(source, options=options), tmp_path / choice)
+        for one in made.pair(0):
+            assert source.encoder.tokenizer.decode(one.ids[one.labels].tolist()) == "yes"
+        assert [remark.message for remark in made.report.remarks] == [SAME]
+
+
+def test_more_tokens_than_the_model_takes(source: Source, write: Callable[..., Path], tmp_path: Path) -> None:
+    most = source.encoder.spec.max_positions
+    source = replace(source, options=DataOptions(max_seq_length=most + 1))
+    with pytest.raises(BadRequest, match=f"max_seq_length is {most + 1:,}, and the model takes {most:,} tokens"):
+        prepare(write(row(talk.user("q"), talk.assistant("a"))), source, tmp_path / "out")
 
 
 def test_images_behind_urls_are_fetched_once(
@@ -351,8 +423,14 @@ def test_threads_give_rows_in_the_files_order(source: Source, write: Callable[..
 
 
 def test_the_store_keeps_each_image_once(picture: Callable[..., Image.Image], tmp_path: Path) -> None:
-    store = ImageStore(tmp_path, MediaLimits(), None, Network())
+    store = ImageStore(tmp_path, MediaLimits())
     data = talk.png(picture(5))
     assert store.keep(talk.data_url(data)) == store.keep(talk.data_url(data, "image/jpeg"))
     (path,) = tmp_path.rglob("*/*")
     assert path.read_bytes() == data
+    for bad, said in ((b"<html>", "HTML"), (talk.png(picture(1, 200, 200)), "10,000")):
+        with pytest.raises(BadRequest, match=said):
+            ImageStore(tmp_path, MediaLimits(max_image_pixels=10_000)).keep(talk.data_url(bad))
+    with pytest.raises(BadRequest, match="more than 5 bytes together"):
+        ImageStore(tmp_path, MediaLimits(), most=5).keep(talk.data_url(picture(6)))
+    assert len(list(tmp_path.rglob("*/*"))) == 1

@@ -160,6 +160,27 @@ def test_only_the_completion_is_learned() -> None:
     assert read({"prompt": [USER, BOT, USER], "completion": [BOT]}).learned == (False, False, False, True)
 
 
+# In the manner of OpenAI's own example of preferences.
+OPENAI_PREFERENCE = {
+    "input": {
+        "messages": [{"role": "user", "content": "How cold is San Francisco today?"}],
+        "tools": [],
+        "parallel_tool_calls": True,
+    },
+    "preferred_output": [{"role": "assistant", "content": "Not as cold as expected."}],
+    "non_preferred_output": [{"role": "assistant", "content": "Not particularly cold."}],
+}
+
+
+def test_openai_preference_rows() -> None:
+    pair = read(OPENAI_PREFERENCE)
+    assert [said(m) for m in pair.preferred.messages] == [
+        ("user", ["How cold is San Francisco today?"]),
+        ("assistant", ["Not as cold as expected."]),
+    ]
+    assert said(pair.non_preferred.messages[-1]) == ("assistant", ["Not particularly cold."])
+
+
 IMAGE_QUESTION = {"role": "user", "content": [{"type": "image", "image": A}, {"type": "text", "text": "q"}]}
 OTHER = {"role": "assistant", "content": "b"}
 
@@ -192,7 +213,6 @@ def chat(*messages: Any, **more: Any) -> dict[str, Any]:
         (chat(USER, BOT, conversations=[]), "both 'messages' and 'conversations'"),
         (chat(USER, BOT, tools=[{"type": "function"}]), "tools: rows with tools are not trained here"),
         (chat(USER, BOT, functions=[{}]), "functions: rows with tools"),
-        (chat(USER, BOT, parallel_tool_calls=True), "parallel_tool_calls: rows with tools"),
         (chat(USER, {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}), r"messages\[1\].tool_calls"),
         (chat(USER, {"role": "tool", "content": "x"}, BOT), r"messages\[1\].role"),
         (chat(USER, BOT, videos=["x"]), "videos: rows with anything but text and images"),

@@ -31,7 +31,7 @@ from support.editing_templates import (
     conversations,
 )
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
 G, END = "{%- generation -%}", "{%- endgeneration -%}"
 CHATML = (
     "{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' }}{{ m.content + '<|im_end|>' }}{{ '\\n' }}"
@@ -76,12 +76,22 @@ def learned_turns(messages: list[Message]) -> list[bool]:
 
 @pytest.mark.parametrize("name", MARKED)
 def test_labels_are_those_of_transformers(name: str, cases: dict[str, Any]) -> None:
+    compare_with_transformers(name, cases, SETTINGS)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", MARKED)
+def test_labels_are_those_of_transformers_for_long(name: str, cases: dict[str, Any]) -> None:
+    compare_with_transformers(name, cases, settings(max_examples=1500, deadline=None))
+
+
+def compare_with_transformers(name: str, cases: dict[str, Any], how: settings) -> None:
     plain, tagged = MARKED[name]
     case = cases["thinking"].with_template(plain)
     oracle, encoder = case.oracle, case.encoder
     seen: set[str] = set()
 
-    @SETTINGS
+    @how
     @given(conversations(WORDS, THOUGHTS if name in ("thinks", "cuts") else []))
     def check(turns: list[tuple[str, str]]) -> None:
         answers = [text for role, text in turns if role == "assistant"]
@@ -105,6 +115,35 @@ def test_labels_are_those_of_transformers(name: str, cases: dict[str, Any]) -> N
 
     check()
     assert "labelled" in seen
+
+
+@pytest.mark.parametrize("name", ["metaspace", "legacy", "unigram"])
+def test_labels_of_sentencepiece(name: str, cases: dict[str, Any], encoders: dict[str, Any], tools: Any) -> None:
+    """Those of transformers, and where a blank in front of an answer is a token of its own, that one: the model has to
+    write it."""
+    case, encoder = cases[name], encoders[name]
+    oracle, rng, compared = case.oracle, random.Random(), 0
+    for _ in range(40):
+        messages = [m for m in tools.some_conversation(rng) if all(isinstance(p, TextPart) for p in m.parts)]
+        if not any(m.role == "assistant" for m in messages):
+            continue
+        expected = oracle.apply_chat_template(
+            tools.as_dicts(messages), return_dict=True, return_assistant_tokens_mask=True
+        )
+        try:
+            found = encoder.encode_labelled(messages, [], learned_turns(messages))
+        except BadRequest as refused:
+            assert "leaves out" not in refused.message  # noqa: PT017
+            continue
+        if found.prompt.ids.tolist() != expected["input_ids"]:
+            continue
+        compared += 1
+        theirs = np.array(expected["assistant_masks"], bool)
+        assert not (theirs & ~found.labels).any()
+        for extra in np.flatnonzero(found.labels & ~theirs):
+            assert encoder.tokenizer.token_bytes(int(found.prompt.ids[extra])).strip() == b""
+            assert theirs[extra + 1]
+    assert compared > 5
 
 
 class Whole(ConversationEncoder):
@@ -277,6 +316,20 @@ def test_remarks(cases: dict[str, Any], tools: Any) -> None:
     assert remarks(opened, "ure") == (INSIDE,)
 
 
+def test_thoughts_that_are_cut_where_the_template_counts(cases: dict[str, Any]) -> None:
+    """Numbers that a template writes are nobody's text: they hide no answer."""
+    source = THINKS.replace(
+        "{{ '<|im_start|>' + m.role + '\\n' + m.content",
+        "{{ loop.index }}{{ '<|im_start|>' + m.role + '\\n' + m.content",
+    )
+    assert source != THINKS
+    encoder = cases["thinking"].with_template(source).encoder
+    turns = [("user", "a"), ("assistant", "<think>\nwhy\n</think>\n\nb"), ("user", "c"), ("assistant", "d")]
+    found = encoder.encode_labelled(as_messages(turns), [], [False, True, False, True])
+    learned = [said(encoder, found, *span) for span in spans(found.labels)]
+    assert learned == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+
+
 def test_the_oldest_chatml_ends_only_turns_that_others_follow(cases: dict[str, Any]) -> None:
     template = (
         "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']}}"
@@ -317,7 +370,7 @@ def test_strings_of_added_tokens_in_answers(name: str, cases: dict[str, Any]) ->
         try:
             found = encoder.encode_labelled(messages, [], learned)
         except BadRequest as refused:
-            assert "empty" in refused.message  # noqa: PT017
+            assert "empty" in refused.message or "leaves out" in refused.message  # noqa: PT017
             return
         ids = whole.ids(messages)
         assert found.prompt.ids.tolist() == ids

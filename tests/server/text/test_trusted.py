@@ -12,7 +12,7 @@ from opsin_server.text import template_strings as strings
 from opsin_server.text.sandbox import Program
 from opsin_server.text.template_budget import Budget, TemplateStopError
 from opsin_server.text.template_formatting import percent
-from opsin_server.text.trusted import OWN, TEXT, Trusted, joined, own, runs, trust_of
+from opsin_server.text.trusted import OWN, TEXT, Trusted, joined, own, runs, said_in, trust_of
 
 SETTINGS = settings(max_examples=100, deadline=None, derandomize=True)
 OWN_LETTERS = "aAbsSßﬁ,- \n+x0"
@@ -69,6 +69,30 @@ def test_methods(name):
         found = strings.call(Budget(0), text, name, args, {})
         # Forgotten is what nobody needs: an empty text to replace, a letter that grows in some places only.
         check(found, expected, may_forget=name in ("title", "capitalize") or (name == "replace" and not args[0]))
+
+    compare()
+
+
+@pytest.mark.parametrize("name", sorted(strings.METHODS))
+def test_methods_keep_who_said_what(name):
+    """The same for text that knows its message: the result is that of plain text, and no letter changes its writer."""
+    said = typed_texts.map(lambda text: said_in(text, 7))
+    mark = trust_of(said_in("x", 7))
+
+    @SETTINGS
+    @given(st.lists(st.one_of(own_texts, said), max_size=5).map(lambda pieces: joined([own(""), *pieces])),
+           ARGUMENTS.get(name, st.tuples()))  # fmt: skip
+    def compare(text, args):
+        try:
+            expected = getattr(str.__str__(text), name)(*args)
+        except ValueError:
+            return
+        found = strings.call(Budget(0), text, name, args, {})
+        assert found == expected
+        for one in found if isinstance(found, list | tuple) else [found]:
+            if isinstance(one, str):
+                for char, who in zip(one, trust_of(one), strict=True):
+                    assert who in ((mark, TEXT) if is_typed(char) else (OWN, TEXT))
 
     compare()
 
