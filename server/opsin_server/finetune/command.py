@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from opsin_plugins.loading.open_model import open_model
+from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.atomic_directory import whole_or_nothing
 from opsin_server.config import EngineConfig
 from opsin_server.errors import ConfigError
@@ -46,6 +47,28 @@ class Request:
     resume: bool
 
 
+@dataclass(frozen=True)
+class _Sources:
+    """version: of the model, so that a file is prepared anew for another one."""
+
+    encoder: PromptEncoder
+    engine: EngineConfig
+    config: FinetuneConfig
+    version: str
+
+    def prepared(self, file: Path, out: Path, console: Console) -> Prepared:
+        source = Source(
+            self.encoder,
+            self.config.data,
+            version=self.version,
+            max_image_tokens=self.engine.max_image_tokens,
+            media=self.config.media,
+            base=file.absolute().parent,
+        )
+        with console.status(f"reading {file}") as status:
+            return prepare(file, source, out, lambda line: status.update(f"reading {file}, line {line:,}"))
+
+
 def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> int:
     """Returns the exit status. Raises ConfigError, DataRefused, SpecError or OSError."""
     console = Console()
@@ -53,13 +76,15 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
     _check_places(request, work)
     model = open_model(Path(engine.model), engine.plugins, engine.family_options())
     modules = chosen_modules(config.what, model)
-    encoder = read_encoder(engine)
+    source = _Sources(
+        read_encoder(engine), engine, config, BaseModel(model, AdapterLimits(config.training.rank)).shape_digest
+    )
     with ExitStack() as stack:
-        train = _prepared(request.train, encoder, config, work / "train", console)
+        train = source.prepared(request.train, work / "train", console)
         stack.callback(train.close)
         valid = None
         if request.valid is not None:
-            valid = _prepared(request.valid, encoder, config, work / "valid", console)
+            valid = source.prepared(request.valid, work / "valid", console)
             stack.callback(valid.close)
             if valid.kind != train.kind:
                 raise ConfigError(f"--valid holds {valid.kind} rows, and --train {train.kind} ones")
@@ -99,12 +124,6 @@ def _check_places(request: Request, work: Path) -> None:
         raise ConfigError(f"--resume: there is no run to go on with in {work}")
     if not request.resume and (work / "checkpoints").is_dir():
         raise ConfigError(f"{work} holds a run that was interrupted: --resume goes on with it; or remove it")
-
-
-def _prepared(file: Path, encoder: PromptEncoder, config: FinetuneConfig, out: Path, console: Console) -> Prepared:
-    source = Source(encoder, config.data, media=config.media, base=file.absolute().parent)
-    with console.status(f"reading {file}") as status:
-        return prepare(file, source, out, lambda line: status.update(f"reading {file}, line {line:,}"))
 
 
 def _say_plan(console: Console, settings: TrainingSettings, train: Prepared, valid: Prepared | None) -> None:
