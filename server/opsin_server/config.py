@@ -77,10 +77,16 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lora_projectors: Annotated[
         bool, Option("Room in each slot for a projector that was trained whole (modules_to_save).")
     ] = True
-    train_share: Annotated[
-        Annotated[float, Meta(gt=0, le=4)],
-        Option("Seconds of training beside each second of answers, while there are any."),
+    train_share_min: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)],
+        Option("Training's share of the time, at least, while there is something to train; idle time counts."),
     ] = 0.15
+    itl_slo_ms: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Option(
+            "Milliseconds between two tokens of an answer that training must not stretch. It goes before the share."
+        ),
+    ] = None
     plugins: Annotated[
         tuple[str, ...] | None, Option("Comma-separated names: the only plugins that may be used.", commas=True)
     ] = None

@@ -73,9 +73,10 @@ def main() -> None:
         sys.exit(1)
     engine = loaded.engine
     training = TrainingJobs(loaded.base, door.send)
+    gap = None if config.itl_slo_ms is None else config.itl_slo_ms / 1000
     door.send(loaded.ready)
     try:
-        serve(engine, training, TimeShare(config.train_share), door)
+        serve(engine, training, TimeShare(config.train_share_min, gap), door)
     except EngineBroken as error:
         door.send(Failed(readable(str(error))))
         door.close()
@@ -122,7 +123,7 @@ def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: Engine
             share.answered(now - began)
             _train_beside(training, share)
         elif (piece := training.next_piece) is not None:
-            _run(training, share, piece, beside_answers=False)
+            _run(training, share, piece)
 
 
 def _patience(engine: Engine, training: TrainingJobs) -> float:
@@ -136,14 +137,14 @@ def _train_beside(training: TrainingJobs, share: TimeShare) -> None:
     """Between two steps of answers, as far as there is credit."""
     spent = 0.0
     while (piece := training.next_piece) is not None and share.may_run(piece, spent):
-        spent += _run(training, share, piece, beside_answers=True)
+        spent += _run(training, share, piece)
 
 
-def _run(training: TrainingJobs, share: TimeShare, piece: Piece, beside_answers: bool) -> float:
+def _run(training: TrainingJobs, share: TimeShare, piece: Piece) -> float:
     began = time.monotonic()
     training.advance()
     seconds = time.monotonic() - began
-    share.ran(piece, seconds, beside_answers)
+    share.ran(piece, seconds)
     return seconds
 
 

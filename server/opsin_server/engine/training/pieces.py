@@ -75,13 +75,15 @@ class Tape:
     def forward(self, stages: Sequence[Stage], part: str, rows: int) -> Pieces:
         """part: of the model ("vision", "language"), whose stages have so many rows."""
         for stage in stages:
-            yield Piece(f"{part}.forward", rows)
+            yield Piece(f"{_kind(part, stage)}.forward", rows)
             self._run(stage, part, rows)
 
     def backward(self) -> Pieces:
         """From the gradients that values hold to those of the leaves."""
         while self._done:
-            yield Piece(f"{self._done[-1].part}.backward", self._done[-1].rows)
+            last = self._done[-1]
+            again = "" if last.kept is not None else ".again"
+            yield Piece(f"{_kind(last.part, last.stage)}.backward{again}", last.rows)
             self._back(self._done.pop())
 
     def drop(self) -> None:
@@ -96,7 +98,7 @@ class Tape:
                 made = stage.run(*(value.tensor for value in takes))
             self.values.update({name: Value(tensor) for name, tensor in zip(stage.gives, made, strict=True)})
             return
-        kind = f"{part}.{stage.name.partition('.')[0]}"
+        kind = _kind(part, stage)
         leaves = [value.leaf() for value in takes]
         with torch.enable_grad(), self._kept_bytes.counting(kind, rows):
             outputs = stage.run(*leaves)
@@ -122,7 +124,12 @@ class Tape:
 
     def _free(self, done: _Done) -> None:
         if done.kept is not None:
-            self._kept_bytes.give_back(f"{done.part}.{done.stage.name.partition('.')[0]}", done.rows)
+            self._kept_bytes.give_back(_kind(done.part, done.stage), done.rows)
+
+
+def _kind(part: str, stage: Stage) -> str:
+    """All layers of a part are one kind."""
+    return f"{part}.{stage.name.partition('.')[0]}"
 
 
 def _again(done: _Done) -> tuple[list[Tensor], tuple[Tensor, ...]]:
