@@ -35,7 +35,7 @@ from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_rows import Pixels, TrainingRow
-from opsin_server.ipc.training_run import TrainingRun
+from opsin_server.ipc.training_run import DataShape, TrainingRun
 from opsin_server.ipc.training_settings import TrainingSettings
 from opsin_server.jobs.what_trains import trainable_modules
 
@@ -76,6 +76,10 @@ class Rows:
 
     def count(self, split: str) -> int:
         return len(self._rows) if split == "train" else 0
+
+    def shape(self) -> DataShape:
+        patches = [sum(len(item.pixels) for item in row.items) for row in self._rows]
+        return DataShape(max(len(row.row.ids) for row in self._rows), max(patches), 0)
 
     def row(self, split: str, number: int) -> TrainingRow:
         return self._rows[number].row

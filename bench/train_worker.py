@@ -21,6 +21,7 @@ from train_rows import MadeRow, made_rows
 from opsin_plugins.loading.open_model import OpenModel, open_model
 
 RANK, RATE, BATCH = 16, 2e-4, 8
+MEMORY = 2 * 2**30  # that training may have
 PARTS = {"frozen": ("language",), "trained": ("vision", "projector", "language")}
 
 
@@ -63,7 +64,8 @@ def modules_of(model: OpenModel, tower: str) -> list[str]:
 def _opsin(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.dtype) -> Callable[[], float]:
     from opsin_server.config import EngineConfig
     from opsin_server.engine.startup.load import load_engine
-    from opsin_server.engine.training.trainer import Trainer
+    from opsin_server.engine.training.memory import LargestRow
+    from opsin_server.engine.training.trainer import RunShape, Trainer
     from opsin_server.ipc.training_events import StepDone
     from opsin_server.ipc.training_settings import TrainingSettings
 
@@ -74,7 +76,9 @@ def _opsin(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.d
         projector_rate=1.0, schedule="constant", batch_size=BATCH, epochs=10**6, save_every=10**9,
         micro_batch_tokens=2048,
     )  # fmt: skip
-    trainer = Trainer(base, settings, _Rows(rows), Path(tempfile.mkdtemp()))
+    tokens, patches = (max(count(row) for row in rows) for count in (_tokens, _patches))
+    shape = RunShape(LargestRow(tokens, patches))
+    trainer = Trainer(base, settings, _Rows(rows), Path(tempfile.mkdtemp()), MEMORY, shape)
     pieces = trainer.run()
 
     def epoch() -> float:
@@ -87,6 +91,14 @@ def _opsin(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.d
     return epoch
 
 
+def _tokens(row: MadeRow) -> int:
+    return len(row.row.ids)
+
+
+def _patches(row: MadeRow) -> int:
+    return sum(len(item.pixels) for item in row.items)
+
+
 class _Rows:
     """A row source that has everything."""
 
@@ -96,6 +108,9 @@ class _Rows:
 
     def count(self, split: str) -> int:
         return len(self._rows) if split == "train" else 0
+
+    def keep(self, budget: int) -> None:
+        pass
 
     def want(self, split: str, numbers: Sequence[int], needs: Any) -> None:
         pass

@@ -39,7 +39,7 @@ STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "eph
 # What decides whether a checkpoint serves, and with how much memory.
 DECIDING = (
     "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
-    "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors",
+    "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors", "train-memory",
 )  # fmt: skip
 PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
 PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
@@ -48,7 +48,7 @@ DATA = (*CHECK_DATA, *PROMPT)
 FINETUNE = tuple(fields_of(FinetuneConfig))
 TRAINED_IN = tuple(
     field for field in fields_of(EngineConfig)
-    if field.name in ("device", "dtype", "quantize", "threads", "model-option", "plugins")
+    if field.name in ("device", "dtype", "quantize", "threads", "model-option", "plugins", "train-memory")
 )  # fmt: skip
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)
 
@@ -185,7 +185,7 @@ def fine_tune(
     from opsin_server.finetune.command import Request, finetune
 
     directory = str(model or MODEL)
-    fixed = {"model": directory, "max_sequences": 1, "max_loras": 0, "prefix_cache": False}
+    fixed = {"model": directory, "max_sequences": 1, "max_loras": 0, "max_train_jobs": 1, "prefix_cache": False}
     engine = build(EngineConfig, given, TRAINED_IN, fixed)
     config = build(FinetuneConfig, given, FINETUNE, {"data": {"min_rows": 1}})
     config = msgspec.structs.replace(config, data=with_resize(config.data, resize))

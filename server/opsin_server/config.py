@@ -81,6 +81,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(gt=0, lt=1)],
         Option("Training's share of the time, at least, while there is something to train; idle time counts."),
     ] = 0.15
+    train_memory: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Option("For training; 0: none is done. Default: a tenth of what the weights leave.", metavar="SIZE"),
+    ] = None
+    max_train_jobs: Annotated[Count, Option("Training runs at the same time; each has its part of the memory.")] = 4
     itl_slo_ms: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         Option(

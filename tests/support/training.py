@@ -23,11 +23,12 @@ from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.loading.published_projector import published_projector
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec.visual_items import visible_images
+from opsin_server.engine.training.memory import LargestRow
 from opsin_server.engine.training.peft_form import peft_tensors
 from opsin_server.engine.training.pieces import Piece
 from opsin_server.engine.training.row_source import NeedsPixels
 from opsin_server.engine.training.trainee import Trainee
-from opsin_server.engine.training.trainer import TrainedModel
+from opsin_server.engine.training.trainer import RunShape, TrainedModel
 from opsin_server.ipc.item import Item
 from opsin_server.ipc.training_messages import Split
 from opsin_server.ipc.training_rows import Pixels, TrainingRow
@@ -126,6 +127,9 @@ class LocalRows:
     def count(self, split: Split) -> int:
         return len(self._of(split))
 
+    def keep(self, budget: int) -> None:
+        pass
+
     def want(self, split: Split, numbers: Sequence[int], needs: NeedsPixels) -> None:
         for number in numbers:
             self.wanted_pixels += [digest for digest in self._of(split)[number].pixels if needs(digest)]
@@ -144,6 +148,17 @@ class LocalRows:
 
     def _of(self, split: Split) -> Sequence[Example]:
         return self.train if split == "train" else self.valid
+
+
+MEMORY = 2**30
+
+
+def shape_of(rows: Sequence[Example], together: int = 1) -> RunShape:
+    """together: 2 for pairs."""
+    groups = [rows[i : i + together] for i in range(0, len(rows), together)]
+    tokens = max(sum(len(one.row.ids) for one in group) for group in groups)
+    patches = [sum(item.shape[0] for one in group for item in one.row.items) for group in groups]
+    return RunShape(LargestRow(tokens, max(patches)), patches.index(max(patches)))
 
 
 def drive(pieces: Generator[Piece, None, Result]) -> Result:

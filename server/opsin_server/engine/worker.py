@@ -72,7 +72,7 @@ def main() -> None:
         door.close()
         sys.exit(1)
     engine = loaded.engine
-    training = TrainingJobs(loaded.base, door.send)
+    training = TrainingJobs(loaded.base, door.send, loaded.ready.memory["training"], config.max_train_jobs)
     gap = None if config.itl_slo_ms is None else config.itl_slo_ms / 1000
     door.send(loaded.ready)
     try:

@@ -18,14 +18,18 @@ Split = Literal["train", "valid"]
 
 
 class StartTraining(msgspec.Struct, frozen=True, tag=True):
-    """rows, valid_rows: how many there are. folder: where checkpoints go; resume: it goes on from the newest there, if
-    there is one."""
+    """rows, valid_rows: how many there are, or how many pairs. largest_tokens, largest_patches: of the largest of them;
+    probe: the number of one that has pictures, if any has. folder: where checkpoints go; resume: it goes on from the
+    newest there, if there is one."""
 
     job_id: str
     settings: TrainingSettings
     folder: str
     rows: int
-    valid_rows: int = 0
+    valid_rows: int
+    largest_tokens: int
+    largest_patches: int
+    probe: int = 0
     resume: bool = False
 
 

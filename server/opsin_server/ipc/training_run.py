@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from opsin_server.ipc.messages import Frame
 from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
@@ -32,11 +32,23 @@ MAX_DEATHS = 2  # of the engine in a row, at which the run was going on
 Send = Callable[[ToTraining, Sequence[Frame]], None]
 
 
+class DataShape(NamedTuple):
+    """tokens, patches: of the largest row, or pair. probe: the number of a row, or pair, to train on that has pictures,
+    if any has."""
+
+    tokens: int
+    patches: int
+    probe: int
+
+
 class TrainingData(Protocol):
     """Rows that have been checked and encoded. Its methods may read files: they are called in threads."""
 
     def count(self, split: Split) -> int:
         """Rows, or pairs of rows where one is preferred."""
+
+    def shape(self) -> DataShape:
+        """Of the rows of both splits."""
 
     def row(self, split: Split, number: int) -> TrainingRow:
         """Of pair i the preferred one has number 2 i, and the other 2 i + 1."""
@@ -67,7 +79,8 @@ class TrainingRun:
         """With an engine that is ready, at first or again."""
         self._send = send
         rows, valid_rows = self._data.count("train"), self._data.count("valid")
-        send(StartTraining(self.job_id, self.settings, str(self.folder), rows, valid_rows, resume), ())
+        shape = self._data.shape()
+        send(StartTraining(self.job_id, self.settings, str(self.folder), rows, valid_rows, *shape, resume), ())
 
     def stop(self, status: Literal["paused", "cancelled"]) -> None:
         """At the next step's end, with a checkpoint."""

@@ -12,7 +12,7 @@ from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.training_events import StepDone
 from opsin_server.ipc.training_settings import TrainingSettings
 from support import tiny
-from support.training import RATE, Base, LocalRows, PeftTwin, base, drive, examples
+from support.training import MEMORY, RATE, Base, LocalRows, PeftTwin, base, drive, examples, shape_of
 
 STEPS, TOLERANCE = 20, 1e-4
 FAMILIES = [name for name in tiny.FAMILIES if name != "qwen"]  # (the original Qwen-VL is no model of transformers)
@@ -34,7 +34,7 @@ def compare(found: Base, parts: tuple[str, ...], steps: int, folder: Path, **set
         **{"learning_rate": RATE, "vision_rate": 1.0, "projector_rate": 1.0, **settings},  # type: ignore[arg-type]
     )
     assert asked.modules or asked.full_projector, f"nothing of {parts} to train"
-    trainer = Trainer(found.trained, asked, LocalRows(rows), folder)
+    trainer = Trainer(found.trained, asked, LocalRows(rows), folder, MEMORY, shape_of(rows))
     twin = PeftTwin(found, trainer.trainee)
     drive(trainer.run())
     trainer.close()

@@ -32,9 +32,9 @@ from opsin_server.ipc.training_messages import (
     StartTraining,
     TrainingEvents,
 )
-from opsin_server.ipc.training_run import TrainingRun
+from opsin_server.ipc.training_run import DataShape, TrainingRun
 from opsin_server.ipc.training_settings import TrainingSettings
-from support.training import Base, Example, LocalRows, base, drive, examples
+from support.training import MEMORY, Base, Example, LocalRows, base, drive, examples, shape_of
 
 TOKENS = 40
 Answer = list[tuple[int, float]]
@@ -56,6 +56,10 @@ class Rows:
 
     def count(self, split: str) -> int:
         return len(self.train) if split == "train" else 0
+
+    def shape(self) -> DataShape:
+        found = shape_of(self.train)
+        return DataShape(found.largest.tokens, found.largest.patches, found.probe)
 
     def row(self, split: str, number: int):
         return self.train[number].row
@@ -111,7 +115,8 @@ def test_the_base_is_one_and_stays_what_it_is(found: Base, tmp_path: Path) -> No
     assert {name: p.data_ptr() for name, p in serving.items()} == {name: p.data_ptr() for name, p in trained.items()}
     before = checksum(loaded.base.model)
     settings = settings_of(found, epochs=3, full_projector=True, dropout=0.1, learning_rate=1e-2)
-    run = Trainer(loaded.base, settings, LocalRows(examples(found.ours, 4)), tmp_path)
+    rows = examples(found.ours, 4)
+    run = Trainer(loaded.base, settings, LocalRows(rows), tmp_path, MEMORY, shape_of(rows))
     first = run.trainee.flat.clone()
     drive(run.run())
     run.close()
@@ -168,7 +173,7 @@ def test_a_piece_that_raises_fails_its_run_and_nothing_else(
     real = Trainer.run
     for number, (kind, _) in enumerate(itertools.product(sorted(kinds), range(rounds))):
         door = Door(rows)
-        door.jobs = jobs = TrainingJobs(loaded.base, door.send)
+        door.jobs = jobs = TrainingJobs(loaded.base, door.send, MEMORY, 2)
         error = ERRORS[number % len(ERRORS)]
 
         def broken(self: Trainer, kind: str = kind, error: Exception = error):
@@ -179,9 +184,10 @@ def test_a_piece_that_raises_fails_its_run_and_nothing_else(
 
         monkeypatch.setattr(trainer_module.Trainer, "run", broken)
         for name in ("bad", "good"):
-            jobs.take(
-                StartTraining(name, settings_of(found, epochs=2), str(tmp_path / f"{number}" / name), len(rows)), ()
-            )
+            shape, folder = shape_of(rows), str(tmp_path / f"{number}" / name)
+            largest, asked = shape.largest, settings_of(found, epochs=2)
+            start = StartTraining(name, asked, folder, len(rows), 0, largest.tokens, largest.patches, shape.probe)
+            jobs.take(start, ())
         while len(jobs):
             jobs.advance()
         assert door.ended["bad"].status == "failed"
@@ -193,7 +199,7 @@ def test_a_piece_that_raises_fails_its_run_and_nothing_else(
 
 
 def piece_kinds(model: object, found: Base, rows: Sequence[Example], folder: Path) -> set[str]:
-    run = Trainer(model, settings_of(found, epochs=2), LocalRows(rows), folder)  # type: ignore[arg-type]
+    run = Trainer(model, settings_of(found, epochs=2), LocalRows(rows), folder, MEMORY, shape_of(rows))  # type: ignore[arg-type]
     kinds = {piece.kind for piece in run.run() if isinstance(piece, Piece)}
     run.close()
     return kinds - {"waiting"}

@@ -15,7 +15,7 @@ from opsin_server.engine.training.peft_form import peft_tensors
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.training_events import Evaluated, StepDone
 from opsin_server.ipc.training_settings import TrainingSettings
-from support.training import Base, Example, LocalRows, PeftTwin, base, drive, example
+from support.training import MEMORY, Base, Example, LocalRows, PeftTwin, base, drive, example, shape_of
 
 BETA = 0.3
 
@@ -58,7 +58,7 @@ def test_losses_and_weights_are_the_closed_forms(family: str, head: bool, tmp_pa
         modules=modules, rank=4, method="dpo", beta=BETA, learning_rate=2e-3, vision_rate=1.0, max_steps=steps,
         batch_size=3, schedule="constant", micro_batch_tokens=64,
     )  # fmt: skip
-    run = Trainer(found.trained, settings, Halved(rows, rows), tmp_path / "run")
+    run = Trainer(found.trained, settings, Halved(rows, rows), tmp_path / "run", MEMORY, shape_of(rows, 2))
     twin = PeftTwin(found, run.trainee)
     drive(run.run())
     run.close()

@@ -21,7 +21,7 @@ from opsin_server.ipc.training_events import Evaluated, StepDone, TrainingEnded
 from opsin_server.ipc.training_settings import TrainingSettings
 from support import peft, tiny
 from support.inputs import their_inputs
-from support.training import Base, Example, LocalRows, base, drive, examples
+from support.training import MEMORY, Base, Example, LocalRows, base, drive, examples, shape_of
 
 FAMILIES = [name for name in tiny.FAMILIES if name != "qwen"]
 ALL = ("vision", "projector", "language", "cross")
@@ -37,7 +37,7 @@ def trainer(found: Base, folder: Path, rows: list[Example], valid: list[Example]
         "epochs": 2,
     }
     asked = TrainingSettings(**{**defaults, **settings})
-    return Trainer(found.trained, asked, LocalRows(rows, valid), folder)
+    return Trainer(found.trained, asked, LocalRows(rows, valid), folder, MEMORY, shape_of([*rows, *valid]))
 
 
 def finished(run: Trainer) -> TrainingEnded:

@@ -23,6 +23,7 @@ KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
 BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a prefill step of 256 rows keeps the pause of others near ten decode steps
 ENCODER_BYTES, ENCODER_SHARE = 256 * 2**20, 0.1  # of visual tokens that are kept, if so little of what is free
 CROSS_IMAGES, CROSS_SHARE = 16, 0.2  # how many of the largest images with keys and values, if that much is free
+TRAIN_SHARE, TRAIN_LIMIT = 0.1, {"cpu": 2 * GIB, "cuda": 1024 * GIB}  # on a CPU it is taken only when it is used
 LIBRARY_BYTES = {"cpu": 0, "cuda": 256 * 2**20}  # workspaces of cuBLAS and fragments; assumed
 ENCODE_PATCHES, ENCODE_SHARE = {"cpu": 4096, "cuda": 65536}, 0.05
 
@@ -96,7 +97,7 @@ def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free:
     tokens = _batch_tokens(config, device)
     encoder_blocks = _encoder_blocks(config, model, free - model.weights)
     room = adapter_room(config, spec, model.linears, model.dtype.itemsize, free - model.weights)
-    fixed = _fixed_reserves(config, model, device, tokens, context, encoder_blocks, room)
+    fixed = _fixed_reserves(config, model, device, tokens, context, encoder_blocks, room, free - model.weights)
     for images in _images_at_once(model, device, free - model.weights):
         patches, encode = _encode(model, device, images)
         reserves = fixed | {"largest encode": encode}
@@ -175,8 +176,9 @@ def _fixed_reserves(
     context: int,
     encoder_blocks: int,
     room: AdapterRoom,
+    free: int,
 ) -> dict[str, int]:
-    """All that does not depend on how much is left for keys and values. Bytes, by name."""
+    """What does not depend on how much is left for keys and values. free: what the weights leave. Bytes, by name."""
     spec, item = model.spec, model.dtype.itemsize
     found = {
         "weights": model.weights,
@@ -192,12 +194,19 @@ def _fixed_reserves(
         "host copies": room.host_copies * room.slot_bytes if device.type == "cpu" else 0,
         # On a CPU the adapters of the last steps are also kept side by side: all that have a slot, at most.
         "adapters side by side": room.slots * room.slot_bytes if device.type == "cpu" else 0,
-        "training": 0,
+        "training": training_bytes(config, device, free),
     }
     if device.type == "cuda" and not config.eager:
         forms = (2 if room.slots else 1) * (2 if spec.cross is not None else 1)
         found["captures"] = capture_bytes(spec, config.max_sequences, context, config.block_size, item, forms)
     return found
+
+
+def training_bytes(config: EngineConfig, device: torch.device, free: int) -> int:
+    """free: what the weights leave."""
+    if config.train_memory is not None:
+        return config.train_memory
+    return min(int(free * TRAIN_SHARE), TRAIN_LIMIT[device.type])
 
 
 def _kv_blocks(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from opsin_plugins.spec import SpecError
+from opsin_server.engine.training.memory import LargestRow
 from opsin_server.engine.training.pieces import Piece, Pieces
 from opsin_server.engine.training.remote_rows import RemoteRows
 from opsin_server.engine.training.tensor_store import TensorStore
-from opsin_server.engine.training.trainer import WAITING, Budgets, TrainedModel, Trainer, TrainingFailed
+from opsin_server.engine.training.trainer import WAITING, RunShape, TrainedModel, Trainer, TrainingFailed
 from opsin_server.ipc.training_events import TrainingEnded
 from opsin_server.ipc.training_frames import pixels_from, rows_from
 from opsin_server.ipc.training_messages import (
@@ -29,7 +30,6 @@ from opsin_server.ipc.training_messages import (
 )
 
 log = logging.getLogger("opsin.training")
-PIXEL_BYTES = 256 * 2**20  # kept in memory; more are in a file
 
 
 @dataclass
@@ -48,9 +48,11 @@ class TrainingJobs:
         self,
         base: TrainedModel,
         send: Callable[[FromTraining], None],
-        budgets: Budgets = Budgets(),  # noqa: B008
+        memory: int,
+        most: int,
     ) -> None:
-        self._base, self._send, self._budgets = base, send, budgets
+        """memory: bytes that training has. most: runs at the same time, each of which has its part of them."""
+        self._base, self._send, self._memory, self._most = base, send, memory // most, most
         self._jobs: deque[_Job] = deque()
 
     def __len__(self) -> int:
@@ -110,12 +112,15 @@ class TrainingJobs:
     def _start(self, message: StartTraining) -> None:
         if self._job(message.job_id) is not None:
             raise ValueError(f"{message.job_id} runs already")
+        if len(self._jobs) >= self._most:
+            raise ValueError(
+                f"{self._most} training runs are going on, and there is memory for no more (--max-train-jobs)"
+            )
         folder = Path(message.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = RemoteRows(
-            message.job_id, self._send, message.rows, message.valid_rows, TensorStore(PIXEL_BYTES, folder)
-        )
-        trainer = Trainer(self._base, message.settings, rows, folder, self._budgets)
+        rows = RemoteRows(message.job_id, self._send, message.rows, message.valid_rows, TensorStore(0, folder))
+        shape = RunShape(LargestRow(message.largest_tokens, message.largest_patches), message.probe)
+        trainer = Trainer(self._base, message.settings, rows, folder, self._memory, shape)
         if message.resume:
             trainer.resume()
         self._jobs.append(_Job(message.job_id, trainer, rows, trainer.run()))

@@ -35,6 +35,10 @@ class KeptBytes:
             yield
         self._per_row[kind] = sum(found.values()) / rows
 
+    def per_row(self, kind: str) -> float:
+        """What a kind that has run keeps."""
+        return self._per_row.get(kind, 0.0)
+
     def take(self, kind: str, rows: int) -> bool:
         """Whether there is room for what a stage keeps, which is then taken."""
         count = int(self._per_row[kind] * rows)

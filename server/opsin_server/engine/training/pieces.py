@@ -65,6 +65,8 @@ class Tape:
 
     def __init__(self, kept_bytes: KeptBytes, trains: bool = True) -> None:
         self.values: dict[str, Value] = {}
+        self.kinds: list[str] = []  # of the stages that ran
+        self.held: dict[str, int] = {}  # bytes of what they gave, by the part of the model
         self._kept_bytes, self._trains = kept_bytes, trains
         self._done: list[_Done] = []
 
@@ -103,6 +105,8 @@ class Tape:
         with torch.enable_grad(), self._kept_bytes.counting(kind, rows):
             outputs = stage.run(*leaves)
         gives = [Value(out.detach(), out.requires_grad) for out in outputs]
+        self.kinds.append(kind)
+        self.held[part] = self.held.get(part, 0) + sum(out.nbytes for out in outputs)
         if any(value.needs_gradient for value in gives):
             keeps = self._kept_bytes.take(kind, rows)
             self._done.append(_Done(stage, part, rows, takes, gives, (leaves, outputs) if keeps else None))

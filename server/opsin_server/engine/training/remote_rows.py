@@ -34,6 +34,9 @@ class RemoteRows:
     def count(self, split: Split) -> int:
         return self._counts[split]
 
+    def keep(self, budget: int) -> None:
+        self._pixels.budget = budget
+
     def want(self, split: Split, numbers: Sequence[int], needs: NeedsPixels) -> None:
         new = [number for number in numbers if (split, number) not in self._rows and (split, number) not in self._asked]
         self._asked |= {(split, number): needs for number in new}

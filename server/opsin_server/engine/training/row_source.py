@@ -17,6 +17,9 @@ class RowSource(Protocol):
     def count(self, split: Split) -> int:
         """Rows, or pairs of rows where one is preferred."""
 
+    def keep(self, budget: int) -> None:
+        """Bytes of pixels that may be kept in memory."""
+
     def want(self, split: Split, numbers: Sequence[int], needs: NeedsPixels) -> None:
         """These rows will be taken, with the pixels of those of their images that are needed."""
 

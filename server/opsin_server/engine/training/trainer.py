@@ -18,9 +18,10 @@ from opsin_plugins.blocks.model import Model
 from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.loading.published_projector import PublishedProjector
 from opsin_plugins.spec import Linears
-from opsin_server.engine.training import micro_step
+from opsin_server.engine.training import memory, micro_step
 from opsin_server.engine.training.checkpoint_files import Checkpoint, CheckpointFolder, read_state
 from opsin_server.engine.training.kept_bytes import KeptBytes
+from opsin_server.engine.training.memory import DoesNotFit, LargestRow
 from opsin_server.engine.training.micro_batch import MicroBatch, collate
 from opsin_server.engine.training.micro_step import VisualInput
 from opsin_server.engine.training.modules import trained_modules
@@ -97,15 +98,16 @@ class _Sums:
 
 
 @dataclass(frozen=True)
-class Budgets:
-    """Bytes: what pieces keep for their backward pass, and visual tokens and pixels in memory."""
+class RunShape:
+    """Of a run's rows. largest: of them. probe: the number of one that has all that rows have, to count with."""
 
-    kept: int = 2**30
-    visual_tokens: int = 256 * 2**20
+    largest: LargestRow
+    probe: int = 0
 
 
 class Trainer:
-    """events: what has happened, for whoever drives this to take. folder: where checkpoints go.
+    """events: what has happened, for whoever drives this to take. folder: where checkpoints go. memory_bytes: what
+    training has.
 
     Raises SpecError for modules that the model does not have.
     """
@@ -116,7 +118,8 @@ class Trainer:
         settings: TrainingSettings,
         source: RowSource,
         folder: Path,
-        budgets: Budgets = Budgets(),
+        memory_bytes: int,
+        shape: RunShape,
     ) -> None:
         self.settings, self.source, self._base = settings, source, base
         self.checkpoints = CheckpointFolder(folder)
@@ -129,13 +132,14 @@ class Trainer:
         self._published = base.projector if isinstance(base.projector, PublishedProjector) and whole else None
         self.progress = Progress()
         self.events: list[TrainingEvent] = []
-        weights = [*base.model.parameters(), *base.model.buffers(), self.trainee.flat, self.trainee.gradient]
-        self._kept = KeptBytes(budgets.kept, weights)
+        self._weights = [*base.model.parameters(), *base.model.buffers(), self.trainee.flat, self.trainee.gradient]
+        self._memory, self._shape = memory_bytes, shape
+        self._kept, self._micro_batch_tokens = KeptBytes(0), 0  # settled by the first pieces, or as they once were
         self._frozen_vision = whole is None and all(module.part == "language" for module in modules)
-        store = TensorStore(budgets.visual_tokens, folder)
+        self._store = TensorStore(0, folder)
         self._rows_of_one = 1 if settings.method == "supervised" else 2
         self._references: dict[tuple[Split, int], torch.Tensor] = {}  # of pairs, by their split and number
-        self._visual_tokens = VisualTokens(base.model, store, base.device)
+        self._visual_tokens = VisualTokens(base.model, self._store, base.device)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="opsin-checkpoint")
         self._writing: Future[Path] | None = None
         self._stop: Literal["paused", "cancelled"] | None = None
@@ -147,6 +151,7 @@ class Trainer:
 
     def run(self) -> Pieces:
         """Goes on from where `resume` has left it. Raises TrainingFailed."""
+        yield from self._settle()
         while self.progress.step < self.total and self._stop is None:
             self._clock = time.monotonic()
             yield from self._step(self.progress.step)
@@ -168,6 +173,23 @@ class Trainer:
 
     def close(self) -> None:
         self._writer.shutdown()
+
+    def _settle(self) -> Pieces:
+        """Counts what the run needs. Raises TrainingFailed where it does not fit."""
+        rows = yield from self._rows("train", [self._shape.probe])
+        batch = self._batch(rows, range(1))
+        visual = yield from self._visual(batch)
+        found = yield from memory.count(
+            self._base.model, batch, visual, self.trainee.lora(0), len(self.trainee.flat), self._memory
+        )
+        try:
+            asked = self._micro_batch_tokens or self.settings.micro_batch_tokens
+            settled = found.settle(asked, self._shape.largest)
+        except DoesNotFit as error:
+            raise TrainingFailed(str(error)) from None
+        self._micro_batch_tokens, self._store.budget = settled.micro_batch_tokens, settled.store
+        self._kept = KeptBytes(settled.kept, self._weights)
+        self.source.keep(settled.store)
 
     # ------------------------------------------------------------------------------------------- a step
 
@@ -230,7 +252,7 @@ class Trainer:
         """Which rows, or pairs, of a step are computed together, by their places in it."""
         size = self._rows_of_one
         lengths = [sum(len(row.ids) for row in rows[i : i + size]) for i in range(0, len(rows), size)]
-        return packed(range(len(lengths)), lengths, self.settings.micro_batch_tokens)
+        return packed(range(len(lengths)), lengths, self._micro_batch_tokens)
 
     def _batch(self, rows: Sequence[TrainingRow], group: Sequence[int]) -> MicroBatch:
         size = self._rows_of_one
@@ -319,7 +341,12 @@ class Trainer:
             adapter=peft_tensors(trainee, self._published),
             config=peft_config(trainee.modules, self.settings, self._base.name, self._published),
             state={name: tensor.detach().cpu().clone() for name, tensor in state.items()},
-            numbers={**vars(self.progress), "updates": optimizer.steps, "rows": self.order.count},
+            numbers={
+                **vars(self.progress),
+                "updates": optimizer.steps,
+                "rows": self.order.count,
+                "micro_batch_tokens": self._micro_batch_tokens,
+            },
         )
 
     def resume(self) -> bool:
@@ -336,6 +363,7 @@ class Trainer:
             self.optimizer.first.copy_(state["first"])
             self.optimizer.second.copy_(state["second"])
         self.optimizer.steps = numbers.pop("updates")
+        self._micro_batch_tokens = numbers.pop("micro_batch_tokens")
         self.progress = Progress(**numbers)
         return True
 

@@ -1,0 +1,125 @@
+"""Whether a run fits into the memory that training has: counted before its first step, from one of its own rows.
+
+The row is run forward once, which shows what each kind of piece keeps for its backward pass, a row, and how large the
+tensors between pieces are. A micro-batch needs at least the latter, and one piece's at a time; what is left beyond that
+keeps pieces that are then not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.trainee_lora import TraineeLora
+from opsin_server.engine.training import micro_step
+from opsin_server.engine.training.kept_bytes import KeptBytes
+from opsin_server.engine.training.losses import CHUNK, trains_head
+from opsin_server.engine.training.micro_batch import MicroBatch
+from opsin_server.engine.training.micro_step import VisualInput
+from opsin_server.engine.training.pieces import Piece, Tape
+
+STATES = 4  # flat, gradient and two moments, of float32
+COPIES = 4  # of a checkpoint that is being written: flat, two moments, and the adapter itself
+TRANSIENT = 3  # times what a piece keeps: that, the gradients of it, and what the operations take meanwhile
+BLOCK = 2048  # tokens of the vocabulary that the loss looks at together
+FLOAT = 4
+STORES = 0.25  # of what is left, for visual tokens; the same for pixels
+LEAST_STORE, LARGEST_STORE = 2**20, 256 * 2**20
+
+
+class DoesNotFit(ValueError):
+    """The text has the numbers, and what would fit."""
+
+
+@dataclass(frozen=True)
+class RowBytes:
+    """Of a part of the model, a row. held: all tensors between its pieces. largest: what one piece keeps at most. all:
+    what all of them keep."""
+
+    held: float = 0.0
+    largest: float = 0.0
+    all: float = 0.0
+
+    @property
+    def least(self) -> float:
+        return self.held + TRANSIENT * self.largest
+
+
+@dataclass(frozen=True)
+class LargestRow:
+    """tokens, and patches of its pictures, of the largest row, or pair of rows."""
+
+    tokens: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """reserve: bytes that training has. fixed: of the trainee and its optimizer, of a checkpoint's copies, and of a
+    chunk of the loss."""
+
+    reserve: int
+    fixed: int
+    language: RowBytes
+    vision: RowBytes
+
+    def needs(self, tokens: int, patches: int) -> int:
+        """Bytes, at least, for micro-batches of such a size."""
+        return self.fixed + int(self.language.least * tokens + self.vision.least * patches) + 2 * LEAST_STORE
+
+    def settle(self, tokens: int, largest: LargestRow) -> Settled:
+        """tokens: of a micro-batch, as they were asked for; fewer, where these do not fit. Raises DoesNotFit where the
+        largest row does not."""
+        least = self.needs(largest.tokens, largest.patches)
+        if least > self.reserve:
+            raise DoesNotFit(
+                f"the largest row, of {largest.tokens:,} tokens and {largest.patches:,} patches, needs {least:,} bytes "
+                f"to train on; training has {self.reserve:,}. --train-memory {least} would do, as would shorter rows, "
+                "smaller images or a smaller rank"
+            )
+        share = largest.patches / max(1, largest.tokens)  # of a micro-batch's patches, at most as in its largest row
+        size = max(tokens, largest.tokens)
+        while size > largest.tokens and self.needs(size, int(share * size)) > self.reserve:
+            size = max(largest.tokens, size // 2)
+        left = self.reserve - self.needs(size, int(share * size))
+        store = min(LARGEST_STORE, LEAST_STORE + int(left * STORES))
+        return Settled(size, max(0, left - 2 * (store - LEAST_STORE)), store)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """micro_batch_tokens: most of a micro-batch, unless one row has more. kept: bytes for what pieces keep. store: for
+    visual tokens in memory, and as much for pixels."""
+
+    micro_batch_tokens: int
+    kept: int
+    store: int
+
+
+def count(
+    model: Model, batch: MicroBatch, visual: VisualInput, lora: TraineeLora, numbers: int, reserve: int
+) -> Generator[Piece, None, TrainingMemory]:
+    """batch: one row. numbers: that are trained."""
+    kept = KeptBytes(0, [*model.parameters(), *model.buffers(), *(x for t in lora.linears.values() for x in t.leaves)])
+    tape = Tape(kept)
+    try:
+        yield from micro_step.forward(model, batch, visual, lora, tape)
+    finally:
+        tape.drop()
+    decoder = model.spec.decoder
+    columns = decoder.vocab if trains_head(lora) else BLOCK
+    loss = CHUNK * FLOAT * (TRANSIENT * columns + 4 * decoder.width)
+    patches = sum(item.shape[0] for item in batch.items)
+    return TrainingMemory(
+        reserve=reserve,
+        fixed=numbers * FLOAT * (STATES + COPIES) + loss,
+        language=_of(tape, kept, "language", len(batch.ids)),
+        vision=_of(tape, kept, "vision", patches) if patches else RowBytes(),
+    )
+
+
+def _of(tape: Tape, kept: KeptBytes, part: str, rows: int) -> RowBytes:
+    stages = [kind for kind in tape.kinds if kind.startswith(part)]
+    found = [kept.per_row(kind) for kind in stages]
+    return RowBytes(tape.held.get(part, 0) / rows, max(found, default=0.0), sum(found))
