@@ -83,7 +83,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.15
     train_memory: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Option("For training; 0: none is done. Default: a tenth of what the weights leave.", metavar="SIZE"),
+        Option("For training; 0: none. Default: a tenth of what the weights leave, if that will do.", metavar="SIZE"),
     ] = None
     max_train_jobs: Annotated[Count, Option("Training runs at the same time; each has its part of the memory.")] = 4
     itl_slo_ms: Annotated[

@@ -84,7 +84,7 @@ def test_memory_that_was_asked_for_must_be_there(directory: Path, device: str) -
 def test_every_reserve_is_in_the_ledger_before_anything_is_allocated(directory: Path) -> None:
     plain = resolve(directory).memory
     assert [r.name for r in plain.reserves] == [
-        "weights", "visual tokens", "largest step", "largest encode", "keys and values",
+        "weights", "visual tokens", "largest step", "largest encode", "training", "keys and values",
     ]  # fmt: skip
     assert plain.free == plain.reserved + plain.slack
     adapted = resolve(directory, max_loras=3, max_lora_rank=8).memory

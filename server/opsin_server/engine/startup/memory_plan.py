@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from opsin_plugins.blocks.adapter_slots import slot_bytes
 from opsin_plugins.spec import DecoderSpec, Linears, ModelFiles, ModelSpec, VisualItem
 from opsin_server.config import EngineConfig
 from opsin_server.engine.running.runner import visual_levels
 from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
 from opsin_server.engine.startup.adapter_room import adapter_room
+from opsin_server.engine.training.memory import COPIES, FLOAT, STATES
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Reserve
 
@@ -24,6 +26,7 @@ BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a prefill step of 256 rows keeps th
 ENCODER_BYTES, ENCODER_SHARE = 256 * 2**20, 0.1  # of visual tokens that are kept, if so little of what is free
 CROSS_IMAGES, CROSS_SHARE = 16, 0.2  # how many of the largest images with keys and values, if that much is free
 TRAIN_SHARE, TRAIN_LIMIT = 0.1, {"cpu": 2 * GIB, "cuda": 1024 * GIB}  # on a CPU it is taken only when it is used
+TRAIN_RANK, TRAIN_LEAST = 16, 64 * 2**20  # of activations, beside the numbers that are trained
 LIBRARY_BYTES = {"cpu": 0, "cuda": 256 * 2**20}  # workspaces of cuBLAS and fragments; assumed
 ENCODE_PATCHES, ENCODE_SHARE = {"cpu": 4096, "cuda": 65536}, 0.05
 
@@ -194,7 +197,7 @@ def _fixed_reserves(
         "host copies": room.host_copies * room.slot_bytes if device.type == "cpu" else 0,
         # On a CPU the adapters of the last steps are also kept side by side: all that have a slot, at most.
         "adapters side by side": room.slots * room.slot_bytes if device.type == "cpu" else 0,
-        "training": training_bytes(config, device, free),
+        "training": _training_bytes(config, model, device, free),
     }
     if device.type == "cuda" and not config.eager:
         forms = (2 if room.slots else 1) * (2 if spec.cross is not None else 1)
@@ -202,11 +205,14 @@ def _fixed_reserves(
     return found
 
 
-def training_bytes(config: EngineConfig, device: torch.device, free: int) -> int:
-    """free: what the weights leave."""
+def _training_bytes(config: EngineConfig, model: ModelNeeds, device: torch.device, free: int) -> int:
+    """A share of what the weights leave (free), unless that could not hold a run of rank TRAIN_RANK and its optimizer:
+    what is too little to train with is better used for keys and values."""
     if config.train_memory is not None:
         return config.train_memory
-    return min(int(free * TRAIN_SHARE), TRAIN_LIMIT[device.type])
+    share = min(int(free * TRAIN_SHARE), TRAIN_LIMIT[device.type])
+    least = TRAIN_LEAST + FLOAT * (STATES + COPIES) * slot_bytes(model.linears, TRAIN_RANK, 1)
+    return share if share >= least else 0
 
 
 def _kv_blocks(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:

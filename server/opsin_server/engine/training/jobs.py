@@ -112,6 +112,8 @@ class TrainingJobs:
     def _start(self, message: StartTraining) -> None:
         if self._job(message.job_id) is not None:
             raise ValueError(f"{message.job_id} runs already")
+        if not self._memory:
+            raise ValueError("this server has no memory for training (--train-memory)")
         if len(self._jobs) >= self._most:
             raise ValueError(
                 f"{self._most} training runs are going on, and there is memory for no more (--max-train-jobs)"
