@@ -22,6 +22,7 @@ from opsin_server.engine.training.pieces import Piece, Tape
 STATES = 4  # flat, gradient and two moments, of float32
 COPIES = 4  # of a checkpoint that is being written: flat, two moments, and the adapter itself
 TRANSIENT = 3  # times what a piece keeps: that, the gradients of it, and what the operations take meanwhile
+EFFICIENT = 256  # tokens of a micro-batch, from which on larger ones are hardly faster
 BLOCK = 2048  # tokens of the vocabulary that the loss looks at together
 FLOAT = 4
 STORES = 0.25  # of what is left, for visual tokens; the same for pixels
@@ -79,12 +80,22 @@ class TrainingMemory:
                 "smaller images or a smaller rank"
             )
         share = largest.patches / max(1, largest.tokens)  # of a micro-batch's patches, at most as in its largest row
-        size = max(tokens, largest.tokens)
-        while size > largest.tokens and self.needs(size, int(share * size)) > self.reserve:
-            size = max(largest.tokens, size // 2)
+        size = self._size(max(tokens, largest.tokens), largest.tokens, share)
         left = self.reserve - self.needs(size, int(share * size))
-        store = min(LARGEST_STORE, LEAST_STORE + int(left * STORES))
+        kept = int((self.language.all + share * self.vision.all) * size)
+        store = min(LARGEST_STORE, LEAST_STORE + max(int(left * STORES), (left - kept) // 2))
         return Settled(size, max(0, left - 2 * (store - LEAST_STORE)), store)
+
+    def _size(self, tokens: int, least: int, share: float) -> int:
+        """Of a micro-batch. A smaller one of which all is kept is better than a larger one of which some is made again
+        (a third more work), as long as its products are large enough to be efficient."""
+        a_token = self.language.least + self.language.all + share * (self.vision.least + self.vision.all)
+        kept_whole = int((self.reserve - self.needs(0, 0)) * (1 - 2 * STORES) / a_token)
+        if kept_whole >= max(least, EFFICIENT):
+            return min(tokens, kept_whole)
+        while tokens > least and self.needs(tokens, int(share * tokens)) > self.reserve:
+            tokens = max(least, tokens // 2)
+        return tokens
 
 
 @dataclass(frozen=True)
