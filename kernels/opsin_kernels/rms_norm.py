@@ -6,8 +6,11 @@ the factor is 1 + w and everything is rounded once, at the end.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from opsin_kernels.dispatch import uses_kernels
 
@@ -35,15 +38,41 @@ def add_rms_norm(
 
 def rms_norm_ref(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -> Tensor:
     """The definition of `rms_norm`."""
+    if torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad:
+        out: Tensor = _FrozenRMSNorm.apply(x, weight, floor, one_plus)  # type: ignore[no-untyped-call]
+        return out
+    return _normed(x, _scale(x.float(), floor), weight, one_plus)
+
+
+def _normed(x: Tensor, scale: Tensor, weight: Tensor, one_plus: bool) -> Tensor:
     if x.dtype == torch.float32:
-        return x * _scale(x, floor) * (1.0 + weight if one_plus else weight)
-    wide = x.float()
+        return x * scale * (1.0 + weight if one_plus else weight)
     if one_plus:
-        return (wide * _scale(wide, floor) * (1.0 + weight.float())).to(x.dtype)
-    return (wide * _scale(wide, floor)).to(x.dtype) * weight
+        return (x.float() * scale * (1.0 + weight.float())).to(x.dtype)
+    return (x.float() * scale).to(x.dtype) * weight
 
 
 def _scale(x: Tensor, floor: Tensor) -> Tensor:
     """1 / rms [..., 1]. Through the vector norm: 11 µs for a row of 192, against 16 for F.rms_norm."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.addcmul(floor, norm, norm, value=1 / x.shape[-1]).rsqrt()
+
+
+class _FrozenRMSNorm(torch.autograd.Function):
+    """Keeps x and a number a row, where autograd would keep x three times and take twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool) -> Tensor:
+        scale = _scale(x.float(), floor)
+        ctx.one_plus = one_plus
+        ctx.save_for_backward(x, scale, weight)
+        return _normed(x, scale, weight, one_plus)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        x, scale, weight = ctx.saved_tensors
+        wide, factor = x.float(), weight.float() + 1.0 if ctx.one_plus else weight.float()
+        scaled = gradient.float() * factor
+        along = torch.linalg.vecdot(scaled, wide).unsqueeze(-1) * scale.pow(3)
+        return torch.addcmul(scaled * scale, wide, along, value=-1 / x.shape[-1]).to(x.dtype), None, None, None
