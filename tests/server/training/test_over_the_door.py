@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -63,7 +64,7 @@ def settings_of(found: Base, **changes: object) -> TrainingSettings:
 
 @asynccontextmanager
 async def engine(found: Base) -> AsyncIterator[EngineClient]:
-    policy = RestartPolicy(max_restarts=50)
+    policy = RestartPolicy(max_restarts=100)
     client = EngineClient(EngineConfig(str(found.directory), max_context=256, train_memory=MEMORY), policy=policy)
     await client.start()
     try:
@@ -118,22 +119,27 @@ def test_a_run_is_the_same_behind_the_door_and_pixels_travel_once(found: Base, t
     assert sorted(data.asked[number] for number in range(5)) == [3, 3, 3, 3, 4]  # (one to count its memory)
 
 
-def test_deaths_of_the_engine_change_nothing(found: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])])
+def test_deaths_of_the_engine_change_nothing(kills: int, found: Base, tmp_path: Path) -> None:
+    """At random moments; what was not in the last checkpoint is done again, to the same bits."""
     rows, events = examples(found.ours, 5), []
-    settings = settings_of(found, epochs=40)
+    chance = random.Random(kills)
+    settings = settings_of(found, epochs=10 * kills)
     expected = alone(found, rows, settings, tmp_path / "alone")
 
     async def go() -> None:
         async with engine(found) as client:
             run = TrainingRun("job", settings, tmp_path / "run", Data(rows), events.append)
             client.train(run)
-            for step in (3, 30, 60):
-                await until(run, events, step)
+            for number in range(kills):
+                await until(run, events, run.step + chance.randint(1, 20))
+                await asyncio.sleep(chance.uniform(0, 0.05))
                 assert client.pid is not None
                 os.kill(client.pid, signal.SIGKILL)
-                await asyncio.sleep(0.2)
+                while client.restarts == number:
+                    await asyncio.sleep(0.01)
             await until(run, events)
-            assert client.restarts == 3
+            assert client.restarts == kills
 
     asyncio.run(go())
     end = events[-1]
@@ -141,7 +147,7 @@ def test_deaths_of_the_engine_change_nothing(found: Base, tmp_path: Path) -> Non
     assert end.status == "succeeded"
     assert torch.equal(read_state(Path(end.checkpoint))[0]["flat"], expected.trainee.flat)
     steps = {(event.step, event.loss) for event in events if isinstance(event, StepDone)}
-    assert len(steps) == 120  # (what was done again gave the same losses)
+    assert len(steps) == 30 * kills  # (what was done again gave the same losses)
 
 
 def test_two_deaths_without_a_step_between_fail_the_run(found: Base, tmp_path: Path) -> None:
@@ -230,3 +236,35 @@ def test_a_pause_leaves_a_checkpoint_that_the_run_goes_on_from(found: Base, tmp_
     end = asyncio.run(go(True))
     assert end.status == "succeeded"
     assert torch.equal(read_state(Path(end.checkpoint))[0]["flat"], expected.trainee.flat)
+
+
+def test_four_runs_at_once_are_each_as_alone(found: Base, tmp_path: Path) -> None:
+    """With seeds, ranks and parts of their own; a fifth is refused by name."""
+    rows = examples(found.ours, 5)
+    asked = [
+        settings_of(found, seed=1, epochs=4),
+        settings_of(found, seed=2, rank=2, epochs=3),
+        settings_of(found, seed=3, modules=found.of("vision", "language"), epochs=2),
+        settings_of(found, seed=4, modules=(), full_projector=True, epochs=4),
+    ]
+    expected = [alone(found, rows, one, tmp_path / f"alone-{n}") for n, one in enumerate(asked)]
+    heard: list[list[TrainingEvent]] = [[] for _ in range(5)]
+
+    async def go() -> None:
+        async with engine(found) as client:
+            settings = [*asked, asked[0]]
+            runs = [
+                TrainingRun(f"job-{n}", one, tmp_path / f"run-{n}", Data(rows), heard[n].append)
+                for n, one in enumerate(settings)
+            ]
+            for run in runs:
+                client.train(run)
+            for run, events in zip(runs, heard, strict=True):
+                await until(run, events)
+
+    asyncio.run(go())
+    ends = [next(event for event in events if isinstance(event, TrainingEnded)) for events in heard]
+    assert [end.status for end in ends] == ["succeeded"] * 4 + ["failed"]
+    assert "--max-train-jobs" in ends[-1].error
+    for end, run in zip(ends, expected, strict=False):
+        assert torch.equal(read_state(Path(end.checkpoint))[0]["flat"], run.trainee.flat)
