@@ -218,7 +218,10 @@ class EngineClient:
     def _hear_training(self, message: FromTraining) -> None:
         run = self._runs.get(message.job_id)
         if run is not None:
+            before = run.step
             run.hear(message)
+            if run.step > before:
+                self._policy.progressed()
             if run.ended is not None:
                 del self._runs[run.job_id]
 
@@ -247,7 +250,7 @@ class EngineClient:
         if stream is None:  # cancelled while the output travelled
             return
         if output.finish is not None:
-            self._policy.finished_request()
+            self._policy.progressed()
             del self._streams[output.request_id]
         stream.push(output)
 

@@ -10,8 +10,8 @@ LONGEST_PAUSE = 10.0  # seconds
 @dataclass
 class RestartPolicy:
     """An engine that has never been ready is not started again: nothing would be different. Another is started again
-    after at most `max_restarts` deaths in a row. A row ends with a request that finishes, and when the engine has been
-    ready for more than `steady_seconds`."""
+    after at most `max_restarts` deaths in a row. A row ends with a request that finishes or a training run that comes
+    further, and when the engine has been ready for more than `steady_seconds`."""
 
     max_restarts: int = 5
     steady_seconds: float = 300.0
@@ -23,7 +23,8 @@ class RestartPolicy:
         """It has loaded. now: seconds, by a clock that only goes forward."""
         self._loaded_once, self._ready_since = True, now
 
-    def finished_request(self) -> None:
+    def progressed(self) -> None:
+        """A request has finished, or a training run has come further than before."""
         self.deaths = 0
 
     def died(self, now: float) -> float | None:

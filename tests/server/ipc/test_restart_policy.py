@@ -35,7 +35,7 @@ def test_a_request_that_finishes_ends_a_row() -> None:
         policy.ready(2.0)
         policy.died(3.0)
         policy.ready(4.0)
-        policy.finished_request()
+        policy.progressed()
         assert policy.deaths == 0
     assert policy.died(5.0) == 0.0
 

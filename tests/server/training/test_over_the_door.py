@@ -18,7 +18,6 @@ from opsin_server.config import EngineConfig
 from opsin_server.engine.training.checkpoint_files import CheckpointFolder, read_state
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.client import EngineClient
-from opsin_server.ipc.restart_policy import RestartPolicy
 from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_messages import Split
 from opsin_server.ipc.training_rows import Pixels, TrainingRow
@@ -64,8 +63,7 @@ def settings_of(found: Base, **changes: object) -> TrainingSettings:
 
 @asynccontextmanager
 async def engine(found: Base) -> AsyncIterator[EngineClient]:
-    policy = RestartPolicy(max_restarts=100)
-    client = EngineClient(EngineConfig(str(found.directory), max_context=256, train_memory=MEMORY), policy=policy)
+    client = EngineClient(EngineConfig(str(found.directory), max_context=256, train_memory=MEMORY))
     await client.start()
     try:
         await client.wait_ready()
