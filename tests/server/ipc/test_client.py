@@ -190,7 +190,7 @@ def broken(self, batch):
     raise RuntimeError("no step can be computed")
 
 Runner.run = broken
-worker.main()
+worker.leave(worker.main())
 """
 
 
