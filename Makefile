@@ -6,6 +6,8 @@ PORT ?= 8000
 ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= logical
+# Hundreds of processes would compile each module anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Asked first for torch where there is no NVIDIA GPU; empty: pip's default at once.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Which Python makes .venv; empty: python3.
