@@ -6,6 +6,8 @@ PORT ?= 8000
 ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= logical
+# Hundreds of processes would compile each module anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Asked first for torch where there is no NVIDIA GPU; empty: pip's default at once.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Which Python makes .venv; empty: python3.
@@ -13,6 +15,7 @@ PYTHON ?=
 EXTRA ?= run
 
 BIN := .venv/bin
+INTERPRETED = OPSIN_KERNELS=interpret TRITON_INTERPRET=1 $(BIN)/pytest
 SETUP = PYTHON='$(PYTHON)' TORCH_CPU_INDEX='$(TORCH_CPU_INDEX)' sh deploy/setup.sh
 # A .venv that was copied here still runs the code it came from: set up again.
 MOVED := $(if $(wildcard .venv/.where),$(if $(filter $(realpath .),$(shell cat .venv/.where)),,moved))
@@ -49,9 +52,10 @@ test: setup-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup -m 'not nightly' $(PYTEST_ARGS)
-	OPSIN_KERNELS=interpret TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 tests/kernels/interpreted
+	$(INTERPRETED) -n $(WORKERS) --maxprocesses 8 --dist loadgroup -m 'not nightly' tests/kernels/interpreted
 
 nightly: setup-test
+	$(INTERPRETED) -m nightly tests/kernels/interpreted
 	$(BIN)/pytest -m nightly --timeout 7200 -o junit_family=xunit1 --junitxml build/nightly.xml $(PYTEST_ARGS)
 	$(BIN)/python bench/nightly.py build/nightly.xml
 

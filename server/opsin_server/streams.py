@@ -7,8 +7,8 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 ESCAPES = "opsin.escapes"
 
@@ -57,21 +57,18 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(ESCAPES, _escape)
 
 
-def leave(code: int) -> None:
-    """Ends the process. What it printed must have arrived, or its code is not 0."""
+def leave(code: int) -> NoReturn:
+    """Ends the process, at once: Python would take apart what was imported, which with torch is 0.6 s of work
+    [measured]. What it printed must have arrived, or its code is not 0."""
     arrived = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
-    sys.exit(code or int(not all(arrived)))
+    os._exit(code or int(not all(arrived)))
 
 
 def _flush(stream: Any) -> bool:
-    """Whether what a stream holds can be written; it is thrown away otherwise."""
+    """Whether what a stream holds can be written."""
     try:
         stream.flush()
     except OSError:
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())  # else Python tries again when it ends, and complains
-            os.close(nowhere)
         return False
     return True
 

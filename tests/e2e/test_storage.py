@@ -43,7 +43,7 @@ def test_without_options_it_keeps_its_data_in_the_home():
             assert done.returncode == 0, done.stderr
 
 
-def test_a_refusal_comes_before_the_engine_starts(tmp_path):
+def test_a_refusal_takes_the_engine_along(tmp_path):
     (tmp_path / "lock").touch()
     (tmp_path / "opsin.db").write_text("a letter to a friend")
     with Process("serve", "--port", "0", "--data-dir", str(tmp_path), storage=()) as server:

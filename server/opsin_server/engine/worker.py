@@ -4,12 +4,15 @@ leaves."""
 
 from __future__ import annotations
 
+import gc
 import signal
 
 # A signal to the whole group (systemd, a container's end) is for the API process, which drains. Before the imports
 # below: they take seconds.
 for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(_number, signal.SIG_IGN)
+
+gc.disable()  # what is imported stays: to look through it again and again is a seventh of the time [measured]
 
 import logging  # noqa: E402
 import os  # noqa: E402
@@ -18,6 +21,7 @@ import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 # isort: off
@@ -51,6 +55,9 @@ from opsin_server.ipc.submit_frames import WrongFrames, arrays_from  # noqa: E40
 from opsin_server.ipc.training_messages import ToTraining  # noqa: E402
 from opsin_server.served_name import readable  # noqa: E402
 
+gc.freeze()
+gc.enable()
+
 log = logging.getLogger("opsin.engine")
 
 HEARTBEAT = 1.0  # seconds between signs of life when idle
@@ -58,7 +65,8 @@ PROGRESS = 0.1  # seconds between reports while loading
 WAIT = 0.02  # seconds between looks at training that waits for rows or for a disk
 
 
-def main() -> None:
+def main() -> int:
+    """Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     address = sys.argv[1]
     config = read_config_line(sys.stdin.buffer.readline())
@@ -70,7 +78,7 @@ def main() -> None:
     except (ConfigError, SpecError, ValueError, OSError) as error:
         door.send(Failed(readable(str(error))))
         door.close()
-        sys.exit(1)
+        return 1
     engine = loaded.engine
     training = TrainingJobs(loaded.base, door.send, loaded.ready.memory["training"], config.max_train_jobs)
     gap = None if config.itl_slo_ms is None else config.itl_slo_ms / 1000
@@ -80,10 +88,11 @@ def main() -> None:
     except EngineBroken as error:
         door.send(Failed(readable(str(error))))
         door.close()
-        sys.exit(1)
+        return 1
     training.close()
     engine.close()
     door.close()
+    return 0
 
 
 class _Reporter:
@@ -192,5 +201,13 @@ def _leave_with_parent(address: str) -> None:
     os._exit(1)  # not sys.exit: the step that runs may be long, and nobody is left to hear of it
 
 
+def leave(code: int) -> None:
+    """Ends the process at once: Python would take apart what was imported, which is 0.6 s of work [measured]."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from opsin_server.errors import ConfigError
+from opsin_server.storage_config import StorageConfig
 
 LOCK = "lock"
 DATABASE = "opsin.db"
@@ -83,6 +84,16 @@ class DataDirectory:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def open_directory(config: StorageConfig) -> DataDirectory:
+    """Raises ConfigError where it cannot be this process's own."""
+    return DataDirectory.temporary() if config.ephemeral else DataDirectory.open(data_path(config))
+
+
+def data_path(config: StorageConfig) -> Path:
+    """The data directory's place, unless it is ephemeral."""
+    return default_path() if config.data_dir is None else Path(config.data_dir).expanduser().absolute()
 
 
 def default_path() -> Path:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from opsin_server import __version__
 from opsin_server.errors import ConfigError, StorageFailed
-from opsin_server.storage.migrations import HEAD, REVISIONS, revision, upgrade
+from opsin_server.storage.migrations import HEAD, REVISIONS, create, revision, upgrade
 
 log = logging.getLogger("opsin.storage")
 
@@ -91,7 +91,9 @@ class Database:
         """Brings the schema to this program's, in one transaction. Raises ConfigError for a newer one, untouched."""
         with self.transaction() as connection:
             check_known(self.name, found := revision(connection))
-            if found != HEAD:
+            if found is None:
+                create(connection)
+            elif found != HEAD:
                 upgrade(connection)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from opsin_server.storage.adapter_records import AdapterRecords
 from opsin_server.storage.alias_records import AliasRecords
 from opsin_server.storage.blob_files import BlobFiles, LocalFiles
 from opsin_server.storage.blobs import BlobStore
-from opsin_server.storage.data_directory import BLOBS, DATABASE, DataDirectory, default_path
+from opsin_server.storage.data_directory import BLOBS, DATABASE, DataDirectory, data_path, open_directory
 from opsin_server.storage.database import Database
 from opsin_server.storage.file_cache import FileCache
 from opsin_server.storage.postgres import open_postgres
@@ -45,7 +45,16 @@ class State:
         """now: seconds since 1970. Raises ConfigError, one sentence for the operator, and then has changed nothing but
         to make what was not there."""
         with ExitStack() as until_failed:
-            directory = until_failed.enter_context(_directory(config))
+            directory = until_failed.enter_context(open_directory(config))
+            state = cls.within(directory, config, now)
+            until_failed.callback(state._open.close)
+            state._open = until_failed.pop_all()
+        return state
+
+    @classmethod
+    def within(cls, directory: DataDirectory, config: StorageConfig, now: Callable[[], float] = time.time) -> State:
+        """As `open`, in a directory that is the caller's to close when this is closed."""
+        with ExitStack() as until_failed:
             database = _database(config, directory)
             until_failed.callback(database.close)
             state = cls(directory, database, _files(config, directory.blobs), now)
@@ -78,15 +87,6 @@ def database_to_read(config: StorageConfig) -> Iterator[Database]:
 
 def files_to_read(config: StorageConfig) -> BlobFiles:
     return _files(config, data_path(config) / BLOBS)
-
-
-def data_path(config: StorageConfig) -> Path:
-    """The data directory's place, unless it is ephemeral."""
-    return default_path() if config.data_dir is None else Path(config.data_dir).expanduser().absolute()
-
-
-def _directory(config: StorageConfig) -> DataDirectory:
-    return DataDirectory.temporary() if config.ephemeral else DataDirectory.open(data_path(config))
 
 
 def _database(config: StorageConfig, directory: DataDirectory) -> Database:

@@ -1,6 +1,6 @@
 """The tables. Each has a tenant, with which every unique key begins, but `store`. Times are seconds since 1970.
 
-`migrations` makes them; a test keeps the two equal."""
+A new database gets them as they stand here, an older one by `migrations`; a test keeps the two equal."""
 
 from __future__ import annotations
 

@@ -35,8 +35,11 @@ def same(ours: Callable[..., Sequence[Tensor]], theirs: Callable[..., Sequence[T
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize(("rows", "width", "one_plus"), [(1, 192, False), (5, 129, True), (300, 2, False)])
-def test_rms_norm(rows: int, width: int, one_plus: bool, wanted: tuple[bool, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("rows", "width", "one_plus"), [(1, 192, False), (5, 129, True), (11, 2, False)])
+def test_rms_norm(
+    rows: int, width: int, one_plus: bool, wanted: tuple[bool, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_norms, "PROGRAMS", 8)  # so that few rows are more than there are programs
     torch.manual_seed(width)
     inputs, floor = (torch.randn(rows, width).to(dtype), torch.randn(width).to(dtype)), torch.tensor(1e-5)
     same(

@@ -23,6 +23,7 @@ from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.metrics import Metrics
 from support.base_only import BaseOnly
+from support.served import PLAIN
 
 NAMES = ("opsin-test", "gpt-4o-2024-08-06")
 
@@ -82,12 +83,12 @@ class RunningServer:
 
     def client(self, **options: Any) -> openai.OpenAI:
         options = {"api_key": "none", "max_retries": 0, "timeout": 20.0, **options}
-        http = openai.DefaultHttpxClient(base_url=self.url + "/v1", trust_env=False)
+        http = openai.DefaultHttpxClient(base_url=self.url + "/v1", **PLAIN)
         return openai.OpenAI(base_url=self.url + "/v1", http_client=http, **options)
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
         options = {"api_key": "none", "max_retries": 0, "timeout": 20.0, **options}
-        http = openai.DefaultAsyncHttpxClient(base_url=self.url + "/v1", trust_env=False)
+        http = openai.DefaultAsyncHttpxClient(base_url=self.url + "/v1", **PLAIN)
         return openai.AsyncOpenAI(base_url=self.url + "/v1", http_client=http, **options)
 
     def connect(self) -> socket.socket:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -269,7 +271,7 @@ def test_what_does_not_finish_in_time_ends_with_an_error(start: Any, way: str) -
 
 def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The listeners are closed by then, and `serve` has not returned yet."""
-    closed = threading.Event()
+    closed, said = threading.Event(), io.StringIO()
 
     class Ends(Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -279,7 +281,10 @@ def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypat
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets)
             closed.set()
-            await asyncio.sleep(0.2)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(20):
+                    while not said.getvalue():
+                        await asyncio.sleep(0.01)
 
     class Late(FakeEngine):
         async def wait_ready(self) -> Ready | None:
@@ -288,8 +293,8 @@ def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypat
             return self.ready
 
     monkeypatch.setattr("opsin_server.api.listener.Server", Ends)
-    said = io.StringIO()
     model = open_model(embedded.MODEL)
+    gc.disable()  # as the command line does, until all is imported
     with State.open(StorageConfig(ephemeral=True)) as state, ThreadPoolExecutor(1) as elsewhere:
         serving = process._serve(
             config(),
@@ -302,3 +307,4 @@ def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypat
         )
         elsewhere.submit(asyncio.run, serving).result(30)  # no signals outside of the main thread
     assert "http://127.0.0.1:" in said.getvalue()
+    assert gc.isenabled(), "what a server leaves behind is collected"

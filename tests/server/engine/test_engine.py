@@ -33,7 +33,12 @@ AHEAD = ["qwen2_vl", "mllama", "qwen"]
 ORDERS = [(name, False) for name in FAMILIES] + [(name, True) for name in AHEAD]
 
 
-@pytest.fixture(scope="module", params=ORDERS, ids=[name + "-ahead" * ahead for name, ahead in ORDERS])
+# One worker makes a family.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(o, marks=pytest.mark.xdist_group(f"engine {o}")) for o in ORDERS],
+    ids=[name + "-ahead" * ahead for name, ahead in ORDERS],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """ahead: a step is launched before the results of the one before it are looked at, as on a GPU."""
     name, ahead = request.param

@@ -183,6 +183,8 @@ def test_an_engine_whose_steps_fail_again_and_again_is_started_again(monkeypatch
 
 
 BROKEN_WORKER = """
+import gc
+
 from opsin_server.engine import worker
 from opsin_server.engine.running.runner import Runner
 
@@ -190,7 +192,8 @@ def broken(self, batch):
     raise RuntimeError("no step can be computed")
 
 Runner.run = broken
-worker.main()
+assert gc.isenabled(), "what requests leave behind is collected"
+worker.leave(worker.main())
 """
 
 

@@ -7,12 +7,13 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, inspect, text
 
 from opsin_server.errors import ConfigError, StorageFailed
-from opsin_server.storage.migrations import HEAD, HERE, VERSION_TABLE
+from opsin_server.storage.migrations import HEAD, HERE, VERSION_TABLE, revision, upgrade
 from opsin_server.storage.postgres import open_postgres
 from opsin_server.storage.state import State
 from opsin_server.storage.tables import Base, StoreRow
@@ -33,9 +34,40 @@ def test_the_migrations_make_what_the_tables_say(state: State):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    with state.database.snapshot() as connection:
+    with state.database.transaction() as connection:
+        new = described(connection)
+        Base.metadata.drop_all(connection)
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
+        upgrade(connection)
+        assert described(connection) == new
+        assert revision(connection) == HEAD
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def described(connection: Connection) -> dict[str, Any]:
+    """All that makes up the tables, by their names."""
+    seen = inspect(connection)
+    parts = {
+        "columns": seen.get_multi_columns(),
+        "keys": seen.get_multi_pk_constraint(),
+        "references": seen.get_multi_foreign_keys(),
+        "indexes": seen.get_multi_indexes(),
+        "unique": seen.get_multi_unique_constraints(),
+        "checks": seen.get_multi_check_constraints(),
+    }
+    assert len(parts["columns"]) == len(Base.metadata.tables) + 1
+    return {what: {table: repr(made) for (_, table), made in found.items()} for what, found in parts.items()}
+
+
+def test_another_programs_table_is_not_taken_over(postgres: Postgres, tmp_path: Path):
+    url = postgres.url()
+    name = url.rpartition("/")[2]
+    postgres.execute("CREATE TABLE aliases (alias text)", name)
+    config = StorageConfig(data_dir=str(tmp_path / "data"), database=url)
+    assert "aliases" in refusal(config)
+    postgres.execute("DROP TABLE aliases", name)  # and nothing else was made
+    State.open(config).close()
 
 
 def test_the_newest_revision_is_the_end_of_the_history():

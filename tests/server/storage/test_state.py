@@ -55,11 +55,19 @@ def test_a_state_that_does_not_open_lets_go(tmp_path):
         assert state.adapters.all(TENANT) == []
 
 
+NEW_STATE = (
+    "from opsin_server.storage.state import State; from opsin_server.storage_config import StorageConfig; "
+    "State.open(StorageConfig(ephemeral=True)).close()"
+)
+
+
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
         ("import opsin_server.cli", {"sqlalchemy", "alembic", "fsspec", "s3fs"}),
+        ("import opsin_server.api.process", {"sqlalchemy", "fastapi", "torch"}),  # (the engine is started first)
         ("import opsin_server.storage.state", {"alembic", "fsspec", "s3fs", "psycopg", "torch"}),
+        (NEW_STATE, {"alembic", "fsspec", "s3fs", "psycopg", "torch"}),
     ],
 )
 def test_what_is_not_needed_is_not_imported(program: str, absent: set[str]):
