@@ -87,11 +87,17 @@ def files(**config: object) -> ModelFiles:
     return ModelFiles(Path(), config)
 
 
-def test_what_is_installed_is_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_installed_is_read_once_until_the_path_is_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Each reading goes through the files of every distribution."""
-    before = Registry().status()
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: pytest.fail("they were read again"))
+    before, read = Registry().status(), []
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: read.append(group) or [])
     assert Registry().status() == before
+    assert read == []
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert Registry().status() == []
+    assert sorted(read) == sorted(GROUPS.values())
 
 
 def test_the_longest_claim_wins() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib import metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -213,9 +213,13 @@ class Registry:
         return plugin
 
 
-@cache
 def _entry_points(group: str) -> metadata.EntryPoints:
-    """Read once in a process: the files of 150 distributions take 7 ms [measured]."""
+    return _read_entry_points(group, tuple(sys.path))
+
+
+@lru_cache(32)
+def _read_entry_points(group: str, path: tuple[str, ...]) -> metadata.EntryPoints:
+    """Once for what is on the path: the files of 150 distributions take 7 ms [measured]."""
     return metadata.entry_points(group=group)
 
 
