@@ -96,3 +96,14 @@ def test_nothing_of_it_needs_torch() -> None:
         "opsin_plugins.loading.weight_matching; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_are_all_linears_of_the_groups(name: str) -> None:
+    """Every part that the family names, each linear once, and by a name that is found again."""
+    found = targets(name)
+    modules = found.modules(published.tensors(name))
+    assert {group.partition(".")[0] for group in modules.values()} == {g.partition(".")[0] for g in found._groups}
+    for module, group in modules.items():
+        assert found.group(module) == group
+        assert found.find(module)

@@ -44,9 +44,10 @@ class LoraTargets:
         which are the names of the modules that transformers and PEFT know."""
         found = {}
         for key in keys:
-            name = self._matcher.canonical(key).removesuffix(".weight")
-            if key.endswith(".weight") and (group := self.group(name)) is not None and not self.is_unused(name):
-                found[name] = group
+            published = key.removesuffix(".weight")
+            group = self.group(published)
+            if published != key and group is not None and self._matcher(key):
+                found[self._matcher.canonical(key).removesuffix(".weight")] = group
         return found
 
     def find(self, name: str) -> list[LoraTarget]:

@@ -131,13 +131,13 @@ def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: Engine
         if engine.busy:
             share.answered(now - began)
             _train_beside(training, share)
-        elif (piece := training.next_piece) is not None:
+        elif (piece := training.next_piece()) is not None:
             _run(training, share, piece)
 
 
 def _patience(engine: Engine, training: TrainingJobs) -> float:
     """Seconds to wait for a message."""
-    if engine.busy or training.next_piece is not None:
+    if engine.busy or training.next_piece() is not None:
         return 0
     return WAIT if len(training) else HEARTBEAT
 
@@ -145,7 +145,7 @@ def _patience(engine: Engine, training: TrainingJobs) -> float:
 def _train_beside(training: TrainingJobs, share: TimeShare) -> None:
     """Between two steps of answers, as far as there is credit."""
     spent = 0.0
-    while (piece := training.next_piece) is not None and share.may_run(piece, spent):
+    while (piece := training.next_piece()) is not None and share.may_run(piece, spent):
         spent += _run(training, share, piece)
 
 

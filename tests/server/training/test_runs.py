@@ -110,3 +110,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None
     assert torch.equal(run.optimizer.second, once.optimizer.second)
     evaluated = [(e.step, e.loss) for e in once.events if isinstance(e, Evaluated)]
     assert [step for step, _ in evaluated] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("pieces", [1, 60, 133, 210])
+def test_a_process_that_ends_leaves_the_steps_that_were_made(pieces: int, tmp_path: Path) -> None:
+    found = base("qwen2_vl", tmp_path / "model")
+    rows = examples(found.ours, 7)
+    once = trainer(found, tmp_path / "once", rows, epochs=3)
+    finished(once)
+    broken = trainer(found, tmp_path / "broken", rows, epochs=3)
+    going = broken.run()
+    for _ in range(pieces):
+        next(going)
+    while broken.updating:
+        next(going)
+    made = broken.progress.step
+    going.close()
+    broken.save_now()
+    broken.close()
+    again = trainer(found, tmp_path / "broken", rows, epochs=3)
+    assert again.resume() is (made > 0)
+    assert again.progress.step == made
+    finished(again)
+    assert torch.equal(again.trainee.flat, once.trainee.flat)

@@ -58,9 +58,8 @@ class TrainingJobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    @property
     def next_piece(self) -> Piece | None:
-        """What `advance` would run; None: there is nothing, or all wait for rows or for a disk."""
+        """What `advance` runs; None: there is nothing, or all wait for rows or for a disk."""
         for job in list(self._jobs):
             if job.next is WAITING:
                 self._look(job)
@@ -71,7 +70,7 @@ class TrainingJobs:
 
     def advance(self) -> None:
         """Runs one piece of the job whose turn it is; after an update it is the next one's."""
-        if self.next_piece is None:
+        if self.next_piece() is None:
             return
         job = self._jobs[0]
         self._look(job)
@@ -88,7 +87,14 @@ class TrainingJobs:
             self._end(message.job_id, str(error))
 
     def close(self) -> None:
+        """The process ends: each run has a checkpoint that it can go on from."""
         for job in self._jobs:
+            try:
+                while job.trainer.updating:
+                    next(job.pieces)
+                job.trainer.save_now()
+            except OSError:
+                log.exception("training %s could not write its last checkpoint", job.job_id)
             _close(job)
         self._jobs.clear()
 

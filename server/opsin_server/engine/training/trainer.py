@@ -144,6 +144,8 @@ class Trainer:
         self._writing: Future[Path] | None = None
         self._stop: Literal["paused", "cancelled"] | None = None
         self._clock = 0.0
+        self.updating = False  # whether an update is half done
+        self._saved = 0  # the step of the last checkpoint that was begun
 
     def stop(self, status: Literal["paused", "cancelled"]) -> None:
         """Ends the run at the next step's end, with a checkpoint."""
@@ -172,7 +174,17 @@ class Trainer:
         )
 
     def close(self) -> None:
+        """Whatever is being written is written."""
         self._writer.shutdown()
+
+    def save_now(self) -> None:
+        """Writes what the steps so far have made, before the process ends; what a step that runs has done is lost.
+        Not while `updating`. Raises OSError."""
+        if self._writing is not None:
+            self._writing.result()
+        assert not self.updating
+        if self.progress.step > self._saved:
+            self.checkpoints.write(self.checkpoint())
 
     def _settle(self) -> Pieces:
         """Counts what the run needs. Raises TrainingFailed where it does not fit."""
@@ -206,7 +218,9 @@ class Trainer:
             lora = self.trainee.lora(seed_of(self.settings.seed, step, number))
             found = yield from micro_step.train(self._base.model, batch, visual, lora, self._kept, objective)
             sums.add(batch, objective.score(found))
+        self.updating = True
         update = yield from self.optimizer.update()
+        self.updating = False
         self._count(update.norm, sums.tokens)
         self.events.append(
             StepDone(
@@ -316,7 +330,7 @@ class Trainer:
         """The copy is a piece; the file is written by a thread while training goes on."""
         yield from self._written()
         yield Piece("checkpoint", len(self.trainee.flat))
-        made = self.checkpoint()
+        made, self._saved = self.checkpoint(), self.progress.step
         self._writing = self._writer.submit(self.checkpoints.write, made)
 
     def _written(self) -> Pieces:
@@ -364,6 +378,7 @@ class Trainer:
             self.optimizer.second.copy_(state["second"])
         self.optimizer.steps = numbers.pop("updates")
         self._micro_batch_tokens = numbers.pop("micro_batch_tokens")
+        self._saved = numbers["step"]
         self.progress = Progress(**numbers)
         return True
 
