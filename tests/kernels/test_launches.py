@@ -96,7 +96,7 @@ def test_requests_with_adapters_find_every_kernel_compiled(
                 )
                 runner.graphs.prepare()
             for number in range(6):
-                long = Asked(list(range(4, 4 + 90)), count=2)
+                long = Asked(list(range(4, 4 + 90)), count=6)  # (some steps have decoding rows alone)
                 pictured = Asked([IMAGE, 6, 7 + number], [oracle.picture(number, 60, 90)], count=2)
                 engines.submit(engine, ours, f"long {number}", long, adapter=refs[number % 3])
                 engines.submit(engine, ours, f"pictured {number}", pictured, adapter=refs[number % 3])

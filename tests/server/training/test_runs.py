@@ -15,7 +15,7 @@ from opsin_plugins.blocks.trained_projectors import TrainedProjectors
 from opsin_plugins.conformance.batches import Adapters, whole
 from opsin_plugins.loading.published_projector import PublishedProjector
 from opsin_server.engine.running.adapter_loader import SlotShape, read_adapter
-from opsin_server.engine.training.trainer import Trainer
+from opsin_server.engine.training.trainer import Trainer, TrainingFailed
 from opsin_server.ipc.messages import AdapterRef
 from opsin_server.ipc.training_events import Evaluated, StepDone, TrainingEnded
 from opsin_server.ipc.training_settings import TrainingSettings
@@ -133,3 +133,13 @@ def test_a_process_that_ends_leaves_the_steps_that_were_made(pieces: int, tmp_pa
     assert again.progress.step == made
     finished(again)
     assert torch.equal(again.trainee.flat, once.trainee.flat)
+
+
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(tmp_path: Path) -> None:
+    found = base("qwen2_vl", tmp_path / "model")
+    rows = examples(found.ours, 4)
+    finished(trainer(found, tmp_path / "run", rows))
+    with pytest.raises(TrainingFailed, match="checkpoint-4 is of another run: learning_rate, rank differ"):
+        trainer(found, tmp_path / "run", rows, rank=2, learning_rate=1e-3).resume()
+    with pytest.raises(TrainingFailed, match="rows differ"):
+        trainer(found, tmp_path / "run", rows[:3]).resume()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -346,6 +348,12 @@ class Trainer:
         self.events.append(CheckpointSaved(int(folder.name.rpartition("-")[2]), str(folder)))
         self.checkpoints.forget(self.settings.keep_checkpoints, self.progress.best_step)
 
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The settings, as JSON gives them back."""
+        found: dict[str, Any] = json.loads(msgspec.json.encode(self.settings))
+        return found
+
     def checkpoint(self) -> Checkpoint:
         """Of now, copied."""
         trainee, optimizer = self.trainee, self.optimizer
@@ -360,6 +368,7 @@ class Trainer:
                 "updates": optimizer.steps,
                 "rows": self.order.count,
                 "micro_batch_tokens": self._micro_batch_tokens,
+                "settings": self._asked,
             },
         )
 
@@ -370,8 +379,10 @@ class Trainer:
         if newest is None:
             return False
         state, numbers = read_state(newest)
-        if state["flat"].shape != self.trainee.flat.shape or numbers.pop("rows") != self.order.count:
-            raise TrainingFailed(f"{newest.name} is of another run: other modules, rank or rows")
+        known = {**numbers.pop("settings"), "rows": numbers.pop("rows")}
+        asked = {**self._asked, "rows": self.order.count}
+        if differing := sorted(name for name, value in asked.items() if known.get(name) != value):
+            raise TrainingFailed(f"{newest.name} is of another run: {', '.join(differing)} differ")
         with torch.no_grad():
             self.trainee.flat.copy_(state["flat"])
             self.optimizer.first.copy_(state["first"])
