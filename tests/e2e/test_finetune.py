@@ -132,6 +132,8 @@ def _newest(folder: Path) -> int:
         (("--freeze-vision-first-n", 99), "freeze_vision_first_n 99: the vision tower has"),
         (("--finetune-cross-attention-layers",), "a model of qwen2_vl has none"),
         (("--epochs", 0), "Invalid value for '--epochs'"),
+        (("--target-modules", "lm_head", "--finetune-projector", "full"), "finetune_projector cannot stand beside it"),
+        (("--early-stopping-patience", 2), "need rows to validate with (--valid)"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -72,8 +72,10 @@ class _Sources:
 def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> int:
     """Returns the exit status. Raises ConfigError, DataRefused, SpecError or OSError."""
     console = Console()
-    work = request.out.parent / f".{request.out.name}.run"
+    work = request.out.absolute().parent / f".{request.out.absolute().name}.run"
     _check_places(request, work)
+    if request.valid is None and (config.training.eval_steps or config.training.early_stopping_patience):
+        raise ConfigError("--eval-steps and --early-stopping-patience need rows to validate with (--valid)")
     model = open_model(Path(engine.model), engine.plugins, engine.family_options())
     modules = chosen_modules(config.what, model)
     source = _Sources(
@@ -89,7 +91,7 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
             if valid.kind != train.kind:
                 raise ConfigError(f"--valid holds {valid.kind} rows, and --train {train.kind} ones")
         method: Method = "supervised" if train.kind == "supervised" else "dpo"
-        full = config.what.finetune_projector == "full" and config.what.target_modules is None
+        full = config.what.finetune_projector == "full"
         settings = settings_of(config.training, modules, len(train), method, MICRO_BATCH_TOKENS, full)
         _say_plan(console, settings, train, valid)
         steps = settings.max_steps or settings.epochs * -(-len(train) // min(len(train), settings.batch_size))

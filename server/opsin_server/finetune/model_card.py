@@ -53,7 +53,8 @@ def _counts(title: str, report: Report) -> str:
 def _losses(done: Sequence[StepDone], evaluated: Sequence[Evaluated]) -> list[str]:
     found = []
     if done:
-        found.append(f"- first step {done[0].loss:.4f}, last step {done[-1].loss:.4f}")
+        first, last = done[0], done[-1]  # (of what was trained since the run was last begun)
+        found.append(f"- step {first.step:,}: {first.loss:.4f}; step {last.step:,}: {last.loss:.4f}")
     found += [
         f"- validation at step {one.step:,}: {one.loss:.4f}, accuracy {one.accuracy:.1%}{' (best)' if one.best else ''}"
         for one in evaluated

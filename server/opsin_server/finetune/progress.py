@@ -44,7 +44,8 @@ class RunProgress:
         return sum(step.tokens for step in self.done[1:]) / seconds if seconds else 0.0
 
     def _step(self, event: StepDone) -> None:
-        self.done = [step for step in self.done if step.step < event.step]  # (some are made again after a death)
+        while self.done and self.done[-1].step >= event.step:  # made again after a death
+            self.done.pop()
         self.done.append(event)
         self._loss = event.loss if math.isnan(self._loss) else self._loss + SMOOTH * (event.loss - self._loss)
         text = f"loss {self._loss:.4f}, accuracy {event.accuracy:.0%}, {self.rate:,.0f} tokens/s"

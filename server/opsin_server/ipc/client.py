@@ -122,9 +122,12 @@ class EngineClient:
 
     def train(self, run: TrainingRun, resume: bool = False) -> None:
         """Starts a training run, or goes on with one; it goes on also when the engine was started again, unless it ran
-        at the last two of its deaths. Raises Unavailable when the engine is not ready."""
+        at the last two of its deaths. Raises Unavailable when the engine is not ready, and ValueError for a run that is
+        going on."""
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
+        if run.job_id in self._runs:
+            raise ValueError(f"training run {run.job_id} is going on already")
         self._runs[run.job_id] = run
         run.start(self._send_training, resume)
 

@@ -74,6 +74,7 @@ class TrainingRun:
         self._data, self._on_event = data, on_event
         self._work: set[asyncio.Task[None]] = set()
         self._send: Send | None = None
+        self._stopping: Literal["paused", "cancelled"] | None = None
 
     def start(self, send: Send, resume: bool) -> None:
         """With an engine that is ready, at first or again."""
@@ -81,9 +82,12 @@ class TrainingRun:
         rows, valid_rows = self._data.count("train"), self._data.count("valid")
         shape = self._data.shape()
         send(StartTraining(self.job_id, self.settings, str(self.folder), rows, valid_rows, *shape, resume), ())
+        if self._stopping is not None:
+            send(StopTraining(self.job_id, self._stopping), ())
 
     def stop(self, status: Literal["paused", "cancelled"]) -> None:
-        """At the next step's end, with a checkpoint."""
+        """At the next step's end, with a checkpoint; of an engine that is gone for the moment, when it is back."""
+        self._stopping = status
         if self._send is not None:
             self._send(StopTraining(self.job_id, status), ())
 

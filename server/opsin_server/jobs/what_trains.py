@@ -42,6 +42,9 @@ class WhatTrains(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+ALL = WhatTrains()
+
+
 def trainable_modules(model: OpenModel) -> Mapping[str, str]:
     """Published linears that may be trained, and the group of each."""
     return _targets(model).modules(model.files.tensors)
@@ -97,6 +100,8 @@ def _check(what: WhatTrains, model: OpenModel, groups: set[str]) -> None:
 
 
 def _named(what: WhatTrains, targets: LoraTargets) -> tuple[str, ...]:
+    if others := [f for f in what.__struct_fields__ if f != "target_modules" and getattr(what, f) != getattr(ALL, f)]:
+        raise ConfigError(f"target_modules says all that is trained: {', '.join(others)} cannot stand beside it")
     names = tuple(dict.fromkeys(what.target_modules or ()))
     if not names:
         raise ConfigError("target_modules names nothing")

@@ -266,3 +266,44 @@ def test_four_runs_at_once_are_each_as_alone(found: Base, tmp_path: Path) -> Non
     assert "--max-train-jobs" in ends[-1].error
     for end, run in zip(ends, expected, strict=False):
         assert torch.equal(read_state(Path(end.checkpoint))[0]["flat"], run.trainee.flat)
+
+
+def test_a_stop_is_heard_by_an_engine_that_is_being_started_again(found: Base, tmp_path: Path) -> None:
+    events: list[TrainingEvent] = []
+
+    async def go() -> None:
+        async with engine(found) as client:
+            run = TrainingRun(
+                "job", settings_of(found, epochs=4000), tmp_path / "run", Data(examples(found.ours)), events.append
+            )
+            client.train(run)
+            with pytest.raises(ValueError, match="job is going on already"):
+                client.train(run)
+            await until(run, events, 2)
+            os.kill(client.pid or 0, signal.SIGKILL)
+            while client.state == "ready":
+                await asyncio.sleep(0.01)
+            run.stop("cancelled")
+            await until(run, events)
+
+    asyncio.run(go())
+    assert isinstance(events[-1], TrainingEnded)
+    assert events[-1].status == "cancelled"
+
+
+def test_a_new_run_does_not_mix_with_what_is_in_its_folder(found: Base, tmp_path: Path) -> None:
+    heard: list[list[TrainingEvent]] = [[], []]
+
+    async def go() -> None:
+        async with engine(found) as client:
+            for number, events in enumerate(heard):
+                run = TrainingRun(
+                    f"{number}", settings_of(found), tmp_path / "run", Data(examples(found.ours)), events.append
+                )
+                client.train(run)
+                await until(run, events)
+
+    asyncio.run(go())
+    first, second = (next(e for e in events if isinstance(e, TrainingEnded)) for events in heard)
+    assert first.status == "succeeded"
+    assert "has checkpoints of a run" in second.error

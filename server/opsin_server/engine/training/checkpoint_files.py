@@ -55,7 +55,7 @@ class CheckpointFolder:
         return next((path for path in self.all if step_of(path) == best), None) if best else self.newest
 
     def write(self, checkpoint: Checkpoint) -> Path:
-        """Returns its folder. Raises OSError."""
+        """Returns its folder. One that is there is never touched: no moment is without a checkpoint. Raises OSError."""
         out = self._folder / f"{PREFIX}{checkpoint.step}"
         made = self._folder / f".{out.name}"
         shutil.rmtree(made, ignore_errors=True)
@@ -67,7 +67,6 @@ class CheckpointFolder:
         for file in made.iterdir():
             sync_file(file)
         sync_folder(made)
-        shutil.rmtree(out, ignore_errors=True)
         made.rename(out)
         sync_folder(self._folder)
         return out

@@ -131,6 +131,8 @@ class TrainingJobs:
         trainer = Trainer(self._base, message.settings, rows, folder, self._memory, shape)
         if message.resume:
             trainer.resume()
+        elif trainer.checkpoints.newest is not None:
+            raise ValueError(f"{folder} has checkpoints of a run: go on with it, or give another folder")
         self._jobs.append(_Job(message.job_id, trainer, rows, trainer.run()))
 
     def _look(self, job: _Job) -> None:

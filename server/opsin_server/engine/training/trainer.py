@@ -162,11 +162,11 @@ class Trainer:
             evaluates = self._due(self.settings.evaluate_every) and self.source.count("valid") > 0
             if evaluates:
                 yield from self._evaluate()
-            if self._due(self.settings.save_every) or evaluates or self.progress.step == self.total:
+            if self._due(self.settings.save_every) or evaluates:
                 yield from self._save()
             if self.settings.patience is not None and self.progress.worse >= self.settings.patience:
                 break
-        if self._stop is not None and self.progress.step:
+        if self._stop is not None and self.progress.step > self._saved:
             yield from self._save()
         yield from self._written()
         status: Status = self._stop or "succeeded"
@@ -178,6 +178,7 @@ class Trainer:
     def close(self) -> None:
         """Whatever is being written is written."""
         self._writer.shutdown()
+        self._store.close()
 
     def save_now(self) -> None:
         """Writes what the steps so far have made, before the process ends; what a step that runs has done is lost.
