@@ -187,7 +187,14 @@ def fine_tune(
     from opsin_server.finetune.command import Request, finetune
 
     directory = str(model or MODEL)
-    fixed = {"model": directory, "max_sequences": 1, "max_loras": 0, "max_train_jobs": 1, "prefix_cache": False}
+    fixed = {
+        "model": directory,
+        "max_sequences": 1,
+        "max_loras": 0,
+        "max_train_jobs": 1,
+        "train_part": 0.5,
+        "prefix_cache": False,
+    }
     engine = build(EngineConfig, given, TRAINED_IN, fixed)
     config = build(FinetuneConfig, given, FINETUNE, {"data": {"min_rows": 1}})
     config = msgspec.structs.replace(config, data=with_resize(config.data, resize))

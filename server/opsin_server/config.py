@@ -99,6 +99,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...], Option("An option of the model's family.", name="model-option", metavar="NAME=VALUE")
     ] = ()
     block_size: int = 16  # tokens of a KV block; no option
+    train_part: float = 0.1  # of what the weights leave, for training where --train-memory does not say; no option
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):

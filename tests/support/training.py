@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,13 @@ from opsin_server.engine.training.memory import LargestRow
 from opsin_server.engine.training.peft_form import peft_tensors
 from opsin_server.engine.training.pieces import Piece
 from opsin_server.engine.training.row_source import NeedsPixels
+from opsin_server.engine.training.trained_model import TrainedModel
 from opsin_server.engine.training.trainee import Trainee
-from opsin_server.engine.training.trainer import RunShape, TrainedModel
+from opsin_server.engine.training.trainer import RunShape
 from opsin_server.ipc.item import Item
 from opsin_server.ipc.training_messages import Split
 from opsin_server.ipc.training_rows import Pixels, TrainingRow
+from opsin_server.ipc.training_run import DataShape
 from support import oracle, tiny
 from support.inputs import their_inputs
 
@@ -63,8 +66,7 @@ def base(family: str, directory: Path, weight_format: str = "dense") -> Base:
     keys = read_model_files(directory).tensors
     projector = None
     if ours.spec.projector is not None:
-        shapes = {f"projector.{name}": shape for name, shape in ours.spec.projector.parameters().items()}
-        projector = published_projector(ours.architecture.weights(ours.spec), keys, shapes)
+        projector = published_projector(ours.architecture.weights(ours.spec), keys, ours.spec.projector)
     trained = TrainedModel(ours.model, targets, linears, torch.device("cpu"), family, projector)
     return Base(theirs, ours, directory, trained, targets.modules(keys))
 
@@ -117,12 +119,10 @@ def examples(ours: oracle.Ours, count: int = 3, seed: int = 0) -> list[Example]:
 
 @dataclass
 class LocalRows:
-    """A row source that has everything. late: how often a row is not there yet when it is asked for."""
+    """A row source that has everything."""
 
     train: Sequence[Example]
     valid: Sequence[Example] = ()
-    late: int = 0
-    wanted_pixels: list[bytes] = field(default_factory=list)
 
     def count(self, split: Split) -> int:
         return len(self._of(split))
@@ -131,13 +131,9 @@ class LocalRows:
         pass
 
     def want(self, split: Split, numbers: Sequence[int], needs: NeedsPixels) -> None:
-        for number in numbers:
-            self.wanted_pixels += [digest for digest in self._of(split)[number].pixels if needs(digest)]
+        pass
 
-    def take(self, split: Split, numbers: Sequence[int]) -> list[TrainingRow] | None:
-        if self.late:
-            self.late -= 1
-            return None
+    def take(self, split: Split, numbers: Sequence[int]) -> list[TrainingRow]:
         return [self._of(split)[number].row for number in numbers]
 
     def pixels(self, item: Item) -> Pixels:
@@ -148,6 +144,33 @@ class LocalRows:
 
     def _of(self, split: Split) -> Sequence[Example]:
         return self.train if split == "train" else self.valid
+
+
+@dataclass
+class Data:
+    """Rows of this process, for an engine behind the door. asked: how often each row and picture was read. broken: a
+    row that cannot be read."""
+
+    train: Sequence[Example]
+    broken: int | None = None
+    asked: Counter[object] = field(default_factory=Counter)
+
+    def count(self, split: Split) -> int:
+        return len(self.train) if split == "train" else 0
+
+    def shape(self) -> DataShape:
+        found = shape_of(self.train)
+        return DataShape(found.largest.tokens, found.largest.patches, found.probe)
+
+    def row(self, split: Split, number: int) -> TrainingRow:
+        self.asked[number] += 1
+        if number == self.broken:
+            raise OSError("the disk is gone")
+        return self.train[number].row
+
+    def pixels(self, digest: bytes) -> Pixels:
+        self.asked[digest] += 1
+        return next(one.pixels[digest] for one in self.train if digest in one.pixels)
 
 
 MEMORY = 2**30

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opsin_plugins.loading.weight_matching import WeightMatcher
-from opsin_plugins.spec import Reorder, Rule, SpecError
+from opsin_plugins.spec import ProjectorSpec, Reorder, Rule, SpecError
 
 PREFIX = "projector."
 
@@ -29,12 +29,10 @@ class PublishedProjector:
     tensors: Mapping[str, PublishedTensor]
 
 
-def published_projector(
-    rules: Sequence[Rule], keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]
-) -> PublishedProjector:
-    """keys: of the checkpoint. shapes: of the projector's parameters, by their paths in the model. Raises SpecError for
-    a projector that is published in another division than the model has it."""
-    matcher = WeightMatcher(rules, shapes)
+def published_projector(rules: Sequence[Rule], keys: Iterable[str], projector: ProjectorSpec) -> PublishedProjector:
+    """keys: of the checkpoint. Raises SpecError for a projector that is published in another division than the model
+    has it."""
+    matcher = WeightMatcher(rules, {f"{PREFIX}{name}": shape for name, shape in projector.parameters().items()})
     tensors: dict[str, PublishedTensor] = {}
     others = []
     for key in keys:

@@ -32,9 +32,9 @@ from opsin_server.ipc.training_messages import (
     StartTraining,
     TrainingEvents,
 )
-from opsin_server.ipc.training_run import DataShape, TrainingRun
+from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.ipc.training_settings import TrainingSettings
-from support.training import MEMORY, Base, Example, LocalRows, base, drive, examples, shape_of
+from support.training import MEMORY, Base, Data, Example, LocalRows, base, drive, examples, shape_of
 
 TOKENS = 40
 Answer = list[tuple[int, float]]
@@ -48,24 +48,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Base:
 def settings_of(found: Base, **changes: object) -> TrainingSettings:
     fields = {"modules": found.of("language", "vision"), "rank": 4, "batch_size": 2, "epochs": 100, **changes}
     return TrainingSettings(**fields)  # type: ignore[arg-type]
-
-
-class Rows:
-    def __init__(self, train: Sequence[Example]) -> None:
-        self.train = train
-
-    def count(self, split: str) -> int:
-        return len(self.train) if split == "train" else 0
-
-    def shape(self) -> DataShape:
-        found = shape_of(self.train)
-        return DataShape(found.largest.tokens, found.largest.patches, found.probe)
-
-    def row(self, split: str, number: int):
-        return self.train[number].row
-
-    def pixels(self, digest: bytes):
-        return next(one.pixels[digest] for one in self.train if digest in one.pixels)
 
 
 async def ask(client: EngineClient, name: str, seed: int, tokens: int = TOKENS) -> Answer:
@@ -89,7 +71,7 @@ def test_answers_are_the_same_during_a_run(found: Base, tmp_path: Path) -> None:
             await client.wait_ready()
             alone = [await ask(client, f"alone-{seed}", seed) for seed in range(3)]
             together = await asyncio.gather(*(ask(client, f"together-{seed}", seed) for seed in range(3)))
-            run = TrainingRun("job", settings_of(found), tmp_path / "run", Rows(examples(found.ours, 4)), events.append)
+            run = TrainingRun("job", settings_of(found), tmp_path / "run", Data(examples(found.ours, 4)), events.append)
             client.train(run)
             for number in itertools.count():
                 if sum(isinstance(event, StepDone) for event in events) > 5:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from opsin_server.engine.training.memory import DoesNotFit, LargestRow, RowBytes, TrainingMemory
-from opsin_server.engine.training.trainer import Trainer, TrainingFailed
+from opsin_server.engine.training.trained_model import TrainingFailed
+from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.training_settings import TrainingSettings
 from support.training import Base, LocalRows, base, drive, examples, shape_of
 

@@ -6,8 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,36 +18,9 @@ from opsin_server.engine.training.checkpoint_files import CheckpointFolder, read
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
-from opsin_server.ipc.training_messages import Split
-from opsin_server.ipc.training_rows import Pixels, TrainingRow
-from opsin_server.ipc.training_run import DataShape, TrainingRun
+from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.ipc.training_settings import TrainingSettings
-from support.training import MEMORY, Base, Example, LocalRows, base, drive, examples, shape_of
-
-
-class Data:
-    """Rows in this process; asked counts what was read."""
-
-    def __init__(self, train: Sequence[Example], broken: int | None = None) -> None:
-        self.train, self.broken = train, broken
-        self.asked: Counter[object] = Counter()
-
-    def count(self, split: Split) -> int:
-        return len(self.train) if split == "train" else 0
-
-    def shape(self) -> DataShape:
-        found = shape_of(self.train)
-        return DataShape(found.largest.tokens, found.largest.patches, found.probe)
-
-    def row(self, split: Split, number: int) -> TrainingRow:
-        self.asked[number] += 1
-        if number == self.broken:
-            raise OSError("the disk is gone")
-        return self.train[number].row
-
-    def pixels(self, digest: bytes) -> Pixels:
-        self.asked[digest] += 1
-        return next(one.pixels[digest] for one in self.train if digest in one.pixels)
+from support.training import MEMORY, Base, Data, Example, LocalRows, base, drive, examples, shape_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.loading.lora_targets import LoraTargets
-from opsin_plugins.loading.published_projector import PREFIX, PublishedProjector, published_projector
+from opsin_plugins.loading.published_projector import PublishedProjector, published_projector
 from opsin_plugins.spec import SpecError
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
@@ -20,7 +20,7 @@ from opsin_server.engine.startup.device import choose_device, free_bytes
 from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine, policy_of
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.warmup import warmup
-from opsin_server.engine.training.trainer import TrainedModel
+from opsin_server.engine.training.trained_model import TrainedModel
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Estimate, Ready
 from opsin_server.served_name import model_name
@@ -104,8 +104,7 @@ def _projector(inspected: InspectedCheckpoint) -> PublishedProjector | str | Non
     """As `TrainedModel` has it."""
     if (spec := inspected.spec.projector) is None:
         return None
-    shapes = {f"{PREFIX}{name}": shape for name, shape in spec.parameters().items()}
     try:
-        return published_projector(inspected.rules, inspected.files.tensors, shapes)
+        return published_projector(inspected.rules, inspected.files.tensors, spec)
     except SpecError as error:
         return str(error)

@@ -25,7 +25,7 @@ KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
 BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a prefill step of 256 rows keeps the pause of others near ten decode steps
 ENCODER_BYTES, ENCODER_SHARE = 256 * 2**20, 0.1  # of visual tokens that are kept, if so little of what is free
 CROSS_IMAGES, CROSS_SHARE = 16, 0.2  # how many of the largest images with keys and values, if that much is free
-TRAIN_SHARE, TRAIN_LIMIT = 0.1, {"cpu": 2 * GIB, "cuda": 1024 * GIB}  # on a CPU it is taken only when it is used
+TRAIN_FREE = {"cpu": 20 * GIB, "cuda": 1024 * GIB}  # of more a part is not taken: a CPU's memory is everybody's
 TRAIN_RANK, TRAIN_LEAST = 16, 64 * 2**20  # of activations, beside the numbers that are trained
 LIBRARY_BYTES = {"cpu": 0, "cuda": 256 * 2**20}  # workspaces of cuBLAS and fragments; assumed
 ENCODE_PATCHES, ENCODE_SHARE = {"cpu": 4096, "cuda": 65536}, 0.05
@@ -210,7 +210,7 @@ def _training_bytes(config: EngineConfig, model: ModelNeeds, device: torch.devic
     what is too little to train with is better used for keys and values."""
     if config.train_memory is not None:
         return config.train_memory
-    share = min(int(free * TRAIN_SHARE), TRAIN_LIMIT[device.type])
+    share = int(config.train_part * min(free, TRAIN_FREE[device.type]))
     least = TRAIN_LEAST + FLOAT * (STATES + COPIES) * slot_bytes(model.linears, TRAIN_RANK, 1)
     return share if share >= least else 0
 

@@ -15,7 +15,8 @@ from opsin_server.engine.training.memory import LargestRow
 from opsin_server.engine.training.pieces import Piece, Pieces
 from opsin_server.engine.training.remote_rows import RemoteRows
 from opsin_server.engine.training.tensor_store import TensorStore
-from opsin_server.engine.training.trainer import WAITING, RunShape, TrainedModel, Trainer, TrainingFailed
+from opsin_server.engine.training.trained_model import TrainedModel, TrainingFailed
+from opsin_server.engine.training.trainer import WAITING, RunShape, Trainer
 from opsin_server.ipc.training_events import TrainingEnded
 from opsin_server.ipc.training_frames import pixels_from, rows_from
 from opsin_server.ipc.training_messages import (

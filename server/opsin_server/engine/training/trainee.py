@@ -1,7 +1,7 @@
 """The adapter in training: one flat float32 tensor, its gradient beside it, and views of both that linears are handed.
 
-Slots hold copies that are published at a step's end: a slot that changed while a piece waits for its backward pass
-would change what that computes.
+What serves is a copy, read from a checkpoint: a slot that changed while a piece waits for its backward pass would
+change what that computes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor, nn
 
-from opsin_plugins.blocks.adapter_slots import AdapterFactors, AdapterWeights, Factors
 from opsin_plugins.blocks.trainable_projector import TrainableProjector
 from opsin_plugins.blocks.trained_projectors import PREFIX
 from opsin_plugins.blocks.trainee_lora import Dropout, TrainedLinear, TrainedSegment, TraineeLora
@@ -72,31 +71,10 @@ class Trainee:
         dropout = Dropout(probability, seed) if probability and seed is not None else None
         return TraineeLora(self.linears, self._projector, dropout)
 
-    def weights(self, dtype: torch.dtype) -> AdapterWeights:
-        """Copies, as a slot takes them."""
-        found: dict[str, list[Factors | None]] = {}
-        for name, trained in self.linears.items():
-            factors: list[Factors | None] = [None] * len(self._shapes[name].segments)
-            for number, segment in zip(self._numbers(name), trained.segments, strict=True):
-                a, b = trained.a.detach()[segment.lines], segment.b.detach() * segment.scale
-                factors[number] = Factors(a.to(dtype, copy=True), b.to(dtype))
-            found[name] = factors
-        return AdapterWeights(found, {name: one.to(dtype, copy=True) for name, one in self.projector.items()})
-
     @property
     def projector(self) -> dict[str, Tensor]:
         """What is trained whole, by the names that weight rules use: the flat tensor's own."""
         return {_rule_name(name): leaf.detach() for name, leaf in self._whole.items()}
-
-    def load(self, factors: AdapterFactors) -> None:
-        """Takes the factors of an adapter of the same modules and rank, whose b holds its scale."""
-        with torch.no_grad():
-            for name, trained in self.linears.items():
-                for number, segment in zip(self._numbers(name), trained.segments, strict=True):
-                    given = factors[name][number]
-                    assert given is not None
-                    trained.a[segment.lines].copy_(given.a)
-                    segment.b.copy_(given.b / segment.scale)
 
     def factors_of(self, module: TrainedModule) -> tuple[Tensor, list[Tensor]]:
         """a [rank, inputs] and b [rank, outputs] of each segment: the flat tensor's own, without a scale."""
@@ -107,10 +85,6 @@ class Trainee:
                 return trained.a.detach()[mine[0].lines], [segment.b.detach() for segment in mine]
             before += len(other.targets)
         raise KeyError(module.name)
-
-    def _numbers(self, linear: str) -> list[int]:
-        """Of the linear's segments, those that are trained, in order."""
-        return [target.segment for module in self._of_linear[linear] for target in module.targets]
 
     def _leaf(self, place: Place) -> Tensor:
         leaf = self.flat[place.first : place.stop].view(place.shape).requires_grad_()

@@ -14,12 +14,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import torch
-from torch import nn
 
-from opsin_plugins.blocks.model import Model
-from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.loading.published_projector import PublishedProjector
-from opsin_plugins.spec import Linears
 from opsin_server.engine.training import memory, micro_step
 from opsin_server.engine.training.checkpoint_files import Checkpoint, CheckpointFolder, read_state
 from opsin_server.engine.training.kept_bytes import KeptBytes
@@ -27,14 +23,16 @@ from opsin_server.engine.training.memory import DoesNotFit, LargestRow
 from opsin_server.engine.training.micro_batch import MicroBatch, collate
 from opsin_server.engine.training.micro_step import VisualInput
 from opsin_server.engine.training.modules import trained_modules
-from opsin_server.engine.training.objectives import Objective, Preference, Score, Supervised, log_likelihoods
+from opsin_server.engine.training.objectives import Objective, Preference, Supervised, log_likelihoods
 from opsin_server.engine.training.optimizer import Optimizer
 from opsin_server.engine.training.peft_form import peft_config, peft_tensors
 from opsin_server.engine.training.pieces import Piece, Pieces
 from opsin_server.engine.training.row_order import RowOrder, packed
 from opsin_server.engine.training.row_source import RowSource
+from opsin_server.engine.training.run_progress import Progress, Sums
 from opsin_server.engine.training.tensor_store import TensorStore
-from opsin_server.engine.training.trainee import Trainee, WholeProjector
+from opsin_server.engine.training.trained_model import TrainedModel, TrainingFailed, whole_projector
+from opsin_server.engine.training.trainee import Trainee
 from opsin_server.engine.training.visual_tokens import VisualTokens
 from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Status, StepDone, TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_messages import Split
@@ -43,60 +41,6 @@ from opsin_server.ipc.training_settings import TrainingSettings
 
 WAITING = Piece("waiting", 0)  # nothing can be done before rows come
 MAX_UNUSABLE = 3  # steps in a row whose gradient is not finite
-
-
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the text is for whoever owns it."""
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """What is trained over. name: the model's, as adapters name it. projector: its published names; or a sentence that
-    says why it cannot be trained whole; None where there is none."""
-
-    model: Model
-    targets: LoraTargets
-    linears: Linears
-    device: torch.device
-    name: str
-    projector: PublishedProjector | str | None
-
-
-@dataclass
-class Progress:
-    """What a checkpoint holds beside the tensors."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_loss: float | None = None
-    best_step: int = 0
-    worse: int = 0  # evaluations in a row
-    unusable: int = 0  # steps in a row
-
-
-@dataclass
-class _Sums:
-    """Of the labelled tokens of a step or an evaluation, or of its pairs."""
-
-    loss: float = 0.0
-    hits: int = 0
-    count: int = 0
-    tokens: int = 0
-
-    def add(self, batch: MicroBatch, score: Score) -> None:
-        self.loss += score.loss
-        self.hits += score.hits
-        self.count += score.count
-        self.tokens += len(batch.ids)
-
-    @property
-    def mean(self) -> float:
-        return self.loss / max(1, self.count)
-
-    @property
-    def accuracy(self) -> float:
-        return self.hits / max(1, self.count)
 
 
 @dataclass(frozen=True)
@@ -125,7 +69,7 @@ class Trainer:
     ) -> None:
         self.settings, self.source, self._base = settings, source, base
         self.checkpoints = CheckpointFolder(folder)
-        whole = _whole_projector(base) if settings.full_projector else None
+        whole = whole_projector(base) if settings.full_projector else None
         modules = trained_modules(settings.modules, base.targets)
         self.trainee = Trainee(modules, base.linears, settings, base.device, whole)
         self.order = RowOrder(source.count("train"), settings.batch_size, settings.seed)
@@ -213,7 +157,7 @@ class Trainer:
         rows = yield from self._rows("train", numbers)
         if step + 1 < self.total:
             self.source.want("train", self._row_numbers(self.order.rows_of(step + 1)), self._needs)
-        sums = _Sums()
+        sums = Sums()
         for number, group in enumerate(self._groups(rows)):
             batch = self._batch(rows, group)
             objective = yield from self._objective(batch, rows, "train", [numbers[i] for i in group])
@@ -312,7 +256,7 @@ class Trainer:
 
     def _evaluate(self) -> Pieces:
         """Nothing is kept of one micro-batch when the next begins."""
-        count, size, sums = self.source.count("valid"), self.order.batch, _Sums()
+        count, size, sums = self.source.count("valid"), self.order.batch, Sums()
         for first in range(0, count, size):
             numbers = range(first, min(first + size, count))
             rows = yield from self._rows("valid", numbers)
@@ -393,15 +337,6 @@ class Trainer:
         self._saved = numbers["step"]
         self.progress = Progress(**numbers)
         return True
-
-
-def _whole_projector(base: TrainedModel) -> WholeProjector:
-    """Raises TrainingFailed where it cannot be trained whole."""
-    if not isinstance(base.projector, PublishedProjector) or not base.projector.modules:
-        why = base.projector if isinstance(base.projector, str) else "there is none that an adapter could hold"
-        raise TrainingFailed(f"the projector cannot be trained whole: {why}")
-    assert isinstance(base.model.projector, nn.Module)
-    return WholeProjector(base.model.projector, {tensor.target for tensor in base.projector.tensors.values()})
 
 
 def seed_of(*numbers: int) -> int:
