@@ -3,6 +3,7 @@
 #
 #   sh bench/gpu.sh OUT                 7 minutes: correctness, ceilings, steps of whole models, operations
 #   sh bench/gpu.sh OUT --second        4 minutes: what failed or is missing, then tiles
+#   sh bench/gpu.sh OUT --train         3 minutes: training against transformers + PEFT
 #   sh bench/gpu.sh OUT --tiny          the same on a CPU with small models: a rehearsal
 #
 # Every row goes to OUT/rows.jsonl as it comes. PYTHON: the interpreter with torch (default: python3).
@@ -45,4 +46,8 @@ if [ -f "$state/triton.tar.xz" ] && [ ! -d "$TRITON_CACHE_DIR" ]; then
     mkdir -p "$TRITON_CACHE_DIR"
     tar -C "$TRITON_CACHE_DIR" -xJf "$state/triton.tar.xz" || echo "the compiled kernels were not unpacked" >&2
 fi
+case " $* " in
+*" --train "*--tiny* | *" --tiny "*--train*) OPSIN_KERNELS=torch exec "$python" bench/train.py --quick --out "$out/train.md" ;;
+*" --train "*) exec "$python" bench/train.py --device cuda --dtype bfloat16 --models 2b --out "$out/train.md" ;;
+esac
 exec "$python" bench/gpu.py "$out" "$@"

@@ -1,7 +1,7 @@
 """The two models that are measured, as ordinary directories that every system loads.
 
 mini: the embedded opsin-mini. 135m: a random Qwen2-VL of the 135M class (30 layers of 576, 49,152 tokens), made on the
-fly. Nothing ends an answer early: the generation config names no end token.
+fly. 2b: a random Qwen2-VL-2B, for a GPU. Nothing ends an answer early: the generation config names no end token.
 
     python models.py 135m DIRECTORY        makes that directory (in a process of its own, since it needs torch)
 """
@@ -112,6 +112,21 @@ def make_135m(directory: Path) -> None:
         shutil.copy(MINI / name, directory)
 
 
+def make_2b(directory: Path) -> None:
+    """With the published sizes, in bfloat16, made on the GPU if there is one. It has no tokenizer."""
+    import torch
+    from image_tokens import CONFIGS
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    torch.manual_seed(SEED)
+    published = CONFIGS / "Qwen2-VL-2B-Instruct"
+    config = Qwen2VLConfig(**json.loads((published / "config.json").read_text()))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(directory)
+    shutil.copy(published / "preprocessor_config.json", directory)
+
+
 def make_tokenizer(size: int) -> Tokenizer:
     """Byte-level BPE of pairs of letters, the same after a space, and pairs of pairs, until the vocabulary is full."""
     pairs = [a + b for a, b in itertools.product(string.ascii_lowercase, repeat=2)]
@@ -128,9 +143,10 @@ def make_tokenizer(size: int) -> Tokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["135m"])
+    parser.add_argument("name", choices=["135m", "2b"])
     parser.add_argument("directory", type=Path)
-    make_135m(parser.parse_args().directory)
+    given = parser.parse_args()
+    (make_2b if given.name == "2b" else make_135m)(given.directory)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ took. So two systems take turns, and each has a peak of memory of its own."""
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import resource
 import sys
@@ -21,7 +22,8 @@ from train_rows import MadeRow, made_rows
 from opsin_plugins.loading.open_model import OpenModel, open_model
 
 RANK, RATE, BATCH = 16, 2e-4, 8
-MEMORY = 2 * 2**30  # that training may have
+MEMORY = {"cpu": 2 * 2**30, "cuda": 48 * 2**30}  # that training may have
+CONTEXT, MICRO_BATCH = {"cpu": 1024, "cuda": 4096}, {"cpu": 2048, "cuda": 8192}
 PARTS = {"frozen": ("language",), "trained": ("vision", "projector", "language")}
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--side", type=int, required=True)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = open_model(given.directory, None, {})
@@ -40,18 +43,23 @@ def main() -> None:
     dtype = getattr(torch, given.dtype)
     make = _opsin if given.system == "opsin" else _peft
     epoch = make(given, model, rows, dtype)
-    loaded = _peak()
+    loaded = _peak(given.device)
     for line in sys.stdin:
         began = time.perf_counter()
         loss = epoch()
-        told = {"seconds": time.perf_counter() - began, "loss": loss, "loaded": loaded, "peak": _peak()}
+        if given.device == "cuda":
+            torch.cuda.synchronize()
+        told = {"seconds": time.perf_counter() - began, "loss": loss, "loaded": loaded, "peak": _peak(given.device)}
+        ctypes.CDLL(None).malloc_trim(0)  # else two that take turns would not fit into a small machine together
         print(json.dumps(told), flush=True)
         if line.strip() == "last":
             return
 
 
-def _peak() -> int:
-    """Bytes."""
+def _peak(device: str) -> int:
+    """Bytes: of the process, or of the GPU's allocator."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -64,21 +72,24 @@ def modules_of(model: OpenModel, tower: str) -> list[str]:
 def _opsin(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.dtype) -> Callable[[], float]:
     from opsin_server.config import EngineConfig
     from opsin_server.engine.startup.load import load_engine
-    from opsin_server.engine.training.memory import LargestRow
+    from opsin_server.engine.training.memory import LargestRow, MemoryPool
     from opsin_server.engine.training.trainer import RunShape, Trainer
     from opsin_server.ipc.training_events import StepDone
     from opsin_server.ipc.training_settings import TrainingSettings
 
-    config = EngineConfig(str(given.directory), dtype=given.dtype, max_context=1024, max_sequences=1, max_loras=0)
+    config = EngineConfig(
+        str(given.directory), device=given.device, dtype=given.dtype, max_context=CONTEXT[given.device],
+        max_sequences=1, max_loras=0, train_memory=MEMORY[given.device], max_train_jobs=1,
+    )  # fmt: skip
     base = load_engine(config, lambda done, total: None).base
     settings = TrainingSettings(
         modules=tuple(modules_of(model, given.tower)), rank=RANK, learning_rate=RATE, vision_rate=1.0,
         projector_rate=1.0, schedule="constant", batch_size=BATCH, epochs=10**6, save_every=10**9,
-        micro_batch_tokens=2048,
+        micro_batch_tokens=MICRO_BATCH[given.device],
     )  # fmt: skip
     tokens, patches = (max(count(row) for row in rows) for count in (_tokens, _patches))
     shape = RunShape(LargestRow(tokens, patches))
-    trainer = Trainer(base, settings, _Rows(rows), Path(tempfile.mkdtemp()), MEMORY, shape)
+    trainer = Trainer(base, settings, _Rows(rows), Path(tempfile.mkdtemp()), MemoryPool(MEMORY[given.device]), shape)
     pieces = trainer.run()
 
     def epoch() -> float:
@@ -129,7 +140,7 @@ def _peft(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.dt
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
 
-    base = AutoModelForImageTextToText.from_pretrained(given.directory, dtype=dtype)
+    base = AutoModelForImageTextToText.from_pretrained(given.directory, dtype=dtype).to(given.device)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=modules_of(model, given.tower))
     peft = get_peft_model(base, config).train()
     optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
@@ -140,7 +151,7 @@ def _peft(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.dt
     labelled = given.system == "peft-labels"
 
     def step(batch: dict[str, Tensor]) -> tuple[float, int]:
-        batch = dict(batch)
+        batch = {name: tensor.to(given.device, non_blocking=True) for name, tensor in batch.items()}
         targets = batch.pop("labels")
         shifted = F.pad(targets[:, 1:], (0, 1), value=-100)
         chosen = shifted != -100

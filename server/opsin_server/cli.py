@@ -41,6 +41,7 @@ STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "eph
 DECIDING = (
     "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
     "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors", "train-memory",
+    "max-train-jobs",
 )  # fmt: skip
 PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
 PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
@@ -125,7 +126,7 @@ def check(
 ) -> None:
     """Will it serve, and what does it take? Reads headers only, no weights unless --digest asks for it."""
     from opsin_server.console import digest_row, estimate_rows, show
-    from opsin_server.engine.startup.inspect_checkpoint import check_directory
+    from opsin_server.engine.startup.check_directory import check_directory
     from opsin_server.text.encode_prompt import read_encoder
 
     config = build(EngineConfig, given, CHECK, {"model": str(model)})

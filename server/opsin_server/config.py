@@ -83,7 +83,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.15
     train_memory: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Option("For training; 0: none. Default: a tenth of what the weights leave, if that will do.", metavar="SIZE"),
+        Option("For training; 0: none. Default: a fifth of what the weights leave, if that will do.", metavar="SIZE"),
     ] = None
     max_train_jobs: Annotated[Count, Option("Training runs at the same time; each has its part of the memory.")] = 4
     itl_slo_ms: Annotated[
@@ -99,7 +99,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...], Option("An option of the model's family.", name="model-option", metavar="NAME=VALUE")
     ] = ()
     block_size: int = 16  # tokens of a KV block; no option
-    train_part: float = 0.1  # of what the weights leave, for training where --train-memory does not say; no option
+    train_part: float = 0.2  # of what the weights leave, for training where --train-memory does not say; no option
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):

@@ -22,7 +22,7 @@ from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelFiles, ModelSpec
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
-from opsin_server.ipc.messages import Estimate, MemoryLedger, Ready
+from opsin_server.ipc.messages import Estimate, MemoryLedger, Ready, TrainingEstimate
 from opsin_server.ipc.messages import Progress as Loaded
 
 SHOW_AFTER = 1.0  # seconds of loading before a bar is worth a line
@@ -137,7 +137,8 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
             )
         )
     ledger = [] if said.ledger is None else [*memory_rows(said.ledger), ("adapters", adapter_room(said.ledger))]
-    return [*rows, *ledger, ("verdict", _verdict(said))]
+    training = [] if said.training is None else [("training", training_room(said.training))]
+    return [*rows, *ledger, *training, ("verdict", _verdict(said))]
 
 
 def adapter_room(ledger: MemoryLedger) -> str:
@@ -149,6 +150,14 @@ def adapter_room(ledger: MemoryLedger) -> str:
         f"{room.slots} at once, of rank {room.rank} at most{own} ({_size(room.slots * room.slot_bytes)}); "
         f"{room.host_copies} in the host's memory"
     )
+
+
+def training_room(said: TrainingEstimate) -> str:
+    if not said.rank:
+        return f"nothing fits into {_size(said.memory)}: --train-memory {said.least} would do"
+    image = f", a picture of {said.image_tokens:,} tokens in a row" if said.image_tokens else ""
+    room = f"rank {said.rank} of all its linears, micro-batches of {said.batch:,} tokens{image}"
+    return f"{_size(said.memory)}: {room}"
 
 
 def memory_rows(ledger: MemoryLedger) -> list[tuple[str, str]]:
@@ -172,7 +181,8 @@ def _verdict(said: Estimate) -> str:
         return f"does not fit: {said.refusal}"
     images = f", {said.images or 'not one'} of the largest images at once" if said.image_tokens else ""
     shorter = "" if said.context == said.max_positions else f" of the model's {said.max_positions:,}"
-    return f"serves: context {said.context:,}{shorter}{images}"
+    trains = " and trains" if said.training is not None and said.training.rank else ""
+    return f"serves{trains}: context {said.context:,}{shorter}{images}"
 
 
 def curl(url: str, name: str, guarded: bool) -> str:

@@ -59,7 +59,10 @@ class Base:
 
 def base(family: str, directory: Path, weight_format: str = "dense") -> Base:
     torch.manual_seed(0)  # (not every weight is shaken)
-    theirs = tiny.FAMILIES[family].make()
+    return base_of(tiny.FAMILIES[family].make(), family, directory, weight_format)
+
+
+def base_of(theirs: PreTrainedModel, family: str, directory: Path, weight_format: str = "dense") -> Base:
     ours = oracle.saved(theirs, directory, policy=WeightPolicy(weight_format))
     linears = linears_of(ours.spec, Registry())
     targets = LoraTargets(ours.architecture.weights(ours.spec), linears, ours.architecture.lora_groups(ours.spec))

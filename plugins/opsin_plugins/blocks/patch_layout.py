@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,14 +50,12 @@ def windows(grids: Sequence[Grid], merge: int, window: int) -> tuple[Tensor, lis
     for frames, rows, columns in grids:
         high, wide = rows // merge, columns // merge
         across = -(-wide // side)
-        owner = (torch.arange(high)[:, None] // side * across + torch.arange(wide) // side).flatten()
-        sizes = torch.bincount(owner)
-        rank = torch.argsort(sizes, descending=True, stable=True)
-        place = torch.empty_like(rank)
-        place[rank] = torch.arange(len(rank))
-        units = torch.argsort(place[owner], stable=True)
+        owner = (np.arange(high)[:, None] // side * across + np.arange(wide) // side).ravel()
+        sizes = np.bincount(owner)
+        rank = np.argsort(-sizes, kind="stable")
+        units = np.argsort(np.argsort(rank)[owner], kind="stable")
         for _ in range(frames):
-            order.append((start + units[:, None] * unit + torch.arange(unit)).flatten())
+            order.append((start + units[:, None] * unit + np.arange(unit)).ravel())
             lengths += (sizes[rank] * unit).tolist()
             start += rows * columns
-    return torch.cat(order), lengths
+    return torch.from_numpy(np.concatenate(order)), lengths

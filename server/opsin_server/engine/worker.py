@@ -147,6 +147,9 @@ def _train_beside(training: TrainingJobs, share: TimeShare) -> None:
     spent = 0.0
     while (piece := training.next_piece()) is not None and share.may_run(piece, spent):
         spent += _run(training, share, piece)
+    if piece is not None and (text := share.shortfall(piece)) is not None:
+        log.warning("%s", text)
+        training.notice(text)
 
 
 def _run(training: TrainingJobs, share: TimeShare, piece: Piece) -> float:

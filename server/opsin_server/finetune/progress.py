@@ -9,7 +9,7 @@ from itertools import pairwise
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, StepDone, TrainingEvent
+from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Notice, StepDone, TrainingEvent
 
 LINES, MOST_COLUMNS = 12, 72
 SMOOTH = 0.1  # of the newest loss, in what the bar shows
@@ -36,6 +36,8 @@ class RunProgress:
             self._say(f"step {event.step:,}: validation loss {event.loss:.4f}, accuracy {event.accuracy:.1%}{best}")
         elif isinstance(event, CheckpointSaved):
             self._say(f"step {event.step:,}: checkpoint {event.folder}")
+        elif isinstance(event, Notice):
+            self._say(event.text)
 
     @property
     def rate(self) -> float:

@@ -134,13 +134,25 @@ class MemoryLedger(msgspec.Struct, frozen=True):
         return next((reserve.bytes for reserve in self.reserves if reserve.name == name), 0)
 
 
+class TrainingEstimate(msgspec.Struct, frozen=True):
+    """What a training run may have beside serving. memory: bytes. rank: the largest, of all linears together; 0: none
+    fits. batch: tokens of a micro-batch. image_tokens: of the largest picture that fits into a row; 0: the model takes
+    none. least: what --train-memory must be for a run of a small rank; 0: it is enough."""
+
+    memory: int
+    rank: int = 0
+    batch: int = 0
+    image_tokens: int = 0
+    least: int = 0
+
+
 class Estimate(msgspec.Struct, frozen=True, tag=True):
     """What a model takes and whether it serves, known before its weights are read. Bytes, except for counts.
 
     kv_per_1000: keys and values of 1,000 tokens. image_tokens, image_bytes: visual tokens of the largest image, and
     what they take while a request has it. encoder_peak: activations while that image is encoded, about. context,
     images: the tokens that fit, and how many of the largest images. refusal: why it does not serve; empty when it does,
-    and then there is a ledger.
+    and then there is a ledger. training: where it was asked for.
     """
 
     family: str
@@ -158,6 +170,7 @@ class Estimate(msgspec.Struct, frozen=True, tag=True):
     images: int
     refusal: str = ""
     ledger: MemoryLedger | None = None
+    training: TrainingEstimate | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -37,6 +37,12 @@ class CheckpointSaved(msgspec.Struct, frozen=True, tag=True):
     folder: str
 
 
+class Notice(msgspec.Struct, frozen=True, tag=True):
+    """Something that the run's owner should know."""
+
+    text: str
+
+
 Status = Literal["succeeded", "failed", "cancelled", "paused"]
 
 
@@ -51,4 +57,4 @@ class TrainingEnded(msgspec.Struct, frozen=True, tag=True):
     error: str = ""
 
 
-TrainingEvent: TypeAlias = StepDone | Evaluated | CheckpointSaved | TrainingEnded
+TrainingEvent: TypeAlias = StepDone | Evaluated | CheckpointSaved | Notice | TrainingEnded

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from opsin_server.engine.training.memory import MemoryPool
 from opsin_server.engine.training.peft_form import peft_tensors
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.training_events import StepDone
@@ -34,7 +35,7 @@ def compare(found: Base, parts: tuple[str, ...], steps: int, folder: Path, **set
         **{"learning_rate": RATE, "vision_rate": 1.0, "projector_rate": 1.0, **settings},  # type: ignore[arg-type]
     )
     assert asked.modules or asked.full_projector, f"nothing of {parts} to train"
-    trainer = Trainer(found.trained, asked, LocalRows(rows), folder, MEMORY, shape_of(rows))
+    trainer = Trainer(found.trained, asked, LocalRows(rows), folder, MemoryPool(MEMORY), shape_of(rows))
     twin = PeftTwin(found, trainer.trainee)
     drive(trainer.run())
     trainer.close()

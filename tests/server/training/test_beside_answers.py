@@ -6,20 +6,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from opsin_plugins.blocks.model import Model
 from opsin_server.config import EngineConfig
 from opsin_server.engine.startup.load import load_engine
 from opsin_server.engine.training import trainer as trainer_module
+from opsin_server.engine.training import visual_tokens
 from opsin_server.engine.training.jobs import TrainingJobs
+from opsin_server.engine.training.memory import MemoryPool
 from opsin_server.engine.training.pieces import Piece
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.client import EngineClient
+from opsin_server.ipc.item import Item
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_frames import form_of, frames_of_pixels, frames_of_rows
@@ -98,7 +104,7 @@ def test_the_base_is_one_and_stays_what_it_is(found: Base, tmp_path: Path) -> No
     before = checksum(loaded.base.model)
     settings = settings_of(found, epochs=3, full_projector=True, dropout=0.1, learning_rate=1e-2)
     rows = examples(found.ours, 4)
-    run = Trainer(loaded.base, settings, LocalRows(rows), tmp_path, MEMORY, shape_of(rows))
+    run = Trainer(loaded.base, settings, LocalRows(rows), tmp_path, MemoryPool(MEMORY), shape_of(rows))
     first = run.trainee.flat.clone()
     drive(run.run())
     run.close()
@@ -139,6 +145,16 @@ class Door:
                     self.ended[message.job_id] = event
 
 
+def start(jobs: TrainingJobs, name: str, settings: TrainingSettings, folder: Path, rows: Sequence[Example]) -> None:
+    """In a folder of its own."""
+    shape = shape_of(rows)
+    largest = shape.largest
+    message = StartTraining(
+        name, settings, str(folder / name), len(rows), 0, largest.tokens, largest.patches, shape.probe
+    )
+    jobs.take(message, ())
+
+
 ERRORS = [RuntimeError("boom"), MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not")]
 
 
@@ -166,10 +182,7 @@ def test_a_piece_that_raises_fails_its_run_and_nothing_else(
 
         monkeypatch.setattr(trainer_module.Trainer, "run", broken)
         for name in ("bad", "good"):
-            shape, folder = shape_of(rows), str(tmp_path / f"{number}" / name)
-            largest, asked = shape.largest, settings_of(found, epochs=2)
-            start = StartTraining(name, asked, folder, len(rows), 0, largest.tokens, largest.patches, shape.probe)
-            jobs.take(start, ())
+            start(jobs, name, settings_of(found, epochs=2), tmp_path / f"{number}", rows)
         while len(jobs):
             jobs.advance()
         assert door.ended["bad"].status == "failed"
@@ -180,8 +193,50 @@ def test_a_piece_that_raises_fails_its_run_and_nothing_else(
     loaded.engine.close()
 
 
+def test_runs_over_the_same_pictures_encode_each_once(
+    found: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = examples(found.ours, 6)
+    door, encoded = Door(rows), Counter[bytes]()
+    real = visual_tokens.encode
+
+    def counted(model: Model, items: Sequence[Item], *rest: object) -> Generator[Piece, None, None]:
+        encoded.update(item.digest for item in items)
+        yield from real(model, items, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(visual_tokens, "encode", counted)
+    door.jobs = jobs = TrainingJobs(found.trained, door.send, MEMORY, 2)
+    for seed, name in enumerate(("one", "other")):
+        start(jobs, name, settings_of(found, modules=found.of("language"), epochs=2, seed=seed), tmp_path, rows)
+    while len(jobs):
+        jobs.advance()
+    assert {one.status for one in door.ended.values()} == {"succeeded"}
+    assert encoded == Counter(item.digest for row in rows for item in row.row.items)
+
+
+def test_a_run_that_does_not_fit_is_told_what_would_do(found: Base, tmp_path: Path) -> None:
+    rows = examples(found.ours, 4)
+
+    def train(memory: int, *names: str) -> dict[str, TrainingEnded]:
+        door = Door(rows)
+        door.jobs = jobs = TrainingJobs(found.trained, door.send, memory, 2)
+        for name in names:
+            start(jobs, name, settings_of(found, epochs=1), tmp_path / f"{memory}", rows)
+        while len(jobs):
+            jobs.advance()
+        return door.ended
+
+    error = train(2**20, "one")["one"].error
+    least = re.search(r"needs ([\d,]+) bytes .* the run has 1,048,576.*; --train-memory (\d+) would do$", error)
+    assert least is not None, error
+    assert int(least[1].replace(",", "")) == int(least[2])
+    ended = train(int(least[2]), "first", "second")
+    assert ended["first"].status == "succeeded"
+    assert ended["second"].error.endswith("; other runs have the rest: it fits when they have ended")
+
+
 def piece_kinds(model: object, found: Base, rows: Sequence[Example], folder: Path) -> set[str]:
-    run = Trainer(model, settings_of(found, epochs=2), LocalRows(rows), folder, MEMORY, shape_of(rows))  # type: ignore[arg-type]
+    run = Trainer(model, settings_of(found, epochs=2), LocalRows(rows), folder, MemoryPool(MEMORY), shape_of(rows))  # type: ignore[arg-type]
     kinds = {piece.kind for piece in run.run() if isinstance(piece, Piece)}
     run.close()
     return kinds - {"waiting"}

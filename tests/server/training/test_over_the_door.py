@@ -15,6 +15,7 @@ import torch
 
 from opsin_server.config import EngineConfig
 from opsin_server.engine.training.checkpoint_files import CheckpointFolder, read_state
+from opsin_server.engine.training.memory import MemoryPool
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
@@ -61,7 +62,7 @@ async def until(run: TrainingRun, events: list[TrainingEvent], condition: type |
 
 def alone(found: Base, rows: list[Example], settings: TrainingSettings, folder: Path) -> Trainer:
     """The same run in this process, without a door."""
-    run = Trainer(found.trained, settings, LocalRows(rows), folder, MEMORY, shape_of(rows))
+    run = Trainer(found.trained, settings, LocalRows(rows), folder, MemoryPool(MEMORY), shape_of(rows))
     drive(run.run())
     run.close()
     return run

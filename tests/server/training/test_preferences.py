@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opsin_server.engine.training.memory import MemoryPool
 from opsin_server.engine.training.objectives import Preference
 from opsin_server.engine.training.peft_form import peft_tensors
 from opsin_server.engine.training.trainer import Trainer
@@ -58,7 +59,7 @@ def test_losses_and_weights_are_the_closed_forms(family: str, head: bool, tmp_pa
         modules=modules, rank=4, method="dpo", beta=BETA, learning_rate=2e-3, vision_rate=1.0, max_steps=steps,
         batch_size=3, schedule="constant", micro_batch_tokens=64,
     )  # fmt: skip
-    run = Trainer(found.trained, settings, Halved(rows, rows), tmp_path / "run", MEMORY, shape_of(rows, 2))
+    run = Trainer(found.trained, settings, Halved(rows, rows), tmp_path / "run", MemoryPool(MEMORY), shape_of(rows, 2))
     twin = PeftTwin(found, run.trainee)
     drive(run.run())
     run.close()

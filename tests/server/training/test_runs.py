@@ -17,6 +17,7 @@ from opsin_plugins.blocks.trainee_lora import TraineeLora
 from opsin_plugins.conformance.batches import Adapters, whole
 from opsin_plugins.loading.published_projector import PublishedProjector
 from opsin_server.engine.running.adapter_loader import SlotShape, read_adapter
+from opsin_server.engine.training.memory import MemoryPool
 from opsin_server.engine.training.trained_model import TrainingFailed
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.messages import AdapterRef
@@ -40,7 +41,7 @@ def trainer(found: Base, folder: Path, rows: list[Example], valid: list[Example]
         "epochs": 2,
     }
     asked = TrainingSettings(**{**defaults, **settings})
-    return Trainer(found.trained, asked, LocalRows(rows, valid), folder, MEMORY, shape_of([*rows, *valid]))
+    return Trainer(found.trained, asked, LocalRows(rows, valid), folder, MemoryPool(MEMORY), shape_of([*rows, *valid]))
 
 
 def finished(run: Trainer) -> TrainingEnded:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsin_server.engine.training.pieces import Piece
-from opsin_server.engine.training.time_share import LONGEST, TimeShare
+from opsin_server.engine.training.time_share import TimeShare
 
 PIECE = Piece("language.layers.forward", 100)
 
@@ -36,7 +36,7 @@ def saturated(share: TimeShare, step: float, cost: float, seconds: float) -> tup
 def test_the_floor_holds_whatever_steps_and_pieces_take(floor: float, step: float, cost: float) -> None:
     got, longest = saturated(TimeShare(floor), step, cost, 300 * (step + cost))
     assert got == pytest.approx(floor, rel=0.1, abs=0.01)
-    assert longest <= step + max(LONGEST, cost + step * floor / (1 - floor)) + 1e-9
+    assert longest <= step + cost + step * floor / (1 - floor) + 1e-9
 
 
 def test_idle_time_counts() -> None:
@@ -62,6 +62,21 @@ def test_a_limit_on_gaps_goes_before_the_floor() -> None:
     _, longest = saturated(share, 0.05, 0.004, 20.0)
     assert longest <= 0.06
     assert saturated(TimeShare(0.3, longest_gap=0.06), 0.05, 0.02, 20.0)[0] == 0.0  # (no piece fits)
+
+
+def test_a_limit_that_leaves_less_than_the_floor_is_said_once() -> None:
+    share = TimeShare(0.3, longest_gap=0.06)
+    saturated(share, 0.05, 0.02, 20.0)
+    said = share.shortfall(PIECE)
+    assert said is not None
+    assert "--itl-slo-ms 60" in said
+    assert "took 50.0 ms" in said
+    assert "takes 20.0 ms" in said
+    saturated(share, 0.05, 0.02, 20.0)
+    assert share.shortfall(PIECE) is None
+    for fits in (TimeShare(0.15, longest_gap=0.06), TimeShare(0.3)):
+        saturated(fits, 0.05, 0.004, 60.0)
+        assert fits.shortfall(PIECE) is None
 
 
 def test_a_piece_that_never_ran_is_tried() -> None:

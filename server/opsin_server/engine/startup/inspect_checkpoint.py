@@ -29,7 +29,7 @@ from opsin_plugins.spec import (
 )
 from opsin_server.config import EngineConfig, image_limit
 from opsin_server.engine.startup.activations import encode_bytes
-from opsin_server.engine.startup.device import choose_device, choose_dtype, free_bytes
+from opsin_server.engine.startup.device import choose_dtype
 from opsin_server.engine.startup.memory_plan import (
     ModelNeeds,
     ResolvedConfig,
@@ -40,9 +40,8 @@ from opsin_server.engine.startup.memory_plan import (
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Estimate
 
-LEAST_IMAGE = 64  # visual tokens, below which no limit is made for want of memory
+LEAST_IMAGE = 64  # visual tokens, below which no smaller picture is tried
 LARGEST_SIDE = 4096  # pixels of the picture that is tried; no family makes more of a larger one than its limit
-RESERVE = 0.5 * 2**30  # what CUDA's context and libraries take of a GPU
 
 
 @dataclass(frozen=True)
@@ -180,16 +179,6 @@ def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, device: torch.
     except ConfigError:
         verdict = f"still {size - free:,} too many" if size > free else "which leaves too little for the rest"
     return f". With --quantize int8 they need {size:,}: {verdict}"
-
-
-def check_directory(config: EngineConfig, gpu: int | None) -> Estimate:
-    """For `opsin check`. gpu: bytes of a GPU that need not be here; None: this machine's device."""
-    if gpu is None:
-        device = choose_device(config.device)
-        free = free_bytes(device)
-    else:
-        device, free = torch.device("cuda"), max(0, int(gpu - RESERVE))
-    return estimate(examine(config, device, free), config, device, free)[0]
 
 
 def tensor_bytes(model: Model) -> int:

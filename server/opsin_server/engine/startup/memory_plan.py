@@ -14,7 +14,7 @@ from opsin_server.config import EngineConfig
 from opsin_server.engine.running.runner import visual_levels
 from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
 from opsin_server.engine.startup.adapter_room import adapter_room
-from opsin_server.engine.training.memory import COPIES, FLOAT, STATES
+from opsin_server.engine.training.memory import trainee_bytes
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Reserve
 
@@ -25,7 +25,7 @@ KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
 BATCH_TOKENS = {"cpu": 256, "cuda": 2048}  # a prefill step of 256 rows keeps the pause of others near ten decode steps
 ENCODER_BYTES, ENCODER_SHARE = 256 * 2**20, 0.1  # of visual tokens that are kept, if so little of what is free
 CROSS_IMAGES, CROSS_SHARE = 16, 0.2  # how many of the largest images with keys and values, if that much is free
-TRAIN_FREE = {"cpu": 20 * GIB, "cuda": 1024 * GIB}  # of more a part is not taken: a CPU's memory is everybody's
+TRAIN_FREE = {"cpu": 10 * GIB, "cuda": 1024 * GIB}  # of more a part is not taken: a CPU's memory is everybody's
 TRAIN_RANK, TRAIN_LEAST = 16, 64 * 2**20  # of activations, beside the numbers that are trained
 LIBRARY_BYTES = {"cpu": 0, "cuda": 256 * 2**20}  # workspaces of cuBLAS and fragments; assumed
 ENCODE_PATCHES, ENCODE_SHARE = {"cpu": 4096, "cuda": 65536}, 0.05
@@ -211,7 +211,7 @@ def _training_bytes(config: EngineConfig, model: ModelNeeds, device: torch.devic
     if config.train_memory is not None:
         return config.train_memory
     share = int(config.train_part * min(free, TRAIN_FREE[device.type]))
-    least = TRAIN_LEAST + FLOAT * (STATES + COPIES) * slot_bytes(model.linears, TRAIN_RANK, 1)
+    least = TRAIN_LEAST + trainee_bytes(slot_bytes(model.linears, TRAIN_RANK, 1))
     return share if share >= least else 0
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from opsin_plugins.spec import SpecError
-from opsin_server.engine.training.memory import LargestRow
+from opsin_server.engine.training.memory import DoesNotFit, LargestRow, MemoryPool
 from opsin_server.engine.training.pieces import Piece, Pieces
 from opsin_server.engine.training.remote_rows import RemoteRows
 from opsin_server.engine.training.tensor_store import TensorStore
 from opsin_server.engine.training.trained_model import TrainedModel, TrainingFailed
 from opsin_server.engine.training.trainer import WAITING, RunShape, Trainer
-from opsin_server.ipc.training_events import TrainingEnded
+from opsin_server.ipc.training_events import Notice, TrainingEnded
 from opsin_server.ipc.training_frames import pixels_from, rows_from
 from opsin_server.ipc.training_messages import (
     FromTraining,
@@ -52,9 +52,10 @@ class TrainingJobs:
         memory: int,
         most: int,
     ) -> None:
-        """memory: bytes that training has. most: runs at the same time, each of which has its part of them."""
-        self._base, self._send, self._memory, self._most = base, send, memory // most, most
+        """memory: bytes that training has. most: runs at the same time."""
+        self._base, self._send, self._memory, self._most = base, send, MemoryPool(memory, most), most
         self._jobs: deque[_Job] = deque()
+        self._visual_tokens: list[TensorStore] = []  # of all runs, each of which may take from the others
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -86,6 +87,11 @@ class TrainingJobs:
             if not isinstance(error, SpecError | ValueError | TrainingFailed | OSError):
                 log.exception("training %s could not take a message", message.job_id)
             self._end(message.job_id, str(error))
+
+    def notice(self, text: str) -> None:
+        """Something that the owners of all runs should know."""
+        for job in self._jobs:
+            self._send(TrainingEvents(job.job_id, (Notice(text),)))
 
     def close(self) -> None:
         """The process ends: each run has a checkpoint that it can go on from."""
@@ -119,7 +125,7 @@ class TrainingJobs:
     def _start(self, message: StartTraining) -> None:
         if self._job(message.job_id) is not None:
             raise ValueError(f"{message.job_id} runs already")
-        if not self._memory:
+        if not self._memory.total:
             raise ValueError("this server has no memory for training (--train-memory)")
         if len(self._jobs) >= self._most:
             raise ValueError(
@@ -129,17 +135,25 @@ class TrainingJobs:
         folder.mkdir(parents=True, exist_ok=True)
         rows = RemoteRows(message.job_id, self._send, message.rows, message.valid_rows, TensorStore(0, folder))
         shape = RunShape(LargestRow(message.largest_tokens, message.largest_patches), message.probe)
-        trainer = Trainer(self._base, message.settings, rows, folder, self._memory, shape)
-        if message.resume:
-            trainer.resume()
-        elif trainer.checkpoints.newest is not None:
-            raise ValueError(f"{folder} has checkpoints of a run: go on with it, or give another folder")
-        self._jobs.append(_Job(message.job_id, trainer, rows, trainer.run()))
+        trainer = Trainer(self._base, message.settings, rows, folder, self._memory, shape, self._visual_tokens)
+        job = _Job(message.job_id, trainer, rows, trainer.run())
+        try:
+            if message.resume:
+                trainer.resume()
+            elif trainer.checkpoints.newest is not None:
+                raise ValueError(f"{folder} has checkpoints of a run: go on with it, or give another folder")
+        except BaseException:
+            _close(job)
+            raise
+        self._jobs.append(job)
 
     def _look(self, job: _Job) -> None:
         """Runs what stands before the job's next piece. Whatever is raised there is this job's alone."""
         try:
             found = next(job.pieces, None)
+        except DoesNotFit as error:
+            self._end(job.job_id, f"{error}; {self._remedy(error.least)}")
+            return
         except TrainingFailed as error:
             self._end(job.job_id, str(error))
             return
@@ -155,6 +169,12 @@ class TrainingJobs:
             _close(job)
         else:
             job.next = found
+
+    def _remedy(self, least: int) -> str:
+        """What would give a run so many bytes."""
+        if least <= self._memory.total:
+            return "other runs have the rest: it fits when they have ended"
+        return f"--train-memory {least} would do"
 
     def _end(self, job_id: str, error: str) -> None:
         job, step, tokens = self._job(job_id), 0, 0

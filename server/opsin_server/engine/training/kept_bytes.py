@@ -14,7 +14,7 @@ class KeptBytes:
 
     def __init__(self, budget: int, weights: Iterable[Tensor] = ()) -> None:
         self.budget, self.used, self.most = budget, 0, 0
-        self._weights = {tensor.untyped_storage().data_ptr() for tensor in weights}
+        self._weights = {tensor.untyped_storage()._cdata for tensor in weights}
         self._per_row: dict[str, float] = {}
 
     @contextmanager
@@ -27,8 +27,8 @@ class KeptBytes:
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._weights:
-                found[storage.data_ptr()] = storage.nbytes()
+            if storage._cdata not in self._weights:
+                found[storage._cdata] = storage.nbytes()
             return tensor.detach()  # (an output that its own graph holds would never be freed)
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -106,7 +106,8 @@ class Tape:
             outputs = stage.run(*leaves)
         gives = [Value(out.detach(), out.requires_grad) for out in outputs]
         self.kinds.append(kind)
-        self.held[part] = self.held.get(part, 0) + sum(out.nbytes for out in outputs)
+        held = {out.untyped_storage()._cdata: out.nbytes for out in outputs}  # (one may have two names)
+        self.held[part] = self.held.get(part, 0) + sum(held.values())
         if any(value.needs_gradient for value in gives):
             keeps = self._kept_bytes.take(kind, rows)
             self._done.append(_Done(stage, part, rows, takes, gives, (leaves, outputs) if keeps else None))

@@ -2,7 +2,7 @@
 
 The credit holds a floor: so many seconds of training for each second of answers. What training has had of idle time
 counts, so that at a low load nothing runs between the steps of answers at all. No piece is begun that does not fit:
-what each kind takes a row is known from having run it.
+what each kind takes a row is known from having run it. Credit is not saved up: it would come out as one long gap.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from opsin_server.engine.training.pieces import Piece
 
 WEIGHT = 0.2  # of the newest time in what is expected
-LONGEST = 0.05  # seconds of credit that can be saved up, unless a piece or what one step earns is more
 AHEAD = 2.0  # seconds of idle time that count against the floor later on
+MISSED = 2.0  # seconds of credit that a limit on gaps has let go, from which on it is said
 
 
 class PieceCosts:
@@ -38,6 +38,7 @@ class TimeShare:
         self.costs, self.longest_gap = PieceCosts(), longest_gap
         self._earned = floor / (1 - floor)  # seconds of training for a second of answers
         self._credit = self._step = 0.0
+        self._missed: float | None = 0.0  # seconds of credit that the limit let go; None: it was said
 
     def answered(self, seconds: float) -> None:
         """A step of answers took so long."""
@@ -47,10 +48,23 @@ class TimeShare:
     def may_run(self, piece: Piece, spent: float) -> bool:
         """Between two steps of answers, after training has had `spent` seconds there."""
         cost = self.costs.of(piece)
-        self._credit = min(self._credit, max(LONGEST, cost + self._earned * self._step))
-        if self.longest_gap is not None and self._step + spent + cost > self.longest_gap:
-            return False
-        return self._credit > 0 and cost <= self._credit
+        fits = self.longest_gap is None or self._step + spent + cost <= self.longest_gap
+        most = cost + self._earned * self._step  # a gap has one piece, or as many small ones as make one step's share
+        if not fits and self._missed is not None:
+            self._missed += max(0.0, self._credit - most)
+        self._credit = min(self._credit, most)
+        return fits and self._credit > 0 and cost <= self._credit
+
+    def shortfall(self, piece: Piece) -> str | None:
+        """Says once that floor and limit cannot both hold. piece: the next."""
+        if self._missed is None or self._missed < MISSED or self.longest_gap is None:
+            return None
+        self._missed = None
+        return (
+            f"--itl-slo-ms {1000 * self.longest_gap:g} leaves less to training than --train-share-min: a step of "
+            f"answers took {1000 * self._step:.1f} ms and a piece of training takes {1000 * self.costs.of(piece):.1f} "
+            "ms. Beside answers training goes on more slowly, or not at all; shorter rows make smaller pieces"
+        )
 
     def ran(self, piece: Piece, seconds: float) -> None:
         self.costs.observe(piece, seconds)

@@ -19,7 +19,7 @@ from opsin_plugins.loading.published_projector import PublishedProjector
 from opsin_server.engine.training import memory, micro_step
 from opsin_server.engine.training.checkpoint_files import Checkpoint, CheckpointFolder, read_state
 from opsin_server.engine.training.kept_bytes import KeptBytes
-from opsin_server.engine.training.memory import DoesNotFit, LargestRow
+from opsin_server.engine.training.memory import LargestRow, MemoryPool
 from opsin_server.engine.training.micro_batch import MicroBatch, collate
 from opsin_server.engine.training.micro_step import VisualInput
 from opsin_server.engine.training.modules import trained_modules
@@ -52,8 +52,8 @@ class RunShape:
 
 
 class Trainer:
-    """events: what has happened, for whoever drives this to take. folder: where checkpoints go. memory_bytes: what
-    training has.
+    """events: what has happened, for whoever drives this to take. folder: where checkpoints go. pool: the memory of all
+    runs over this base. stores: their visual tokens, to which this run's are added.
 
     Raises SpecError for modules that the model does not have.
     """
@@ -64,8 +64,9 @@ class Trainer:
         settings: TrainingSettings,
         source: RowSource,
         folder: Path,
-        memory_bytes: int,
+        pool: MemoryPool,
         shape: RunShape,
+        stores: list[TensorStore] | None = None,
     ) -> None:
         self.settings, self.source, self._base = settings, source, base
         self.checkpoints = CheckpointFolder(folder)
@@ -79,19 +80,20 @@ class Trainer:
         self.progress = Progress()
         self.events: list[TrainingEvent] = []
         self._weights = [*base.model.parameters(), *base.model.buffers(), self.trainee.flat, self.trainee.gradient]
-        self._memory, self._shape = memory_bytes, shape
+        self._pool, self._taken, self._shape = pool, 0, shape
         self._kept, self._micro_batch_tokens = KeptBytes(0), 0  # settled by the first pieces, or as they once were
         self._frozen_vision = whole is None and all(module.part == "language" for module in modules)
-        self._store = TensorStore(0, folder)
+        self._store, self._stores = TensorStore(0, folder), [] if stores is None else stores
         self._rows_of_one = 1 if settings.method == "supervised" else 2
         self._references: dict[tuple[Split, int], torch.Tensor] = {}  # of pairs, by their split and number
-        self._visual_tokens = VisualTokens(base.model, self._store, base.device)
+        self._visual_tokens = VisualTokens(base.model, self._store, base.device, self._stores)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="opsin-checkpoint")
         self._writing: Future[Path] | None = None
         self._stop: Literal["paused", "cancelled"] | None = None
         self._clock = 0.0
         self.updating = False  # whether an update is half done
         self._saved = 0  # the step of the last checkpoint that was begun
+        self._stores.append(self._store)
 
     def stop(self, status: Literal["paused", "cancelled"]) -> None:
         """Ends the run at the next step's end, with a checkpoint."""
@@ -122,7 +124,9 @@ class Trainer:
     def close(self) -> None:
         """Whatever is being written is written."""
         self._writer.shutdown()
+        self._stores.remove(self._store)
         self._store.close()
+        self._pool.give_back(self._taken)
 
     def save_now(self) -> None:
         """Writes what the steps so far have made, before the process ends; what a step that runs has done is lost.
@@ -134,18 +138,15 @@ class Trainer:
             self.checkpoints.write(self.checkpoint())
 
     def _settle(self) -> Pieces:
-        """Counts what the run needs. Raises TrainingFailed where it does not fit."""
+        """Counts what the run needs. Raises DoesNotFit."""
         rows = yield from self._rows("train", [self._shape.probe])
         batch = self._batch(rows, range(1))
         visual = yield from self._visual(batch)
-        found = yield from memory.count(
-            self._base.model, batch, visual, self.trainee.lora(0), len(self.trainee.flat), self._memory
-        )
-        try:
-            asked = self._micro_batch_tokens or self.settings.micro_batch_tokens
-            settled = found.settle(asked, self._shape.largest)
-        except DoesNotFit as error:
-            raise TrainingFailed(str(error)) from None
+        found = yield from memory.count(self._base.model, batch, visual, self.trainee.lora(0), len(self.trainee.flat))
+        largest = self._shape.largest
+        self._taken = self._pool.take(found.needs(largest.tokens, largest.patches))
+        asked = self._micro_batch_tokens or self.settings.micro_batch_tokens
+        settled = found.settle(asked, largest, self._taken)
         self._micro_batch_tokens, self._store.budget = settled.micro_batch_tokens, settled.store
         self._kept = KeptBytes(settled.kept, self._weights)
         self.source.keep(settled.store)

@@ -1,0 +1,28 @@
+"""What `opsin check` finds: whether a checkpoint serves here, or on a GPU that need not be here, and trains beside."""
+
+from __future__ import annotations
+
+import msgspec
+import torch
+
+from opsin_server.config import EngineConfig
+from opsin_server.engine.startup.device import choose_device, free_bytes
+from opsin_server.engine.startup.inspect_checkpoint import estimate, examine
+from opsin_server.engine.startup.training_estimate import estimate_training
+from opsin_server.ipc.messages import Estimate
+
+RESERVE = 0.5 * 2**30  # what CUDA's context and libraries take of a GPU
+
+
+def check_directory(config: EngineConfig, gpu: int | None) -> Estimate:
+    """gpu: bytes of a GPU that need not be here; None: this machine's device. Raises ConfigError or SpecError."""
+    if gpu is None:
+        device = choose_device(config.device)
+        free = free_bytes(device)
+    else:
+        device, free = torch.device("cuda"), max(0, int(gpu - RESERVE))
+    inspected = examine(config, device, free)
+    said, resolved = estimate(inspected, config, device, free)
+    if resolved is None:
+        return said
+    return msgspec.structs.replace(said, training=estimate_training(inspected, config, resolved))

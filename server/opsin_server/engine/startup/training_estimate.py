@@ -1,0 +1,125 @@
+"""What could be trained beside serving, known before any weight is read: the largest rank, micro-batch and picture.
+
+It is counted as every run counts it before its first step, on tensors that have shapes and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.spec import VisualItem
+from opsin_plugins.spec.visual_items import visible_images
+from opsin_server.config import EngineConfig
+from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, largest_image, policy_of
+from opsin_server.engine.startup.memory_plan import ResolvedConfig
+from opsin_server.engine.training import memory
+from opsin_server.engine.training.memory import LargestRow, TrainingMemory, trainee_bytes
+from opsin_server.engine.training.micro_batch import collate
+from opsin_server.engine.training.micro_step import VisualInput
+from opsin_server.engine.training.modules import trained_modules
+from opsin_server.engine.training.pieces import Piece
+from opsin_server.engine.training.trainee import Trainee
+from opsin_server.ipc.messages import TrainingEstimate, describe
+from opsin_server.ipc.training_rows import Pixels, TrainingRow
+from opsin_server.ipc.training_settings import TrainingSettings
+
+RANKS = (64, 32, 16, 8)
+TEXT = 128  # tokens beside the picture, in the row that must fit
+SMALLER = (1024, 256, 64)  # visual tokens of pictures that are tried where the largest does not fit
+MICRO_BATCH = TrainingSettings(modules=()).micro_batch_tokens
+
+
+def estimate_training(
+    inspected: InspectedCheckpoint, config: EngineConfig, resolved: ResolvedConfig
+) -> TrainingEstimate:
+    """Of a run that goes on alone, over all linears that may be trained."""
+    pool, least = resolved.memory["training"], 0
+    for item in _pictures(inspected, resolved.max_image_tokens):
+        counted, numbers = _count(inspected, config, item)
+        row = _row_of(inspected, item)
+        for rank in RANKS:
+            of_rank = replace(counted, fixed=counted.fixed - trainee_bytes(numbers - numbers * rank // RANKS[0]))
+            least = of_rank.needs(row.tokens, row.patches)
+            if least <= pool:
+                batch = of_rank.settle(MICRO_BATCH, row, pool).micro_batch_tokens
+                return TrainingEstimate(pool, rank, batch, 0 if item is None else item.tokens)
+    return TrainingEstimate(pool, least=least)
+
+
+def _pictures(inspected: InspectedCheckpoint, limit: int) -> Iterator[VisualItem | None]:
+    """The largest (of `limit` visual tokens at most, where it can be resized), and smaller ones. None: without any."""
+    before: int | None = None
+    for tokens in (limit, *(smaller for smaller in SMALLER if smaller < limit)):
+        item = largest_image(inspected.architecture, inspected.spec, tokens)
+        if item is None and before is None:
+            yield None
+        if item is None or (before is not None and item.tokens >= before):
+            return
+        yield item
+        before = item.tokens
+
+
+def _row_of(inspected: InspectedCheckpoint, item: VisualItem | None) -> LargestRow:
+    """With one such picture."""
+    if item is None:
+        return LargestRow(TEXT, 0)
+    in_prompt = item.tokens if inspected.spec.cross is None else 1
+    return LargestRow(TEXT + in_prompt, item.pixels.shape[0])
+
+
+def _count(inspected: InspectedCheckpoint, config: EngineConfig, item: VisualItem | None) -> tuple[TrainingMemory, int]:
+    """What a run of the largest rank needs, and how many numbers it trains. item: the picture of its row."""
+    spec, linears = inspected.spec, inspected.linears
+    targets = LoraTargets(inspected.rules, linears, inspected.architecture.lora_groups(spec))
+    settings = TrainingSettings(modules=tuple(targets.modules(inspected.files.tensors)), rank=RANKS[0])
+    row, visual = _row(inspected, item)
+    sketch = build_model(spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=policy_of(config))
+    # What the host computes (places, lengths) is there; what the device would hold has shapes alone.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model, device = _weightless(sketch), torch.device("cpu")
+        trainee = Trainee(trained_modules(settings.modules, targets), linears, settings, device)
+        numbers = len(trainee.flat)
+        counting = memory.count(model, collate([row], spec, device), visual, trainee.lora(None), numbers)
+        return _end(counting), numbers
+
+
+def _weightless(sketch: Model) -> Model:
+    """A model on "meta" as one of the CPU: operations then choose what they would choose there."""
+    for module in sketch.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    return sketch
+
+
+def _row(inspected: InspectedCheckpoint, item: VisualItem | None) -> tuple[TrainingRow, VisualInput]:
+    """Of text with one such picture."""
+    spec, architecture = inspected.spec, inspected.architecture
+    items, ids = () if item is None else (item,), [0] * TEXT
+    if item is not None and spec.image_token is not None:
+        ids[TEXT // 2] = spec.image_token
+    expanded = architecture.expand(ids, items, spec, lambda text: [0])  # (any token will do)
+    positions, _ = architecture.positions(expanded, items, spec)
+    labels = np.zeros(len(expanded.ids), bool)
+    labels[-1] = True
+    visible = visible_images(expanded.visible)
+    row = TrainingRow(expanded.ids, positions, labels, expanded.spans, describe(items), visible)
+    return row, VisualInput([Pixels(item.pixels, item.arrange) for item in items])
+
+
+def _end(pieces: Generator[Piece, None, TrainingMemory]) -> TrainingMemory:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            found: TrainingMemory = end.value
+            return found
