@@ -20,10 +20,10 @@ from support import tiny
 from support.training import LocalRows, base_of, drive, example, shape_of
 
 WIDE = {
-    "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 32,
+    "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 32,
     "num_key_value_heads": 16,
 }  # fmt: skip
-TOWER = {"depth": 6, "embed_dim": 256, "num_heads": 8}
+TOWER = {"depth": 3, "embed_dim": 256, "num_heads": 8}
 
 
 class Factor(MemoryPool):
@@ -45,9 +45,9 @@ def main() -> None:
     pictures = [(280, 280)] if family == "qwen2_vl" else []
     with tempfile.TemporaryDirectory() as folder:
         found = base_of(model, family, Path(folder) / "model")
-        rows = [example(found.ours, seed, 400, pictures, labels=40) for seed in range(8)]
+        rows = [example(found.ours, seed, 300, pictures, labels=40) for seed in range(2)]
         modules = found.of("language", "vision")
-        settings = TrainingSettings(modules=modules, rank=16, batch_size=8, max_steps=3, save_every=2)
+        settings = TrainingSettings(modules=modules, rank=16, batch_size=2, max_steps=2, save_every=2)
         pool = Factor(factor)
         run = Trainer(found.trained, settings, LocalRows(rows), Path(folder) / "run", pool, shape_of(rows))
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

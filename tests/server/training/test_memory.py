@@ -41,7 +41,7 @@ def test_with_too_little_for_all_pieces_a_micro_batch_is_as_small_as_it_may_be()
     settled = SIZES.settle(1024, LargestRow(300, 200), 28 * 2**20)
     assert settled.micro_batch_tokens == 300
     assert 0 < settled.kept < 300 * 46_000
-    assert SIZES.settle(1024, LargestRow(10, 0), 28 * 2**20).micro_batch_tokens == EFFICIENT
+    assert SIZES.settle(1024, LargestRow(10, 0), 22 * 2**20).micro_batch_tokens == EFFICIENT
     assert 10 <= SIZES.settle(1024, LargestRow(10, 0), 12 * 2**20 + 2**19).micro_batch_tokens < EFFICIENT
 
 
