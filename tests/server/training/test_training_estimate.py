@@ -14,6 +14,8 @@ from opsin_server.engine.startup import training_estimate
 from opsin_server.engine.startup.check_directory import check_directory
 from opsin_server.engine.startup.inspect_checkpoint import examine, largest_image
 from opsin_server.engine.startup.load import load_engine
+from opsin_server.engine.startup.made_up_row import made_up_row
+from opsin_server.engine.startup.training_warmup import warm_training
 from opsin_server.engine.training import memory
 from opsin_server.engine.training.micro_batch import collate
 from opsin_server.engine.training.modules import trained_modules
@@ -37,7 +39,7 @@ def test_without_memory_the_same_is_counted(config: EngineConfig) -> None:
     item = largest_image(inspected.architecture, inspected.spec, 64)
     said, numbers = training_estimate._count(inspected, config, item)
     loaded = load_engine(config, lambda done, total: None)
-    base, (row, visual) = loaded.base, training_estimate._row(inspected, item)
+    base, (row, visual) = loaded.base, made_up_row(inspected, item)
     modules = trained_modules(tuple(base.targets.modules(inspected.files.tensors)), base.targets)
     settings = TrainingSettings(modules=(), rank=training_estimate.RANKS[0])
     trainee = Trainee(modules, base.linears, settings, base.device)
@@ -46,7 +48,14 @@ def test_without_memory_the_same_is_counted(config: EngineConfig) -> None:
     assert said == drive(memory.count(base.model, batch, visual, trainee.lora(None), numbers))
     assert said.language.all > said.language.largest > 0
     assert (said.vision.all > 0) == (item is not None)
+    before = checksum(base.model)
+    warm_training(base, inspected)
+    assert checksum(base.model) == before
     loaded.engine.close()
+
+
+def checksum(model: torch.nn.Module) -> list[float]:
+    return [float(tensor.double().sum()) for tensor in (*model.parameters(), *model.buffers())]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.device import choose_device, free_bytes
 from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine, policy_of
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
+from opsin_server.engine.startup.training_warmup import warm_training
 from opsin_server.engine.startup.warmup import warmup
 from opsin_server.engine.training.trained_model import TrainedModel
 from opsin_server.errors import ConfigError
@@ -97,6 +98,8 @@ def _allocated(
     targets = LoraTargets(inspected.rules, inspected.linears, inspected.architecture.lora_groups(inspected.spec))
     name = model_name(inspected.files.directory)
     base = TrainedModel(model, targets, inspected.linears, device, name, _projector(inspected))
+    if ready.kernels == "triton" and resolved.memory["training"]:
+        warm_training(base, inspected)
     return LoadedEngine(engine, ready, base)
 
 

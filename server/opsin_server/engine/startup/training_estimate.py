@@ -5,10 +5,9 @@ It is counted as every run counts it before its first step, on tensors that have
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,23 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.spec import VisualItem
-from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig
 from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, largest_image, policy_of
+from opsin_server.engine.startup.made_up_row import TEXT, made_up_row, to_the_end
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.training import memory
 from opsin_server.engine.training.memory import LargestRow, TrainingMemory, trainee_bytes
 from opsin_server.engine.training.micro_batch import collate
-from opsin_server.engine.training.micro_step import VisualInput
 from opsin_server.engine.training.modules import trained_modules
-from opsin_server.engine.training.pieces import Piece
 from opsin_server.engine.training.trainee import Trainee
-from opsin_server.ipc.messages import TrainingEstimate, describe
-from opsin_server.ipc.training_rows import Pixels, TrainingRow
+from opsin_server.ipc.messages import TrainingEstimate
 from opsin_server.ipc.training_settings import TrainingSettings
 
 RANKS = (64, 32, 16, 8)
-TEXT = 128  # tokens beside the picture, in the row that must fit
 SMALLER = (1024, 256, 64)  # visual tokens of pictures that are tried where the largest does not fit
 MICRO_BATCH = TrainingSettings(modules=()).micro_batch_tokens
 
@@ -44,7 +39,7 @@ def estimate_training(
     pool, least = resolved.memory["training"], 0
     for item in _pictures(inspected, resolved.max_image_tokens):
         counted, numbers = _count(inspected, config, item)
-        row = _row_of(inspected, item)
+        row = _largest(inspected, item)
         for rank in RANKS:
             of_rank = replace(counted, fixed=counted.fixed - trainee_bytes(numbers - numbers * rank // RANKS[0]))
             least = of_rank.needs(row.tokens, row.patches)
@@ -67,7 +62,7 @@ def _pictures(inspected: InspectedCheckpoint, limit: int) -> Iterator[VisualItem
         before = item.tokens
 
 
-def _row_of(inspected: InspectedCheckpoint, item: VisualItem | None) -> LargestRow:
+def _largest(inspected: InspectedCheckpoint, item: VisualItem | None) -> LargestRow:
     """With one such picture."""
     if item is None:
         return LargestRow(TEXT, 0)
@@ -80,7 +75,7 @@ def _count(inspected: InspectedCheckpoint, config: EngineConfig, item: VisualIte
     spec, linears = inspected.spec, inspected.linears
     targets = LoraTargets(inspected.rules, linears, inspected.architecture.lora_groups(spec))
     settings = TrainingSettings(modules=tuple(targets.modules(inspected.files.tensors)), rank=RANKS[0])
-    row, visual = _row(inspected, item)
+    row, visual = made_up_row(inspected, item)
     sketch = build_model(spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=policy_of(config))
     # What the host computes (places, lengths) is there; what the device would hold has shapes alone.
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -88,7 +83,7 @@ def _count(inspected: InspectedCheckpoint, config: EngineConfig, item: VisualIte
         trainee = Trainee(trained_modules(settings.modules, targets), linears, settings, device)
         numbers = len(trainee.flat)
         counting = memory.count(model, collate([row], spec, device), visual, trainee.lora(None), numbers)
-        return _end(counting), numbers
+        return to_the_end(counting), numbers
 
 
 def _weightless(sketch: Model) -> Model:
@@ -99,27 +94,3 @@ def _weightless(sketch: Model) -> Model:
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
     return sketch
-
-
-def _row(inspected: InspectedCheckpoint, item: VisualItem | None) -> tuple[TrainingRow, VisualInput]:
-    """Of text with one such picture."""
-    spec, architecture = inspected.spec, inspected.architecture
-    items, ids = () if item is None else (item,), [0] * TEXT
-    if item is not None and spec.image_token is not None:
-        ids[TEXT // 2] = spec.image_token
-    expanded = architecture.expand(ids, items, spec, lambda text: [0])  # (any token will do)
-    positions, _ = architecture.positions(expanded, items, spec)
-    labels = np.zeros(len(expanded.ids), bool)
-    labels[-1] = True
-    visible = visible_images(expanded.visible)
-    row = TrainingRow(expanded.ids, positions, labels, expanded.spans, describe(items), visible)
-    return row, VisualInput([Pixels(item.pixels, item.arrange) for item in items])
-
-
-def _end(pieces: Generator[Piece, None, TrainingMemory]) -> TrainingMemory:
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            found: TrainingMemory = end.value
-            return found
