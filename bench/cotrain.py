@@ -24,6 +24,7 @@ from pathlib import Path
 import machine
 import models
 import numpy as np
+import plots
 import report
 from stats import percentile, short
 from tables import table
@@ -43,6 +44,10 @@ PROMPT, TOKENS, STREAMS = 32, 32, 8
 LOADS = (0.1, 0.5, 0.8, None)  # None: eight streams that never pause
 MICRO_BATCH = 128
 SIDES = {"mini": 64, "135m": 112}
+TITLES = [
+    "model", "load", "tok/s", "x", "TTFT p50", "x", "p99", "x", "gap p50", "x", "p99", "x", "idle", "trained",
+    "of alone", "retained",
+]  # fmt: skip
 
 
 @dataclass
@@ -210,6 +215,22 @@ def rows_of(name: str, cells: Sequence[Cell], alone: float) -> list[list[str]]:
     return found
 
 
+def panels_of(name: str, cells: Sequence[Cell], alone: float) -> plots.Panels:
+    """What a chat sees, beside training over alone; and what training has."""
+    groups = ["8 streams" if cell.load is None else f"{cell.load:.0%}" for cell in cells]
+
+    def ratio(of: str, share: float) -> list[float]:
+        return [percentile(getattr(c.beside, of), share) / percentile(getattr(c.alone, of), share) for c in cells]
+
+    seen = {"gap p50": ratio("gaps", 50), "gap p99": ratio("gaps", 99), "first token p50": ratio("first", 50)}
+    idle = [max(0.0, 1 - cell.alone.busy / cell.alone.seconds) for cell in cells]
+    trained = {"trained": [cell.trained / alone for cell in cells], "idle": idle}
+    return {
+        f"{name}: beside training, times alone": (groups, seen),
+        f"{name}: of training alone, of the time": (groups, trained),
+    }
+
+
 def _pair(alone: Sequence[float], beside: Sequence[float], share: float) -> list[str]:
     """Milliseconds alone, and how many times as long beside training."""
     first, second = percentile(alone, share), percentile(beside, share)
@@ -227,11 +248,14 @@ def main() -> None:
         given.seconds = 8.0
     rows: list[list[str]] = []
     notes = []
+    pictures: plots.Panels = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ["mini"] if given.quick else given.models.split(","):
             directory = models.prepare(name, Path(folder))
             cells, capacity, alone = asyncio.run(measure(name, directory, given.seconds))
             rows += rows_of(name, cells, alone)
+            pictures |= panels_of(name, cells, alone)
+            print(table(TITLES, rows), flush=True)
             notes.append(f"{name}: capacity {capacity:,.0f} tok/s at 8 streams; training alone {alone:,.0f} tok/s.")
     about = (
         f"{given.seconds:g} s a cell. Prompts of {PROMPT} tokens, answers of {TOKENS}; "
@@ -239,12 +263,10 @@ def main() -> None:
         "one thread. Columns with x: beside training, over alone. TTFT: to the first token; gap: "
         "between two tokens; ms. Idle: of the time, serving alone. Trained: tokens a second, and of training alone."
     )
-    titles = [
-        "model", "load", "tok/s", "x", "TTFT p50", "x", "p99", "x", "gap p50", "x", "p99", "x", "idle", "trained",
-        "of alone", "retained",
-    ]  # fmt: skip
-    shown = table(titles, rows) + "\n\n" + "\n".join(notes)
-    report.write_page("cotrain", "Training beside answers", datetime.now(UTC), about, shown, given.out)
+    page = given.out or report.default_path("cotrain", quick=False).with_suffix(".md")
+    plots.grouped_bars(page.with_suffix(".png"), pictures)
+    shown = table(TITLES, rows) + "\n\n" + "\n".join(notes) + f"\n\n![What each costs the other]({page.stem}.png)"
+    report.write_page("cotrain", "Training beside answers", datetime.now(UTC), about, shown, page)
 
 
 if __name__ == "__main__":

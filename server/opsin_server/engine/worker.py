@@ -129,7 +129,7 @@ def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: Engine
             door.send(Outputs((*refused, *outputs), engine.stats(), engine.adapter_report()))
             said = now
         if engine.busy:
-            share.answered(now - began)
+            share.answered(time.monotonic() - began)  # with what is sent
             _train_beside(training, share)
         elif (piece := training.next_piece()) is not None:
             _run(training, share, piece)

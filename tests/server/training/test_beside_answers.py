@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +160,11 @@ ERRORS = [RuntimeError("boom"), MemoryError(), RuntimeError("[enforce fail at al
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.nightly)])
 def test_a_piece_that_raises_fails_its_run_and_nothing_else(
-    rounds: int, found: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rounds: int,
+    found: Base,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """At every kind of piece; another run goes on, and so do answers."""
     loaded = load_engine(EngineConfig(str(found.directory), max_context=256), lambda done, total: None)
@@ -190,6 +194,7 @@ def test_a_piece_that_raises_fails_its_run_and_nothing_else(
         assert door.ended["good"].status == "succeeded"
         assert torch.is_grad_enabled()
         assert answer(loaded.engine, f"after {number}") == expected
+    record_property("result", f"{rounds} faults at each of {len(kinds)} kinds of piece: 0 answers failed, 0 other runs")
     loaded.engine.close()
 
 

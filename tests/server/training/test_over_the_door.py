@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -91,7 +91,9 @@ def test_a_run_is_the_same_behind_the_door_and_pixels_travel_once(found: Base, t
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)])])
-def test_deaths_of_the_engine_change_nothing(kills: int, found: Base, tmp_path: Path) -> None:
+def test_deaths_of_the_engine_change_nothing(
+    kills: int, found: Base, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """At random moments; what was not in the last checkpoint is done again, to the same bits."""
     rows, events = examples(found.ours, 5), []
     chance = random.Random(kills)
@@ -119,6 +121,7 @@ def test_deaths_of_the_engine_change_nothing(kills: int, found: Base, tmp_path: 
     assert torch.equal(read_state(Path(end.checkpoint))[0]["flat"], expected.trainee.flat)
     steps = {(event.step, event.loss) for event in events if isinstance(event, StepDone)}
     assert len(steps) == 30 * kills  # (what was done again gave the same losses)
+    record_property("result", f"{kills} kill -9 of the engine during a run: the same weights, losses once each")
 
 
 def test_two_deaths_without_a_step_between_fail_the_run(found: Base, tmp_path: Path) -> None:
