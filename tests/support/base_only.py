@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from opsin_server.adapters.catalogue import AdapterCatalogue
 from opsin_server.errors import BadRequest
@@ -22,8 +24,17 @@ class BaseOnly:
 
     def __getattr__(self, name: str) -> object:
         """Whatever would change adapters."""
-
-        async def refuse(*given: object, **named: object) -> None:
-            raise BadRequest("there are no adapters here")
-
         return refuse
+
+
+class Refusing:
+    """What stands for files and jobs where no storage is opened for them."""
+
+    scratch, max_bytes = Path(tempfile.gettempdir()), 2**20
+
+    def __getattr__(self, name: str) -> object:
+        return refuse
+
+
+async def refuse(*given: object, **named: object) -> None:
+    raise BadRequest("nothing is kept here")

@@ -22,7 +22,7 @@ from opsin_server.storage.state import State
 
 ENGINE_FILE = "adapter.safetensors"
 TRAINED_PROJECTOR = "projector.trained"  # among a version's targets
-Origin = Literal["upload", "path", "command line"]
+Origin = Literal["upload", "path", "command line"] | str  # a job's id
 
 
 @dataclass(frozen=True)

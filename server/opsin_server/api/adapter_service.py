@@ -18,15 +18,15 @@ from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.adapters.catalogue import AdapterCatalogue, ServedAdapter
 from opsin_server.adapters.exporter import archived
 from opsin_server.adapters.importer import AdapterImporter, ImportOptions
+from opsin_server.api.chores import every
 from opsin_server.api.engine_status import Engine
 from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
 from opsin_server.ipc.messages import AdapterRef, AdapterReport, Ready
-from opsin_server.storage.records import Adapter, AdapterVersion, Alias, checked_name
+from opsin_server.storage.records import TENANT, Adapter, AdapterVersion, Alias, checked_name
 from opsin_server.storage.state import State
 
 log = logging.getLogger("opsin.adapters")
 
-TENANT = "default"
 LARGEST = {"float16": 65504.0}  # numbers of the engine's type, where it is not as large as float32's
 BELOW = ("promote", "rollback", "pin", "download")  # routes below an adapter's name
 NOTE_SECONDS = 30.0  # between notes of when adapters were last used
@@ -85,7 +85,7 @@ class AdapterService:
         chores = [(self._write_use, NOTE_SECONDS), (self._collect, COLLECT_SECONDS)]
         if self._state.database.shared:
             chores.append((self._follow, FOLLOW_SECONDS))
-        self._chores = [asyncio.create_task(_every(seconds, chore)) for chore, seconds in chores]
+        self._chores = [asyncio.create_task(every(seconds, chore)) for chore, seconds in chores]
 
     def why_not_ready(self) -> str | None:
         """A sentence, or None when all that was stored or named is there."""
@@ -310,16 +310,6 @@ class AdapterService:
             await asyncio.to_thread(self.catalogue.refresh)
             self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
         self._revision = revision
-
-
-async def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
-    """A chore that fails is worth no server: it is tried again."""
-    while True:
-        try:
-            await chore()
-        except Exception:
-            log.exception("%s failed", chore.__name__)
-        await asyncio.sleep(seconds)
 
 
 def check_name(name: str) -> None:

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
 from opsin_server.api.engine_status import Engine
+from opsin_server.api.file_service import FileService
+from opsin_server.api.fine_tuning_service import FineTuningService
 from opsin_server.api.middleware import error_responses
 from opsin_server.api.middleware.auth import AuthMiddleware
 from opsin_server.api.middleware.cors import BrowserOriginsMiddleware
@@ -22,7 +25,9 @@ from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
 from opsin_server.api.middleware.paths import PathMiddleware
 from opsin_server.api.middleware.request_log import RequestLogMiddleware
 from opsin_server.api.routes import adapters as routes_of_adapters
-from opsin_server.api.routes import aliases, chat, health, models, vllm_adapters
+from opsin_server.api.routes import aliases, chat, fine_tunes, health, models, uploads, vllm_adapters
+from opsin_server.api.routes import files as routes_of_files
+from opsin_server.api.routes import fine_tuning as routes_of_jobs
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.config import ServerConfig
@@ -40,6 +45,8 @@ def create_app(
     version: str,
     sampling: SamplingDefaults,
     adapters: AdapterService,
+    files: FileService,
+    fine_tuning: FineTuningService,
     metrics: Metrics,
     digest: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
@@ -55,6 +62,8 @@ def create_app(
         digest=digest,
         created=int(time.time()),
         adapters=adapters,
+        files=files,
+        fine_tuning=fine_tuning,
         admission=Admission(config.max_queue),
         metrics=metrics,
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
@@ -72,6 +81,8 @@ def create_app(
     app.state.services = services
     for route in (chat, models, routes_of_adapters, aliases, vllm_adapters, health):
         app.include_router(route.router)
+    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes):
+        app.include_router(_with_and_without_version(below.router))
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(HeaderLimitsMiddleware)
@@ -80,6 +91,17 @@ def create_app(
         app.add_middleware(BrowserOriginsMiddleware, origins=config.allow_origins)
     app.add_middleware(RequestLogMiddleware, metrics=services.metrics, version=version)
     return app
+
+
+def _with_and_without_version(router: APIRouter) -> APIRouter:
+    """The same routes below /v1 and without it: clients' bases end in either."""
+    found = APIRouter()
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        for prefix in ("", "/v1"):
+            path, methods = prefix + route.path, sorted(route.methods or ())
+            found.add_api_route(path, route.endpoint, methods=methods, response_model=None)
+    return found
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ from opsin_server.storage.data_directory import open_directory
 
 if TYPE_CHECKING:
     from opsin_server.api.adapter_service import AdapterService
+    from opsin_server.api.fine_tuning_service import FineTuningService
     from opsin_server.storage.state import State
 
 log = logging.getLogger("opsin.launch")
@@ -102,6 +103,8 @@ async def _serve(
     # Imported only now: 0.7 s in which the engine process is loading already.
     from opsin_server.api.adapter_service import AdapterService
     from opsin_server.api.app import create_app
+    from opsin_server.api.file_service import FileService
+    from opsin_server.api.fine_tuning_service import FineTuningService
     from opsin_server.api.listener import Server
     from opsin_server.api.sampling_defaults import read_sampling_defaults
     from opsin_server.text.encode_prompt import PromptEncoder
@@ -113,7 +116,11 @@ async def _serve(
         version = fingerprint(model.files, __version__)
         metrics = Metrics()
         adapters = AdapterService(config.adapters, state, model, engine, names, metrics.adapters, lambda: digest.value)
-        app = create_app(config, engine, encoder, names, version, sampling, adapters, metrics, lambda: digest.value)
+        files = FileService(config.files, state)
+        jobs = FineTuningService(config, state, engine, model, encoder, adapters, names)
+        app = create_app(
+            config, engine, encoder, names, version, sampling, adapters, files, jobs, metrics, lambda: digest.value
+        )
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     gc.collect()
@@ -121,8 +128,9 @@ async def _serve(
     gc.enable()  # (the command line disabled it)
     url = url_of(listeners[0])  # now: the server closes them, and may be told to stop before the engine is ready
     server = Server(app, config, listeners)
+    files.open()
     serving = asyncio.create_task(server.serve_until_stopped())
-    ready = asyncio.create_task(_ready(engine, adapters))
+    ready = asyncio.create_task(_ready(engine, adapters, jobs))
     try:
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         loading.done()
@@ -139,13 +147,16 @@ async def _serve(
         await asyncio.wait({serving, ready})
         if not ready.cancelled():
             ready.exception()
+        await jobs.close()
+        await files.close()
         await adapters.close()
 
 
-async def _ready(engine: EngineClient, adapters: AdapterService) -> Ready:
-    """When the engine has loaded, and all adapters that are stored or named are known."""
+async def _ready(engine: EngineClient, adapters: AdapterService, jobs: FineTuningService) -> Ready:
+    """When the engine has loaded, all adapters that are stored or named are known, and jobs go on."""
     ready = await engine.wait_ready()
     await adapters.open(ready)
+    await jobs.open(ready)
     return ready
 
 

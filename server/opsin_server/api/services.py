@@ -14,6 +14,8 @@ from opsin_plugins.spec import U8
 from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
 from opsin_server.api.engine_status import Engine, facts
+from opsin_server.api.file_service import FileService
+from opsin_server.api.fine_tuning_service import FineTuningService
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import ServerConfig
@@ -33,6 +35,8 @@ class Services:
     digest: Callable[[], str | None]  # the model's content digest, once it is known
     created: int  # Unix seconds
     adapters: AdapterService
+    files: FileService
+    fine_tuning: FineTuningService
     admission: Admission
     metrics: Metrics
     threads: ThreadPoolExecutor

@@ -48,13 +48,15 @@ Status = Literal["succeeded", "failed", "cancelled", "paused"]
 
 class TrainingEnded(msgspec.Struct, frozen=True, tag=True):
     """step: how many were made. checkpoint: the last one's folder, or the best one's where rows to validate with were
-    given; empty: there is none. error: why it failed, for whoever owns the run."""
+    given; empty: there is none. error: why it failed, for whoever owns the run. waits: only because others had the
+    memory, so that it may be tried again."""
 
     status: Status
     step: int
     tokens: int
     checkpoint: str = ""
     error: str = ""
+    waits: bool = False
 
 
 TrainingEvent: TypeAlias = StepDone | Evaluated | CheckpointSaved | Notice | TrainingEnded

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from sqlalchemy import ColumnElement, and_, delete, exists, not_, or_, select, update
 from sqlalchemy.orm import Session
@@ -26,6 +26,11 @@ from opsin_server.storage.tables import Base, BlobRow
 
 CHUNK = 2**20
 GRACE_SECONDS = 24 * 3600.0
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class BlobStore:
         """Whether they lie on this machine."""
         return isinstance(self._files, LocalFiles)
 
-    def put(self, tenant: str, source: BinaryIO | Path, *, kind: str, name: str, limit: int) -> Blob:
+    def put(self, tenant: str, source: Readable | Path, *, kind: str, name: str, limit: int) -> Blob:
         """Keeps what a stream gives, or a file holds, of `limit` bytes at most. Nothing that names it is needed for the
         time of the collection's grace. Raises TooLarge, and BadRequest for a name."""
         checked_name(tenant, "the tenant")
@@ -146,7 +151,7 @@ class BlobStore:
             self._files.delete(digest)
             return True
 
-    def _receive(self, source: BinaryIO, scratch: Path, name: str, limit: int) -> tuple[str, int]:
+    def _receive(self, source: Readable, scratch: Path, name: str, limit: int) -> tuple[str, int]:
         hasher, size = hashlib.sha256(), 0
         with self._reachable():
             opened = scratch.open("xb", buffering=0)  # what a buffer holds would fail once more when it is closed

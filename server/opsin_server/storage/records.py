@@ -5,11 +5,14 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from opsin_server.errors import BadRequest
 
 NAME_CHARACTERS = 256
+TENANT = "default"  # whose everything is, as long as keys have no owners
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,122 @@ class Blob:
     kind: str
     name: str
     created: float
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a client. digest: of the blob with its bytes. name: the client's own; no path is made of it."""
+
+    id: str
+    purpose: str
+    name: str
+    digest: str
+    size: int
+    created: float
+    expires: float | None
+
+
+@dataclass(frozen=True)
+class NewUpload:
+    """size: bytes that all parts must have together. lasts: seconds for which the file lasts; None: until it is
+    deleted."""
+
+    purpose: str
+    name: str
+    size: int
+    lasts: int | None = None
+
+
+@dataclass(frozen=True)
+class Upload:
+    id: str
+    purpose: str
+    name: str
+    size: int
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    created: float
+    expires: float
+    file: StoredFile | None
+
+
+@dataclass(frozen=True)
+class UploadPart:
+    id: str
+    upload: str
+    digest: str
+    size: int
+    created: float
+
+
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Level = Literal["info", "warn", "error"]
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """data: JSON. metrics: whether the data are numbers of a step."""
+
+    message: str
+    level: Level = "info"
+    data: Mapping[str, Any] | None = None
+    metrics: bool = False
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """asked: what the request said, as JSON, with every default filled in; request: its digest. key: an
+    Idempotency-Key. blobs: digests of the files that the job reads. owner: the data directory whose server runs it."""
+
+    owner: str
+    asked: Mapping[str, Any]
+    request: str
+    key: str | None
+    blobs: tuple[str, ...]
+    events: tuple[NewEvent, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """resolved: the hyperparameters, once "auto" is none. model: what was made. estimated_finish: while it runs."""
+
+    id: str
+    status: JobStatus
+    asked: Mapping[str, Any]
+    resolved: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    trained_tokens: int | None
+    model: str | None
+    result_file: str | None
+    created: float
+    finished: float | None
+    estimated_finish: float | None
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    id: str
+    level: Level
+    kind: Literal["message", "metrics"]
+    message: str
+    data: Mapping[str, Any] | None
+    created: float
+
+
+@dataclass(frozen=True)
+class JobCheckpoint:
+    id: str
+    step: int
+    model: str
+    metrics: Mapping[str, Any]
+    created: float
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """has_more: whether there are others behind the last one."""
+
+    items: tuple[Item, ...]
+    has_more: bool
 
 
 @dataclass(frozen=True)

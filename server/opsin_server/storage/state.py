@@ -19,6 +19,8 @@ from opsin_server.storage.blobs import BlobStore
 from opsin_server.storage.data_directory import BLOBS, DATABASE, DataDirectory, data_path, open_directory
 from opsin_server.storage.database import Database
 from opsin_server.storage.file_cache import FileCache
+from opsin_server.storage.file_records import FileRecords
+from opsin_server.storage.job_records import JobRecords
 from opsin_server.storage.postgres import open_postgres
 from opsin_server.storage.sqlite import open_sqlite, open_sqlite_to_read
 from opsin_server.storage.tables import StoreRow
@@ -38,6 +40,8 @@ class State:
         self.blobs = BlobStore(database, files, directory.tmp, cache, now)
         self.adapters = AdapterRecords(database, now)
         self.aliases = AliasRecords(database, now)
+        self.stored_files = FileRecords(database, now)
+        self.jobs = JobRecords(database, now)
         self._open = ExitStack()
 
     @classmethod

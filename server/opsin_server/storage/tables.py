@@ -144,3 +144,129 @@ class AliasRow(Base):
     version: Mapped[int | None]
     created: Mapped[float]
     updated: Mapped[float]
+
+
+class FileRow(Base):
+    """A file that a client uploaded, or that a job made for it. expires: when it is gone."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "digest"], ["blobs.tenant", "blobs.digest"]),
+        Index(None, "tenant", "digest"),
+        Index(None, "tenant", "created", "id"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    purpose: Mapped[str]
+    name: Mapped[str]
+    digest: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    created: Mapped[float]
+    expires: Mapped[float | None]
+
+
+class UploadRow(Base):
+    """A file that comes in parts. size: that all of them must have together. status: pending, completed, cancelled.
+    lasts: seconds for which the file lasts once it is one."""
+
+    __tablename__ = "uploads"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    purpose: Mapped[str]
+    name: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str]
+    file: Mapped[str | None]
+    lasts: Mapped[int | None]
+    created: Mapped[float]
+    expires: Mapped[float]
+
+
+class UploadPartRow(Base):
+    __tablename__ = "upload_parts"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "upload"], ["uploads.tenant", "uploads.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(["tenant", "digest"], ["blobs.tenant", "blobs.digest"]),
+        Index(None, "tenant", "upload"),
+        Index(None, "tenant", "digest"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload: Mapped[str]
+    digest: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    created: Mapped[float]
+
+
+class JobRow(Base):
+    """A fine-tuning job. owner: the data directory whose server runs it. request: the digest of what was asked, by
+    which a request that is sent again is known. asked, resolved, error: as JSON."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "tenant", "created", "id"), Index(None, "owner", "status"))
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    status: Mapped[str]
+    asked: Mapped[dict[str, Any]]
+    resolved: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    request: Mapped[str]
+    key: Mapped[str | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    model: Mapped[str | None]
+    result_file: Mapped[str | None]
+    created: Mapped[float]
+    finished: Mapped[float | None]
+    estimated_finish: Mapped[float | None]
+
+
+class JobBlobRow(Base):
+    """What a job reads: kept as long as the job's row, whatever becomes of the client's files."""
+
+    __tablename__ = "job_blobs"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "job"], ["jobs.tenant", "jobs.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(["tenant", "digest"], ["blobs.tenant", "blobs.digest"]),
+        Index(None, "tenant", "digest"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+
+
+class JobEventRow(Base):
+    """number: from 1 on, in the order in which they happened. step: of metrics, each once."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "job"], ["jobs.tenant", "jobs.id"], ondelete="CASCADE"),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str]
+    level: Mapped[str]
+    kind: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created: Mapped[float]
+
+
+class JobCheckpointRow(Base):
+    """model: the adapter that it is served as."""
+
+    __tablename__ = "job_checkpoints"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "job"], ["jobs.tenant", "jobs.id"], ondelete="CASCADE"),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str]
+    model: Mapped[str]
+    metrics: Mapped[dict[str, Any]]
+    created: Mapped[float]

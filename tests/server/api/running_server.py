@@ -22,7 +22,7 @@ from opsin_server.api.listener import Server
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.metrics import Metrics
-from support.base_only import BaseOnly
+from support.base_only import BaseOnly, Refusing
 from support.served import PLAIN
 
 NAMES = ("opsin-test", "gpt-4o-2024-08-06")
@@ -33,7 +33,9 @@ def config(**changes: Any) -> ServerConfig:
 
 
 class RunningServer:
-    def __init__(self, engine: FakeEngine, encoder: Any = None, sampling: Any = None, **changes: Any) -> None:
+    def __init__(
+        self, engine: FakeEngine, encoder: Any = None, sampling: Any = None, files: Any = None, **changes: Any
+    ) -> None:
         self.engine = engine
         self.digest: str | None = None
         self.config = config(**changes)
@@ -45,6 +47,8 @@ class RunningServer:
             "v1-test",
             sampling or SamplingDefaults(),
             BaseOnly(NAMES),  # type: ignore[arg-type]
+            files or Refusing(),
+            Refusing(),  # type: ignore[arg-type]
             Metrics(),
             lambda: self.digest,
         )

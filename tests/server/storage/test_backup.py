@@ -21,18 +21,20 @@ import opsin_server
 from opsin_server.errors import ConfigError
 from opsin_server.storage.backup import TABLES, backup
 from opsin_server.storage.migrations import HEAD, VERSION_TABLE
+from opsin_server.storage.records import NewEvent, NewJob, NewUpload
 from opsin_server.storage.restore import restore
 from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
 from support.stored import TENANT, add, digests, new_version, put, rows
 
 NOTHING = hashlib.sha256().hexdigest()
-SECOND = """
+NEXT = f"{int(HEAD) + 1:04}"
+NEXT_MIGRATION = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{NEXT}"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:
@@ -52,6 +54,13 @@ def fill(state: State) -> None:
     state.adapters.touch(TENANT, ["b"], 1234567890.125)
     state.aliases.set(TENANT, "x", "b", 1)
     state.aliases.set(TENANT, "base", None)
+    file = state.stored_files.add(TENANT, state.blobs.get(TENANT, facts.digest), "ü.jsonl", "fine-tune", 3600)
+    state.stored_files.add(TENANT, state.blobs.get(TENANT, facts.digest), "again", "vision")
+    upload = state.stored_files.begin_upload(TENANT, NewUpload("vision", "large", 2**40, 3600))
+    state.stored_files.add_part(TENANT, upload.id, state.blobs.get(TENANT, file.digest))
+    job, _ = state.jobs.create(TENANT, NewJob("me", {"ü": [1.5, None]}, "r", None, (file.digest,)))
+    state.jobs.note(TENANT, job.id, [NewEvent("ü", "warn", {"step": 1}, metrics=True)])
+    state.jobs.add_checkpoint(TENANT, job.id, 1, "m", {"step": 1}, [])
     add(state, "gone", b"gone")
     state.adapters.delete_adapter(TENANT, "gone")
 
@@ -368,10 +377,10 @@ def test_a_declared_size_takes_no_memory(tmp_path: Path):
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs the next Opsin, which has a second migration."""
+    """Runs the next Opsin, which has one more migration."""
     package = tmp_path / "newer" / "opsin_server"
     shutil.copytree(Path(opsin_server.__file__).parent, package, ignore=shutil.ignore_patterns("models", "__pycache__"))
-    (package / "storage/migrations/versions/r0002_note.py").write_text(SECOND)
+    (package / f"storage/migrations/versions/r{NEXT}_note.py").write_text(NEXT_MIGRATION)
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
         program = f"import sys; sys.path.insert(0, {str(package.parent)!r}); from opsin_server.cli import main; main()"
@@ -390,10 +399,10 @@ def test_an_older_backup_is_brought_up_to_date(
     assert done.returncode == 0, done.stderr
     with State.open(config) as state:
         expected = rows(state)["aliases"]
-    with pytest.raises(ConfigError, match="has schema 0002, and Opsin"):
+    with pytest.raises(ConfigError, match=f"has schema {NEXT}, and Opsin"):
         State.open(target)
     connection = sqlite3.connect(Path(target.data_dir, "opsin.db"))
-    assert connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [("0002",)]
+    assert connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [(NEXT,)]
     assert connection.execute("SELECT DISTINCT note FROM adapters").fetchall() == [("from before",)]
     assert len(connection.execute("SELECT * FROM aliases").fetchall()) == len(expected)
     connection.close()
@@ -405,7 +414,7 @@ def test_a_newer_backup_is_refused(
     config, _ = full
     done = newer("backup", tmp_path / "newer.tar", "--data-dir", config.data_dir)
     assert done.returncode == 1
-    assert f"has schema {HEAD}, not 0002: `opsin serve` brings it up to date" in done.stderr
+    assert f"has schema {HEAD}, not {NEXT}: `opsin serve` brings it up to date" in done.stderr
     assert not (tmp_path / "newer.tar").exists()
 
 

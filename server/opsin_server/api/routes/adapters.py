@@ -44,7 +44,7 @@ async def create_adapter(request: Request, services: ServicesDep) -> Response:
     services.check_open()
     adapters = services.adapters
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
-        async with read_upload(request, adapters.scratch, adapters.max_bytes) as upload:
+        async with read_upload(request, adapters.scratch, adapters.max_bytes, "--max-adapter-bytes") as upload:
             name, options = _fields(upload.fields)
             version = await adapters.upload(name, upload.file, options)
     else:

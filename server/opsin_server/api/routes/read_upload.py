@@ -25,29 +25,33 @@ OVERHEAD = 2**20  # of a body, for its fields and boundaries
 
 @dataclass
 class Upload:
-    """file: what was sent as `file`."""
+    """file: what was sent as `file`. name: the client's own for it; no path is made of it."""
 
     file: Path
+    name: str = ""
     fields: dict[str, str] = field(default_factory=dict)
     received: int = -1  # bytes of the file; -1: none came
 
 
 @asynccontextmanager
-async def read_upload(request: Request, folder: Path, limit: int) -> AsyncIterator[Upload]:
-    """Raises TooLarge as soon as it is known, BadRequest for what is no form or has no file. What was received is gone
-    at the end."""
+async def read_upload(
+    request: Request, folder: Path, limit: int, option: str, part: str = "file"
+) -> AsyncIterator[Upload]:
+    """option: what sets the limit. part: the name of the form's field that is the file. Raises TooLarge as soon as it
+    is known, BadRequest for what is no form or has no file. What was received is gone at the end."""
     boundary = _boundary(request.headers.get("content-type", ""))
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             upload = Upload(Path(file.name))
-            parts = _Parts(upload, file, limit)
+            parts = _Parts(upload, file, limit, option, part)
             parser = MultipartParser(boundary, parts.callbacks(), limit + OVERHEAD)
-            async for chunk in body_chunks(request, limit + OVERHEAD, "--max-adapter-bytes"):
+            async for chunk in body_chunks(request, limit + OVERHEAD, option):
                 parser.write(chunk)
             parser.finalize()
             file.flush()
             if upload.received < 0:
-                raise BadRequest("Missing required parameter: 'file'", param="file", code="missing_required_parameter")
+                sentence = f"Missing required parameter: '{part}'"
+                raise BadRequest(sentence, param=part, code="missing_required_parameter")
             yield upload
     except MultipartParseError as error:
         raise BadRequest(f"The body is no multipart form: {error}") from error
@@ -70,8 +74,8 @@ def _boundary(content_type: str) -> bytes:
 class _Parts:
     """What the parser says of parts, one after the other."""
 
-    def __init__(self, upload: Upload, file: IO[bytes], limit: int) -> None:
-        self._upload, self._file, self._limit = upload, file, limit
+    def __init__(self, upload: Upload, file: IO[bytes], limit: int, option: str, part: str) -> None:
+        self._upload, self._file, self._limit, self._option, self._part = upload, file, limit, option, part
         self._header = self._disposition = b""
         self._value = bytearray()
         self._name = ""
@@ -107,19 +111,21 @@ class _Parts:
         name = headers.get_param("name", header="content-disposition")
         if not isinstance(name, str):
             raise BadRequest("A part of the form has no name")
-        if name in self._upload.fields or (name == "file" and self._upload.received >= 0):
+        if name in self._upload.fields or (name == self._part and self._upload.received >= 0):
             raise BadRequest(f"The form has more than one '{name[:100]}'", param=name[:100])
         if len(self._upload.fields) >= MAX_FIELDS:
             raise BadRequest(f"The form has more than {MAX_FIELDS} fields")
         self._name = name
-        if name == "file":
+        if name == self._part:
             self._upload.received = 0
+            name = str(headers.get_param("filename", "", header="content-disposition"))
+            self._upload.name = name.replace("%22", '"')  # (so forms write it, and no other character)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == "file":
+        if self._name == self._part:
             self._upload.received += end - start
             if self._upload.received > self._limit:
-                raise TooLarge(f"The file has more than {self._limit:,} bytes (--max-adapter-bytes)", param="file")
+                raise TooLarge(f"The file has more than {self._limit:,} bytes ({self._option})", param=self._part)
             self._file.write(data[start:end])
             return
         self._value += data[start:end]
@@ -129,7 +135,7 @@ class _Parts:
             )
 
     def _end(self) -> None:
-        if self._name != "file":
+        if self._name != self._part:
             try:
                 self._upload.fields[self._name] = self._value.decode("utf-8")
             except UnicodeDecodeError:

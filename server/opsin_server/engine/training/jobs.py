@@ -152,7 +152,7 @@ class TrainingJobs:
         try:
             found = next(job.pieces, None)
         except DoesNotFit as error:
-            self._end(job.job_id, f"{error}; {self._remedy(error.least)}")
+            self._end(job.job_id, f"{error}; {self._remedy(error.least)}", waits=error.least <= self._memory.total)
             return
         except TrainingFailed as error:
             self._end(job.job_id, str(error))
@@ -176,13 +176,13 @@ class TrainingJobs:
             return "other runs have the rest: it fits when they have ended"
         return f"--train-memory {least} would do"
 
-    def _end(self, job_id: str, error: str) -> None:
+    def _end(self, job_id: str, error: str, waits: bool = False) -> None:
         job, step, tokens = self._job(job_id), 0, 0
         if job is not None:
             self._jobs.remove(job)
             step, tokens = job.trainer.progress.step, job.trainer.progress.tokens
             _close(job)
-        self._send(TrainingEvents(job_id, (TrainingEnded("failed", step, tokens, error=error),)))
+        self._send(TrainingEvents(job_id, (TrainingEnded("failed", step, tokens, error=error, waits=waits),)))
 
     def _job(self, job_id: str) -> _Job | None:
         return next((job for job in self._jobs if job.job_id == job_id), None)

@@ -1,0 +1,284 @@
+"""The fine-tuning jobs of a running server: what is asked of them, and who runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from opsin_plugins.loading.open_model import OpenModel
+from opsin_server.adapters.base_model import AdapterLimits, BaseModel
+from opsin_server.adapters.importer import ImportOptions
+from opsin_server.api.adapter_service import AdapterService
+from opsin_server.config import ServerConfig
+from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
+from opsin_server.fine_tuning.job_options import JobOptions, read_options
+from opsin_server.fine_tuning.job_queue import JobQueue
+from opsin_server.fine_tuning.job_run import JobRun, Trainer, Workplace
+from opsin_server.ipc.messages import AdapterRoom, Ready
+from opsin_server.jobs.prepare import Source
+from opsin_server.jobs.what_trains import chosen_modules
+from opsin_server.storage.job_records import ENDED
+from opsin_server.storage.records import (
+    TENANT,
+    Job,
+    JobCheckpoint,
+    JobEvent,
+    JobStatus,
+    NewEvent,
+    NewJob,
+    Page,
+    StoredFile,
+)
+from opsin_server.storage.state import State
+from opsin_server.text.encode_prompt import PromptEncoder
+
+log = logging.getLogger("opsin.jobs")
+
+MICRO_BATCH = {"cpu": 256, "cuda": 2048}  # tokens: a piece takes less time than a step of so many rows of a prompt
+LARGEST_SEED = 2**31 - 1
+FOLLOW_SECONDS = 0.5  # between looks at what has happened
+
+
+class FineTuningService:
+    """Made before the engine is ready; `open` when it is."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        state: State,
+        trainer: Trainer,
+        model: OpenModel,
+        encoder: PromptEncoder,
+        adapters: AdapterService,
+        names: tuple[str, ...],
+    ) -> None:
+        self._config, self._state, self._trainer, self._model = config, state, trainer, model
+        self._encoder, self._adapters, self._names = encoder, adapters, names
+        self._records, self._folder = state.jobs, state.directory.path / "jobs"
+        self._queue = JobQueue(config.engine.max_train_jobs, self._told)
+        self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
+        self._place: Workplace | None = None
+        self._owner, self._room, self._memory = "", AdapterRoom(), 0  # known once the engine is ready
+
+    async def open(self, ready: Ready) -> None:
+        """Goes on with what was going on when the server ended."""
+        self._room, self._memory = ready.memory.adapters, ready.memory["training"]
+        self._owner = await asyncio.to_thread(_owner, self._folder)
+        shape = await asyncio.to_thread(lambda: BaseModel(self._model, AdapterLimits(self._room.rank)).shape_digest)
+
+        def source(options: JobOptions) -> Source:
+            return Source(
+                self._encoder,
+                options.data,
+                version=shape,
+                max_image_tokens=ready.max_image_tokens or None,
+                media=self._config.media,
+            )
+
+        self._place = Workplace(
+            tenant=TENANT,
+            state=self._state,
+            model=self._model,
+            names=self._names,
+            trainer=self._trainer,
+            publisher=_Publisher(self._adapters),
+            source=source,
+            micro_batch_tokens=MICRO_BATCH["cpu" if ready.device.startswith("cpu") else "cuda"],
+            folder=self._folder,
+            turn=self._queue.turn,
+        )
+        for _, job in await asyncio.to_thread(self._records.unfinished, self._owner):
+            self._begin(job)
+
+    async def close(self) -> None:
+        """What is going on goes on when the server is started again."""
+        tasks = [task for _, task in self._runs.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # ----------------------------------------------------------------------------------------------- what is asked
+
+    async def create(self, asked: Mapping[str, Any], key: str | None) -> Job:
+        """asked: a checked body. Raises NotFound for a model, BadRequest for a file, an option, or what the server
+        cannot train."""
+        place = self._open_place()
+        if not self._memory:
+            raise BadRequest("this server has no memory for training (--train-memory)")
+        if not self._room.slots:
+            raise BadRequest(
+                "this server has no slots for adapters, so that what is trained would not be served (--max-loras)"
+            )
+        if self._adapters.catalogue.find(asked["model"]) is not None:
+            raise BadRequest(
+                f"'{asked['model']}' is a fine-tuned model, and training on from one is not supported here: give the "
+                f"model '{self._names[0]}'",
+                param="model",
+            )
+        options = read_options(asked["opsin"])
+        await asyncio.to_thread(self._check_options, options, place)
+        train = await self._file(asked["training_file"], "training_file")
+        valid = (
+            None if asked["validation_file"] is None else await self._file(asked["validation_file"], "validation_file")
+        )
+        request = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        seed = secrets.randbelow(LARGEST_SEED) if asked["seed"] is None else asked["seed"]
+        known = {
+            **asked,
+            "seed": seed,
+            "training_digest": train.digest,
+            "validation_digest": None if valid is None else valid.digest,
+        }
+        events = [NewEvent(f"Validating training file: {train.id}")]
+        if valid is not None:
+            events[0] = NewEvent(f"Validating training file: {train.id} and validation file: {valid.id}")
+        digests = (train.digest,) if valid is None else (train.digest, valid.digest)
+        new = NewJob(self._owner, known, request, key, digests, tuple(events))
+        job, is_new = await asyncio.to_thread(self._records.create, TENANT, new)
+        if is_new:
+            self._begin(job)
+        return job
+
+    async def get(self, job_id: str) -> Job:
+        return await asyncio.to_thread(self._records.get, TENANT, job_id)
+
+    async def page(self, after: str | None, limit: int, metadata: Mapping[str, str]) -> Page[Job]:
+        return await asyncio.to_thread(lambda: self._records.page(TENANT, after=after, limit=limit, metadata=metadata))
+
+    async def events(self, job_id: str, after: str | None, limit: int) -> Page[JobEvent]:
+        return await asyncio.to_thread(lambda: self._records.events(TENANT, job_id, after=after, limit=limit))
+
+    async def follow(self, job_id: str) -> AsyncIterator[JobEvent]:
+        """All events, the oldest first, and those to come until the job has ended."""
+        last = 0
+        while True:
+            job = await self.get(job_id)  # before its events: none is missed that came with the end
+            found = await asyncio.to_thread(self._records.events_since, TENANT, job_id, last)
+            for _, event in found:
+                yield event
+            last = found[-1][0] if found else last
+            if job.status in ENDED:
+                return
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+    async def file_of(self, file_id: str | None) -> list[StoredFile]:
+        """None, where there is no such file any more."""
+        try:
+            return [] if file_id is None else [await asyncio.to_thread(self._state.stored_files.get, TENANT, file_id)]
+        except NotFound:
+            return []
+
+    async def checkpoints(self, job_id: str, after: str | None, limit: int) -> Page[JobCheckpoint]:
+        return await asyncio.to_thread(lambda: self._records.checkpoints(TENANT, job_id, after=after, limit=limit))
+
+    async def cancel(self, job_id: str) -> Job:
+        return await self._stopped(job_id, "cancelled", "The job was cancelled")
+
+    async def pause(self, job_id: str) -> Job:
+        return await self._stopped(job_id, "paused", "The job was paused; resume goes on from its last step")
+
+    async def resume(self, job_id: str) -> Job:
+        self._open_place()
+        if (running := self._runs.get(job_id)) is not None:  # it is still being paused
+            await asyncio.wait({running[1]})
+        job = await asyncio.to_thread(
+            self._records.move, TENANT, job_id, "validating_files", [NewEvent("The job is resumed")]
+        )
+        self._begin(job)
+        return job
+
+    async def _stopped(self, job_id: str, status: JobStatus, message: str) -> Job:
+        """At once for all who ask; what runs ends after its step."""
+        job = await asyncio.to_thread(self._records.move, TENANT, job_id, status, [NewEvent(message)])
+        if (running := self._runs.get(job_id)) is not None:
+            running[0].stop(status)
+            self._queue.leave(job_id)
+        return job
+
+    # --------------------------------------------------------------------------------------------------- helpers
+
+    def _open_place(self) -> Workplace:
+        if self._place is None:
+            raise Unavailable("The model is loading")
+        return self._place
+
+    def _check_options(self, options: JobOptions, place: Workplace) -> None:
+        try:
+            chosen_modules(options.what, place.model)
+        except ConfigError as error:
+            raise BadRequest(f"opsin: {error}", param="opsin", code="invalid_value") from None
+        if options.training.rank > self._room.rank:
+            raise BadRequest(
+                f"opsin.lora_rank is {options.training.rank}, and this server serves up to {self._room.rank} "
+                "(--max-lora-rank)",
+                param="opsin.lora_rank",
+            )
+        if options.what.finetune_projector == "full" and not self._room.projectors:
+            raise BadRequest(
+                "opsin.finetune_projector is 'full', and this server's slots have no room for projectors "
+                "(--lora-projectors)",
+                param="opsin.finetune_projector",
+            )
+
+    async def _file(self, file_id: str, param: str) -> StoredFile:
+        try:
+            file = await asyncio.to_thread(self._state.stored_files.get, TENANT, file_id)
+        except NotFound as error:
+            raise BadRequest(f"invalid {param}: {file_id[:100]}", param=param, code="invalid_file") from error
+        if file.purpose != "fine-tune":
+            raise BadRequest(
+                f"{param} {file.id} has the purpose '{file.purpose}': upload it with 'fine-tune'",
+                param=param,
+                code="invalid_file",
+            )
+        return file
+
+    def _begin(self, job: Job) -> None:
+        run = JobRun(job, self._open_place())
+        task = asyncio.create_task(run.run())
+        self._runs[job.id] = (run, task)
+
+        def ended(_: object) -> None:
+            if self._runs.get(job.id, (None,))[0] is run:
+                del self._runs[job.id]
+
+        task.add_done_callback(ended)
+
+    async def _told(self, job_id: str, place: int) -> None:
+        event = NewEvent(f"The job is number {place} in the queue", data={"place": place})
+        try:
+            await asyncio.to_thread(self._records.note, TENANT, job_id, [event])
+        except OpsinError:
+            log.warning("the place of %s in the queue could not be noted", job_id)
+
+
+class _Publisher:
+    def __init__(self, adapters: AdapterService) -> None:
+        self._adapters = adapters
+
+    async def publish(self, name: str, directory: Path, origin: str) -> None:
+        await self._adapters.load(name, directory, ImportOptions(origin=origin))
+
+    async def withdraw(self, name: str) -> None:
+        try:
+            await self._adapters.unload(name)
+        except (NotFound, BadRequest) as error:  # somebody has deleted it, or an alias names it
+            log.info("the checkpoint %s stays: %s", name, error.message)
+
+
+def _owner(folder: Path) -> str:
+    """The name by which the database knows whose jobs these are: it lies in the data directory."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / "owner"
+    if not path.exists():
+        part = folder / ".owner"
+        part.write_text(secrets.token_hex(16))
+        part.replace(path)
+    return path.read_text()

@@ -1,0 +1,97 @@
+"""Files as OpenAI has them: upload, list, retrieve, content, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, BinaryIO
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from opsin_server.api.middleware.paths import READ
+from opsin_server.api.routes.read_query import known_query, newest_first, read_limit
+from opsin_server.api.routes.read_upload import read_upload
+from opsin_server.api.schemas.files import OTHERS, PURPOSES, described_file, described_files
+from opsin_server.api.services import ServicesDep
+from opsin_server.errors import BadRequest
+
+router = APIRouter()
+
+MOST = 10_000  # files of a page
+CHUNK = 2**20
+LASTS = range(3600, 30 * 24 * 3600 + 1)  # seconds
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+
+
+@router.post("/files")
+async def create_file(request: Request, services: ServicesDep) -> dict[str, Any]:
+    files = services.files
+    async with read_upload(request, files.scratch, files.max_bytes, "--max-file-bytes") as upload:
+        purpose, lasts = _purpose(upload.fields), _lasts(upload.fields)
+        if not upload.received:
+            raise BadRequest("The file is empty", param="file")
+        return described_file(await files.add(upload.file, upload.name, purpose, lasts))
+
+
+@router.api_route("/files", methods=READ)
+async def list_files(request: Request, services: ServicesDep) -> dict[str, Any]:
+    query = known_query(request, ("after", "limit", "order", "purpose"))
+    limit = read_limit(query, MOST, MOST)
+    return described_files(
+        await services.files.page(query.get("after"), limit, newest_first(query), query.get("purpose"))
+    )
+
+
+@router.api_route("/files/{file_id}", methods=READ)
+async def retrieve_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
+    return described_file(await services.files.get(file_id))
+
+
+@router.api_route("/files/{file_id}/content", methods=READ)
+async def file_content(file_id: str, request: Request, services: ServicesDep) -> Response:
+    file, opened = await services.files.content(file_id)
+    name = file.name.encode("ascii", "replace").decode().replace('"', "_").replace("\\", "_")
+    headers = {"content-length": str(file.size), "content-disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(_read(opened), media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/files/{file_id}")
+async def delete_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
+    await services.files.delete(file_id)
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+async def _read(opened: BinaryIO) -> AsyncIterator[bytes]:
+    with opened:
+        while chunk := await asyncio.to_thread(opened.read, CHUNK):
+            yield chunk
+
+
+def _purpose(fields: Mapping[str, str]) -> str:
+    if unknown := next((name for name in fields if name not in ("purpose", ANCHOR, SECONDS)), None):
+        message = f"Unrecognized request argument supplied: {unknown[:100]}"
+        raise BadRequest(message, param=unknown[:100], code="unknown_parameter")
+    if (purpose := fields.get("purpose")) is None:
+        raise BadRequest("Missing required parameter: 'purpose'", param="purpose", code="missing_required_parameter")
+    if purpose in PURPOSES:
+        return purpose
+    known = f"it must be one of {', '.join(PURPOSES)}"
+    if purpose in OTHERS:
+        raise BadRequest(f"The purpose '{purpose}' is not supported here: {known}", param="purpose")
+    raise BadRequest(f"Invalid value for 'purpose': {known}", param="purpose", code="invalid_value")
+
+
+def _lasts(fields: Mapping[str, str]) -> int | None:
+    """Seconds."""
+    if ANCHOR not in fields and SECONDS not in fields:
+        return None
+    if fields.get(ANCHOR) != "created_at":
+        raise BadRequest(f"Invalid value for '{ANCHOR}': it must be created_at", param="expires_after")
+    text = fields.get(SECONDS, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) in LASTS):
+        raise BadRequest(
+            f"Invalid value for '{SECONDS}': it must be a number from {LASTS.start:,} to {LASTS.stop - 1:,}",
+            param="expires_after",
+        )
+    return int(text)

@@ -1,0 +1,87 @@
+"""Bodies of the routes of files and uploads; and what these answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from opsin_server.chat.fields import Ignored, Strict, unsupported
+from opsin_server.storage.records import Page, StoredFile, Upload, UploadPart
+
+PURPOSES = ("fine-tune", "vision", "user_data")
+OTHERS = ("assistants", "batch", "evals")  # that OpenAI has, and nothing here acts on
+LASTS = Annotated[int, Field(ge=3600, le=30 * 24 * 3600)]
+
+
+class ExpiresAfter(Strict):
+    anchor: Literal["created_at"]
+    seconds: LASTS
+
+
+class CreateUpload(Strict):
+    bytes: Annotated[int, Field(ge=1)]
+    filename: Annotated[str, Field(min_length=1, max_length=256)]
+    mime_type: Ignored = None
+    purpose: str
+    expires_after: ExpiresAfter | None = None
+
+    @field_validator("purpose")
+    @classmethod
+    def _known(cls, purpose: str) -> str:
+        return known_purpose(purpose)
+
+
+class CompleteUpload(Strict):
+    part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
+    md5: str | None = None
+
+
+def known_purpose(purpose: str) -> str:
+    """For a validator."""
+    if purpose not in PURPOSES:
+        raise unsupported(purpose, f"'purpose' must be one of {', '.join(PURPOSES)}", "purpose")
+    return purpose
+
+
+def described_file(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created),
+        "expires_at": None if file.expires is None else int(file.expires),
+        "filename": file.name,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def described_files(page: Page[StoredFile]) -> dict[str, Any]:
+    data = [described_file(file) for file in page.items]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": page.has_more,
+    }
+
+
+def described_upload(upload: Upload) -> dict[str, Any]:
+    return {
+        "id": upload.id,
+        "object": "upload",
+        "bytes": upload.size,
+        "created_at": int(upload.created),
+        "filename": upload.name,
+        "purpose": upload.purpose,
+        "status": upload.status,
+        "expires_at": int(upload.expires),
+        "file": None if upload.file is None else described_file(upload.file),
+    }
+
+
+def described_part(part: UploadPart) -> dict[str, Any]:
+    return {"id": part.id, "object": "upload.part", "created_at": int(part.created), "upload_id": part.upload}

@@ -1,0 +1,182 @@
+"""Bodies of the routes of fine-tuning jobs; and what these answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from opsin_server.chat.fields import Strict, unsupported, wrong
+from opsin_server.storage.records import Job, JobCheckpoint, JobEvent, Page
+
+Auto = Literal["auto"]
+Rows = Annotated[int, Field(ge=1, le=4096)]
+Epochs = Annotated[int, Field(ge=1, le=1000)]
+Positive = Annotated[float, Field(gt=0, le=10_000)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+PAIRS = 16  # of metadata
+
+
+class SupervisedHyperparameters(Strict):
+    batch_size: Auto | Rows | None = None
+    learning_rate_multiplier: Auto | Positive | None = None
+    n_epochs: Auto | Epochs | None = None
+
+
+class DpoHyperparameters(SupervisedHyperparameters):
+    beta: Auto | Positive | None = None
+
+
+class Supervised(Strict):
+    hyperparameters: SupervisedHyperparameters | None = None
+
+
+class Dpo(Strict):
+    hyperparameters: DpoHyperparameters | None = None
+
+
+class Method(Strict):
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: Supervised | None = None
+    dpo: Dpo | None = None
+    reinforcement: Any = None
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> Method:
+        if self.type == "reinforcement" or self.reinforcement is not None:
+            raise unsupported("reinforcement", "'method.type' must be supervised or dpo", "method.type")
+        if (other := "dpo" if self.type == "supervised" else "supervised") and getattr(self, other) is not None:
+            raise wrong(f"the method is {self.type}: '{other}' does not belong to it", f"method.{other}")
+        return self
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those that were given."""
+        own = self.supervised if self.type == "supervised" else self.dpo
+        given = None if own is None else own.hyperparameters
+        return {} if given is None else _given(given)
+
+
+class CreateJob(Strict):
+    model: Name
+    training_file: Name
+    validation_file: Name | None = None
+    suffix: Annotated[str, Field(max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    metadata: dict[str, str] | None = None
+    method: Method | None = None
+    hyperparameters: SupervisedHyperparameters | None = None
+    integrations: list[Any] | None = None
+    opsin: dict[str, Any] | None = None
+
+    @field_validator("metadata")
+    @classmethod
+    def _small(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
+        if metadata is not None:
+            if len(metadata) > PAIRS:
+                raise wrong(f"it has {len(metadata)} pairs; at most {PAIRS} are kept", "metadata")
+            if any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
+                raise wrong("a key has at most 64 characters, and a value 512", "metadata")
+        return metadata
+
+    @field_validator("integrations")
+    @classmethod
+    def _none(cls, integrations: list[Any] | None) -> None:
+        if integrations:
+            raise unsupported("integrations", "leave it out", "integrations")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CreateJob:
+        if self.method is not None and self.hyperparameters is not None and _given(self.hyperparameters):
+            raise wrong("they are deprecated: give them in 'method' alone", "hyperparameters")
+        return self
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a job keeps, as JSON."""
+        kind = "supervised" if self.method is None else self.method.type
+        own = {} if self.hyperparameters is None else _given(self.hyperparameters)
+        hyperparameters = own if self.method is None else self.method.hyperparameters
+        return {
+            "model": self.model,
+            "training_file": self.training_file,
+            "validation_file": self.validation_file,
+            "suffix": self.suffix,
+            "seed": self.seed,
+            "metadata": self.metadata or {},
+            "method": {"type": kind, "hyperparameters": hyperparameters},
+            "opsin": self.opsin or {},
+        }
+
+
+def _given(model: Strict) -> dict[str, Any]:
+    return {name: value for name, value in model.model_dump().items() if value is not None}
+
+
+def described_job(job: Job) -> dict[str, Any]:
+    asked = job.asked
+    kind = asked["method"]["type"]
+    names = ("n_epochs", "batch_size", "learning_rate_multiplier") + (("beta",) if kind == "dpo" else ())
+    given = asked["method"]["hyperparameters"]
+    numbers = {name: (job.resolved or {}).get(name, given.get(name, "auto")) for name in names}
+    return {
+        "object": "fine_tuning.job",
+        "id": job.id,
+        "model": asked["model"],
+        "created_at": int(job.created),
+        "finished_at": _seconds(job.finished),
+        "estimated_finish": _seconds(job.estimated_finish),
+        "fine_tuned_model": job.model,
+        "organization_id": "org-opsin",
+        "result_files": [] if job.result_file is None else [job.result_file],
+        "status": job.status,
+        "validation_file": asked["validation_file"],
+        "training_file": asked["training_file"],
+        "hyperparameters": {name: numbers[name] for name in names if name != "beta"},
+        "trained_tokens": job.trained_tokens,
+        "error": job.error,
+        "user_provided_suffix": asked["suffix"],
+        "seed": asked["seed"],
+        "integrations": [],
+        "metadata": asked["metadata"],
+        "method": {"type": kind, kind: {"hyperparameters": numbers}},
+        "opsin": asked["opsin"],
+    }
+
+
+def described_event(event: JobEvent) -> dict[str, Any]:
+    return {
+        "object": "fine_tuning.job.event",
+        "id": event.id,
+        "created_at": int(event.created),
+        "level": event.level,
+        "message": event.message,
+        "data": {} if event.data is None else dict(event.data),
+        "type": event.kind,
+    }
+
+
+def described_checkpoint(checkpoint: JobCheckpoint, job_id: str) -> dict[str, Any]:
+    return {
+        "object": "fine_tuning.job.checkpoint",
+        "id": checkpoint.id,
+        "created_at": int(checkpoint.created),
+        "fine_tuned_model_checkpoint": checkpoint.model,
+        "fine_tuning_job_id": job_id,
+        "metrics": dict(checkpoint.metrics),
+        "step_number": checkpoint.step,
+    }
+
+
+def described_page(data: list[dict[str, Any]], page: Page[Any]) -> dict[str, Any]:
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": page.has_more,
+    }
+
+
+def _seconds(at: float | None) -> int | None:
+    return None if at is None else int(at)

@@ -1,0 +1,332 @@
+"""The life of one job, from its files to a model that is served. What lasts is in the database and the job's folder, so
+that a job goes on from there when the server is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from opsin_plugins.loading.open_model import OpenModel
+from opsin_server.errors import BadRequest, OpsinError, Unavailable
+from opsin_server.fine_tuning.hyperparameters import Hyperparameters, Resolved, described, resolve, training_options
+from opsin_server.fine_tuning.job_options import JobOptions, read_options
+from opsin_server.fine_tuning.metrics import (
+    by_step,
+    checkpoint_metrics,
+    evaluation_event,
+    result_csv,
+    step_event,
+)
+from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
+from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Notice, StepDone, TrainingEnded, TrainingEvent
+from opsin_server.ipc.training_run import TrainingRun
+from opsin_server.ipc.training_settings import TrainingSettings
+from opsin_server.jobs.prepare import DataRefused, Source, prepare
+from opsin_server.jobs.prepared import Prepared
+from opsin_server.jobs.prepared_data import PreparedData
+from opsin_server.jobs.training_options import settings_of
+from opsin_server.jobs.what_trains import chosen_modules
+from opsin_server.storage.records import Job, NewEvent
+from opsin_server.storage.state import State
+
+log = logging.getLogger("opsin.jobs")
+
+SHOWN_FAULTS = 20  # of a file, each as an event; the error counts them all
+KEPT_CHECKPOINTS = 3  # that are served, as at OpenAI
+RESULT_BYTES = 2**30
+RETRY_SECONDS = 1.0  # where the engine, or its memory, is not there for the moment
+
+
+class Publisher(Protocol):
+    """Serves adapters."""
+
+    async def publish(self, name: str, directory: Path, origin: str) -> None: ...
+
+    async def withdraw(self, name: str) -> None: ...
+
+
+class Trainer(Protocol):
+    def train(self, run: TrainingRun, resume: bool = False) -> None: ...
+
+
+class Stopped(Exception):
+    """The job was paused or cancelled, or its server ends."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all jobs of a server share. names: what the model is called. source: what files are prepared with; a job's
+    own options replace its. turn: waited for before a job trains; it is told the place in the queue."""
+
+    tenant: str
+    state: State
+    model: OpenModel
+    names: tuple[str, ...]
+    trainer: Trainer
+    publisher: Publisher
+    source: Callable[[JobOptions], Source]
+    micro_batch_tokens: int
+    folder: Path
+    turn: Callable[[str], AbstractAsyncContextManager[None]]
+
+
+class JobRun:
+    def __init__(self, job: Job, place: Workplace) -> None:
+        self.job, self._place, self._records = job, place, place.state.jobs
+        self._folder = place.folder / job.id
+        self._options = read_options(job.asked["opsin"])
+        self._method: str = job.asked["method"]["type"]
+        self._stopping = threading.Event()
+        self._training: TrainingRun | None = None
+
+    @property
+    def model(self) -> str:
+        return model_name(self._place.names[0], self.job.asked["suffix"], self.job.id)
+
+    def stop(self, status: str) -> None:
+        """After its row has another status: the run ends as soon as it can, with a checkpoint should it be paused."""
+        self._stopping.set()
+        if self._training is not None:
+            self._training.stop("paused" if status == "paused" else "cancelled")
+
+    async def run(self) -> None:
+        """Whatever goes wrong is the job's, and told to its owner."""
+        try:
+            await self._run()
+        except Stopped:
+            pass
+        except DataRefused as error:
+            await self._refused(error)
+        except OpsinError as error:
+            await self._failed(error.code or "invalid_request", error.message, error.param)
+        except Exception:
+            log.exception("job %s failed", self.job.id)
+            await self._failed("server_error", "the job failed by an error of the server; its log says more", None)
+        if (await self._now()).status in ("succeeded", "failed", "cancelled"):
+            await asyncio.to_thread(shutil.rmtree, self._folder, True)
+
+    async def _run(self) -> None:
+        data = await self._prepared()
+        settings, resolved = await self._settled(data)
+        async with self._place.turn(self.job.id):
+            self._check()
+            await self._moved("running", [NewEvent("Fine-tuning job started")])
+            ended = await self._trained(data, settings)
+            while ended.waits:
+                await asyncio.sleep(RETRY_SECONDS)
+                self._check()
+                ended = await self._trained(data, settings)
+        self._check()
+        if ended.status != "succeeded":
+            raise BadRequest(ended.error or f"training was {ended.status}", code="training_failed")
+        await self._succeeded(ended, resolved)
+
+    # -------------------------------------------------------------------------------------------------- the data
+
+    async def _prepared(self) -> PreparedData:
+        """The files, read whole. Raises DataRefused, Stopped."""
+        asked, source = self.job.asked, self._place.source(self._options)
+        train = await self._file(asked["training_digest"], source, "train")
+        valid = None
+        if asked["validation_digest"] is not None:
+            try:
+                few = replace(source, options=msgspec.structs.replace(source.options, min_rows=1))
+                valid = await self._file(asked["validation_digest"], few, "valid")
+            except DataRefused as error:
+                error.param = "validation_file"
+                raise
+        wanted = "supervised" if self._method == "supervised" else "preference"
+        for found, param in ((train, "training_file"), (valid, "validation_file")):
+            if found is not None and found.kind != wanted:
+                raise BadRequest(
+                    f"the file holds {found.kind} rows, and the method {self._method} is trained on {wanted} ones",
+                    param=param,
+                    code="invalid_training_file",
+                )
+        data = PreparedData(train, valid)
+        await asyncio.to_thread(data.shape)
+        return data
+
+    async def _file(self, digest: str, source: Source, name: str) -> Prepared:
+        def read() -> Prepared:
+            path = self._place.state.blobs.local_path(self._place.tenant, digest)
+            return prepare(path, source, self._folder / name, on_row)
+
+        def on_row(lines: int) -> None:
+            if self._stopping.is_set():
+                raise Stopped
+
+        return await asyncio.to_thread(read)
+
+    async def _settled(self, data: PreparedData) -> tuple[TrainingSettings, Resolved]:
+        """The settings, with nothing left to "auto"; the job is queued."""
+        asked, rows, place = self.job.asked, data.count("train"), self._place
+        what = self._options.what
+        modules = await asyncio.to_thread(chosen_modules, what, place.model)
+        wanted = msgspec.convert(asked["method"]["hyperparameters"], Hyperparameters)
+        resolved = resolve(wanted, rows, place.model.spec.decoder.width, self._options.training)
+        options = training_options(self._options.training, resolved, asked["seed"])
+        if data.count("valid") == 0 and (options.eval_steps or options.early_stopping_patience):
+            raise BadRequest("eval_steps and early_stopping_patience need a validation_file", param="opsin")
+        full = what.finetune_projector == "full"
+        method = "supervised" if self._method == "supervised" else "dpo"
+        settings = settings_of(options, modules, rows, method, place.micro_batch_tokens, full)  # type: ignore[arg-type]
+        self._check()
+        if (await self._now()).status == "validating_files":
+            report = described(resolved, self._method)
+            await self._moved("queued", [NewEvent("Files validated, moving job to queued state")], resolved=report)
+        return settings, resolved
+
+    async def _refused(self, error: DataRefused) -> None:
+        report = error.report
+        events = [NewEvent(str(fault), "error") for fault in report.faults[:SHOWN_FAULTS]]
+        if report.fault_count > len(events):
+            events.append(NewEvent(f"{report.fault_count - len(events):,} more faults", "error"))
+        await self._failed("invalid_training_file", error.message, error.param, events)
+
+    # -------------------------------------------------------------------------------------------------- training
+
+    async def _trained(self, data: PreparedData, settings: TrainingSettings) -> TrainingEnded:
+        """Everything that happens is written down in the order in which it did, each step once."""
+        heard: asyncio.Queue[TrainingEvent] = asyncio.Queue()
+        rows = data.count("train")
+        per_epoch = -(-rows // min(rows, settings.batch_size))
+        total = settings.max_steps or settings.epochs * per_epoch
+        scribe = Scribe(self, total, per_epoch, await asyncio.to_thread(self._told))
+        run = TrainingRun(self.job.id, settings, self._folder / "checkpoints", data, heard.put_nowait)
+        await self._started(run)
+        self._training = run
+        if self._stopping.is_set():
+            self.stop((await self._now()).status)
+        while True:
+            events = [await heard.get()]
+            while not heard.empty():
+                events.append(heard.get_nowait())
+            await scribe.write(events)
+            if isinstance(events[-1], TrainingEnded):
+                return events[-1]
+
+    async def _started(self, run: TrainingRun) -> None:
+        """Waits for an engine that is being started again."""
+        while True:
+            self._check()
+            try:
+                self._place.trainer.train(run, resume=True)
+            except Unavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    def _told(self) -> dict[int, dict[str, Any]]:
+        """Numbers of steps that have been told already, before the server was started again."""
+        return by_step(reversed(self._records.events(self._place.tenant, self.job.id).items))
+
+    async def note(self, events: Sequence[NewEvent], estimated_finish: float | None = None) -> None:
+        await asyncio.to_thread(
+            lambda: self._records.note(self._place.tenant, self.job.id, events, estimated_finish=estimated_finish)
+        )
+
+    async def add_checkpoint(self, step: int, folder: Path, metrics: dict[str, Any]) -> None:
+        """Serves it, and of all only the newest. One that cannot be served is said, and no reason to end the job."""
+        place, name = self._place, checkpoint_name(self.model, step)
+        try:
+            await place.publisher.publish(name, folder, self.job.id)
+        except OpsinError as error:
+            await self.note([NewEvent(f"The checkpoint at step {step} cannot be served: {error.message}", "warn")])
+            return
+        event = NewEvent(f"Checkpoint created at step {step}", data={"step": step, "model": name})
+        await asyncio.to_thread(self._records.add_checkpoint, place.tenant, self.job.id, step, name, metrics, [event])
+        found = await asyncio.to_thread(self._records.checkpoints, place.tenant, self.job.id)
+        for old in found.items[KEPT_CHECKPOINTS:]:
+            await asyncio.to_thread(self._records.remove_checkpoint, place.tenant, self.job.id, old.step)
+            await place.publisher.withdraw(old.model)
+
+    # ----------------------------------------------------------------------------------------------------- ends
+
+    async def _succeeded(self, ended: TrainingEnded, resolved: Resolved) -> None:
+        await self._place.publisher.publish(self.model, Path(ended.checkpoint), self.job.id)
+        result = await asyncio.to_thread(self._result)
+        events = [
+            NewEvent(f"New fine-tuned model created: {self.model}", data={"model": self.model}),
+            NewEvent("The job has successfully completed"),
+        ]
+        await self._moved("succeeded", events, model=self.model, trained_tokens=ended.tokens, result_file=result)
+
+    def _result(self) -> str:
+        """The result file's id."""
+        state, tenant = self._place.state, self._place.tenant
+        text = result_csv(reversed(state.jobs.events(tenant, self.job.id).items))
+        name = "step_metrics.csv"
+        blob = state.blobs.put(tenant, BytesIO(text.encode()), kind="file", name=name, limit=RESULT_BYTES)
+        return state.stored_files.add(tenant, blob, name, "fine-tune-results").id
+
+    async def _failed(self, code: str, message: str, param: str | None, events: Sequence[NewEvent] = ()) -> None:
+        error = {"code": code, "message": message, "param": param}
+        try:
+            await self._moved("failed", [*events, NewEvent(f"The job failed: {message}", "error")], error=error)
+        except (Stopped, BadRequest):  # it was cancelled meanwhile
+            return
+
+    async def _moved(self, status: Any, events: Sequence[NewEvent], **changes: Any) -> None:
+        """Raises Stopped where somebody has paused or cancelled it."""
+        now = await self._now()
+        if now.status == status == "running":  # it goes on after a start of the server
+            return
+        if now.status in ("paused", "cancelled"):
+            raise Stopped
+        await asyncio.to_thread(lambda: self._records.move(self._place.tenant, self.job.id, status, events, **changes))
+
+    async def _now(self) -> Job:
+        return await asyncio.to_thread(self._records.get, self._place.tenant, self.job.id)
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+
+class Scribe:
+    """Writes down what a run says. told: numbers of the steps that are known already."""
+
+    def __init__(self, run: JobRun, total: int, per_epoch: int, told: dict[int, dict[str, Any]]) -> None:
+        self._run, self._total, self._per_epoch, self._told = run, total, per_epoch, told
+
+    async def write(self, events: Sequence[TrainingEvent]) -> None:
+        new: list[NewEvent] = []
+        finish: float | None = None
+        for event in events:
+            if isinstance(event, StepDone):
+                finish = time.time() + (self._total - event.step) * event.seconds / event.step
+                if "train_loss" not in self._told.get(event.step, {}):
+                    new.append(self._numbers(event.step, step_event(event, self._total)))
+            elif isinstance(event, Evaluated):
+                if "full_valid_loss" not in self._told.get(event.step, {}):
+                    new.append(self._numbers(event.step, evaluation_event(event, self._total)))
+            elif isinstance(event, Notice):
+                new.append(NewEvent(event.text, "warn"))
+            elif isinstance(event, CheckpointSaved):
+                await self._run.note(new, finish)
+                new = []
+                await self._checkpoint(event)
+        if new or finish is not None:
+            await self._run.note(new, finish)
+
+    def _numbers(self, step: int, event: NewEvent) -> NewEvent:
+        self._told.setdefault(step, {}).update(event.data or {})
+        return event
+
+    async def _checkpoint(self, event: CheckpointSaved) -> None:
+        """Those at the end of an epoch are served."""
+        if event.step % self._per_epoch == 0 or event.step == self._total:
+            metrics = checkpoint_metrics(self._told.get(event.step, {}))
+            await self._run.add_checkpoint(event.step, Path(event.folder), metrics)

@@ -1,0 +1,70 @@
+"""Numbers of a run as events tell them, and as the result file has them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from opsin_server.ipc.training_events import Evaluated, StepDone
+from opsin_server.storage.records import JobEvent, NewEvent
+
+# Azure's, and at the end what OpenAI itself calls some of them.
+COLUMNS = (
+    "step", "train_loss", "train_mean_token_accuracy", "valid_loss", "validation_mean_token_accuracy",
+    "full_valid_loss", "full_valid_mean_token_accuracy", "train_accuracy",
+)  # fmt: skip
+TRAINED, EVALUATED = "train_loss", "full_valid_loss"
+
+
+def step_event(event: StepDone, total: int) -> NewEvent:
+    data = {
+        "step": event.step,
+        "total_steps": total,
+        "train_loss": event.loss,
+        "train_mean_token_accuracy": event.accuracy,
+        "learning_rate": event.rate,
+        "gradient_norm": event.norm if event.norm == event.norm else None,  # (JSON has no NaN)
+        "trained_tokens": event.tokens,
+    }
+    return NewEvent(f"Step {event.step}/{total}: training loss={event.loss:.4f}", data=data, metrics=True)
+
+
+def evaluation_event(event: Evaluated, total: int) -> NewEvent:
+    data = {
+        "step": event.step,
+        "total_steps": total,
+        "full_valid_loss": event.loss,
+        "full_valid_mean_token_accuracy": event.accuracy,
+    }
+    return NewEvent(f"Step {event.step}/{total}: full validation loss={event.loss:.4f}", data=data, metrics=True)
+
+
+def by_step(events: Iterable[JobEvent]) -> dict[int, dict[str, Any]]:
+    """What metric events say of each step, in order."""
+    found: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event.kind == "metrics" and event.data is not None:
+            found.setdefault(int(event.data["step"]), {}).update(event.data)
+    return dict(sorted(found.items()))
+
+
+def checkpoint_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
+    return {"step": metrics.get("step")} | {name: metrics[name] for name in names if name in metrics}
+
+
+def result_csv(events: Iterable[JobEvent]) -> str:
+    """One line a step, with OpenAI's columns."""
+    text = io.StringIO()
+    lines = csv.writer(text)
+    lines.writerow(COLUMNS)
+    for step, numbers in by_step(events).items():
+        row = numbers | {"train_accuracy": numbers.get("train_mean_token_accuracy")}
+        lines.writerow([step, *(_number(row.get(name)) for name in COLUMNS[1:])])
+    return text.getvalue()
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.5f}"

@@ -1,0 +1,308 @@
+"""Fine-tuning jobs through OpenAI's own SDK: from a file of rows to a model that answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai.types.fine_tuning import FineTuningJob
+from PIL import Image
+
+from support.served import Room, Served
+from support.talk import MINI, user
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 40, 220)}
+WORDS = {"red": "7", "green": "3", "blue": "5"}
+QUESTION = "Name the colour."
+FAST = {"learning_rate": 2e-3, "vision_learning_rate": 2e-4}
+
+
+def picture(colour: str, seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(-25, 26, (64, 64, 3))
+    return Image.fromarray((np.array(COLOURS[colour]) + noise).clip(0, 255).astype(np.uint8))
+
+
+def lines(seeds: range) -> bytes:
+    rows = [
+        {"messages": [user(QUESTION, picture(colour, seed)), {"role": "assistant", "content": WORDS[colour]}]}
+        for seed in seeds
+        for colour in COLOURS
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with Served() as served:
+        yield served
+        served.close()
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> openai.OpenAI:
+    return server.client()
+
+
+def upload(client: openai.OpenAI, data: bytes, name: str = "train.jsonl") -> str:
+    return client.files.create(file=(name, data), purpose="fine-tune").id
+
+
+def until(
+    client: openai.OpenAI, job_id: str, condition: Callable[[FineTuningJob], bool], seconds: float = 90
+) -> FineTuningJob:
+    end = time.monotonic() + seconds
+    while not condition(job := client.fine_tuning.jobs.retrieve(job_id)):
+        assert time.monotonic() < end, f"{job}\n{messages(client, job_id)}"
+        time.sleep(0.1)
+    return job
+
+
+def over(job: FineTuningJob) -> bool:
+    return job.status in ("succeeded", "failed", "cancelled")
+
+
+def messages(client: openai.OpenAI, job_id: str) -> list[str]:
+    """From the first one on."""
+    return [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100)][::-1]
+
+
+def answers(client: openai.OpenAI, model: str) -> list[str]:
+    found = []
+    for colour in COLOURS:
+        said = client.chat.completions.create(
+            model=model, messages=[user(QUESTION, picture(colour, 500))], max_tokens=4, temperature=0
+        )  # type: ignore[arg-type]
+        found.append((said.choices[0].message.content or "").strip())
+    return found
+
+
+def test_a_job_from_its_file_to_a_model_that_answers(client: openai.OpenAI) -> None:
+    train, valid = upload(client, lines(range(16))), upload(client, lines(range(100, 103)), "valid.jsonl")
+    job = client.fine_tuning.jobs.create(
+        model=MINI.name,
+        training_file=train,
+        validation_file=valid,
+        suffix="colours of things",
+        seed=7,
+        metadata={"who": "me"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5, "batch_size": 8}}},
+        extra_body={"opsin": FAST},
+    )
+    assert job.status == "validating_files"
+    assert (job.training_file, job.validation_file, job.seed, job.metadata) == (train, valid, 7, {"who": "me"})
+    chatted = False
+    while not over(job):
+        time.sleep(0.05)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+        found = client.fine_tuning.jobs.checkpoints.list(job.id).data
+        if found and not over(job) and not chatted:
+            said = answers(client, found[0].fine_tuned_model_checkpoint)
+            chatted = client.fine_tuning.jobs.retrieve(job.id).status == "running" and len(said) == 3
+    assert job.status == "succeeded", job.error
+    assert chatted, "a checkpoint answers while the job goes on"
+    assert job.fine_tuned_model == f"ft:{MINI.name}:opsin:colours-of-things:{job.id.removeprefix('ftjob-')[:8]}"
+    assert job.hyperparameters.n_epochs == 5
+    assert job.hyperparameters.batch_size == 8
+    assert job.trained_tokens
+    assert job.finished_at
+    assert answers(client, job.fine_tuned_model) == list(WORDS.values())
+    assert job.fine_tuned_model in [model.id for model in client.models.list()]
+    check_events(client, job, steps=30)
+    check_checkpoints(client, job)
+    (file,) = job.result_files
+    assert client.files.retrieve(file).purpose == "fine-tune-results"
+    rows = list(csv.DictReader(io.StringIO(client.files.content(file).read().decode())))
+    assert [int(row["step"]) for row in rows] == list(range(1, 31))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert [bool(row["full_valid_loss"]) for row in rows] == [step % 6 == 0 for step in range(1, 31)]
+
+
+def check_events(client: openai.OpenAI, job: FineTuningJob, steps: int) -> None:
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=7))  # (in pages)
+    assert len({event.id for event in events}) == len(events)
+    assert [event.created_at for event in events] == sorted((event.created_at for event in events), reverse=True)
+    said = [event.message for event in events]
+    assert said[0] == "The job has successfully completed"
+    assert said[1] == f"New fine-tuned model created: {job.fine_tuned_model}"
+    assert said[-1] == f"Created fine-tuning job: {job.id}"
+    numbers = [event.data for event in events if event.type == "metrics"]
+    trained = [one["step"] for one in numbers if "train_loss" in one]  # type: ignore[index, operator]
+    assert trained == list(range(steps, 0, -1))
+    assert all(one["total_steps"] == steps for one in numbers)  # type: ignore[index]
+
+
+def check_checkpoints(client: openai.OpenAI, job: FineTuningJob) -> None:
+    found = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+    assert [one.step_number for one in found] == [30, 24, 18]
+    for one in found:
+        assert one.fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-{one.step_number}"
+        assert one.metrics.full_valid_loss is not None
+        assert one.metrics.train_loss is not None
+    assert answers(client, found[0].fine_tuned_model_checkpoint) == list(WORDS.values())
+
+
+def test_auto_is_resolved_and_reported(client: openai.OpenAI) -> None:
+    job = client.fine_tuning.jobs.create(model=MINI.name, training_file=upload(client, lines(range(4))))
+    assert job.hyperparameters.n_epochs == "auto"
+    job = until(client, job.id, lambda job: job.status == "running")
+    assert job.estimated_finish is None or job.estimated_finish >= job.created_at
+    assert job.hyperparameters.n_epochs == 25
+    assert job.hyperparameters.batch_size == 1
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    assert until(client, job.id, over).status == "cancelled"
+    assert "The job was cancelled" in messages(client, job.id)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"{}\n" * 12, "line 1: "),
+        (lines(range(2)), "10"),  # rows that a file must have
+        (lines(range(4)) + b"not JSON\n", "line 13: "),
+    ],
+)
+def test_a_file_that_is_wrong_fails_its_job_with_the_line(data: bytes, words: str, client: openai.OpenAI) -> None:
+    job = client.fine_tuning.jobs.create(model=MINI.name, training_file=upload(client, data))
+    job = until(client, job.id, over)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
+    assert words in job.error.message + " ".join(messages(client, job.id))
+
+
+def refused(ask: Callable[[], object]) -> openai.APIStatusError:
+    with pytest.raises(openai.APIStatusError) as error:
+        ask()
+    return error.value
+
+
+def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -> None:
+    train = upload(client, lines(range(4)))
+    seen = client.files.create(file=("a.png", b"x"), purpose="vision").id
+
+    def create(**changes: object) -> openai.APIStatusError:
+        fields = {"model": MINI.name, "training_file": train, **changes}
+        return refused(lambda: client.fine_tuning.jobs.create(**fields))  # type: ignore[arg-type]
+
+    assert create(model="gpt-nothing").status_code == 404
+    assert create(training_file="file-none").param == "training_file"  # type: ignore[attr-defined]
+    assert "purpose 'vision'" in create(validation_file=seen).message
+    reinforcement = create(method={"type": "reinforcement", "reinforcement": {"grader": {}}})
+    assert "must be supervised or dpo" in reinforcement.message
+    assert "integrations" in create(integrations=[{"type": "wandb", "wandb": {"project": "x"}}]).message
+    assert "opsin.nothing" in create(extra_body={"opsin": {"nothing": 1}}).message
+    assert "n_epochs" in create(extra_body={"opsin": {"epochs": 2}}).message
+    assert "--max-lora-rank" in create(extra_body={"opsin": {"lora_rank": 512}}).message
+    absent = "finetune_cross_attention_layers"
+    assert absent in create(extra_body={"opsin": {absent: True}}).message
+    assert refused(lambda: client.fine_tuning.jobs.retrieve("ftjob-none")).status_code == 404
+    assert refused(lambda: client.fine_tuning.checkpoints.permissions.list("x")).status_code == 400
+
+
+def test_a_request_that_is_sent_again_makes_one_job(client: openai.OpenAI) -> None:
+    train = upload(client, lines(range(4)))
+
+    def create(key: str | None = None, **changes: object) -> FineTuningJob:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        fields = {"model": MINI.name, "training_file": train, **changes}
+        return client.fine_tuning.jobs.create(**fields, extra_headers=headers)  # type: ignore[arg-type]
+
+    first = create()
+    assert create().id == first.id
+    others = [create(seed=1), create("a", seed=1), create("b", seed=1)]
+    assert len({first.id, *(job.id for job in others)}) == 4
+    assert create("a", seed=1).id == others[1].id
+    assert refused(lambda: create("a", seed=2)).status_code == 400
+    for job in (first, *others):
+        if not over(client.fine_tuning.jobs.retrieve(job.id)):
+            client.fine_tuning.jobs.cancel(job.id)
+    mine = [job.id for job in client.fine_tuning.jobs.list(limit=2)]
+    assert mine[:4] == [job.id for job in (first, *others)][::-1]
+    with_metadata = create(metadata={"a": "b"})
+    assert [job.id for job in client.fine_tuning.jobs.list(metadata={"a": "b"})] == [with_metadata.id]
+    assert refused(lambda: client.fine_tuning.jobs.cancel(first.id)).status_code == 400
+    client.fine_tuning.jobs.cancel(with_metadata.id)
+
+
+def test_a_job_goes_on_after_a_pause_and_after_a_start_of_the_server(tmp_path: Path) -> None:
+    """It is killed while the job runs; every step is told once, and the weights are those of a run without a break."""
+    room, data = Room(), str(tmp_path / "data")
+    fields = {"seed": 3, "hyperparameters": {"n_epochs": 6, "batch_size": 4}}
+
+    def step(client: openai.OpenAI, job_id: str) -> int:
+        events = client.fine_tuning.jobs.list_events(job_id, limit=100)
+        return max((event.data["step"] for event in events if event.type == "metrics"), default=0)  # type: ignore[index, operator]
+
+    with Served("--data-dir", data, storage=(), room=room) as served:
+        client = served.client()
+        train = upload(client, lines(range(8)))
+        job = client.fine_tuning.jobs.create(
+            model=MINI.name, training_file=train, extra_body={"opsin": {"save_steps": 5}}, **fields
+        )  # type: ignore[arg-type]
+        until(client, job.id, lambda found: step(client, found.id) >= 7)
+        paused = client.fine_tuning.jobs.pause(job.id)
+        assert paused.status == "paused"
+        time.sleep(1)
+        at = step(client, job.id)
+        client.files.delete(train)  # the job has what it needs
+        assert client.fine_tuning.jobs.resume(job.id).status == "validating_files"
+        until(client, job.id, lambda found: step(client, found.id) >= at + 6)
+        served.signal_all(signal.SIGKILL)
+        served.process.wait(20)
+    with Served("--data-dir", data, storage=()) as served:
+        client = served.client()
+        done = until(client, job.id, over)
+        assert done.status == "succeeded", done.error
+        told = [
+            event.data["step"]
+            for event in client.fine_tuning.jobs.list_events(job.id, limit=100)
+            if event.type == "metrics"
+        ]  # type: ignore[index]
+        assert told == list(range(36, 0, -1))
+        again = client.fine_tuning.jobs.create(
+            model=MINI.name,
+            training_file=upload(client, lines(range(8))),
+            extra_body={"opsin": {"save_steps": 5}},
+            **fields,
+        )  # type: ignore[arg-type]
+        again = until(client, again.id, over)
+        versions = [client.get(f"/adapters/{done.fine_tuned_model}", cast_to=object) for done in (done, again)]
+        assert versions[0]["digest"] == versions[1]["digest"]  # type: ignore[index]
+        served.close()
+
+
+def test_the_legacy_routes_do_the_same(server: Served, client: openai.OpenAI) -> None:
+    """As curl asks them."""
+    train = upload(client, lines(range(4)))
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
+        body = {"training_file": train, "n_epochs": 2, "batch_size": 4, "suffix": "old"}
+        made = http.post("/v1/fine-tunes", json=body).json()
+        assert (made["object"], made["status"], made["hyperparams"]["n_epochs"]) == ("fine-tune", "pending", 2)
+        assert [file["id"] for file in made["training_files"]] == [train]
+        stream = http.get(f"/fine_tunes/{made['id']}/events", params={"stream": "true"})
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        said = [line.removeprefix("data: ") for line in stream.text.splitlines() if line]
+        assert said[-1] == "[DONE]"
+        events = [json.loads(line) for line in said[:-1]]
+        assert {event["object"] for event in events} == {"fine-tune-event"}
+        assert events[0]["message"] == f"Created fine-tuning job: {made['id']}"
+        assert events[-1]["message"] == "The job has successfully completed"
+        done = http.get(f"/v1/fine_tunes/{made['id']}").json()
+        assert done["status"] == "succeeded"
+        assert done["fine_tuned_model"].startswith(f"ft:{MINI.name}:opsin:old:")
+        assert [file["purpose"] for file in done["result_files"]] == ["fine-tune-results"]
+        assert done["events"] == http.get(f"/fine-tunes/{made['id']}/events").json()["data"] == events
+        assert made["id"] in [one["id"] for one in http.get("/v1/fine_tunes").json()["data"]]
+        assert http.post(f"/v1/fine_tunes/{made['id']}/cancel").status_code == 400
+        wrong = http.post("/v1/fine-tunes", json={"training_file": train, "compute_classification_metrics": True})
+        assert wrong.status_code == 400
+        assert http.get("/v1/fine_tunes/ft-none/events", params={"stream": "true"}).status_code == 404
