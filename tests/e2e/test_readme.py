@@ -13,7 +13,7 @@ from support.snippets import blocks
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = "http://127.0.0.1:8000"
-NOT_RUN = re.compile(r"^\s*(make|git clone|pip|docker|podman|kubectl|opsin serve)\b", re.MULTILINE)
+NOT_RUN = re.compile(r"^\s*(make|git clone|\.venv/bin/pip|docker|podman|kubectl|opsin serve)\b", re.MULTILINE)
 
 BLOCKS = blocks(ROOT / "README.md")
 RUN = [block for block in BLOCKS if not NOT_RUN.search(block.code)]
