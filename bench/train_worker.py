@@ -20,6 +20,7 @@ from torch import Tensor
 from train_rows import MadeRow, made_rows
 
 from opsin_plugins.loading.open_model import OpenModel, open_model
+from opsin_server.engine.training.memory import LargestRow
 
 RANK, RATE, BATCH = 16, 2e-4, 8
 MEMORY = {"cpu": 2 * 2**30, "cuda": 48 * 2**30}  # that training may have
@@ -72,7 +73,7 @@ def modules_of(model: OpenModel, tower: str) -> list[str]:
 def _opsin(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.dtype) -> Callable[[], float]:
     from opsin_server.config import EngineConfig
     from opsin_server.engine.startup.load import load_engine
-    from opsin_server.engine.training.memory import LargestRow, MemoryPool
+    from opsin_server.engine.training.memory import MemoryPool
     from opsin_server.engine.training.trainer import RunShape, Trainer
     from opsin_server.ipc.training_events import StepDone
     from opsin_server.ipc.training_settings import TrainingSettings
@@ -87,9 +88,10 @@ def _opsin(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.d
         projector_rate=1.0, schedule="constant", batch_size=BATCH, epochs=10**6, save_every=10**9,
         micro_batch_tokens=MICRO_BATCH[given.device],
     )  # fmt: skip
-    tokens, patches = (max(count(row) for row in rows) for count in (_tokens, _patches))
-    shape = RunShape(LargestRow(tokens, patches))
-    trainer = Trainer(base, settings, _Rows(rows), Path(tempfile.mkdtemp()), MemoryPool(MEMORY[given.device]), shape)
+    shape = RunShape(largest_of(rows))
+    trainer = Trainer(
+        base, settings, LocalRows(rows), Path(tempfile.mkdtemp()), MemoryPool(MEMORY[given.device]), shape
+    )
     pieces = trainer.run()
 
     def epoch() -> float:
@@ -102,15 +104,12 @@ def _opsin(given: Any, model: OpenModel, rows: Sequence[MadeRow], dtype: torch.d
     return epoch
 
 
-def _tokens(row: MadeRow) -> int:
-    return len(row.row.ids)
+def largest_of(rows: Sequence[MadeRow]) -> LargestRow:
+    patches = (sum(len(item.pixels) for item in row.items) for row in rows)
+    return LargestRow(max(len(row.row.ids) for row in rows), max(patches))
 
 
-def _patches(row: MadeRow) -> int:
-    return sum(len(item.pixels) for item in row.items)
-
-
-class _Rows:
+class LocalRows:
     """A row source that has everything."""
 
     def __init__(self, rows: Sequence[MadeRow]) -> None:
