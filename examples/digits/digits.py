@@ -103,7 +103,8 @@ def main() -> None:
     if job.fine_tuned_model is None:
         raise SystemExit(f"the job {job.status}: {job.error}")
     (result,) = job.result_files
-    rows = list(csv.DictReader(io.StringIO(client.files.content(result).read().decode())))
+    text = base64.b64decode(client.files.content(result).read()).decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
     print(plot([float(row["train_loss"]) for row in rows]))
     print(f"{len(rows)} steps in {time.monotonic() - began:.0f} s; {job.hyperparameters}")
     print(f"after: {accuracy(client, job.fine_tuned_model, pictures[held], digits[held]):.1%}, {job.fine_tuned_model}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -120,7 +122,9 @@ def test_a_job_from_its_file_to_a_model_that_answers(client: openai.OpenAI) -> N
     check_checkpoints(client, job)
     (file,) = job.result_files
     assert client.files.retrieve(file).purpose == "fine-tune-results"
-    rows = list(csv.DictReader(io.StringIO(client.files.content(file).read().decode())))
+    plain = client.files.content(file, extra_headers={"Accept": "text/csv"}).read()
+    assert base64.b64decode(client.files.content(file).read()) == plain
+    rows = list(csv.DictReader(io.StringIO(plain.decode())))
     assert [int(row["step"]) for row in rows] == list(range(1, 31))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert [bool(row["full_valid_loss"]) for row in rows] == [step % 6 == 0 for step in range(1, 31)]
@@ -306,3 +310,45 @@ def test_the_legacy_routes_do_the_same(server: Served, client: openai.OpenAI) ->
         wrong = http.post("/v1/fine-tunes", json={"training_file": train, "compute_classification_metrics": True})
         assert wrong.status_code == 400
         assert http.get("/v1/fine_tunes/ft-none/events", params={"stream": "true"}).status_code == 404
+
+
+def test_a_model_is_published_under_a_name_that_clients_have(client: openai.OpenAI) -> None:
+    """At once, only where it is better, or by hand; and as what an alias means."""
+    train, valid = upload(client, lines(range(8))), upload(client, lines(range(100, 102)))
+
+    def trained(**options: object) -> list[str]:
+        job = client.fine_tuning.jobs.create(
+            model=MINI.name,
+            training_file=train,
+            validation_file=valid,
+            seed=len(models),
+            hyperparameters={"n_epochs": 1, "batch_size": 8},
+            extra_body={"opsin": options},
+        )
+        job = until(client, job.id, over)
+        assert job.status == "succeeded", job.error
+        models.append(str(job.fine_tuned_model))
+        return messages(client, job.id)
+
+    def digest(name: str) -> object:
+        return client.get(f"/adapters/{name}", cast_to=object)["digest"]  # type: ignore[index]
+
+    models: list[str] = []
+    assert any("ours means the new model now" in text for text in trained(publish_as="ours", **FAST))
+    assert digest("ours") == digest(models[0])
+    slow = {"learning_rate": 1e-6}
+    said = trained(publish_as="ours", promote="if_better", **slow)
+    assert any(re.search(r"ours means what it did before: validation loss [\d.]+ against", text) for text in said)
+    assert digest("ours") == digest(models[0])
+    trained(publish_as="ours", promote="manual", **FAST)
+    assert digest("ours") == digest(models[0])
+    client.post("/aliases", body={"alias": "gpt-4o-ours", "target": MINI.name}, cast_to=object)
+    trained(publish_as="gpt-4o-ours", **FAST)
+    alias = client.get("/aliases/gpt-4o-ours", cast_to=object)
+    assert alias["target"] == models[-1]  # type: ignore[index]
+    error = refused(
+        lambda: client.fine_tuning.jobs.create(
+            model=MINI.name, training_file=train, extra_body={"opsin": {"publish_as": "x", "promote": "if_better"}}
+        )
+    )
+    assert "needs a validation_file" in error.message

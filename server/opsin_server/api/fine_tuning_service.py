@@ -14,12 +14,13 @@ from typing import Any
 from opsin_plugins.loading.open_model import OpenModel
 from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.adapters.importer import ImportOptions
-from opsin_server.api.adapter_service import AdapterService
+from opsin_server.api.adapter_service import AdapterService, check_name
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
 from opsin_server.fine_tuning.job_options import JobOptions, read_options
 from opsin_server.fine_tuning.job_queue import JobQueue
-from opsin_server.fine_tuning.job_run import JobRun, Trainer, Workplace
+from opsin_server.fine_tuning.job_run import JobRun
+from opsin_server.fine_tuning.workplace import Trainer, Workplace
 from opsin_server.ipc.messages import AdapterRoom, Ready
 from opsin_server.jobs.prepare import Source
 from opsin_server.jobs.what_trains import chosen_modules
@@ -123,7 +124,7 @@ class FineTuningService:
                 param="model",
             )
         options = read_options(asked["opsin"])
-        await asyncio.to_thread(self._check_options, options, place)
+        await asyncio.to_thread(self._check_options, options, place, asked)
         train = await self._file(asked["training_file"], "training_file")
         valid = (
             None if asked["validation_file"] is None else await self._file(asked["validation_file"], "validation_file")
@@ -209,11 +210,17 @@ class FineTuningService:
             raise Unavailable("The model is loading")
         return self._place
 
-    def _check_options(self, options: JobOptions, place: Workplace) -> None:
+    def _check_options(self, options: JobOptions, place: Workplace, asked: Mapping[str, Any]) -> None:
         try:
             chosen_modules(options.what, place.model)
         except ConfigError as error:
             raise BadRequest(f"opsin: {error}", param="opsin", code="invalid_value") from None
+        name = options.publish_as
+        if name is not None and name not in self._adapters.catalogue.snapshot.aliases:
+            check_name(name)
+            self._adapters.catalogue.check_free(name, alias=False)
+        if options.promote == "if_better" and asked["validation_file"] is None:
+            raise BadRequest("opsin.promote is 'if_better', which needs a validation_file", param="opsin.promote")
         if options.training.rank > self._room.rank:
             raise BadRequest(
                 f"opsin.lora_rank is {options.training.rank}, and this server serves up to {self._room.rank} "
@@ -263,8 +270,21 @@ class _Publisher:
     def __init__(self, adapters: AdapterService) -> None:
         self._adapters = adapters
 
-    async def publish(self, name: str, directory: Path, origin: str) -> None:
-        await self._adapters.load(name, directory, ImportOptions(origin=origin))
+    async def publish(self, name: str, directory: Path, origin: str, *, promote: bool = True) -> None:
+        await self._adapters.load(name, directory, ImportOptions(promote=promote, origin=origin))
+
+    def origin_of(self, name: str) -> str | None:
+        try:
+            version = self._adapters.catalogue.find(name)
+        except NotFound:
+            return None
+        return None if version is None else version.facts.origin
+
+    def is_alias(self, name: str) -> bool:
+        return name in self._adapters.catalogue.snapshot.aliases
+
+    async def set_alias(self, alias: str, name: str) -> None:
+        await self._adapters.set_alias(alias, name)
 
     async def withdraw(self, name: str) -> None:
         try:

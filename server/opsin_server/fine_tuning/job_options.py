@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from opsin_server.errors import BadRequest, ConfigError
 from opsin_server.jobs.options import DataOptions
 from opsin_server.jobs.training_options import TrainingOptions
 from opsin_server.jobs.what_trains import WhatTrains
+from opsin_server.option import Option
 from opsin_server.options import build, fields_of
+
+Promote = Literal["manual", "on_success", "if_better"]
 
 
 class JobOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """publish_as: an adapter, of which the model becomes a version as well, or an alias, which is moved to it. promote:
+    when that happens to those who ask for the name."""
+
+    publish_as: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=256)] | None, Option("An adapter or an alias.")
+    ] = None
+    promote: Annotated[Promote, Option("When the name means the new model.")] = "on_success"
     what: WhatTrains = WhatTrains()
     training: TrainingOptions = TrainingOptions()
     data: DataOptions = DataOptions()

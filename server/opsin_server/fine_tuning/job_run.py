@@ -7,29 +7,22 @@ import asyncio
 import logging
 import shutil
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from opsin_plugins.loading.open_model import OpenModel
-from opsin_server.errors import BadRequest, OpsinError, Unavailable
+from opsin_server.errors import BadRequest, NotFound, OpsinError, Unavailable
 from opsin_server.fine_tuning.hyperparameters import Hyperparameters, Resolved, described, resolve, training_options
-from opsin_server.fine_tuning.job_options import JobOptions, read_options
-from opsin_server.fine_tuning.metrics import (
-    by_step,
-    checkpoint_metrics,
-    evaluation_event,
-    result_csv,
-    step_event,
-)
+from opsin_server.fine_tuning.job_options import read_options
+from opsin_server.fine_tuning.metrics import EVALUATED, by_step, result_csv
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
-from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Notice, StepDone, TrainingEnded, TrainingEvent
+from opsin_server.fine_tuning.scribe import Scribe
+from opsin_server.fine_tuning.workplace import Workplace
+from opsin_server.ipc.training_events import TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.ipc.training_settings import TrainingSettings
 from opsin_server.jobs.prepare import DataRefused, Source, prepare
@@ -38,7 +31,6 @@ from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.jobs.training_options import settings_of
 from opsin_server.jobs.what_trains import chosen_modules
 from opsin_server.storage.records import Job, NewEvent
-from opsin_server.storage.state import State
 
 log = logging.getLogger("opsin.jobs")
 
@@ -48,37 +40,8 @@ RESULT_BYTES = 2**30
 RETRY_SECONDS = 1.0  # where the engine, or its memory, is not there for the moment
 
 
-class Publisher(Protocol):
-    """Serves adapters."""
-
-    async def publish(self, name: str, directory: Path, origin: str) -> None: ...
-
-    async def withdraw(self, name: str) -> None: ...
-
-
-class Trainer(Protocol):
-    def train(self, run: TrainingRun, resume: bool = False) -> None: ...
-
-
 class Stopped(Exception):
     """The job was paused or cancelled, or its server ends."""
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What all jobs of a server share. names: what the model is called. source: what files are prepared with; a job's
-    own options replace its. turn: waited for before a job trains; it is told the place in the queue."""
-
-    tenant: str
-    state: State
-    model: OpenModel
-    names: tuple[str, ...]
-    trainer: Trainer
-    publisher: Publisher
-    source: Callable[[JobOptions], Source]
-    micro_batch_tokens: int
-    folder: Path
-    turn: Callable[[str], AbstractAsyncContextManager[None]]
 
 
 class JobRun:
@@ -259,9 +222,47 @@ class JobRun:
         result = await asyncio.to_thread(self._result)
         events = [
             NewEvent(f"New fine-tuned model created: {self.model}", data={"model": self.model}),
+            *await self._published_as(Path(ended.checkpoint)),
             NewEvent("The job has successfully completed"),
         ]
         await self._moved("succeeded", events, model=self.model, trained_tokens=ended.tokens, result_file=result)
+
+    async def _published_as(self, directory: Path) -> list[NewEvent]:
+        """The model under the name that was asked for; what keeps it from that is said."""
+        name, publisher = self._options.publish_as, self._place.publisher
+        if name is None:
+            return []
+        promote = self._options.promote == "on_success"
+        why = ""
+        if self._options.promote == "if_better":
+            promote, why = await asyncio.to_thread(self._is_better, publisher.origin_of(name))
+        try:
+            if publisher.is_alias(name):
+                if promote:
+                    await publisher.set_alias(name, self.model)
+            else:
+                await publisher.publish(name, directory, self.job.id, promote=promote)
+        except OpsinError as error:
+            return [NewEvent(f"The model could not be published as {name}: {error.message}", "error")]
+        done = f"{name} means the new model now" if promote else f"{name} means what it did before"
+        return [NewEvent(f"{done}{why}", data={"publish_as": name, "promoted": promote})]
+
+    def _is_better(self, other: str | None) -> tuple[bool, str]:
+        """Whether its loss on the validation file is lower than that of the job that it would replace, and why."""
+        if other is None:
+            return True, ": it meant none"
+        try:
+            theirs = self._best_loss(other)
+        except NotFound:
+            theirs = None
+        ours = self._best_loss(self.job.id)
+        if ours is None or theirs is None:
+            return False, ": the validation loss of what it means is not known"
+        return ours < theirs, f": validation loss {ours:.4f} against {theirs:.4f}"
+
+    def _best_loss(self, job_id: str) -> float | None:
+        numbers = by_step(self._records.events(self._place.tenant, job_id).items).values()
+        return min((one[EVALUATED] for one in numbers if EVALUATED in one), default=None)
 
     def _result(self) -> str:
         """The result file's id."""
@@ -293,40 +294,3 @@ class JobRun:
     def _check(self) -> None:
         if self._stopping.is_set():
             raise Stopped
-
-
-class Scribe:
-    """Writes down what a run says. told: numbers of the steps that are known already."""
-
-    def __init__(self, run: JobRun, total: int, per_epoch: int, told: dict[int, dict[str, Any]]) -> None:
-        self._run, self._total, self._per_epoch, self._told = run, total, per_epoch, told
-
-    async def write(self, events: Sequence[TrainingEvent]) -> None:
-        new: list[NewEvent] = []
-        finish: float | None = None
-        for event in events:
-            if isinstance(event, StepDone):
-                finish = time.time() + (self._total - event.step) * event.seconds / event.step
-                if "train_loss" not in self._told.get(event.step, {}):
-                    new.append(self._numbers(event.step, step_event(event, self._total)))
-            elif isinstance(event, Evaluated):
-                if "full_valid_loss" not in self._told.get(event.step, {}):
-                    new.append(self._numbers(event.step, evaluation_event(event, self._total)))
-            elif isinstance(event, Notice):
-                new.append(NewEvent(event.text, "warn"))
-            elif isinstance(event, CheckpointSaved):
-                await self._run.note(new, finish)
-                new = []
-                await self._checkpoint(event)
-        if new or finish is not None:
-            await self._run.note(new, finish)
-
-    def _numbers(self, step: int, event: NewEvent) -> NewEvent:
-        self._told.setdefault(step, {}).update(event.data or {})
-        return event
-
-    async def _checkpoint(self, event: CheckpointSaved) -> None:
-        """Those at the end of an epoch are served."""
-        if event.step % self._per_epoch == 0 or event.step == self._total:
-            metrics = checkpoint_metrics(self._told.get(event.step, {}))
-            await self._run.add_checkpoint(event.step, Path(event.folder), metrics)

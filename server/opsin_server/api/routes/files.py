@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ router = APIRouter()
 
 MOST = 10_000  # files of a page
 CHUNK = 2**20
+RESULTS = "fine-tune-results"  # as small as a job has steps
 LASTS = range(3600, 30 * 24 * 3600 + 1)  # seconds
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
@@ -50,7 +52,12 @@ async def retrieve_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.api_route("/files/{file_id}/content", methods=READ)
 async def file_content(file_id: str, request: Request, services: ServicesDep) -> Response:
+    """Of results base64, as OpenAI sends them; plain to those who accept text/csv."""
     file, opened = await services.files.content(file_id)
+    if file.purpose == RESULTS and "text/csv" not in request.headers.get("accept", ""):
+        with opened:
+            data = await asyncio.to_thread(opened.read)
+        return Response(base64.b64encode(data), media_type="application/octet-stream")
     name = file.name.encode("ascii", "replace").decode().replace('"', "_").replace("\\", "_")
     headers = {"content-length": str(file.size), "content-disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(_read(opened), media_type="application/octet-stream", headers=headers)

@@ -1,0 +1,51 @@
+"""What all jobs of a server share: where things are kept, who trains, and who serves what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from opsin_plugins.loading.open_model import OpenModel
+from opsin_server.fine_tuning.job_options import JobOptions
+from opsin_server.ipc.training_run import TrainingRun
+from opsin_server.jobs.prepare import Source
+from opsin_server.storage.state import State
+
+
+class Publisher(Protocol):
+    """Serves adapters."""
+
+    async def publish(self, name: str, directory: Path, origin: str, *, promote: bool = True) -> None: ...
+
+    def origin_of(self, name: str) -> str | None:
+        """Where what a name means comes from: a job's id, or something else; None: it means nothing, or the base."""
+
+    def is_alias(self, name: str) -> bool: ...
+
+    async def set_alias(self, alias: str, name: str) -> None: ...
+
+    async def withdraw(self, name: str) -> None: ...
+
+
+class Trainer(Protocol):
+    def train(self, run: TrainingRun, resume: bool = False) -> None: ...
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all jobs of a server share. names: what the model is called. source: what files are prepared with; a job's
+    own options replace its. turn: waited for before a job trains; it is told the place in the queue."""
+
+    tenant: str
+    state: State
+    model: OpenModel
+    names: tuple[str, ...]
+    trainer: Trainer
+    publisher: Publisher
+    source: Callable[[JobOptions], Source]
+    micro_batch_tokens: int
+    folder: Path
+    turn: Callable[[str], AbstractAsyncContextManager[None]]
