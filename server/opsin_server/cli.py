@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from opsin_client.adapters.commands import app as adapters_app
+from opsin_client.jobs.commands import app as jobs_app
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__, printer, streams
 from opsin_server.api_keys import read_keys
@@ -222,6 +223,7 @@ def chat(
 
 
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(jobs_app, name="jobs")
 
 plugins_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins")

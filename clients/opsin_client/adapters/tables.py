@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opsin_client.adapters.api import Adapter, Alias, Version
+from opsin_client.say import print_line
 
 NONE = "-"
 
@@ -96,10 +96,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
 def _rows(rows: Sequence[tuple[str, str]]) -> None:
     for name, value in rows:
         print_line(f"  {name:<9} {value}")
-
-
-def print_line(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
 
 
 def _size(count: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from opsin_client.plot import plot
 from opsin_plugins.loading.open_model import open_model
 from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.atomic_directory import whole_or_nothing
@@ -19,7 +20,7 @@ from opsin_server.config import EngineConfig
 from opsin_server.errors import ConfigError
 from opsin_server.finetune.config import FinetuneConfig
 from opsin_server.finetune.model_card import model_card
-from opsin_server.finetune.progress import RunProgress, plot
+from opsin_server.finetune.progress import RunProgress
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.training_events import TrainingEnded
 from opsin_server.ipc.training_run import TrainingRun

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Notice, StepDone, TrainingEvent
 
-LINES, MOST_COLUMNS = 12, 72
 SMOOTH = 0.1  # of the newest loss, in what the bar shows
-DOTS = "⣀⣤⣶⣿"
 
 
 class RunProgress:
@@ -59,22 +55,3 @@ class RunProgress:
 
     def _say(self, text: str) -> None:
         self.bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def plot(losses: Sequence[float], columns: int = MOST_COLUMNS) -> list[str]:
-    """Lines of a curve, its largest and smallest value in front; each column is the mean of some steps. Nothing for
-    fewer than two."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if len(finite) < 2:
-        return []
-    width = min(columns, len(finite))
-    edges = [round(i * len(finite) / width) for i in range(width + 1)]
-    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
-    levels = [round((mean - low) / (high - low or 1) * (LINES * len(DOTS) - 1)) for mean in means]
-    found = []
-    for line in reversed(range(LINES)):
-        label = f"{high:8.4f}" if line == LINES - 1 else f"{low:8.4f}" if line == 0 else " " * 8
-        cells = (min(len(DOTS), max(0, level + 1 - line * len(DOTS))) for level in levels)
-        found.append(f"{label} │{''.join(DOTS[cell - 1] if cell else ' ' for cell in cells)}".rstrip())
-    return found

@@ -1,0 +1,1 @@
+"""`opsin jobs`: the fine-tuning jobs of a server, from the terminal, through OpenAI's SDK."""
