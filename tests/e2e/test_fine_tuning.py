@@ -87,7 +87,7 @@ def answers(client: openai.OpenAI, model: str) -> list[str]:
     return found
 
 
-def test_a_job_from_its_file_to_a_model_that_answers(client: openai.OpenAI) -> None:
+def test_a_job_from_its_file_to_a_model_that_answers(server: Served, client: openai.OpenAI) -> None:
     train, valid = upload(client, lines(range(16))), upload(client, lines(range(100, 103)), "valid.jsonl")
     job = client.fine_tuning.jobs.create(
         model=MINI.name,
@@ -120,6 +120,11 @@ def test_a_job_from_its_file_to_a_model_that_answers(client: openai.OpenAI) -> N
     assert job.fine_tuned_model in [model.id for model in client.models.list()]
     check_events(client, job, steps=30)
     check_checkpoints(client, job)
+    counted = server.metrics()
+    assert counted["opsin_training_steps_total"] == 30
+    assert counted['opsin_jobs_ended_total{status="succeeded"}'] == 1
+    assert counted['opsin_jobs{state="running"}'] == 0
+    assert counted["opsin_trained_tokens_total"] > 30 * 8
     (file,) = job.result_files
     assert client.files.retrieve(file).purpose == "fine-tune-results"
     plain = client.files.content(file, extra_headers={"Accept": "text/csv"}).read()

@@ -21,7 +21,7 @@ from opsin_server.ipc.messages import Arrays, Stats, Submit
 from opsin_server.ipc.stream import Stream
 from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
-from support.base_only import BaseOnly
+from support.base_only import BaseOnly, Refusing
 
 MODEL = "tiny"
 
@@ -75,8 +75,9 @@ class LocalServer:
         self.engine = LocalEngine(engine)
         config, version = ServerConfig(engine), fingerprint(model.files, __version__)
         self._app = create_app(
-            config, self.engine, self.encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Metrics()
-        )
+            config, self.engine, self.encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Refusing(),
+            Refusing(), Metrics(),
+        )  # fmt: skip
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """A chat completion's JSON; anything but 200 is an AssertionError with the answer."""

@@ -22,6 +22,7 @@ from opsin_server.fine_tuning.job_queue import JobQueue
 from opsin_server.fine_tuning.job_run import JobRun
 from opsin_server.fine_tuning.workplace import Trainer, Workplace
 from opsin_server.ipc.messages import AdapterRoom, Ready
+from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source
 from opsin_server.jobs.what_trains import chosen_modules
 from opsin_server.storage.job_records import ENDED
@@ -58,9 +59,10 @@ class FineTuningService:
         encoder: PromptEncoder,
         adapters: AdapterService,
         names: tuple[str, ...],
+        metrics: JobMetrics,
     ) -> None:
         self._config, self._state, self._trainer, self._model = config, state, trainer, model
-        self._encoder, self._adapters, self._names = encoder, adapters, names
+        self._encoder, self._adapters, self._names, self._metrics = encoder, adapters, names, metrics
         self._records, self._folder = state.jobs, state.directory.path / "jobs"
         self._queue = JobQueue(config.engine.max_train_jobs, self._told)
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
@@ -93,7 +95,9 @@ class FineTuningService:
             micro_batch_tokens=MICRO_BATCH["cpu" if ready.device.startswith("cpu") else "cuda"],
             folder=self._folder,
             turn=self._queue.turn,
+            metrics=self._metrics,
         )
+        self._metrics.watch(self._counts)
         for _, job in await asyncio.to_thread(self._records.unfinished, self._owner):
             self._begin(job)
 
@@ -198,12 +202,18 @@ class FineTuningService:
     async def _stopped(self, job_id: str, status: JobStatus, message: str) -> Job:
         """At once for all who ask; what runs ends after its step."""
         job = await asyncio.to_thread(self._records.move, TENANT, job_id, status, [NewEvent(message)])
+        if status == "cancelled":
+            self._metrics.ended(status)
         if (running := self._runs.get(job_id)) is not None:
             running[0].stop(status)
             self._queue.leave(job_id)
         return job
 
     # --------------------------------------------------------------------------------------------------- helpers
+
+    def _counts(self) -> dict[str, int]:
+        running, queued = self._queue.counts
+        return {"validating_files": len(self._runs) - running - queued, "queued": queued, "running": running}
 
     def _open_place(self) -> Workplace:
         if self._place is None:

@@ -117,7 +117,7 @@ async def _serve(
         metrics = Metrics()
         adapters = AdapterService(config.adapters, state, model, engine, names, metrics.adapters, lambda: digest.value)
         files = FileService(config.files, state)
-        jobs = FineTuningService(config, state, engine, model, encoder, adapters, names)
+        jobs = FineTuningService(config, state, engine, model, encoder, adapters, names, metrics.jobs)
         app = create_app(
             config, engine, encoder, names, version, sampling, adapters, files, jobs, metrics, lambda: digest.value
         )

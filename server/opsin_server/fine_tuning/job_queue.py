@@ -18,6 +18,11 @@ class JobQueue:
         self._most, self._told, self._going = most, told, 0
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Jobs that train, and that wait."""
+        return self._going, len(self._waiting)
+
     @asynccontextmanager
     async def turn(self, job_id: str) -> AsyncIterator[None]:
         if self._going >= self._most:

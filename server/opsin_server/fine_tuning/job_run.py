@@ -30,6 +30,7 @@ from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.jobs.training_options import settings_of
 from opsin_server.jobs.what_trains import chosen_modules
+from opsin_server.storage.job_records import ENDED
 from opsin_server.storage.records import Job, NewEvent
 
 log = logging.getLogger("opsin.jobs")
@@ -76,7 +77,7 @@ class JobRun:
         except Exception:
             log.exception("job %s failed", self.job.id)
             await self._failed("server_error", "the job failed by an error of the server; its log says more", None)
-        if (await self._now()).status in ("succeeded", "failed", "cancelled"):
+        if (await self._now()).status in ENDED:
             await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     async def _run(self) -> None:
@@ -166,7 +167,7 @@ class JobRun:
         rows = data.count("train")
         per_epoch = -(-rows // min(rows, settings.batch_size))
         total = settings.max_steps or settings.epochs * per_epoch
-        scribe = Scribe(self, total, per_epoch, await asyncio.to_thread(self._told))
+        scribe = Scribe(self, total, per_epoch, await asyncio.to_thread(self._told), self._place.metrics)
         run = TrainingRun(self.job.id, settings, self._folder / "checkpoints", data, heard.put_nowait)
         await self._started(run)
         self._training = run
@@ -287,6 +288,8 @@ class JobRun:
         if now.status in ("paused", "cancelled"):
             raise Stopped
         await asyncio.to_thread(lambda: self._records.move(self._place.tenant, self.job.id, status, events, **changes))
+        if status in ENDED:
+            self._place.metrics.ended(status)
 
     async def _now(self) -> Job:
         return await asyncio.to_thread(self._records.get, self._place.tenant, self.job.id)

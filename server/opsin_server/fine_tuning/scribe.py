@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from opsin_server.fine_tuning.metrics import EVALUATED, TRAINED, checkpoint_metrics, evaluation_event, step_event
 from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Notice, StepDone, TrainingEvent
+from opsin_server.job_metrics import JobMetrics
 from opsin_server.storage.records import NewEvent
 
 
@@ -23,8 +24,11 @@ class Book(Protocol):
 class Scribe:
     """total: steps. per_epoch: of them. told: numbers of the steps that are known already."""
 
-    def __init__(self, book: Book, total: int, per_epoch: int, told: dict[int, dict[str, Any]]) -> None:
+    def __init__(
+        self, book: Book, total: int, per_epoch: int, told: dict[int, dict[str, Any]], metrics: JobMetrics
+    ) -> None:
         self._book, self._total, self._per_epoch, self._told = book, total, per_epoch, told
+        self._metrics = metrics
 
     async def write(self, events: Sequence[TrainingEvent]) -> None:
         new: list[NewEvent] = []
@@ -34,6 +38,7 @@ class Scribe:
                 finish = time.time() + (self._total - event.step) * event.seconds / event.step
                 if TRAINED not in self._told.get(event.step, {}):
                     new.append(self._numbers(event.step, step_event(event, self._total)))
+                    self._metrics.stepped(event.tokens)
             elif isinstance(event, Evaluated):
                 if EVALUATED not in self._told.get(event.step, {}):
                     new.append(self._numbers(event.step, evaluation_event(event, self._total)))

@@ -11,6 +11,7 @@ from typing import Protocol
 from opsin_plugins.loading.open_model import OpenModel
 from opsin_server.fine_tuning.job_options import JobOptions
 from opsin_server.ipc.training_run import TrainingRun
+from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source
 from opsin_server.storage.state import State
 
@@ -49,3 +50,4 @@ class Workplace:
     micro_batch_tokens: int
     folder: Path
     turn: Callable[[str], AbstractAsyncContextManager[None]]
+    metrics: JobMetrics

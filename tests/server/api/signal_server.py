@@ -10,7 +10,7 @@ from opsin_server.api.listen_addresses import addresses, bind
 from opsin_server.api.listener import Server
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.metrics import Metrics
-from support.base_only import BaseOnly
+from support.base_only import BaseOnly, Refusing
 
 
 async def main() -> None:
@@ -23,6 +23,8 @@ async def main() -> None:
         "v1-test",
         SamplingDefaults(),
         BaseOnly(NAMES),  # type: ignore[arg-type]
+        Refusing(),  # type: ignore[arg-type]
+        Refusing(),  # type: ignore[arg-type]
         Metrics(),
     )
     listeners = bind(addresses(config().host), config().port)

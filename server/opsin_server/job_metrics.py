@@ -1,0 +1,39 @@
+"""What Prometheus reads of fine-tuning jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class JobMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self.steps = Counter("opsin_training_steps", "Optimizer steps of fine-tuning jobs.", registry=registry)
+        self.tokens = Counter("opsin_trained_tokens", "Tokens of rows that were trained on.", registry=registry)
+        self._ended = Counter("opsin_jobs_ended", "Jobs by how they ended.", ("status",), registry=registry)
+
+    def stepped(self, tokens: int) -> None:
+        self.steps.inc()
+        self.tokens.inc(tokens)
+
+    def ended(self, status: str) -> None:
+        self._ended.labels(status).inc()
+
+    def watch(self, jobs: Callable[[], Mapping[str, int]]) -> None:
+        """jobs: how many of this server are in each state that goes on."""
+        self._registry.register(_JobCollector(jobs))
+
+
+class _JobCollector(Collector):
+    def __init__(self, jobs: Callable[[], Mapping[str, int]]) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterator[Metric]:
+        found = GaugeMetricFamily("opsin_jobs", "Jobs that go on, by state.", labels=("state",))
+        for state, count in self._jobs().items():
+            found.add_metric((state,), count)
+        yield found
