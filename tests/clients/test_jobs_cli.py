@@ -73,7 +73,7 @@ def test_a_job_is_paused_resumed_and_cancelled(server: Served, file: str) -> Non
     assert run(server, "cancel", job).output == f"{job} is cancelled\n"
     again = run(server, "cancel", job)
     assert again.exit_code == 1
-    assert f"opsin jobs: the job {job} is cancelled: it cannot become cancelled" in again.stderr
+    assert f"opsin jobs: the job {job} is cancelled: it cannot be cancelled" in again.stderr
 
 
 def test_what_fails_is_one_sentence(server: Served) -> None:

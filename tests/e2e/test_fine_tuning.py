@@ -188,6 +188,21 @@ def test_a_file_that_is_wrong_fails_its_job_with_the_line(data: bytes, words: st
     assert words in job.error.message + " ".join(messages(client, job.id))
 
 
+def test_rows_that_are_left_out_are_said(client: openai.OpenAI) -> None:
+    data = lines(range(5)) + b"not JSON\n"
+    job = client.fine_tuning.jobs.create(
+        model=MINI.name,
+        training_file=upload(client, data),
+        hyperparameters={"n_epochs": 1, "batch_size": 8},
+        extra_body={"opsin": {"on_bad_row": "skip"}},
+    )
+    assert refused(lambda: client.fine_tuning.jobs.resume(job.id)).status_code == 400  # at once: it was not paused
+    assert until(client, job.id, over).status == "succeeded"
+    said = messages(client, job.id)
+    assert "training_file: 1 rows are wrong, and left out" in said
+    assert any(text.startswith("training_file: line 16: ") for text in said)
+
+
 def refused(ask: Callable[[], object]) -> openai.APIStatusError:
     with pytest.raises(openai.APIStatusError) as error:
         ask()
@@ -211,6 +226,12 @@ def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -
     assert "opsin.nothing" in create(extra_body={"opsin": {"nothing": 1}}).message
     assert "n_epochs" in create(extra_body={"opsin": {"epochs": 2}}).message
     assert "--max-lora-rank" in create(extra_body={"opsin": {"lora_rank": 512}}).message
+    for name, value in (("n_epochs", 0), ("n_epochs", "3"), ("learning_rate_multiplier", -1), ("batch_size", 1.5)):
+        error = create(method={"type": "supervised", "supervised": {"hyperparameters": {name: value}}})
+        assert (error.status_code, error.param) == (400, f"method.supervised.hyperparameters.{name}")  # type: ignore[attr-defined]
+        assert "it must be 'auto', or" in error.message
+    assert create(method={"type": "dpo", "supervised": {}}).param == "method.supervised"  # type: ignore[attr-defined]
+    assert "publish_as" in create(extra_body={"opsin": {"promote": "manual"}}).message
     absent = "finetune_cross_attention_layers"
     assert absent in create(extra_body={"opsin": {absent: True}}).message
     assert refused(lambda: client.fine_tuning.jobs.retrieve("ftjob-none")).status_code == 404

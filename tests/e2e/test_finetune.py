@@ -150,3 +150,13 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path) -> None:
     done = finetune("--train", file, "--out", tmp_path / "out")
     assert done.returncode == 1
     assert "line 2" in done.stderr
+
+
+def test_a_run_that_never_began_leaves_nothing(data: tuple[Path, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{}\n" * 3)
+    for arguments in (("--train", broken), ("--train", data[0], "--train-memory", "1MiB")):
+        done = finetune(*arguments, "--out", tmp_path / "out")
+        assert done.returncode == 1
+        assert "after step 0" not in done.stderr
+    assert list(tmp_path.iterdir()) == [broken]

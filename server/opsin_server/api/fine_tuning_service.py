@@ -191,8 +191,8 @@ class FineTuningService:
 
     async def resume(self, job_id: str) -> Job:
         self._open_place()
-        if (running := self._runs.get(job_id)) is not None:  # it is still being paused
-            await asyncio.wait({running[1]})
+        if (await self.get(job_id)).status == "paused" and (running := self._runs.get(job_id)) is not None:
+            await asyncio.wait({running[1]})  # it still makes its last step
         job = await asyncio.to_thread(
             self._records.move, TENANT, job_id, "validating_files", [NewEvent("The job is resumed")]
         )

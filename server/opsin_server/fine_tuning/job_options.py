@@ -46,6 +46,8 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
         if name not in FIELDS:
             message = f"Unrecognized request argument supplied: opsin.{name[:100]}"
             raise BadRequest(message, param=f"opsin.{name[:100]}", code="unknown_parameter")
+    if "promote" in given and given.get("publish_as") is None:
+        raise BadRequest("opsin.promote acts on opsin.publish_as, which is not given", param="opsin.promote")
     try:
         return build(JobOptions, given, FIELDS.values(), {})
     except ConfigError as error:

@@ -53,6 +53,7 @@ class JobRun:
         self._method: str = job.asked["method"]["type"]
         self._stopping = threading.Event()
         self._training: TrainingRun | None = None
+        self._remarks: list[NewEvent] = []  # what may surprise in its files
 
     @property
     def model(self) -> str:
@@ -118,6 +119,11 @@ class JobRun:
                     param=param,
                     code="invalid_training_file",
                 )
+        self._remarks = [
+            NewEvent(f"{param}: {line}", "warn")
+            for found, param in ((train, "training_file"), (valid, "validation_file"))
+            for line in ([] if found is None else found.report.surprises(SHOWN_FAULTS))
+        ]
         data = PreparedData(train, valid)
         await asyncio.to_thread(data.shape)
         return data
@@ -149,7 +155,8 @@ class JobRun:
         self._check()
         if (await self._now()).status == "validating_files":
             report = described(resolved, self._method)
-            await self._moved("queued", [NewEvent("Files validated, moving job to queued state")], resolved=report)
+            events = [*self._remarks, NewEvent("Files validated, moving job to queued state")]
+            await self._moved("queued", events, resolved=report)
         return settings, resolved
 
     async def _refused(self, error: DataRefused) -> None:

@@ -34,6 +34,7 @@ from opsin_server.served_name import model_name
 from opsin_server.text.encode_prompt import PromptEncoder, read_encoder
 
 MICRO_BATCH_TOKENS = 2048  # nobody waits for a token meanwhile
+SHOWN_FAULTS = 20  # of rows that are left out
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 INTERRUPTED = 130
 
@@ -83,6 +84,7 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
         read_encoder(engine), engine, config, BaseModel(model, AdapterLimits(config.training.rank)).shape_digest
     )
     with ExitStack() as stack:
+        stack.callback(_forget_unless_begun, work)
         train = source.prepared(request.train, work / "train", console)
         stack.callback(train.close)
         valid = None
@@ -118,6 +120,12 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
     return 0
 
 
+def _forget_unless_begun(work: Path) -> None:
+    """What lies beside --out is of use only to --resume."""
+    if not any((work / "checkpoints").glob("*")):
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def _check_places(request: Request, work: Path) -> None:
     if request.out.exists() and not (request.out.is_dir() and not any(request.out.iterdir())):
         raise ConfigError(f"--out {request.out} is there already: give a new directory")
@@ -136,8 +144,8 @@ def _say_plan(console: Console, settings: TrainingSettings, train: Prepared, val
     )
     tested = "" if valid is None else f"; {len(valid):,} rows to validate with"
     console.print(f"training on {rows}{tested}", highlight=False, soft_wrap=True)
-    for remark in report.remarks:
-        console.print(f"{remark.rows:,} rows: {remark.message}", highlight=False, soft_wrap=True, markup=False)
+    for line in report.surprises(SHOWN_FAULTS):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"{len(settings.modules):,} modules, rank {settings.rank}", highlight=False, soft_wrap=True)
 
 
@@ -160,7 +168,7 @@ def _unfinished(console: Console, end: TrainingEnded, request: Request) -> int:
     if end.status == "paused":
         console.print(f"paused after step {end.step:,}; --resume goes on", highlight=False)
         return INTERRUPTED
-    raise ConfigError(f"training failed after step {end.step:,}: {end.error}")
+    raise ConfigError(f"training failed after step {end.step:,}: {end.error}" if end.step else end.error)
 
 
 def _write(checkpoint: Path, out: Path, card: str) -> None:

@@ -46,7 +46,7 @@ def model_card(
 def _counts(title: str, report: Report) -> str:
     return (
         f"- {title}: {report.rows:,} rows, {report.image_uses:,} images, {report.tokens:,} tokens, of which "
-        f"{report.labels:,} are learned"
+        f"{report.labels:,} are learned" + (f"; {report.skipped:,} wrong rows were left out" if report.skipped else "")
     )
 
 

@@ -58,6 +58,17 @@ class Report(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...]
     remarks: tuple[Remark, ...]
 
+    def surprises(self, shown: int) -> list[str]:
+        """What an owner should know of a file that is trained on: rows that were left out, and what is true of some.
+        shown: wrong rows that are named."""
+        found = [f"{remark.rows:,} rows: {remark.message}" for remark in self.remarks]
+        if self.skipped:
+            found.append(f"{self.skipped:,} rows are wrong, and left out")
+            found += [str(fault) for fault in self.faults[:shown]]
+            if self.fault_count > shown:
+                found.append(f"{self.fault_count - shown:,} more faults")
+        return found
+
 
 class Origin(msgspec.Struct, frozen=True):
     """Of an image that rows name by `digest`: the stored file and the budget (see `ImageOrigin`). Digests are hex."""

@@ -27,6 +27,10 @@ MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
+ASKED: Mapping[JobStatus, str] = {
+    "validating_files": "resumed", "queued": "queued", "running": "started", "paused": "paused",
+    "succeeded": "completed", "failed": "ended", "cancelled": "cancelled",
+}  # fmt: skip
 SAME_SECONDS = 60.0  # within which an equal request is taken for the same one, sent again
 
 
@@ -48,7 +52,9 @@ class JobRecords:
             wanted = [JobRow.tenant == tenant]
             wanted += [JobRow.asked["metadata"][name].as_string() == value for name, value in metadata.items()]
             if after is not None:
-                last = _row(session, tenant, after)
+                last = session.get(JobRow, (tenant, after))
+                if last is None:
+                    raise NotFound(f"there is no job {after[:100]}", param="after", code="fine_tune_not_found")
                 wanted.append(tuple_(JobRow.created, JobRow.id) < tuple_(last.created, last.id))
             order = JobRow.created.desc(), JobRow.id.desc()
             rows = session.scalars(select(JobRow).where(*wanted).order_by(*order).limit(limit + 1)).all()
@@ -135,7 +141,9 @@ class JobRecords:
         with self._database.write() as session:
             row = _row(session, tenant, job_id, lock=True)
             if status not in MOVES[row.status]:  # type: ignore[index]
-                raise BadRequest(f"the job {job_id} is {row.status}: it cannot become {status}", code="invalid_state")
+                raise BadRequest(
+                    f"the job {job_id} is {row.status}: it cannot be {ASKED[status]}", code="invalid_state"
+                )
             row.status = status
             for name, value in changes.items():
                 setattr(row, name, value)

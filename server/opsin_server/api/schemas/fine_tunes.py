@@ -17,16 +17,16 @@ NONE = Annotated[None, only(False)]
 
 
 class LegacyHyperparameters(Strict):
-    n_epochs: Epochs | None = None
+    n_epochs: Epochs = None
 
 
 class CreateFineTune(Strict):
     training_file: Name
     validation_file: Name | None = None
     model: Name | None = None
-    n_epochs: Epochs | None = None
-    batch_size: Rows | None = None
-    learning_rate_multiplier: Positive | None = None
+    n_epochs: Epochs = None
+    batch_size: Rows = None
+    learning_rate_multiplier: Positive = None
     hyperparameters: LegacyHyperparameters | None = None
     suffix: Annotated[str, Field(max_length=40)] | None = None
     prompt_loss_weight: NONE = None

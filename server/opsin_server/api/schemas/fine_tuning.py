@@ -4,27 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from opsin_server.chat.fields import Strict, unsupported, wrong
 from opsin_server.storage.records import Job, JobCheckpoint, JobEvent, Page
 
-Auto = Literal["auto"]
-Rows = Annotated[int, Field(ge=1, le=4096)]
-Epochs = Annotated[int, Field(ge=1, le=1000)]
-Positive = Annotated[float, Field(gt=0, le=10_000)]
+
+def _auto_or(least: float, most: float, *, whole: bool) -> BeforeValidator:
+    """ "auto", a number within bounds, or null."""
+
+    def check(value: Any) -> Any:
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if value is None or value == "auto" or (is_number and least <= value <= most):
+            return value
+        kind = "a whole number" if whole else "a number"
+        raise wrong(f"it must be 'auto', or {kind} from {least:g} to {most:g}")
+
+    return BeforeValidator(check)
+
+
+Rows = Annotated[Any, _auto_or(1, 4096, whole=True)]
+Epochs = Annotated[Any, _auto_or(1, 1000, whole=True)]
+Positive = Annotated[Any, _auto_or(1e-6, 1e4, whole=False)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 PAIRS = 16  # of metadata
 
 
 class SupervisedHyperparameters(Strict):
-    batch_size: Auto | Rows | None = None
-    learning_rate_multiplier: Auto | Positive | None = None
-    n_epochs: Auto | Epochs | None = None
+    batch_size: Rows = None
+    learning_rate_multiplier: Positive = None
+    n_epochs: Epochs = None
 
 
 class DpoHyperparameters(SupervisedHyperparameters):
-    beta: Auto | Positive | None = None
+    beta: Positive = None
 
 
 class Supervised(Strict):
@@ -44,9 +57,9 @@ class Method(Strict):
     @model_validator(mode="after")
     def _of_its_type(self) -> Method:
         if self.type == "reinforcement" or self.reinforcement is not None:
-            raise unsupported("reinforcement", "'method.type' must be supervised or dpo", "method.type")
+            raise unsupported("reinforcement", "'type' must be supervised or dpo", "type")
         if (other := "dpo" if self.type == "supervised" else "supervised") and getattr(self, other) is not None:
-            raise wrong(f"the method is {self.type}: '{other}' does not belong to it", f"method.{other}")
+            raise wrong(f"the method is {self.type}: '{other}' does not belong to it", other)
         return self
 
     @property
