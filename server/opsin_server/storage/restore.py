@@ -82,7 +82,8 @@ def _manifest(reader: Reader) -> Manifest:
 def _spool(until_done: ExitStack, reader: Reader, table: Table, state: State) -> BinaryIO:
     name = table_member(table.name)
     spool = until_done.enter_context(tempfile.TemporaryFile(dir=state.directory.tmp))  # noqa: SIM115
-    size = reader.begin(name, table.size)
+    if (size := reader.begin(name, table.size)) != table.size:
+        raise ConfigError(f"the backup's {name} has {size:,} bytes instead of {table.size:,}")
     if reader.copy(name, size, spool) != table.sha256:
         raise ConfigError(f"the backup's {name} is damaged: its SHA-256 is not the manifest's")
     return spool
