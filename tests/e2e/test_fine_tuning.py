@@ -203,6 +203,32 @@ def test_rows_that_are_left_out_are_said(client: openai.OpenAI) -> None:
     assert any(text.startswith("training_file: line 16: ") for text in said)
 
 
+def test_preferences_are_learned(client: openai.OpenAI) -> None:
+    rows = [
+        {
+            "input": {"messages": [user(QUESTION, picture(colour, seed))]},
+            "preferred_output": [{"role": "assistant", "content": WORDS[colour]}],
+            "non_preferred_output": [{"role": "assistant", "content": "I cannot say."}],
+        }
+        for seed in range(4)
+        for colour in COLOURS
+    ]
+    file = upload(client, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    given = {"n_epochs": 2, "batch_size": 4, "beta": 0.2}
+    method = {"type": "dpo", "dpo": {"hyperparameters": given}}
+    job = client.fine_tuning.jobs.create(model=MINI.name, training_file=file, method=method)  # type: ignore[arg-type]
+    job = until(client, job.id, over)
+    assert job.status == "succeeded", job.error
+    assert job.method is not None
+    assert job.method.dpo is not None
+    assert job.method.dpo.hyperparameters is not None
+    assert job.method.dpo.hyperparameters.beta == 0.2
+    other = client.fine_tuning.jobs.create(model=MINI.name, training_file=file)
+    other = until(client, other.id, over)
+    assert other.error is not None
+    assert "preference rows" in other.error.message
+
+
 def refused(ask: Callable[[], object]) -> openai.APIStatusError:
     with pytest.raises(openai.APIStatusError) as error:
         ask()
@@ -231,6 +257,7 @@ def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -
         assert (error.status_code, error.param) == (400, f"method.supervised.hyperparameters.{name}")  # type: ignore[attr-defined]
         assert "it must be 'auto', or" in error.message
     assert create(method={"type": "dpo", "supervised": {}}).param == "method.supervised"  # type: ignore[attr-defined]
+    assert "need a validation_file" in create(extra_body={"opsin": {"eval_steps": 5}}).message
     assert "publish_as" in create(extra_body={"opsin": {"promote": "manual"}}).message
     absent = "finetune_cross_attention_layers"
     assert absent in create(extra_body={"opsin": {absent: True}}).message

@@ -6,10 +6,12 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import select
 
+from opsin_server.errors import OpsinError
 from opsin_server.storage.backup import TABLES
 from opsin_server.storage.records import AdapterVersion, Blob, NewVersion, SourceFile
 from opsin_server.storage.state import State
@@ -40,6 +42,15 @@ def rows(state: State) -> dict[str, list[tuple]]:
             ordered = select(table).order_by(*table.primary_key.columns)
             found[str(table.name)] = [tuple(row) for row in connection.execute(ordered)]
     return found
+
+
+def outcome(act: Callable[[], object]) -> type | None:
+    """The class of what it raises, for a caller."""
+    try:
+        act()
+    except OpsinError as error:
+        return type(error)
+    return None
 
 
 def digests(state: State) -> set[str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from opsin_server.adapters.adapter_files import PICKLES, READ, AdapterFiles, read_adapter_files
 from opsin_server.adapters.archive import unpack
@@ -22,19 +21,18 @@ from opsin_server.storage.state import State
 
 ENGINE_FILE = "adapter.safetensors"
 TRAINED_PROJECTOR = "projector.trained"  # among a version's targets
-Origin = Literal["upload", "path", "command line"] | str  # a job's id
 
 
 @dataclass(frozen=True)
 class ImportOptions:
     """promote: whether the version becomes the current one. force: also where the adapter says that it was trained on
-    another base. origin: where it comes from; what the command line names is new only where it is not what the command
-    line named the last time. base_digest: of the served model, where it is known. within: a directory that no link
-    may lead out of; None: the operator's own paths."""
+    another base. origin: where it comes from: upload, path, command line, or a job's id; what the command line names is
+    new only where it is not what the command line named the last time. base_digest: of the served model, where it is
+    known. within: a directory that no link may lead out of; None: the operator's own paths."""
 
     promote: bool = True
     force: bool = False
-    origin: Origin = "path"
+    origin: str = "path"
     within: Path | None = None
     base_digest: str | None = None
 

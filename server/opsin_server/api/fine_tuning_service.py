@@ -229,8 +229,11 @@ class FineTuningService:
         if name is not None and name not in self._adapters.catalogue.snapshot.aliases:
             check_name(name)
             self._adapters.catalogue.check_free(name, alias=False)
-        if options.promote == "if_better" and asked["validation_file"] is None:
-            raise BadRequest("opsin.promote is 'if_better', which needs a validation_file", param="opsin.promote")
+        if asked["validation_file"] is None:
+            if options.promote == "if_better":
+                raise BadRequest("opsin.promote is 'if_better', which needs a validation_file", param="opsin.promote")
+            if options.training.eval_steps or options.training.early_stopping_patience:
+                raise BadRequest("opsin: eval_steps and early_stopping_patience need a validation_file", param="opsin")
         if options.training.rank > self._room.rank:
             raise BadRequest(
                 f"opsin.lora_rank is {options.training.rank}, and this server serves up to {self._room.rank} "

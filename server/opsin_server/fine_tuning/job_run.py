@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from opsin_server.errors import BadRequest, NotFound, OpsinError, Unavailable
-from opsin_server.fine_tuning.hyperparameters import Hyperparameters, Resolved, described, resolve, training_options
+from opsin_server.fine_tuning.hyperparameters import Hyperparameters, described, resolve, training_options
 from opsin_server.fine_tuning.job_options import read_options
 from opsin_server.fine_tuning.metrics import EVALUATED, by_step, result_csv
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
@@ -83,7 +83,7 @@ class JobRun:
 
     async def _run(self) -> None:
         data = await self._prepared()
-        settings, resolved = await self._settled(data)
+        settings = await self._settled(data)
         async with self._place.turn(self.job.id):
             self._check()
             await self._moved("running", [NewEvent("Fine-tuning job started")])
@@ -95,7 +95,7 @@ class JobRun:
         self._check()
         if ended.status != "succeeded":
             raise BadRequest(ended.error or f"training was {ended.status}", code="training_failed")
-        await self._succeeded(ended, resolved)
+        await self._succeeded(ended)
 
     # -------------------------------------------------------------------------------------------------- the data
 
@@ -139,7 +139,7 @@ class JobRun:
 
         return await asyncio.to_thread(read)
 
-    async def _settled(self, data: PreparedData) -> tuple[TrainingSettings, Resolved]:
+    async def _settled(self, data: PreparedData) -> TrainingSettings:
         """The settings, with nothing left to "auto"; the job is queued."""
         asked, rows, place = self.job.asked, data.count("train"), self._place
         what = self._options.what
@@ -147,8 +147,6 @@ class JobRun:
         wanted = msgspec.convert(asked["method"]["hyperparameters"], Hyperparameters)
         resolved = resolve(wanted, rows, place.model.spec.decoder.width, self._options.training)
         options = training_options(self._options.training, resolved, asked["seed"])
-        if data.count("valid") == 0 and (options.eval_steps or options.early_stopping_patience):
-            raise BadRequest("eval_steps and early_stopping_patience need a validation_file", param="opsin")
         full = what.finetune_projector == "full"
         method = "supervised" if self._method == "supervised" else "dpo"
         settings = settings_of(options, modules, rows, method, place.micro_batch_tokens, full)  # type: ignore[arg-type]
@@ -157,7 +155,7 @@ class JobRun:
             report = described(resolved, self._method)
             events = [*self._remarks, NewEvent("Files validated, moving job to queued state")]
             await self._moved("queued", events, resolved=report)
-        return settings, resolved
+        return settings
 
     async def _refused(self, error: DataRefused) -> None:
         report = error.report
@@ -225,7 +223,7 @@ class JobRun:
 
     # ----------------------------------------------------------------------------------------------------- ends
 
-    async def _succeeded(self, ended: TrainingEnded, resolved: Resolved) -> None:
+    async def _succeeded(self, ended: TrainingEnded) -> None:
         await self._place.publisher.publish(self.model, Path(ended.checkpoint), self.job.id)
         result = await asyncio.to_thread(self._result)
         events = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import and_, func, or_, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from opsin_server.errors import BadRequest, NotFound
 from opsin_server.storage.blobs import claim
@@ -16,6 +16,8 @@ from opsin_server.storage.database import Database
 from opsin_server.storage.file_records import new_id
 from opsin_server.storage.records import Job, JobCheckpoint, JobEvent, JobStatus, NewEvent, NewJob, Page
 from opsin_server.storage.tables import JobBlobRow, JobCheckpointRow, JobEventRow, JobRow
+
+OfJob = TypeVar("OfJob", JobEventRow, JobCheckpointRow)
 
 ENDED: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
@@ -62,19 +64,8 @@ class JobRecords:
 
     def events(self, tenant: str, job_id: str, *, after: str | None = None, limit: int | None = None) -> Page[JobEvent]:
         """The newest first."""
-        with self._database.read() as session:
-            _row(session, tenant, job_id)
-            own = and_(JobEventRow.tenant == tenant, JobEventRow.job == job_id)
-            wanted = [own]
-            if after is not None:
-                last = session.scalar(select(JobEventRow.number).where(own, JobEventRow.id == after))
-                if last is None:
-                    raise NotFound(f"the job {job_id} has no event {after[:100]}", param="after")
-                wanted.append(JobEventRow.number < last)
-            found = select(JobEventRow).where(*wanted).order_by(JobEventRow.number.desc())
-            rows = session.scalars(found if limit is None else found.limit(limit + 1)).all()
-            shown = rows if limit is None else rows[:limit]
-            return Page(tuple(_event(row) for row in shown), len(rows) > len(shown))
+        rows, more = self._newest(JobEventRow, JobEventRow.number, "event", tenant, job_id, after, limit)
+        return Page(tuple(map(_event, rows)), more)
 
     def events_since(self, tenant: str, job_id: str, number: int) -> list[tuple[int, JobEvent]]:
         """Those behind the event of a number, with theirs, the oldest first. 0: all."""
@@ -88,19 +79,31 @@ class JobRecords:
         self, tenant: str, job_id: str, *, after: str | None = None, limit: int | None = None
     ) -> Page[JobCheckpoint]:
         """The newest first."""
+        rows, more = self._newest(JobCheckpointRow, JobCheckpointRow.step, "checkpoint", tenant, job_id, after, limit)
+        return Page(tuple(map(_checkpoint, rows)), more)
+
+    def _newest(
+        self,
+        table: type[OfJob],
+        order: InstrumentedAttribute[int],
+        what: str,
+        tenant: str,
+        job_id: str,
+        after: str | None,
+        limit: int | None,
+    ) -> tuple[Sequence[OfJob], bool]:
+        """A job's rows of a table that come after one, and whether there are more than `limit`."""
         with self._database.read() as session:
             _row(session, tenant, job_id)
-            own = and_(JobCheckpointRow.tenant == tenant, JobCheckpointRow.job == job_id)
-            wanted = [own]
+            wanted = [table.tenant == tenant, table.job == job_id]
             if after is not None:
-                last = session.scalar(select(JobCheckpointRow.step).where(own, JobCheckpointRow.id == after))
+                last = session.scalar(select(order).where(*wanted, table.id == after))
                 if last is None:
-                    raise NotFound(f"the job {job_id} has no checkpoint {after[:100]}", param="after")
-                wanted.append(JobCheckpointRow.step < last)
-            found = select(JobCheckpointRow).where(*wanted).order_by(JobCheckpointRow.step.desc())
+                    raise NotFound(f"the job {job_id} has no {what} {after[:100]}", param="after")
+                wanted.append(order < last)
+            found = select(table).where(*wanted).order_by(order.desc())
             rows = session.scalars(found if limit is None else found.limit(limit + 1)).all()
-            shown = rows if limit is None else rows[:limit]
-            return Page(tuple(_checkpoint(row) for row in shown), len(rows) > len(shown))
+            return rows[:limit], limit is not None and len(rows) > limit
 
     def unfinished(self, owner: str) -> list[tuple[str, Job]]:
         """With their tenants: what a server that starts goes on with, the oldest first."""

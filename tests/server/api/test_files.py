@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,16 +20,9 @@ from opsin_server.file_config import FileConfig
 from opsin_server.storage.file_records import UPLOAD_SECONDS
 from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
+from support.clock import Clock
 
 LINE = b'{"messages": []}\n'
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead
 
 
 @pytest.fixture

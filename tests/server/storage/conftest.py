@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,18 +12,9 @@ from opsin_server.storage.migrations import HEAD, VERSION_TABLE
 from opsin_server.storage.state import State
 from opsin_server.storage.tables import Base
 from opsin_server.storage_config import StorageConfig
+from support.clock import Clock
 from support.postgres import Absent, Postgres
 from support.s3 import S3
-
-
-class Clock:
-    """The time, which a test may let pass."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead
 
 
 @pytest.fixture

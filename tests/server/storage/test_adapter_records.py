@@ -28,7 +28,7 @@ from opsin_server.storage.backup import TABLES
 from opsin_server.storage.records import SourceFile
 from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
-from support.stored import TENANT, add, new_version, rows
+from support.stored import TENANT, add, new_version, outcome, rows
 
 NAMES = st.sampled_from(["a", "b", "ü"])
 TENANTS = st.sampled_from(["default", "other"])
@@ -110,15 +110,6 @@ class Model:
     def delete_alias(self, alias: str) -> None:
         if self.aliases.pop(alias, None) is None:
             raise NotFound("")
-
-
-def outcome(act: Callable[[], Any]) -> type | None:
-    """The class of what it raises, for a caller."""
-    try:
-        act()
-    except OpsinError as error:
-        return type(error)
-    return None
 
 
 class Records(RuleBasedStateMachine):

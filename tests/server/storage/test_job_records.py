@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from opsin_server.errors import BadRequest, NotFound, OpsinError
+from opsin_server.errors import BadRequest, NotFound
 from opsin_server.storage.backup import TABLES
 from opsin_server.storage.job_records import ENDED, MOVES, SAME_SECONDS
 from opsin_server.storage.records import Job, NewEvent, NewJob
 from opsin_server.storage.state import State
 from opsin_server.storage_config import StorageConfig
-from support.stored import TENANT, put
+from support.stored import TENANT, outcome, put
 
 STATUSES = st.sampled_from(sorted(MOVES))
 NUMBERS = st.integers(0, 4)  # of jobs, in the order in which they were made; one that is not there too
@@ -44,14 +43,6 @@ class Known:
     messages: list[str] = field(default_factory=list)
     checkpoints: dict[int, str] = field(default_factory=dict)
     at: float = 0.0
-
-
-def outcome(act: Callable[[], Any]) -> type | None:
-    try:
-        act()
-    except OpsinError as error:
-        return type(error)
-    return None
 
 
 class Jobs(RuleBasedStateMachine):
