@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsin_client.server_options import DEFAULT_URL, Key, Url
+
 if TYPE_CHECKING:
     from opsin_client.adapters.api import AdapterApi, Change
 
-DEFAULT_URL = "http://127.0.0.1:8000/v1"
 VERSION = re.compile(r"v?([1-9][0-9]{0,8})")
 
-Url = Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="The server.")]
-Key = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="What the server asks for.")]
 Json = Annotated[bool, typer.Option("--json", help="What the server says, as it says it.")]
 Name = Annotated[str, typer.Argument(show_default=False, help="An adapter.")]
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsin_client.server_options import DEFAULT_URL, Key, Url
+
 if TYPE_CHECKING:
     import openai
     from openai.types.fine_tuning import FineTuningJob
 
-DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
-Url = Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="The server.")]
-Key = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="What the server asks for.")]
 Job = Annotated[str, typer.Argument(show_default=False, help="A job's id.")]
 
 app = typer.Typer(
