@@ -17,6 +17,7 @@ from opsin_server.file_config import FileConfig
 from opsin_server.media_limits import MediaLimits
 from opsin_server.option import Option
 from opsin_server.storage_config import StorageConfig
+from opsin_server.webhook_config import WebhookConfig
 
 # As browsers send it: no path, no upper case, no default port. "null" is what a page in a file has.
 ORIGIN = re.compile(r"\*|null|(?!http://[^:]+:80$|https://[^:]+:443$)[a-z][a-z0-9+.-]*://[^/\s?#@,*A-Z]+")
@@ -128,6 +129,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     adapters: AdapterConfig = AdapterConfig()
     storage: StorageConfig = StorageConfig()
     files: FileConfig = FileConfig()
+    webhooks: WebhookConfig = WebhookConfig()
     host: Annotated[str, Option("Address to listen on; localhost is 127.0.0.1 and ::1.")] = "127.0.0.1"
     port: Annotated[int, Option("Port to listen on; 0 takes a free one.")] = 8000
     served_names: Annotated[

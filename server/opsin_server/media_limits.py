@@ -50,12 +50,12 @@ class MediaLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parse_allow(entry)
 
 
-def parse_allow(entry: str) -> IPv4Network | IPv6Network | str:
-    """One --media-allow entry: a network ("10.1.0.0/16", "10.1.2.3", "[::1]") or a host name in lower case."""
+def parse_allow(entry: str, flag: str = "--media-allow") -> IPv4Network | IPv6Network | str:
+    """One entry of such a list: a network ("10.1.0.0/16", "10.1.2.3", "[::1]") or a host name in lower case."""
     name = entry.strip().lower().removesuffix(".")
     try:
         return ip_network(name.removeprefix("[").removesuffix("]"))
     except ValueError as error:
         if "/" not in name and _HOST.fullmatch(name):
             return name
-        raise ValueError(f"--media-allow {entry!r} is no host name, address or CIDR: {error}") from None
+        raise ValueError(f"{flag} {entry!r} is no host name, address or CIDR: {error}") from None

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from opsin_server.adapter_metrics import AdapterMetrics
 from opsin_server.job_metrics import JobMetrics
+from opsin_server.webhook_metrics import WebhookMetrics
 
 # OpenTelemetry's buckets for servers of generative models.
 TOKEN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -101,6 +102,7 @@ class Metrics:
 
         self.adapters = AdapterMetrics(registry)
         self.jobs = JobMetrics(registry)
+        self.webhooks = WebhookMetrics(registry)
         self.broken = Counter("opsin_requests_broken", "Answers that failed after they had begun.", registry=registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from support.served import Room, Served
 from support.talk import MINI, user
+from support.webhook_host import webhook_host
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 40, 220)}
 WORDS = {"red": "7", "green": "3", "blue": "5"}
@@ -44,7 +45,7 @@ def lines(seeds: range) -> bytes:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with Served() as served:
+    with Served("--webhook-allow", "127.0.0.1") as served:
         yield served
         served.close()
 
@@ -186,6 +187,25 @@ def test_a_file_that_is_wrong_fails_its_job_with_the_line(data: bytes, words: st
     assert job.error is not None
     assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
     assert words in job.error.message + " ".join(messages(client, job.id))
+
+
+def test_how_a_job_ended_is_told_to_a_webhook(client: openai.OpenAI) -> None:
+    kinds = ["fine_tuning.job.succeeded", "fine_tuning.job.failed"]
+    with webhook_host() as host:
+        endpoint = client.webhooks.create(name="training", url=host.url, event_types=kinds)  # type: ignore[arg-type]
+        fast = {"n_epochs": 1, "batch_size": 8}
+        good = client.fine_tuning.jobs.create(
+            model=MINI.name,
+            training_file=upload(client, lines(range(4))),
+            method={"type": "supervised", "supervised": {"hyperparameters": fast}},  # type: ignore[typeddict-item]
+        )
+        bad = client.fine_tuning.jobs.create(model=MINI.name, training_file=upload(client, b"no rows"))
+        told = {}
+        for received in host.wait_for(2, seconds=90):
+            event = client.webhooks.unwrap(received.body, received.headers, secret=endpoint.signing_secret)
+            told[event.type] = event.data.id  # type: ignore[union-attr]
+        client.webhooks.delete(endpoint.id)
+    assert told == {kinds[0]: good.id, kinds[1]: bad.id}
 
 
 def test_rows_that_are_left_out_are_said(client: openai.OpenAI) -> None:

@@ -76,7 +76,7 @@ class LocalServer:
         config, version = ServerConfig(engine), fingerprint(model.files, __version__)
         self._app = create_app(
             config, self.engine, self.encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Refusing(),
-            Refusing(), Metrics(),
+            Refusing(), Refusing(), Metrics(),
         )  # fmt: skip
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:

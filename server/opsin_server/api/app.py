@@ -25,11 +25,12 @@ from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
 from opsin_server.api.middleware.paths import PathMiddleware
 from opsin_server.api.middleware.request_log import RequestLogMiddleware
 from opsin_server.api.routes import adapters as routes_of_adapters
-from opsin_server.api.routes import aliases, chat, fine_tunes, health, models, uploads, vllm_adapters
+from opsin_server.api.routes import aliases, chat, fine_tunes, health, models, uploads, vllm_adapters, webhooks
 from opsin_server.api.routes import files as routes_of_files
 from opsin_server.api.routes import fine_tuning as routes_of_jobs
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
+from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
 from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
@@ -47,6 +48,7 @@ def create_app(
     adapters: AdapterService,
     files: FileService,
     fine_tuning: FineTuningService,
+    webhook_service: WebhookService,
     metrics: Metrics,
     digest: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
@@ -64,6 +66,7 @@ def create_app(
         adapters=adapters,
         files=files,
         fine_tuning=fine_tuning,
+        webhooks=webhook_service,
         admission=Admission(config.max_queue),
         metrics=metrics,
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
@@ -81,7 +84,7 @@ def create_app(
     app.state.services = services
     for route in (chat, models, routes_of_adapters, aliases, vllm_adapters, health):
         app.include_router(route.router)
-    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes):
+    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes, webhooks):
         app.include_router(_with_and_without_version(below.router))
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
     app.add_middleware(PathMiddleware, root_path=config.root_path)

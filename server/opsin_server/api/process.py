@@ -107,6 +107,7 @@ async def _serve(
     from opsin_server.api.fine_tuning_service import FineTuningService
     from opsin_server.api.listener import Server
     from opsin_server.api.sampling_defaults import read_sampling_defaults
+    from opsin_server.api.webhook_service import WebhookService
     from opsin_server.text.encode_prompt import PromptEncoder
 
     names = tuple(map(readable, config.served_names)) or (model_name(model.files.directory),)
@@ -118,9 +119,11 @@ async def _serve(
         adapters = AdapterService(config.adapters, state, model, engine, names, metrics.adapters, lambda: digest.value)
         files = FileService(config.files, state)
         jobs = FineTuningService(config, state, engine, model, encoder, adapters, names, metrics.jobs)
+        webhooks = WebhookService(config.webhooks, state, metrics.webhooks)
         app = create_app(
-            config, engine, encoder, names, version, sampling, adapters, files, jobs, metrics, lambda: digest.value
-        )
+            config, engine, encoder, names, version, sampling, adapters, files, jobs, webhooks, metrics,
+            lambda: digest.value,
+        )  # fmt: skip
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
     gc.collect()
@@ -129,6 +132,7 @@ async def _serve(
     url = url_of(listeners[0])  # now: the server closes them, and may be told to stop before the engine is ready
     server = Server(app, config, listeners)
     files.open()
+    webhooks.open()
     serving = asyncio.create_task(server.serve_until_stopped())
     ready = asyncio.create_task(_ready(engine, adapters, jobs))
     try:
@@ -149,6 +153,7 @@ async def _serve(
             ready.exception()
         await jobs.close()
         await files.close()
+        await webhooks.close()
         await adapters.close()
 
 

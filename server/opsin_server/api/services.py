@@ -18,6 +18,7 @@ from opsin_server.api.file_service import FileService
 from opsin_server.api.fine_tuning_service import FineTuningService
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
+from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
@@ -37,6 +38,7 @@ class Services:
     adapters: AdapterService
     files: FileService
     fine_tuning: FineTuningService
+    webhooks: WebhookService
     admission: Admission
     metrics: Metrics
     threads: ThreadPoolExecutor

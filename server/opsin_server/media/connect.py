@@ -13,7 +13,6 @@ import httpcore2
 
 from opsin_server.media.allowed_addresses import dialable
 from opsin_server.media.url import refused
-from opsin_server.media_limits import MediaLimits
 
 # Addresses tried of one host, so that a dead first answer leaves time for the next within the same deadline.
 MAX_TRIES = 4
@@ -50,9 +49,10 @@ class Network:
 class CheckedBackend(httpcore2.AsyncNetworkBackend):
     """Dials for httpcore, which passes the URL's own host here and keeps it for Host, SNI and the certificate."""
 
-    def __init__(self, network: Network, limits: MediaLimits) -> None:
-        self._network = network
-        self._limits = limits
+    def __init__(self, network: Network, allow: Sequence[str], seconds: float, why_not: str) -> None:
+        """allow: private hosts that may be dialled all the same. seconds: for all tries of a host. why_not: the
+        sentence for one that may not be."""
+        self._network, self._allow, self._seconds, self._why_not = network, allow, seconds, why_not
 
     async def connect_tcp(
         self,
@@ -63,17 +63,15 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         answers = await self._network.resolve(host, port)
-        addresses = [dialable(host, answer, self._limits.allow) for answer in answers]
+        addresses = [dialable(host, answer, self._allow) for answer in answers]
         # One private answer condemns the host, and an unknown host reads the same: else the difference would tell
         # a caller which names exist inside.
         if not addresses or None in addresses:
-            raise refused(
-                "The image's host is unknown, or its address is not public (--media-allow opens private ones)"
-            )
+            raise refused(self._why_not)
         tries = [address for address in addresses if address is not None][:MAX_TRIES]
         failure: Exception = httpcore2.ConnectError()
         for address in tries:
-            share = self._limits.fetch_timeout / len(tries)
+            share = self._seconds / len(tries)
             try:
                 return await self._network.backend.connect_tcp(address, port, share, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:

@@ -12,6 +12,7 @@ from opsin_server.media.url import Url, join_url
 from opsin_server.media_limits import MediaLimits
 
 MAX_REDIRECTS = 5
+NOT_PUBLIC = "The image's host is unknown, or its address is not public (--media-allow opens private ones)"
 # A body of one-byte chunks costs 10 us each in the HTTP parser, 64 KB of them 0.3 s in which the event loop does
 # nothing else; real servers send kilobytes.
 MAX_PIECES = 100_000
@@ -36,8 +37,9 @@ async def fetch(url: Url, limits: MediaLimits, network: Network) -> bytes:
 
 async def _follow(url: Url, limits: MediaLimits, network: Network) -> bytes:
     # A pool of its own for each fetch: nothing is shared between callers, and leaving the block closes every socket.
+    backend = CheckedBackend(network, limits.allow, limits.fetch_timeout, NOT_PUBLIC)
     async with httpcore2.AsyncConnectionPool(
-        ssl_context=network.tls(), max_connections=1, network_backend=CheckedBackend(network, limits)
+        ssl_context=network.tls(), max_connections=1, network_backend=backend
     ) as pool:
         for _ in range(MAX_REDIRECTS + 1):
             async with pool.stream("GET", _address(url), headers=_headers(url)) as response:

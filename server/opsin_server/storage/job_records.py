@@ -16,6 +16,7 @@ from opsin_server.storage.database import Database
 from opsin_server.storage.file_records import new_id
 from opsin_server.storage.records import Job, JobCheckpoint, JobEvent, JobStatus, NewEvent, NewJob, Page
 from opsin_server.storage.tables import JobBlobRow, JobCheckpointRow, JobEventRow, JobRow
+from opsin_server.storage.webhook_records import announce
 
 OfJob = TypeVar("OfJob", JobEventRow, JobCheckpointRow)
 
@@ -139,7 +140,8 @@ class JobRecords:
             return _job(row), True
 
     def move(self, tenant: str, job_id: str, status: JobStatus, events: Sequence[NewEvent] = (), **changes: Any) -> Job:
-        """To another status, with what else changes then. BadRequest where the one that it has does not allow that."""
+        """To another status, with what else changes then; an end is announced to webhooks with it. BadRequest where
+        the one that it has does not allow that."""
         now = self._now()
         with self._database.write() as session:
             row = _row(session, tenant, job_id, lock=True)
@@ -154,6 +156,7 @@ class JobRecords:
                 row.estimated_finish = None
             if status in ENDED:
                 row.finished = now
+                announce(session, tenant, f"fine_tuning.job.{status}", {"id": job_id}, now)
             _add_events(session, row, events, now)
             return _job(row)
 

@@ -135,6 +135,32 @@ class JobCheckpoint:
 
 
 @dataclass(frozen=True)
+class WebhookEndpoint:
+    """secrets: what a delivery is signed with now, the newest first."""
+
+    id: str
+    name: str
+    url: str
+    event_types: tuple[str, ...]
+    secrets: tuple[str, ...]
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True)
+class WebhookDelivery:
+    """An event for one endpoint. id: the same in every attempt, of which this is the `attempt`th."""
+
+    tenant: str
+    id: str
+    endpoint: WebhookEndpoint
+    type: str
+    data: Mapping[str, Any]
+    attempt: int
+    created: float
+
+
+@dataclass(frozen=True)
 class Page(Generic[Item]):
     """has_more: whether there are others behind the last one."""
 

@@ -24,6 +24,7 @@ from opsin_server.storage.job_records import JobRecords
 from opsin_server.storage.postgres import open_postgres
 from opsin_server.storage.sqlite import open_sqlite, open_sqlite_to_read
 from opsin_server.storage.tables import StoreRow
+from opsin_server.storage.webhook_records import WebhookRecords
 from opsin_server.storage_config import StorageConfig
 
 CACHE_BYTES = 10 * 2**30
@@ -42,6 +43,7 @@ class State:
         self.aliases = AliasRecords(database, now)
         self.stored_files = FileRecords(database, now)
         self.jobs = JobRecords(database, now)
+        self.webhooks = WebhookRecords(database, now)
         self._open = ExitStack()
 
     @classmethod

@@ -270,3 +270,42 @@ class JobCheckpointRow(Base):
     model: Mapped[str]
     metrics: Mapped[dict[str, Any]]
     created: Mapped[float]
+
+
+class WebhookEndpointRow(Base):
+    """secret: what deliveries are signed with, and for a while old_secret as well. It has to be kept as it is."""
+
+    __tablename__ = "webhook_endpoints"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    url: Mapped[str]
+    event_types: Mapped[list[str]] = mapped_column(JSON)
+    secret: Mapped[str]
+    old_secret: Mapped[str | None]
+    old_secret_until: Mapped[float | None]
+    created: Mapped[float]
+    updated: Mapped[float]
+
+
+class WebhookDeliveryRow(Base):
+    """An event that an endpoint has not acknowledged. id: the event's, the same in every attempt. due: when it is tried
+    next."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "endpoint"], ["webhook_endpoints.tenant", "webhook_endpoints.id"], ondelete="CASCADE"
+        ),
+        Index(None, "due"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    endpoint: Mapped[str]
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    attempts: Mapped[int]
+    due: Mapped[float]
+    created: Mapped[float]

@@ -34,7 +34,13 @@ def config(**changes: Any) -> ServerConfig:
 
 class RunningServer:
     def __init__(
-        self, engine: FakeEngine, encoder: Any = None, sampling: Any = None, files: Any = None, **changes: Any
+        self,
+        engine: FakeEngine,
+        encoder: Any = None,
+        sampling: Any = None,
+        files: Any = None,
+        webhooks: Any = None,
+        **changes: Any,
     ) -> None:
         self.engine = engine
         self.digest: str | None = None
@@ -49,6 +55,7 @@ class RunningServer:
             BaseOnly(NAMES),  # type: ignore[arg-type]
             files or Refusing(),
             Refusing(),  # type: ignore[arg-type]
+            webhooks or Refusing(),
             Metrics(),
             lambda: self.digest,
         )

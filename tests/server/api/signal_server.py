@@ -25,6 +25,7 @@ async def main() -> None:
         BaseOnly(NAMES),  # type: ignore[arg-type]
         Refusing(),  # type: ignore[arg-type]
         Refusing(),  # type: ignore[arg-type]
+        Refusing(),  # type: ignore[arg-type]
         Metrics(),
     )
     listeners = bind(addresses(config().host), config().port)

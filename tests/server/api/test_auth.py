@@ -11,7 +11,7 @@ from fake_engine import FakeEngine, Script
 from running_server import RunningServer, read_all
 
 KEY = "sk-secret-of-this-test"
-KEPT = re.compile(r"(/v1)?/(files|uploads|fine_tuning|fine_tunes|fine-tunes)\b")
+KEPT = re.compile(r"(/v1)?/(files|uploads|fine_tuning|fine_tunes|fine-tunes|webhook_endpoints)\b")
 PARAMETER = re.compile(r"\{\w+(:path)?\}")
 OPEN = {"/health/live", "/health/ready", "/health", "/healthz", "/livez", "/readyz", "/ping"}
 HOSTS = [
@@ -73,7 +73,7 @@ def status(server: RunningServer, method: str, path: str, host: str = "x", heade
 def test_all_routes_are_enumerated(guarded: RunningServer) -> None:
     paths = {path for _, path in routes(guarded)}
     assert {"/v1/chat/completions", "/chat/completions", "/v1/models", "/metrics", "/version", *OPEN} <= paths
-    assert len(paths) == 76
+    assert len(paths) == 86
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -13,7 +13,8 @@ from starlette.responses import Response, StreamingResponse
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.routes.read_query import known_query, newest_first, read_limit
 from opsin_server.api.routes.read_upload import read_upload
-from opsin_server.api.schemas.files import OTHERS, PURPOSES, described_file, described_files
+from opsin_server.api.schemas.files import OTHERS, PURPOSES, described_file
+from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.services import ServicesDep
 from opsin_server.errors import BadRequest
 
@@ -40,9 +41,8 @@ async def create_file(request: Request, services: ServicesDep) -> dict[str, Any]
 async def list_files(request: Request, services: ServicesDep) -> dict[str, Any]:
     query = known_query(request, ("after", "limit", "order", "purpose"))
     limit = read_limit(query, MOST, MOST)
-    return described_files(
-        await services.files.page(query.get("after"), limit, newest_first(query), query.get("purpose"))
-    )
+    page = await services.files.page(query.get("after"), limit, newest_first(query), query.get("purpose"))
+    return described_page([described_file(file) for file in page.items], page)
 
 
 @router.api_route("/files/{file_id}", methods=READ)

@@ -14,8 +14,8 @@ from opsin_server.api.schemas.fine_tuning import (
     described_checkpoint,
     described_event,
     described_job,
-    described_page,
 )
+from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.services import ServicesDep
 from opsin_server.errors import BadRequest
 

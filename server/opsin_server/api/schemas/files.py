@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from opsin_server.chat.fields import Ignored, Strict, unsupported
-from opsin_server.storage.records import Page, StoredFile, Upload, UploadPart
+from opsin_server.storage.records import StoredFile, Upload, UploadPart
 
 PURPOSES = ("fine-tune", "vision", "user_data")
 OTHERS = ("assistants", "batch", "evals")  # that OpenAI has, and nothing here acts on
@@ -55,17 +55,6 @@ def described_file(file: StoredFile) -> dict[str, Any]:
         "purpose": file.purpose,
         "status": "processed",
         "status_details": None,
-    }
-
-
-def described_files(page: Page[StoredFile]) -> dict[str, Any]:
-    data = [described_file(file) for file in page.items]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": page.has_more,
     }
 
 

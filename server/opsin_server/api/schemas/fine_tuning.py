@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from opsin_server.chat.fields import Strict, unsupported, wrong
-from opsin_server.storage.records import Job, JobCheckpoint, JobEvent, Page
+from opsin_server.storage.records import Job, JobCheckpoint, JobEvent
 
 
 def _auto_or(least: float, most: float, *, whole: bool) -> BeforeValidator:
@@ -178,16 +178,6 @@ def described_checkpoint(checkpoint: JobCheckpoint, job_id: str) -> dict[str, An
         "fine_tuning_job_id": job_id,
         "metrics": dict(checkpoint.metrics),
         "step_number": checkpoint.step,
-    }
-
-
-def described_page(data: list[dict[str, Any]], page: Page[Any]) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": page.has_more,
     }
 
 
