@@ -16,6 +16,7 @@ from rich.console import Console
 
 from opsin_client.adapters.commands import app as adapters_app
 from opsin_client.jobs.commands import app as jobs_app
+from opsin_client.migrate.commands import app as migrate_app
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__, printer, streams
 from opsin_server.api_keys import read_keys
@@ -224,6 +225,7 @@ def chat(
 
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(migrate_app, name="migrate")
 
 plugins_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins")

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from opsin_client.visible import visible
 from opsin_server.check_data.config import CheckConfig
 from opsin_server.check_data.learned import shown
 from opsin_server.check_data.report import as_json, report_rows
-from opsin_server.check_data.visible import visible
 from opsin_server.config import EngineConfig
 from opsin_server.console import show
 from opsin_server.errors import BadRequest, ConfigError

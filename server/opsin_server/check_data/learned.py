@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.text import Text
 
-from opsin_server.check_data.visible import visible
+from opsin_client.visible import visible
 from opsin_server.ipc.training_rows import TrainingRow
 from opsin_server.text.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from opsin_server.check_data.visible import visible
+from opsin_client.visible import visible
 from opsin_server.jobs.prepared import Report
 
 BAR = 40  # characters of the longest

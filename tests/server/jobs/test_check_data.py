@@ -15,8 +15,8 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from opsin_client.visible import visible
 from opsin_server.check_data.learned import MARKS, pieces, shown
-from opsin_server.check_data.visible import visible
 from opsin_server.cli import app
 from opsin_server.errors import ConfigError
 from opsin_server.jobs.options import DataOptions

@@ -1,0 +1,91 @@
+"""`opsin migrate compare`: the new model is asked what the old one was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import openai
+
+from opsin_client.migrate.answers import Compared
+from opsin_client.migrate.folder import SnapshotFolder
+from opsin_client.migrate.page import ComparedJob
+from opsin_client.migrate.plan import MIGRATED_FROM, as_data_url
+from opsin_client.migrate.problems import MigrateError
+from opsin_client.migrate.progress import Bars
+from opsin_client.migrate.rows import Question, question_of, read_rows, with_pictures
+from opsin_client.say import print_line
+from opsin_client.visible import visible
+
+SHOWN = 100  # characters of an answer on a line
+
+
+def new_models(client: openai.OpenAI) -> dict[str, str]:
+    """Names of models, by the jobs of the source that they were made again of."""
+    found: dict[str, str] = {}
+    for job in client.fine_tuning.jobs.list(limit=100):
+        origin = (job.metadata or {}).get(MIGRATED_FROM)
+        if origin is not None and job.fine_tuned_model:
+            found.setdefault(origin, job.fine_tuned_model)
+    return found
+
+
+class Comparison:
+    """most_tokens: of an answer, as the old ones had them."""
+
+    def __init__(self, client: openai.OpenAI, folder: SnapshotFolder, most_tokens: int, bars: Bars) -> None:
+        self._client, self._folder, self._most_tokens, self._bars = client, folder, most_tokens, bars
+
+    def compare(self, job: Mapping[str, Any], model: str) -> ComparedJob:
+        """Prints example by example. model: the new one."""
+        path = self._folder.job(str(job["id"])) / "answers.jsonl"
+        old = {int(answer["line"]): answer for answer in self._folder.lines(path)}
+        found = []
+        for question in self._bars.over(f"asking {visible(model)}", self._questions(old), len(old)):
+            answer = old[question.line]
+            new = self._ask(model, question)
+            one = Compared(
+                question.line,
+                question.messages,
+                question.reference,
+                answer.get("answer"),
+                new,
+                bool(answer.get("seen")),
+            )
+            found.append(one)
+            print_line(_line(one))
+        return ComparedJob(str(job["id"]), str(job.get("fine_tuned_model")), model, found)
+
+    def _questions(self, old: Mapping[int, Mapping[str, Any]]) -> Iterator[Question]:
+        files = {str(answer["file"]) for answer in old.values()}
+        for file_id in files:
+            for row in read_rows(self._folder.content(file_id)):
+                if row.line in old and (question := question_of(row)) is not None:
+                    yield question
+
+    def _ask(self, model: str, question: Question) -> str | None:
+        messages = with_pictures(question.messages, lambda url: as_data_url(self._folder, url))
+        try:
+            said = self._client.chat.completions.create(
+                model=model, messages=messages, temperature=0, max_tokens=self._most_tokens
+            )
+        except openai.NotFoundError as error:
+            raise MigrateError(f"{model} is not there (opsin migrate create makes it): {error.message}") from None
+        except openai.BadRequestError as error:
+            self._bars.note(f"line {question.line}: {error.message}")
+            return None
+        return said.choices[0].message.content or ""
+
+
+def _line(one: Compared) -> str:
+    cells = [f"line {one.line}", f"expected {_short(one.reference)}"]
+    for name, said, right in (("old", one.old, one.old_right), ("new", one.new, one.new_right)):
+        cells.append(f"{name} {'=' if right else 'x'} {_short(said)}")
+    return "\t".join(cells)
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "(none)"
+    line = " ".join(text.split())
+    return visible(line if len(line) <= SHOWN else line[: SHOWN - 3] + "...")

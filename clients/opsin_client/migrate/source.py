@@ -1,0 +1,153 @@
+"""Another account's API, read with bounds: it may be anybody's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+
+from opsin_client.connect import BadKeyError, ProxyError, checked_key, full_url, http_client
+from opsin_client.migrate.pace import LATER, MOST_TRIES, Pace
+from opsin_client.migrate.problems import GoneError, LimitError, MigrateError, RefusedError
+from opsin_client.visible import visible
+
+MOST_JSON = 32 * 2**20  # bytes of an answer
+MOST_ITEMS = 200_000  # of a list: more than any account has
+PAGE = 100
+GONE = (401, 403, 404, 410)
+TIMEOUT = httpx2.Timeout(120, connect=10)
+
+
+class Source:
+    def __init__(self, url: str, api_key: str, pace: Pace | None = None) -> None:
+        """Raises MigrateError for what is no URL, or a key that cannot be sent."""
+        self.url, self._pace = full_url(url).rstrip("/"), pace or Pace()
+        try:
+            self._key, self._client = checked_key(api_key), http_client(self.url)
+        except (BadKeyError, ProxyError) as error:
+            raise MigrateError(str(error)) from None
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise MigrateError(f"{self.url} is no URL: {error}") from None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def object(self, path: str) -> dict[str, Any]:
+        return self._json("GET", path)
+
+    def items(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+        """All of a list, page by page. Raises LimitError for one that does not end."""
+        seen: set[str] = set()
+        after: str | None = None
+        while True:
+            page = self._json("GET", path, {**(query or {}), "limit": str(PAGE)} | ({"after": after} if after else {}))
+            data = page.get("data")
+            if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+                raise MigrateError(f"{self.url}/{path} answers with no list")
+            for item in data:
+                name = item.get("id")
+                if not isinstance(name, str) or name in seen:
+                    raise LimitError(f"the list {path} comes round again, or has items without an id")
+                seen.add(name)
+                after = name
+                yield item
+            if len(seen) > MOST_ITEMS:
+                raise LimitError(f"the list {path} has more than {MOST_ITEMS:,} items")
+            if not data or not page.get("has_more"):
+                return
+
+    @contextmanager
+    def content(self, path: str) -> Iterator[Iterator[bytes]]:
+        """The bytes at a path, as they come."""
+        with self._answer("GET", path) as response:
+            yield self._chunks(response)
+
+    def answer(self, model: str, messages: list[Any], most_tokens: int) -> str:
+        """A chat's, without chance. Raises GoneError for a model that is not there any more."""
+        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": most_tokens}
+        said = self._json("POST", "chat/completions", body=body)
+        try:
+            content = said["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            raise MigrateError(f"{self.url}/chat/completions answers with no message") from None
+        return content if isinstance(content, str) else ""
+
+    # ---------------------------------------------------------------------------------------------------- helpers
+
+    def _json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None) -> dict[str, Any]:
+        data = bytearray()
+        with self._answer(method, path, query, body) as response:
+            for chunk in self._chunks(response):
+                data += chunk
+                if len(data) > MOST_JSON:
+                    raise LimitError(f"{self.url}/{path} answers with more than {MOST_JSON:,} bytes")
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise MigrateError(f"what answers at {self.url}/{path} is no OpenAI-compatible server")
+        return value
+
+    @contextmanager
+    def _answer(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> Iterator[httpx2.Response]:
+        """One that is good. A key is sent nowhere else: redirects are not followed."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                with self._client.stream(
+                    method,
+                    f"{self.url}/{path}",
+                    params=query,
+                    json=body,
+                    headers={"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"},
+                    timeout=TIMEOUT,
+                    follow_redirects=False,
+                ) as response:
+                    if response.status_code not in LATER or attempt == MOST_TRIES:
+                        self._check(response, path)
+                        yield response
+                        return
+                    why, headers = f"HTTP {response.status_code}", dict(response.headers)
+            except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+                if attempt == MOST_TRIES:
+                    raise MigrateError(f"{self.url} does not answer: {error}") from None
+                why, headers = f"{self.url} does not answer", {}
+            self._pace.wait(attempt, why, headers)
+
+    def _check(self, response: httpx2.Response, path: str) -> None:
+        status = response.status_code
+        if response.is_redirect:
+            raise MigrateError(f"{self.url}/{path} redirects, which is not followed: name the address itself")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise MigrateError(f"{self.url}/{path} answers with a compressed body, which was not asked for")
+        if status != 200:
+            sentence = f"{self.url}/{path}: HTTP {status}{self._why(response)}"
+            refused = RefusedError(sentence) if 400 <= status < 500 else MigrateError(sentence)
+            raise GoneError(sentence) if status in GONE else refused
+
+    def _why(self, response: httpx2.Response) -> str:
+        data = bytearray()
+        for chunk in self._chunks(response):
+            data += chunk
+            if len(data) > 2**16:
+                break
+        try:
+            return f": {visible(str(json.loads(data)['error']['message']))[:300]}"
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return ""
+
+    @staticmethod
+    def _chunks(response: httpx2.Response) -> Iterator[bytes]:
+        yield from response.iter_raw(2**16)
+
+
+def in_path(name: str) -> str:
+    return quote(name, safe="")
