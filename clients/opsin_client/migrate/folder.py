@@ -23,6 +23,7 @@ from opsin_client.migrate.problems import LimitError, MigrateError
 
 FORMAT = 1
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")  # of a job or file: what may become a part of a path
+PARTS = ".*.part"  # what files are called until they are complete
 KEPT_FREE = 2**28  # bytes that the disk must still have after each write
 
 
@@ -41,6 +42,8 @@ class SnapshotFolder:
             said = self.read_json(marker)
             if said.get("source") != source:
                 raise MigrateError(f"{self.path} holds a snapshot of {said.get('source')}: name another directory")
+            for part in self.path.rglob(PARTS):  # of a process that was killed
+                part.unlink()
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise MigrateError(f"{self.path} is there and holds no snapshot: name a new directory")
@@ -65,6 +68,11 @@ class SnapshotFolder:
 
     def content(self, file_id: str) -> Path:
         return self.file(file_id) / "content"
+
+    def saved_content(self, file_id: object) -> Path | None:
+        """None for what is no id, and a file that could not be had."""
+        path = self.content(file_id) if isinstance(file_id, str) and ID.fullmatch(file_id) else None
+        return path if path is not None and path.is_file() else None
 
     def jobs(self) -> list[dict[str, Any]]:
         """The oldest first."""
@@ -98,7 +106,7 @@ class SnapshotFolder:
     def write(self, path: Path, chunks: Iterable[bytes], limit: int | None = None) -> int:
         """limit: bytes of this file. Returns how many there are. Raises LimitError, and then nothing is there."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
+        part = path.with_name(PARTS.replace("*", path.name))
         size = 0
         try:
             with part.open("wb") as file:

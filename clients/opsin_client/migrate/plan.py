@@ -77,11 +77,8 @@ def _planned(folder: SnapshotFolder, job: dict[str, Any]) -> PlannedJob:
 
 def facts_of(folder: SnapshotFolder, file_id: object) -> FileFacts | None:
     """None for a file that is not there."""
-    try:
-        path = folder.content(file_id) if isinstance(file_id, str) else None
-    except MigrateError:
-        path = None
-    if path is None or not path.is_file():
+    path = folder.saved_content(file_id)
+    if path is None:
         return None
     rows = bad = tools = pictures = lost = 0
     for row in read_rows(path):

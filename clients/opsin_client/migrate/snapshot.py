@@ -122,8 +122,8 @@ class Snapshot:
         path = f"files/{in_path(str(file_id))}"
         try:
             about = self._source.object(path)
-            with self._source.content(f"{path}/content") as chunks:
-                self._folder.write(self._folder.content(str(file_id)), chunks, self._wanted.most_file)
+            place, most = self._folder.content(str(file_id)), self._wanted.most_file
+            self._source.content(f"{path}/content", lambda chunks: self._folder.write(place, chunks, most))
         except (RefusedError, LimitError) as error:
             self._bars.note(f"the file {file_id} cannot be had: {error}")
             return
@@ -131,8 +131,8 @@ class Snapshot:
 
     def _save_metrics(self, job_id: str, file_id: object) -> None:
         """The result file as people read it: OpenAI sends it as base64."""
-        path = self._folder.content(str(file_id)) if isinstance(file_id, str) else None
-        if path is None or not path.is_file():
+        path = self._folder.saved_content(file_id)
+        if path is None:
             return
         data = path.read_bytes()
         try:
@@ -158,13 +158,7 @@ class Snapshot:
 
     def _files(self, job: dict[str, Any]) -> list[str]:
         named = (job.get("training_file"), job.get("validation_file"))
-        return [one for one in named if isinstance(one, str) and self._has(one)]
-
-    def _has(self, file_id: str) -> bool:
-        try:
-            return self._folder.content(file_id).is_file()
-        except MigrateError:
-            return False
+        return [str(one) for one in named if self._folder.saved_content(one) is not None]
 
     def _urls(self, file_id: str) -> Iterator[str]:
         for row in read_rows(self._folder.content(file_id)):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx2
 
 from opsin_client.connect import BadKeyError, ProxyError, checked_key, full_url, http_client
 from opsin_client.migrate.pace import LATER, MOST_TRIES, Pace
-from opsin_client.migrate.problems import GoneError, LimitError, MigrateError, RefusedError
+from opsin_client.migrate.problems import GoneError, LaterError, LimitError, MigrateError, RefusedError
 from opsin_client.visible import visible
 
 MOST_JSON = 32 * 2**20  # bytes of an answer
+MOST_ERROR = 2**16
 MOST_ITEMS = 200_000  # of a list: more than any account has
 PAGE = 100
 GONE = (401, 403, 404, 410)
 TIMEOUT = httpx2.Timeout(120, connect=10)
+
+Taken = TypeVar("Taken")
 
 
 class Source:
@@ -60,11 +62,9 @@ class Source:
             if not data or not page.get("has_more"):
                 return
 
-    @contextmanager
-    def content(self, path: str) -> Iterator[Iterator[bytes]]:
-        """The bytes at a path, as they come."""
-        with self._answer("GET", path) as response:
-            yield self._chunks(response)
+    def content(self, path: str, take: Callable[[Iterator[bytes]], Taken]) -> Taken:
+        """What `take` makes of the bytes at a path, as they come; where they break off, of all of them once more."""
+        return self._asked("GET", path, lambda response: take(self._chunks(response)))
 
     def answer(self, model: str, messages: list[Any], most_tokens: int) -> str:
         """A chat's, without chance. Raises GoneError for a model that is not there any more."""
@@ -79,12 +79,7 @@ class Source:
     # ---------------------------------------------------------------------------------------------------- helpers
 
     def _json(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None) -> dict[str, Any]:
-        data = bytearray()
-        with self._answer(method, path, query, body) as response:
-            for chunk in self._chunks(response):
-                data += chunk
-                if len(data) > MOST_JSON:
-                    raise LimitError(f"{self.url}/{path} answers with more than {MOST_JSON:,} bytes")
+        data = self._asked(method, path, lambda response: self._read(response, MOST_JSON), query, body)
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):
@@ -93,34 +88,50 @@ class Source:
             raise MigrateError(f"what answers at {self.url}/{path} is no OpenAI-compatible server")
         return value
 
-    @contextmanager
-    def _answer(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
-    ) -> Iterator[httpx2.Response]:
-        """One that is good. A key is sent nowhere else: redirects are not followed."""
-        attempt = 0
-        while True:
-            attempt += 1
+    def _asked(
+        self,
+        method: str,
+        path: str,
+        take: Callable[[httpx2.Response], Taken],
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> Taken:
+        """What `take` makes of a good answer."""
+        for attempt in range(1, MOST_TRIES + 1):
             try:
-                with self._client.stream(
-                    method,
-                    f"{self.url}/{path}",
-                    params=query,
-                    json=body,
-                    headers={"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"},
-                    timeout=TIMEOUT,
-                    follow_redirects=False,
-                ) as response:
-                    if response.status_code not in LATER or attempt == MOST_TRIES:
-                        self._check(response, path)
-                        yield response
-                        return
-                    why, headers = f"HTTP {response.status_code}", dict(response.headers)
-            except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+                return self._once(method, path, take, query, body)
+            except LaterError as error:
                 if attempt == MOST_TRIES:
-                    raise MigrateError(f"{self.url} does not answer: {error}") from None
-                why, headers = f"{self.url} does not answer", {}
-            self._pace.wait(attempt, why, headers)
+                    raise MigrateError(str(error)) from None
+                self._pace.wait(attempt, str(error), error.headers)
+        raise AssertionError
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        take: Callable[[httpx2.Response], Taken],
+        query: Mapping[str, str] | None,
+        body: Any,
+    ) -> Taken:
+        """A key is sent nowhere else: redirects are not followed. Raises LaterError."""
+        headers = {"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"}
+        try:
+            with self._client.stream(
+                method,
+                f"{self.url}/{path}",
+                params=query,
+                json=body,
+                headers=headers,
+                timeout=TIMEOUT,
+                follow_redirects=False,
+            ) as response:
+                if response.status_code in LATER:
+                    raise LaterError(f"{self.url}/{path}: HTTP {response.status_code}", dict(response.headers))
+                self._check(response, path)
+                return take(response)
+        except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+            raise LaterError(f"{self.url} does not answer: {error}") from None
 
     def _check(self, response: httpx2.Response, path: str) -> None:
         status = response.status_code
@@ -134,15 +145,19 @@ class Source:
             raise GoneError(sentence) if status in GONE else refused
 
     def _why(self, response: httpx2.Response) -> str:
+        try:
+            message = json.loads(self._read(response, MOST_ERROR))["error"]["message"]
+        except (LimitError, ValueError, LookupError, TypeError, RecursionError):
+            return ""
+        return f": {visible(str(message))[:300]}"
+
+    def _read(self, response: httpx2.Response, most: int) -> bytes:
         data = bytearray()
         for chunk in self._chunks(response):
             data += chunk
-            if len(data) > 2**16:
-                break
-        try:
-            return f": {visible(str(json.loads(data)['error']['message']))[:300]}"
-        except (ValueError, LookupError, TypeError, RecursionError):
-            return ""
+            if len(data) > most:
+                raise LimitError(f"{response.url} answers with more than {most:,} bytes")
+        return bytes(data)
 
     @staticmethod
     def _chunks(response: httpx2.Response) -> Iterator[bytes]:
