@@ -268,7 +268,12 @@ def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -
     assert "purpose 'vision'" in create(validation_file=seen).message
     reinforcement = create(method={"type": "reinforcement", "reinforcement": {"grader": {}}})
     assert "must be supervised or dpo" in reinforcement.message
-    assert "integrations" in create(integrations=[{"type": "wandb", "wandb": {"project": "x"}}]).message
+    wandb = create(integrations=[{"type": "wandb", "wandb": {"project": "x"}}])
+    assert wandb.param == "integrations"  # type: ignore[attr-defined]
+    both = create(method={"type": "supervised", "reinforcement": {"grader": {}}})
+    assert both.param == "method.reinforcement"  # type: ignore[attr-defined]
+    many = create(metadata={str(n): "x" for n in range(17)})
+    assert many.param == "metadata"  # type: ignore[attr-defined]
     assert "opsin.nothing" in create(extra_body={"opsin": {"nothing": 1}}).message
     assert "n_epochs" in create(extra_body={"opsin": {"epochs": 2}}).message
     assert "--max-lora-rank" in create(extra_body={"opsin": {"lora_rank": 512}}).message
@@ -306,6 +311,10 @@ def test_a_request_that_is_sent_again_makes_one_job(client: openai.OpenAI) -> No
     assert mine[:4] == [job.id for job in (first, *others)][::-1]
     with_metadata = create(metadata={"a": "b"})
     assert [job.id for job in client.fine_tuning.jobs.list(metadata={"a": "b"})] == [with_metadata.id]
+    without = [job.id for job in client.fine_tuning.jobs.list(extra_query={"metadata": "null"})]
+    assert first.id in without
+    assert with_metadata.id not in without
+    assert refused(lambda: client.fine_tuning.jobs.list(extra_query={"metadata": "a"})).status_code == 400
     assert refused(lambda: client.fine_tuning.jobs.cancel(first.id)).status_code == 400
     client.fine_tuning.jobs.cancel(with_metadata.id)
 

@@ -154,7 +154,7 @@ class FineTuningService:
     async def get(self, job_id: str) -> Job:
         return await asyncio.to_thread(self._records.get, TENANT, job_id)
 
-    async def page(self, after: str | None, limit: int, metadata: Mapping[str, str]) -> Page[Job]:
+    async def page(self, after: str | None, limit: int, metadata: Mapping[str, str] | None) -> Page[Job]:
         return await asyncio.to_thread(lambda: self._records.page(TENANT, after=after, limit=limit, metadata=metadata))
 
     async def events(self, job_id: str, after: str | None, limit: int) -> Page[JobEvent]:

@@ -49,11 +49,15 @@ class JobRecords:
         with self._database.read() as session:
             return _job(_row(session, tenant, job_id))
 
-    def page(self, tenant: str, *, after: str | None, limit: int, metadata: Mapping[str, str]) -> Page[Job]:
-        """The newest first. metadata: pairs that a job must have been given."""
+    def page(self, tenant: str, *, after: str | None, limit: int, metadata: Mapping[str, str] | None) -> Page[Job]:
+        """The newest first. metadata: pairs that a job must have been given; None: those that were given none."""
         with self._database.read() as session:
             wanted = [JobRow.tenant == tenant]
-            wanted += [JobRow.asked["metadata"][name].as_string() == value for name, value in metadata.items()]
+            given = JobRow.asked["metadata"]
+            if metadata is None:
+                wanted.append(given.as_string() == "{}")
+            else:
+                wanted += [given[name].as_string() == value for name, value in metadata.items()]
             if after is not None:
                 last = session.get(JobRow, (tenant, after))
                 if last is None:

@@ -212,6 +212,12 @@ def test_pages_of_jobs_and_events(state: State) -> None:
         state.jobs.get("other", made[0])
 
 
+def test_jobs_without_metadata_are_found(state: State) -> None:
+    create(state, "labelled", a="b")
+    bare = create(state, "bare")
+    assert [job.id for job in state.jobs.page(TENANT, after=None, limit=9, metadata=None).items] == [bare.id]
+
+
 def test_what_a_job_reads_is_kept(state: State) -> None:
     blob = put(state, b"rows")
     with pytest.raises(NotFound):

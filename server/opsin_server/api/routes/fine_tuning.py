@@ -23,7 +23,7 @@ router = APIRouter(prefix="/fine_tuning")
 
 DEFAULT, MOST = 20, 1000  # of a page
 CHECKPOINTS = 10
-METADATA = "metadata["
+METADATA, NO_METADATA = "metadata[", "metadata"
 
 
 @router.post("/jobs")
@@ -39,8 +39,12 @@ async def create_job(request: Request, services: ServicesDep) -> dict[str, Any]:
 @router.api_route("/jobs", methods=READ)
 async def list_jobs(request: Request, services: ServicesDep) -> dict[str, Any]:
     pairs = {name: value for name, value in request.query_params.items() if name.startswith(METADATA)}
-    query = known_query(request, ("after", "limit", *pairs))
-    metadata = {name.removeprefix(METADATA).removesuffix("]"): value for name, value in pairs.items()}
+    query = known_query(request, ("after", "limit", NO_METADATA, *pairs))
+    metadata: dict[str, str] | None = {name.removeprefix(METADATA).removesuffix("]"): pairs[name] for name in pairs}
+    if NO_METADATA in query:
+        if query[NO_METADATA] != "null" or pairs:
+            raise BadRequest("'metadata' must be null, for jobs without, or metadata[KEY]=VALUE", param=NO_METADATA)
+        metadata = None
     page = await services.fine_tuning.page(query.get("after"), read_limit(query, DEFAULT, MOST), metadata)
     return described_page([described_job(job) for job in page.items], page)
 

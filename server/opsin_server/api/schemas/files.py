@@ -40,7 +40,7 @@ class CompleteUpload(Strict):
 def known_purpose(purpose: str) -> str:
     """For a validator."""
     if purpose not in PURPOSES:
-        raise unsupported(purpose, f"'purpose' must be one of {', '.join(PURPOSES)}", "purpose")
+        raise unsupported(purpose, f"'purpose' must be one of {', '.join(PURPOSES)}")
     return purpose
 
 

@@ -56,8 +56,10 @@ class Method(Strict):
 
     @model_validator(mode="after")
     def _of_its_type(self) -> Method:
-        if self.type == "reinforcement" or self.reinforcement is not None:
+        if self.type == "reinforcement":
             raise unsupported("reinforcement", "'type' must be supervised or dpo", "type")
+        if self.reinforcement is not None:
+            raise unsupported("reinforcement", "leave it out", "reinforcement")
         if (other := "dpo" if self.type == "supervised" else "supervised") and getattr(self, other) is not None:
             raise wrong(f"the method is {self.type}: '{other}' does not belong to it", other)
         return self
@@ -87,20 +89,21 @@ class CreateJob(Strict):
     def _small(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
         if metadata is not None:
             if len(metadata) > PAIRS:
-                raise wrong(f"it has {len(metadata)} pairs; at most {PAIRS} are kept", "metadata")
+                raise wrong(f"it has {len(metadata)} pairs; at most {PAIRS} are kept")
             if any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
-                raise wrong("a key has at most 64 characters, and a value 512", "metadata")
+                raise wrong("a key has at most 64 characters, and a value 512")
         return metadata
 
     @field_validator("integrations")
     @classmethod
     def _none(cls, integrations: list[Any] | None) -> None:
         if integrations:
-            raise unsupported("integrations", "leave it out", "integrations")
+            raise unsupported(integrations, "leave it out")
 
     @model_validator(mode="after")
     def _one_place(self) -> CreateJob:
-        if self.method is not None and self.hyperparameters is not None and _given(self.hyperparameters):
+        own = {} if self.hyperparameters is None else _given(self.hyperparameters)
+        if self.method is not None and any(value != "auto" for value in own.values()):
             raise wrong("they are deprecated: give them in 'method' alone", "hyperparameters")
         return self
 
