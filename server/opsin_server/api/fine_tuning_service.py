@@ -15,6 +15,7 @@ from opsin_plugins.loading.open_model import OpenModel
 from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.adapters.importer import ImportOptions
 from opsin_server.api.adapter_service import AdapterService, check_name
+from opsin_server.api.file_service import read_image
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
 from opsin_server.fine_tuning.job_options import JobOptions, read_options
@@ -82,6 +83,7 @@ class FineTuningService:
                 version=shape,
                 max_image_tokens=ready.max_image_tokens or None,
                 media=self._config.media,
+                files=lambda file_id: read_image(self._state, TENANT, file_id, self._config.media.max_image_bytes),
             )
 
         self._place = Workplace(

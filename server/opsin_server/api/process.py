@@ -117,7 +117,7 @@ async def _serve(
         version = fingerprint(model.files, __version__)
         metrics = Metrics()
         adapters = AdapterService(config.adapters, state, model, engine, names, metrics.adapters, lambda: digest.value)
-        files = FileService(config.files, state)
+        files = FileService(config.files, state, config.media.max_image_bytes)
         jobs = FineTuningService(config, state, engine, model, encoder, adapters, names, metrics.jobs)
         webhooks = WebhookService(config.webhooks, state, metrics.webhooks)
         app = create_app(

@@ -10,8 +10,10 @@ from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, missing, on
 
 Role = Literal["system", "developer", "user", "assistant"]
 # What a part of each type must hold. The types with "input" and "output" are those of OpenAI's Responses API.
-PartType = Literal["text", "input_text", "output_text", "image_url", "input_image", "image"]
-_HOLDS = {"input_text": "text", "output_text": "text", "input_image": "image_url"}  # the others: their own name
+PartType = Literal["text", "input_text", "output_text", "image_url", "input_image", "image", "file"]
+# One of these; the others: a field of their own name.
+_HOLDS = {"input_text": ("text",), "output_text": ("text",), "input_image": ("image_url", "file_id")}
+_HELD = ("text", "image_url", "image", "file", "file_id")
 
 
 def _known(literal: Any, noun: str) -> BeforeValidator:
@@ -39,10 +41,37 @@ Detail = Annotated[
 class ImageURL(Strict):
     """max_pixels: at most so many after resizing; not of OpenAI's API."""
 
-    url: str
+    url: Annotated[str | None, Field(description="or file_id")] = None
+    file_id: Annotated[str | None, Field(description="of an image that was uploaded to /v1/files")] = None
     detail: Detail = None
     max_pixels: Pixels | None = None
     format: Ignored = None  # a file says itself what it is
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ImageURL:
+        if self.url is None and self.file_id is None:
+            raise missing("url")
+        if self.url is not None and self.file_id is not None:
+            raise wrong("give a url or a file_id, not both", "file_id")
+        return self
+
+
+class FilePart(Strict):
+    """An image that was uploaded, or a data: URL of one."""
+
+    file_id: Annotated[str | None, Field(description="of an image that was uploaded to /v1/files")] = None
+    file_data: Annotated[str | None, Field(description="a data: URL of an image")] = None
+    filename: Ignored = None  # a file says itself what it is
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FilePart:
+        if self.file_id is None and self.file_data is None:
+            raise missing("file_id")
+        if self.file_id is not None and self.file_data is not None:
+            raise wrong("give a file_id or file_data, not both", "file_data")
+        if self.file_data is not None and self.file_data[:5].lower() != "data:":
+            raise wrong("it must be a data: URL of an image", "file_data")
+        return self
 
 
 class ContentPart(Strict):
@@ -52,6 +81,8 @@ class ContentPart(Strict):
     text: str | None = None
     image_url: Annotated[ImageURL | None, Field(description="or its URL alone"), BeforeValidator(_object_of_url)] = None
     image: str | None = None
+    file: FilePart | None = None
+    file_id: Annotated[str | None, Field(description='of "input_image"')] = None
     detail: Annotated[Detail, Field(description='of "input_image"')] = None
 
     # These cannot change an answer.
@@ -64,18 +95,20 @@ class ContentPart(Strict):
     prompt_cache_breakpoint: Ignored = None
 
     @property
-    def holds(self) -> str:
-        """The field that a part of its type has: text, image_url or image."""
-        return _HOLDS.get(self.type, self.type)
+    def is_text(self) -> bool:
+        return self.text is not None
 
     @model_validator(mode="after")
     def _holds_its_type(self) -> ContentPart:
-        held = self.holds
-        for name in ("text", "image_url", "image"):
-            if name == held and getattr(self, name) is None:
-                raise wrong(f'a part of type "{self.type}" needs "{name}"', name)
-            if name != held and getattr(self, name) is not None:
-                raise wrong(f'a part of type "{self.type}" must not have "{name}"', name)
+        held = _HOLDS.get(self.type, (self.type,))
+        given = [name for name in _HELD if getattr(self, name) is not None]
+        if not any(name in held for name in given):
+            needed = " or ".join(f'"{name}"' for name in held)
+            raise wrong(f'a part of type "{self.type}" needs {needed}', held[0])
+        if other := next((name for name in given if name not in held), None):
+            raise wrong(f'a part of type "{self.type}" must not have "{other}"', other)
+        if len(given) > 1:
+            raise wrong(f'a part of type "{self.type}" has one of "{given[0]}" and "{given[1]}"', given[1])
         if self.detail is not None and self.type != "input_image":
             raise wrong(f'a part of type "{self.type}" must not have "detail"', "detail")
         return self
@@ -153,7 +186,7 @@ class ChatMessage(Strict):
         elif self.content == []:
             raise wrong("must hold at least one part", "content")
         for index, part in enumerate(self.content if isinstance(self.content, list) else ()):
-            if part.holds != "text" and self.role != "user":
+            if not part.is_text and self.role != "user":
                 where = f"content[{index}].type"
                 raise wrong(f'"{part.type}" is accepted in user messages only, not from "{self.role}"', where)
         return self

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.chat.messages import ChatMessage, ContentPart
+from opsin_server.media.file_id import FileId
 from opsin_server.text.conversation import ImagePart, Message, Role, TextPart
 
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
@@ -43,13 +44,25 @@ def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | Ima
     """An image's own number of pixels goes before the request's, and both before what `detail` stands for."""
     if part.text is not None:
         return TextPart(part.text)
-    pixels, low = default.max_pixels, False
+    pixels, low = default.max_pixels, part.detail == "low"
     if part.image_url is not None:
-        source, param = part.image_url.url, f"{param}.image_url"
-        pixels, low = part.image_url.max_pixels or pixels, "low" in (part.image_url.detail, part.detail)
-    else:
-        assert part.image is not None
-        source, param = part.image, f"{param}.image"
+        pixels, low = part.image_url.max_pixels or pixels, low or part.image_url.detail == "low"
+    source, name = _source(part)
+    param = f"{param}.{name}"
     if pixels is None and low:
         return ImagePart(source, ImageBudget(LOW_DETAIL_PIXELS, default.max_tokens), param)
     return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)
+
+
+def _source(part: ContentPart) -> tuple[str, str]:
+    """Where its picture comes from, and in which field that is said."""
+    if part.image_url is not None:
+        url, file_id = part.image_url.url, part.image_url.file_id
+        return (FileId(file_id), "image_url.file_id") if url is None else (url, "image_url")
+    if part.file is not None:
+        data, file_id = part.file.file_data, part.file.file_id
+        return (FileId(file_id), "file.file_id") if data is None else (data, "file.file_data")
+    if part.file_id is not None:
+        return FileId(part.file_id), "file_id"
+    assert part.image is not None
+    return part.image, "image"

@@ -8,6 +8,7 @@ from pathlib import Path
 from opsin_server.chat.fields import shown
 from opsin_server.errors import BadRequest
 from opsin_server.media.encoded_image import too_many_bytes
+from opsin_server.media.file_id import FileId
 from opsin_server.media.url import parse_url
 from opsin_server.media_limits import MediaLimits
 from opsin_server.text.conversation import ImagePart
@@ -29,7 +30,7 @@ def check_source(part: ImagePart, base: Path | None) -> None:
     """Before anything is fetched. base: the folder in which paths may lie; None: no path is read, since it is a
     stranger who says it. Raises BadRequest."""
     source = part.source
-    if is_data_url(source):
+    if isinstance(source, FileId) or is_data_url(source):
         return
     if is_remote(source):
         parse_url(source)

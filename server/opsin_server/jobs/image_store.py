@@ -17,13 +17,14 @@ from opsin_server.media.data_url import decode_data_url
 from opsin_server.media.detect_format import read_still
 from opsin_server.media.encoded_image import EncodedImage, check_size
 from opsin_server.media.fetch import fetch
+from opsin_server.media.file_id import FileId, ReadFile, read_file
 from opsin_server.media.url import parse_url
 from opsin_server.media_limits import MediaLimits
 
 
 class ImageStore:
     """Threads may share one. folder: of the files. most: bytes of all that is stored. base: where paths may lie; None:
-    nowhere."""
+    nowhere. files: that rows may name by id."""
 
     def __init__(
         self,
@@ -32,23 +33,25 @@ class ImageStore:
         most: int = sys.maxsize,
         base: Path | None = None,
         network: Network | None = None,
+        files: ReadFile | None = None,
     ) -> None:
         self._folder, self._media, self._most, self._base = folder, media, most, base
-        self._network = network or Network()
+        self._network, self._files = network or Network(), files
         self._stored = 0
         self._lock = Lock()
-        self._fetched: dict[str, Future[str]] = {}
+        self._fetched: dict[tuple[bool, str], Future[str]] = {}
 
     def keep(self, source: str) -> str:
         """The digest of an image that is stored now. Each address and path is read once, whatever came of it. Raises
         BadRequest."""
-        if is_data_url(source):
+        if not isinstance(source, FileId) and is_data_url(source):
             return self._put(decode_data_url(source, self._media))
+        key = (isinstance(source, FileId), source)
         with self._lock:
-            found = self._fetched.get(source)
+            found = self._fetched.get(key)
             mine = found is None
             if found is None:
-                found = self._fetched[source] = Future()
+                found = self._fetched[key] = Future()
         if mine:
             try:
                 found.set_result(self._put(self._read(source)))
@@ -72,6 +75,8 @@ class ImageStore:
         return self._folder / digest[:2] / digest
 
     def _read(self, source: str) -> bytes:
+        if isinstance(source, FileId):
+            return read_file(source, self._files)
         if is_remote(source):
             return asyncio.run(fetch(parse_url(source), self._media, self._network))
         if self._base is None:

@@ -43,6 +43,7 @@ from opsin_server.jobs.row_file import RowWriter
 from opsin_server.jobs.row_forms import read_example
 from opsin_server.jobs.truncate import truncated
 from opsin_server.media.connect import Network
+from opsin_server.media.file_id import ReadFile
 from opsin_server.media_limits import MediaLimits
 from opsin_server.text.conversation import image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
@@ -66,8 +67,9 @@ class DataRefused(BadRequest):
 @dataclass(frozen=True)
 class Source:
     """What a file is prepared with. version: of the model, a part of the digest. max_image_tokens: visual tokens of one
-    image, as the server has them; None: as one that is told nothing. base: the folder in which paths to
-    images may lie; None: rows may hold URLs only. network: of the fetches."""
+    image, as the server has them; None: as one that is told nothing. base: the folder in which paths to images may
+    lie; None: rows may hold no paths. files: of a server, which rows may name by id; None: there are none. network: of
+    the fetches."""
 
     encoder: PromptEncoder
     options: DataOptions = field(default_factory=DataOptions)
@@ -76,6 +78,7 @@ class Source:
     media: MediaLimits = field(default_factory=MediaLimits)
     limits: DataLimits = field(default_factory=DataLimits)
     base: Path | None = None
+    files: ReadFile | None = None
     network: Network | None = None
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
 
@@ -155,7 +158,9 @@ class _Made:
 
 
 def _collect(file: Path, source: Source, out: Path, collected: Collected, on_row: Callable[[int], None]) -> None:
-    store = ImageStore(out / IMAGES, source.media, source.limits.max_stored_bytes, source.base, source.network)
+    store = ImageStore(
+        out / IMAGES, source.media, source.limits.max_stored_bytes, source.base, source.network, source.files
+    )
     encoder = RowEncoder(source.encoder, store, source.options, source.media)
 
     def make(line: Line) -> _Made:

@@ -16,6 +16,7 @@ from opsin_server.media.decode import decode
 from opsin_server.media.detect_format import read_still
 from opsin_server.media.encoded_image import EncodedImage, check_size
 from opsin_server.media.fetch import fetch
+from opsin_server.media.file_id import FileId, ReadFile, read_file
 from opsin_server.media.url import Url, parse_url
 from opsin_server.media_limits import MediaLimits
 
@@ -49,11 +50,13 @@ async def load_images(
     params: Sequence[str] | None = None,
     *,
     network: Network | None = None,
+    files: ReadFile | None = None,
 ) -> list[npt.NDArray[np.uint8]]:
     """The pixels of each source, RGB U8 [H, W, 3], in order.
 
-    A source is a data: or an http(s) URL. `params[i]` is the JSON path to name when source i is refused. Raises
-    BadRequest; the other images' fetches have then ended, and a decoding that has begun runs out in its thread.
+    A source is a data: or an http(s) URL, or the id of a file that `files` reads. `params[i]` is the JSON path to name
+    when source i is refused. Raises BadRequest; the other images' fetches have then ended, and a decoding that has
+    begun runs out in its thread.
     """
     if len(sources) > limits.max_images:
         message = f"The request has {len(sources)} images; the limit is {limits.max_images} (--max-images)"
@@ -61,7 +64,7 @@ async def load_images(
     plans = []
     for index, source in enumerate(sources):  # all of them before the first fetch: a bad one costs no work
         try:
-            plans.append(source if source[:5].lower() == "data:" else parse_url(source))
+            plans.append(_plan(source))
         except BadRequest as error:
             raise _placed(error, params, index) from None
     network = network or Network()
@@ -71,7 +74,7 @@ async def load_images(
     async def load(index: int) -> npt.NDArray[np.uint8]:
         async with gate:
             try:
-                still = await _read(plans[index], limits, network)
+                still = await _read(plans[index], limits, network, files)
                 check_size(still, limits)
                 budget.charge(still)
                 return await _in_thread(lambda: decode(still))
@@ -86,7 +89,13 @@ async def load_images(
     return [task.result() for task in tasks]
 
 
-async def _read(plan: str | Url, limits: MediaLimits, network: Network) -> EncodedImage:
+def _plan(source: str) -> str | Url:
+    return source if isinstance(source, FileId) or source[:5].lower() == "data:" else parse_url(source)
+
+
+async def _read(plan: str | Url, limits: MediaLimits, network: Network, files: ReadFile | None) -> EncodedImage:
+    if isinstance(plan, FileId):
+        return await _in_thread(lambda: read_still(read_file(plan, files)))
     if isinstance(plan, Url):
         data = await fetch(plan, limits, network)
         return await _in_thread(lambda: read_still(data))

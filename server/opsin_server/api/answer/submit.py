@@ -43,7 +43,8 @@ async def submit(
     check_length(messages, services.encoder.tokenizer.longest_token, context)
     check_bias(body, services.encoder.vocabulary)
     images = image_parts(messages)
-    pixels = await load_images([i.source for i in images], services.config.media, [i.param for i in images])
+    media, params = services.config.media, [image.param for image in images]
+    pixels = await load_images([image.source for image in images], media, params, files=services.files.read_image)
     prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
     log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body, context)

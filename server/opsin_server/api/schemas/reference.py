@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions, StreamOptions
 from opsin_server.chat.fields import Neutral, Unread, shown
-from opsin_server.chat.messages import ChatMessage, ContentPart, ImageURL
+from opsin_server.chat.messages import ChatMessage, ContentPart, FilePart, ImageURL
 
 HEAD = """# Fields of a chat request
 
@@ -39,6 +39,7 @@ SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
         "The types that begin with `input` and `output` are those of OpenAI's Responses API.",
     ),
     ImageURL: ("`image_url`", ""),
+    FilePart: ("`file`", ""),
 }
 TYPES = {str: "string", int: "whole number", float: "number", bool: "true or false", dict: "object"}
 
