@@ -255,6 +255,40 @@ def refused(ask: Callable[[], object]) -> openai.APIStatusError:
     return error.value
 
 
+def test_a_fine_tuned_model_is_trained_on_from(client: openai.OpenAI) -> None:
+    train = upload(client, lines(range(16)))
+    given = {"n_epochs": 2, "batch_size": 8}
+
+    def create(model: str, seed: int, **own: object) -> FineTuningJob:
+        return client.fine_tuning.jobs.create(
+            model=model,
+            training_file=train,
+            seed=seed,
+            hyperparameters=given,  # type: ignore[arg-type]
+            extra_body={"opsin": {"learning_rate": 2e-3, **own}},
+        )
+
+    first = until(client, create(MINI.name, 1, lora_rank=8, finetune_vision_layers=False).id, over)
+    assert first.status == "succeeded", first.error
+    name = first.fine_tuned_model or ""
+    assert "opsin.lora_rank follows from" in refused(lambda: create(name, 2, lora_rank=4)).message
+    assert "opsin.finetune_mlp_modules" in refused(lambda: create(name, 2, finetune_mlp_modules=False)).message
+    again = create(name, 2)
+    client.delete(f"/adapters/{name}", cast_to=object)  # the job has what it reads
+    second = until(client, again.id, over)
+    assert second.status == "succeeded", second.error
+    assert second.model == name
+    assert f"Training goes on from {name}" in messages(client, second.id)
+    losses = [
+        [event.data["train_loss"] for event in client.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"][
+            -1
+        ]
+        for job in (first, second)
+    ]
+    assert losses[1] < 0.5 * losses[0]  # its first step begins where the other ended
+    assert refused(lambda: create("ft:nothing", 3)).status_code == 404
+
+
 def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -> None:
     train = upload(client, lines(range(4)))
     seen = client.files.create(file=("a.png", b"x"), purpose="vision").id

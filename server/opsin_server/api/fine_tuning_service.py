@@ -21,6 +21,7 @@ from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, U
 from opsin_server.fine_tuning.job_options import JobOptions, read_options
 from opsin_server.fine_tuning.job_queue import JobQueue
 from opsin_server.fine_tuning.job_run import JobRun
+from opsin_server.fine_tuning.starting_point import check_options, described_start, read_start
 from opsin_server.fine_tuning.workplace import Trainer, Workplace
 from opsin_server.ipc.messages import AdapterRoom, Ready
 from opsin_server.job_metrics import JobMetrics
@@ -123,12 +124,7 @@ class FineTuningService:
             raise BadRequest(
                 "this server has no slots for adapters, so that what is trained would not be served (--max-loras)"
             )
-        if self._adapters.catalogue.find(asked["model"]) is not None:
-            raise BadRequest(
-                f"'{asked['model']}' is a fine-tuned model, and training on from one is not supported here: give the "
-                f"model '{self._names[0]}'",
-                param="model",
-            )
+        start = await asyncio.to_thread(self._start, place, asked)
         options = read_options(asked["opsin"])
         await asyncio.to_thread(self._check_options, options, place, asked)
         train = await self._file(asked["training_file"], "training_file")
@@ -140,14 +136,18 @@ class FineTuningService:
         known = {
             **asked,
             "seed": seed,
+            "start": start,
             "training_digest": train.digest,
             "validation_digest": None if valid is None else valid.digest,
         }
         events = [NewEvent(f"Validating training file: {train.id}")]
         if valid is not None:
             events[0] = NewEvent(f"Validating training file: {train.id} and validation file: {valid.id}")
-        digests = (train.digest,) if valid is None else (train.digest, valid.digest)
-        new = NewJob(self._owner, known, request, key, digests, tuple(events))
+        digests = [train.digest] if valid is None else [train.digest, valid.digest]
+        if start is not None:
+            digests += [start["config"], start["weights"]]
+            events.append(NewEvent(f"Training goes on from {start['model']}"))
+        new = NewJob(self._owner, known, request, key, tuple(digests), tuple(events))
         job, is_new = await asyncio.to_thread(self._records.create, TENANT, new)
         if is_new:
             self._begin(job)
@@ -221,6 +221,17 @@ class FineTuningService:
         if self._place is None:
             raise Unavailable("The model is loading")
         return self._place
+
+    def _start(self, place: Workplace, asked: Mapping[str, Any]) -> dict[str, str] | None:
+        """What the job trains on from: of an adapter the version that its name means now. None: the base."""
+        version = self._adapters.catalogue.find(asked["model"])
+        if version is None:
+            return None
+        self._adapters.catalogue.check_fits(version)
+        check_options(asked["opsin"], asked["model"])
+        start = described_start(asked["model"], version.facts.source)
+        read_start(start, place.state, place.tenant, place.model)
+        return start
 
     def _check_options(self, options: JobOptions, place: Workplace, asked: Mapping[str, Any]) -> None:
         try:

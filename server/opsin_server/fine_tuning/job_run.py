@@ -16,25 +16,26 @@ from typing import Any
 import msgspec
 
 from opsin_server.errors import BadRequest, NotFound, OpsinError, Unavailable
-from opsin_server.fine_tuning.hyperparameters import Hyperparameters, described, resolve, training_options
+from opsin_server.fine_tuning.hyperparameters import described
 from opsin_server.fine_tuning.job_options import read_options
 from opsin_server.fine_tuning.metrics import EVALUATED, by_step, result_csv
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
 from opsin_server.fine_tuning.scribe import Scribe
+from opsin_server.fine_tuning.settle import settle
+from opsin_server.fine_tuning.starting_point import StartingPoint, place_start, read_start
 from opsin_server.fine_tuning.workplace import Workplace
 from opsin_server.ipc.training_events import TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_run import TrainingRun
-from opsin_server.ipc.training_settings import TrainingSettings
+from opsin_server.ipc.training_settings import START, TrainingSettings
 from opsin_server.jobs.prepare import DataRefused, Source, prepare
 from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.prepared_data import PreparedData
-from opsin_server.jobs.training_options import settings_of
-from opsin_server.jobs.what_trains import chosen_modules
 from opsin_server.storage.job_records import ENDED
 from opsin_server.storage.records import Job, NewEvent
 
 log = logging.getLogger("opsin.jobs")
 
+CHECKPOINTS = "checkpoints"  # of a run, below its job's folder
 SHOWN_FAULTS = 20  # of a file, each as an event; the error counts them all
 KEPT_CHECKPOINTS = 3  # that are served, as at OpenAI
 RESULT_BYTES = 2**30
@@ -142,20 +143,25 @@ class JobRun:
     async def _settled(self, data: PreparedData) -> TrainingSettings:
         """The settings, with nothing left to "auto"; the job is queued."""
         asked, rows, place = self.job.asked, data.count("train"), self._place
-        what = self._options.what
-        modules = await asyncio.to_thread(chosen_modules, what, place.model)
-        wanted = msgspec.convert(asked["method"]["hyperparameters"], Hyperparameters)
-        resolved = resolve(wanted, rows, place.model.spec.decoder.width, self._options.training)
-        options = training_options(self._options.training, resolved, asked["seed"])
-        full = what.finetune_projector == "full"
-        method = "supervised" if self._method == "supervised" else "dpo"
-        settings = settings_of(options, modules, rows, method, place.micro_batch_tokens, full)  # type: ignore[arg-type]
+        start = await asyncio.to_thread(self._start)
+        settings, resolved = await asyncio.to_thread(
+            settle, asked, self._options, start, place.model, rows, place.micro_batch_tokens
+        )
         self._check()
         if (await self._now()).status == "validating_files":
             report = described(resolved, self._method)
             events = [*self._remarks, NewEvent("Files validated, moving job to queued state")]
             await self._moved("queued", events, resolved=report)
         return settings
+
+    def _start(self) -> StartingPoint | None:
+        """The adapter that is trained on from, where the run looks for it."""
+        place, start = self._place, self.job.asked.get("start")
+        if start is None:
+            return None
+        found = read_start(start, place.state, place.tenant, place.model)
+        place_start(found, place.state, place.tenant, self._folder / CHECKPOINTS / START)
+        return found
 
     async def _refused(self, error: DataRefused) -> None:
         report = error.report
@@ -173,7 +179,7 @@ class JobRun:
         per_epoch = -(-rows // min(rows, settings.batch_size))
         total = settings.max_steps or settings.epochs * per_epoch
         scribe = Scribe(self, total, per_epoch, await asyncio.to_thread(self._told), self._place.metrics)
-        run = TrainingRun(self.job.id, settings, self._folder / "checkpoints", data, heard.put_nowait)
+        run = TrainingRun(self.job.id, settings, self._folder / CHECKPOINTS, data, heard.put_nowait)
         await self._started(run)
         self._training = run
         if self._stopping.is_set():

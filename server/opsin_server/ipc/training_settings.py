@@ -8,6 +8,7 @@ import msgspec
 
 Schedule = Literal["cosine", "linear", "constant"]
 Initialization = Literal["default", "gaussian"]
+START = "start"  # the folder, in a run's own, of an adapter that it trains on from
 Method = Literal["supervised", "dpo"]
 
 
@@ -20,7 +21,8 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     evaluate_every, save_every: steps; None: at the end of each epoch. patience: evaluations in a row that are no better
     than the best, after which training ends; None: it does not. keep_checkpoints: the newest, and the best.
-    micro_batch_tokens: rows are packed up to so many, unless one alone has more.
+    micro_batch_tokens: rows are packed up to so many, unless one alone has more. start: the digest of an adapter with
+    these very modules, rank and scale, which lies in the run's folder and is trained on from; empty: none.
     """
 
     modules: tuple[str, ...]
@@ -51,6 +53,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
     patience: int | None = None
     keep_checkpoints: int = 3
     micro_batch_tokens: int = 1024
+    start: str = ""
 
     @property
     def scale(self) -> float:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opsin_server.durable import sync_file, sync_folder
+from opsin_server.ipc.training_settings import START
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE, NUMBERS = "training_state.safetensors", "training_state.json"
@@ -44,6 +45,10 @@ class CheckpointFolder:
         """Oldest first."""
         found = [path for path in self._folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
         return sorted(found, key=step_of)
+
+    def start(self) -> dict[str, Tensor]:
+        """Of the adapter that the run trains on from. Raises OSError."""
+        return load_file(self._folder / START / WEIGHTS)
 
     @property
     def newest(self) -> Path | None:

@@ -131,9 +131,9 @@ def trainee_bytes(numbers: int) -> int:
 
 
 def count(
-    model: Model, batch: MicroBatch, visual: VisualInput, lora: TraineeLora, numbers: int
+    model: Model, batch: MicroBatch, visual: VisualInput, lora: TraineeLora, numbers: int, frozen: int = 0
 ) -> Generator[Piece, None, TrainingMemory]:
-    """batch: one row. numbers: that are trained."""
+    """batch: one row. numbers: that are trained. frozen: of a copy beside them."""
     kept = KeptBytes(0, [*model.parameters(), *model.buffers(), *(x for t in lora.linears.values() for x in t.leaves)])
     tape = Tape(kept)
     try:
@@ -145,7 +145,7 @@ def count(
     loss = CHUNK * FLOAT * (TRANSIENT * columns + 4 * decoder.width)
     patches = sum(item.shape[0] for item in batch.items)
     return TrainingMemory(
-        fixed=trainee_bytes(numbers) + loss,
+        fixed=trainee_bytes(numbers) + frozen * FLOAT + loss,
         language=_of(tape, kept, "language", len(batch.ids)),
         vision=_of(tape, kept, "vision", patches) if patches else RowBytes(),
     )

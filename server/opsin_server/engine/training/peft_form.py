@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,35 @@ def peft_tensors(trainee: Trainee, projector: PublishedProjector | None) -> dict
         back = None if published.reorder is None else published.reorder.inverse
         found[f"base_model.model.{name}"] = reordered(tensor, back, torch.permute).cpu().contiguous().clone()
     return found
+
+
+@torch.no_grad()
+def take_peft_tensors(trainee: Trainee, tensors: Mapping[str, Tensor], projector: PublishedProjector | None) -> None:
+    """The other way round: the trainee becomes the adapter with these tensors, which `peft_tensors` would give. Raises
+    ValueError for other tensors."""
+    own = peft_tensors(trainee, projector)
+    if differing := sorted(own.keys() ^ tensors.keys()):
+        raise ValueError(f"{differing[0]} is in only one of the two")
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
+    for module in trainee.modules:
+        a, bs = trainee.factors_of(module)
+        name = f"base_model.model.{module.name}"
+        a.copy_(_own(module, tensors[f"{name}.lora_A.weight"], 1))
+        whole = _own(module, tensors[f"{name}.lora_B.weight"], 0)
+        for b, part in zip(bs, whole.split(module.outputs), strict=True):
+            b.copy_(part.t())
+    whole_projector = trainee.projector
+    for name, published in ({} if projector is None else projector.tensors).items():
+        tensor = tensors[f"base_model.model.{name}"]
+        whole_projector[published.target].copy_(reordered(tensor, published.reorder, torch.permute))
+
+
+def _own(module: TrainedModule, tensor: Tensor, axis: int) -> Tensor:
+    """In the model's order."""
+    reorder = module.targets[0].reorder
+    return tensor if reorder is None or reorder.axis != axis else reordered(tensor, reorder, torch.permute)
 
 
 def _published_a(module: TrainedModule, a: Tensor) -> Tensor:

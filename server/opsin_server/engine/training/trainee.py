@@ -71,6 +71,12 @@ class Trainee:
         dropout = Dropout(probability, seed) if probability and seed is not None else None
         return TraineeLora(self.linears, self._projector, dropout)
 
+    def freeze(self) -> None:
+        """It is only computed with."""
+        self.gradient = torch.empty(0)
+        for leaf in self._leaves.values():
+            leaf.requires_grad_(False).grad = None
+
     @property
     def projector(self) -> dict[str, Tensor]:
         """What is trained whole, by the names that weight rules use: the flat tensor's own."""

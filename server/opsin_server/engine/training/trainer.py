@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from opsin_plugins.loading.published_projector import PublishedProjector
 from opsin_server.engine.training import memory, micro_step
@@ -25,7 +26,7 @@ from opsin_server.engine.training.micro_step import VisualInput
 from opsin_server.engine.training.modules import trained_modules
 from opsin_server.engine.training.objectives import Objective, Preference, Supervised, log_likelihoods
 from opsin_server.engine.training.optimizer import Optimizer
-from opsin_server.engine.training.peft_form import peft_config, peft_tensors
+from opsin_server.engine.training.peft_form import peft_config, peft_tensors, take_peft_tensors
 from opsin_server.engine.training.pieces import Piece, Pieces
 from opsin_server.engine.training.row_order import RowOrder, packed
 from opsin_server.engine.training.row_source import RowSource
@@ -73,10 +74,17 @@ class Trainer:
         whole = whole_projector(base) if settings.full_projector else None
         modules = trained_modules(settings.modules, base.targets)
         self.trainee = Trainee(modules, base.linears, settings, base.device, whole)
+        self._published = base.projector if isinstance(base.projector, PublishedProjector) and whole else None
+        self._reference_model: Trainee | None = None  # None: the base
+        if settings.start:
+            self._take_start(self.trainee)
+            if settings.method == "dpo":
+                self._reference_model = Trainee(modules, base.linears, settings, base.device, whole)
+                self._take_start(self._reference_model)
+                self._reference_model.freeze()
         self.order = RowOrder(source.count("train"), settings.batch_size, settings.seed)
         self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
         self.optimizer = Optimizer(self.trainee, settings, self.total)
-        self._published = base.projector if isinstance(base.projector, PublishedProjector) and whole else None
         self.progress = Progress()
         self.events: list[TrainingEvent] = []
         self._weights = [*base.model.parameters(), *base.model.buffers(), self.trainee.flat, self.trainee.gradient]
@@ -142,7 +150,9 @@ class Trainer:
         rows = yield from self._rows("train", [self._shape.probe])
         batch = self._batch(rows, range(1))
         visual = yield from self._visual(batch)
-        found = yield from memory.count(self._base.model, batch, visual, self.trainee.lora(0), len(self.trainee.flat))
+        frozen = 0 if self._reference_model is None else len(self._reference_model.flat)
+        trained = len(self.trainee.flat)
+        found = yield from memory.count(self._base.model, batch, visual, self.trainee.lora(0), trained, frozen)
         largest = self._shape.largest
         self._taken = self._pool.take(found.needs(largest.tokens, largest.patches))
         asked = self._micro_batch_tokens or self.settings.micro_batch_tokens
@@ -235,11 +245,13 @@ class Trainer:
     def _reference(
         self, split: Split, number: int, pair: Sequence[TrainingRow]
     ) -> Generator[Piece, None, torch.Tensor]:
-        """What the base model makes of a pair, computed once, and alone: the same whatever else a step has."""
+        """What the model that training starts from makes of a pair, computed once, and alone: the same whatever else a
+        step has."""
         if (split, number) not in self._references:
             batch = collate(pair, self._base.model.spec, self._base.device)
             visual = yield from self._visual(batch)
-            found = yield from micro_step.evaluate(self._base.model, batch, visual, None)
+            lora = None if self._reference_model is None else self._reference_model.lora(None)
+            found = yield from micro_step.evaluate(self._base.model, batch, visual, lora)
             self._references[split, number] = log_likelihoods(found.losses, batch.counts).cpu()
         return self._references[split, number]
 
@@ -318,6 +330,12 @@ class Trainer:
             },
         )
 
+    def _take_start(self, trainee: Trainee) -> None:
+        try:
+            take_peft_tensors(trainee, self.checkpoints.start(), self._published)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise TrainingFailed(f"the adapter that training starts from cannot be read: {error}") from None
+
     def resume(self) -> bool:
         """Goes on from the newest checkpoint in the folder; whether there is one. Raises TrainingFailed for one of
         another run."""
@@ -325,7 +343,7 @@ class Trainer:
         if newest is None:
             return False
         state, numbers = read_state(newest)
-        known = {**numbers.pop("settings"), "rows": numbers.pop("rows")}
+        known = {"start": "", **numbers.pop("settings"), "rows": numbers.pop("rows")}
         asked = {**self._asked, "rows": self.order.count}
         if differing := sorted(name for name, value in asked.items() if known.get(name) != value):
             raise TrainingFailed(f"{newest.name} is of another run: {', '.join(differing)} differ")
