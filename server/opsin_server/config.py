@@ -156,6 +156,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root_path: Annotated[
         str, Option("What a proxy puts in front of every route, and may leave there.", metavar="/PATH")
     ] = ""
+    max_job_seconds: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Option("Of training, after which a job has failed. Default: no limit.")
+    ] = None
     max_queue: Annotated[Count, Option("Requests in flight before new ones get 503.")] = 256
     max_body_bytes: Annotated[Bytes, Option("A request's body.", metavar="SIZE")] = 64 * 2**20
     drain_timeout: Annotated[Annotated[float, Meta(ge=0)], Option("Seconds that running answers get on SIGTERM.")] = (

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from support.served import Room, Served
 from support.talk import MINI, user
@@ -253,6 +255,55 @@ def refused(ask: Callable[[], object]) -> openai.APIStatusError:
     with pytest.raises(openai.APIStatusError) as error:
         ask()
     return error.value
+
+
+def test_a_job_that_takes_too_long_has_failed(client: openai.OpenAI) -> None:
+    job = client.fine_tuning.jobs.create(
+        model=MINI.name,
+        training_file=upload(client, lines(range(4))),
+        hyperparameters={"n_epochs": 1000, "batch_size": 4},
+        extra_body={"opsin": {"max_seconds": 1.5}},
+    )
+    failed = until(client, job.id, over)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error.code == "time_limit_exceeded"
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert len(answers(client, checkpoints[0].fine_tuned_model_checkpoint)) == 3
+
+
+def test_the_numbers_of_a_job_are_written_for_tensorboard(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Served("--data-dir", str(data), storage=()) as served:
+        client = served.client()
+        job = client.fine_tuning.jobs.create(
+            model=MINI.name,
+            training_file=upload(client, lines(range(4))),
+            hyperparameters={"n_epochs": 2, "batch_size": 4},
+            integrations=[{"type": "tensorboard"}],  # type: ignore[list-item, typeddict-item]
+        )
+        assert until(client, job.id, over).status == "succeeded"
+        told = {
+            event.data["step"]: event.data["train_loss"]
+            for event in client.fine_tuning.jobs.list_events(job.id)
+            if event.type == "metrics"
+        }
+        served.close()
+    (file,) = (data / "tensorboard" / job.id).iterdir()
+    assert told == pytest.approx(scalars(file.read_bytes(), "train_loss"), rel=1e-5)
+
+
+def scalars(data: bytes, tag: str) -> dict[int, float]:
+    """Of an event file: records of a length, a checksum, bytes, and a checksum."""
+    found = {}
+    while data:
+        (length,) = struct.unpack_from("<Q", data)
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            if value.tag == tag:
+                found[event.step] = value.simple_value
+        data = data[12 + length + 4 :]
+    return found
 
 
 def test_a_fine_tuned_model_is_trained_on_from(client: openai.OpenAI) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from opsin_server.fine_tuning.job_options import JobOptions, read_options
 from opsin_server.fine_tuning.job_queue import JobQueue
 from opsin_server.fine_tuning.job_run import JobRun
 from opsin_server.fine_tuning.starting_point import check_options, described_start, read_start
+from opsin_server.fine_tuning.tensorboard_log import check_installed
 from opsin_server.fine_tuning.workplace import Trainer, Workplace
 from opsin_server.ipc.messages import AdapterRoom, Ready
 from opsin_server.job_metrics import JobMetrics
@@ -99,6 +101,7 @@ class FineTuningService:
             folder=self._folder,
             turn=self._queue.turn,
             metrics=self._metrics,
+            most_seconds=self._config.max_job_seconds or math.inf,
         )
         self._metrics.watch(self._counts)
         for _, job in await asyncio.to_thread(self._records.unfinished, self._owner):
@@ -126,6 +129,8 @@ class FineTuningService:
             )
         start = await asyncio.to_thread(self._start, place, asked)
         options = read_options(asked["opsin"])
+        if asked["integrations"]:
+            check_installed()
         await asyncio.to_thread(self._check_options, options, place, asked)
         train = await self._file(asked["training_file"], "training_file")
         valid = (

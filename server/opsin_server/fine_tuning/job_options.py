@@ -26,6 +26,9 @@ class JobOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[str, Meta(min_length=1, max_length=256)] | None, Option("An adapter or an alias.")
     ] = None
     promote: Annotated[Promote, Option("When the name means the new model.")] = "on_success"
+    max_seconds: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Option("Of training, after which the job has failed.")
+    ] = None
     what: WhatTrains = WhatTrains()
     training: TrainingOptions = TrainingOptions()
     data: DataOptions = DataOptions()

@@ -5,30 +5,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from opsin_server.errors import BadRequest, NotFound, OpsinError, Unavailable
+from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.fine_tuning.hyperparameters import described
+from opsin_server.fine_tuning.job_files import faults_of, read_files
 from opsin_server.fine_tuning.job_options import read_options
-from opsin_server.fine_tuning.metrics import EVALUATED, by_step, result_csv
+from opsin_server.fine_tuning.metrics import by_step, result_csv
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
+from opsin_server.fine_tuning.publish_as import publish_as
 from opsin_server.fine_tuning.scribe import Scribe
 from opsin_server.fine_tuning.settle import settle
 from opsin_server.fine_tuning.starting_point import StartingPoint, place_start, read_start
+from opsin_server.fine_tuning.tensorboard_log import FOLDER as TENSORBOARD
+from opsin_server.fine_tuning.tensorboard_log import TensorBoardLog
 from opsin_server.fine_tuning.workplace import Workplace
-from opsin_server.ipc.training_events import TrainingEnded, TrainingEvent
+from opsin_server.ipc.training_events import StepDone, TrainingEnded, TrainingEvent
 from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.ipc.training_settings import START, TrainingSettings
-from opsin_server.jobs.prepare import DataRefused, Source, prepare
-from opsin_server.jobs.prepared import Prepared
+from opsin_server.jobs.prepare import DataRefused
 from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.storage.job_records import ENDED
 from opsin_server.storage.records import Job, NewEvent
@@ -36,7 +37,6 @@ from opsin_server.storage.records import Job, NewEvent
 log = logging.getLogger("opsin.jobs")
 
 CHECKPOINTS = "checkpoints"  # of a run, below its job's folder
-SHOWN_FAULTS = 20  # of a file, each as an event; the error counts them all
 KEPT_CHECKPOINTS = 3  # that are served, as at OpenAI
 RESULT_BYTES = 2**30
 RETRY_SECONDS = 1.0  # where the engine, or its memory, is not there for the moment
@@ -51,10 +51,10 @@ class JobRun:
         self.job, self._place, self._records = job, place, place.state.jobs
         self._folder = place.folder / job.id
         self._options = read_options(job.asked["opsin"])
+        self._most_seconds = min(place.most_seconds, self._options.max_seconds or math.inf)
         self._method: str = job.asked["method"]["type"]
         self._stopping = threading.Event()
         self._training: TrainingRun | None = None
-        self._remarks: list[NewEvent] = []  # what may surprise in its files
 
     @property
     def model(self) -> str:
@@ -73,7 +73,7 @@ class JobRun:
         except Stopped:
             pass
         except DataRefused as error:
-            await self._refused(error)
+            await self._failed("invalid_training_file", error.message, error.param, faults_of(error))
         except OpsinError as error:
             await self._failed(error.code or "invalid_request", error.message, error.param)
         except Exception:
@@ -83,8 +83,8 @@ class JobRun:
             await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     async def _run(self) -> None:
-        data = await self._prepared()
-        settings = await self._settled(data)
+        data, remarks = await read_files(self.job, self._options, self._place, self._folder, self._check)
+        settings = await self._settled(data, remarks)
         async with self._place.turn(self.job.id):
             self._check()
             await self._moved("running", [NewEvent("Fine-tuning job started")])
@@ -94,53 +94,13 @@ class JobRun:
                 self._check()
                 ended = await self._trained(data, settings)
         self._check()
+        if ended.status == "cancelled":  # and not by its owner
+            raise BadRequest(f"training took more than {self._most_seconds:,.0f} seconds", code="time_limit_exceeded")
         if ended.status != "succeeded":
             raise BadRequest(ended.error or f"training was {ended.status}", code="training_failed")
         await self._succeeded(ended)
 
-    # -------------------------------------------------------------------------------------------------- the data
-
-    async def _prepared(self) -> PreparedData:
-        """The files, read whole. Raises DataRefused, Stopped."""
-        asked, source = self.job.asked, self._place.source(self._options)
-        train = await self._file(asked["training_digest"], source, "train")
-        valid = None
-        if asked["validation_digest"] is not None:
-            try:
-                few = replace(source, options=msgspec.structs.replace(source.options, min_rows=1))
-                valid = await self._file(asked["validation_digest"], few, "valid")
-            except DataRefused as error:
-                error.param = "validation_file"
-                raise
-        wanted = "supervised" if self._method == "supervised" else "preference"
-        for found, param in ((train, "training_file"), (valid, "validation_file")):
-            if found is not None and found.kind != wanted:
-                raise BadRequest(
-                    f"the file holds {found.kind} rows, and the method {self._method} is trained on {wanted} ones",
-                    param=param,
-                    code="invalid_training_file",
-                )
-        self._remarks = [
-            NewEvent(f"{param}: {line}", "warn")
-            for found, param in ((train, "training_file"), (valid, "validation_file"))
-            for line in ([] if found is None else found.report.surprises(SHOWN_FAULTS))
-        ]
-        data = PreparedData(train, valid)
-        await asyncio.to_thread(data.shape)
-        return data
-
-    async def _file(self, digest: str, source: Source, name: str) -> Prepared:
-        def read() -> Prepared:
-            path = self._place.state.blobs.local_path(self._place.tenant, digest)
-            return prepare(path, source, self._folder / name, on_row)
-
-        def on_row(lines: int) -> None:
-            if self._stopping.is_set():
-                raise Stopped
-
-        return await asyncio.to_thread(read)
-
-    async def _settled(self, data: PreparedData) -> TrainingSettings:
+    async def _settled(self, data: PreparedData, remarks: Sequence[NewEvent]) -> TrainingSettings:
         """The settings, with nothing left to "auto"; the job is queued."""
         asked, rows, place = self.job.asked, data.count("train"), self._place
         start = await asyncio.to_thread(self._start)
@@ -150,7 +110,7 @@ class JobRun:
         self._check()
         if (await self._now()).status == "validating_files":
             report = described(resolved, self._method)
-            events = [*self._remarks, NewEvent("Files validated, moving job to queued state")]
+            events = [*remarks, NewEvent("Files validated, moving job to queued state")]
             await self._moved("queued", events, resolved=report)
         return settings
 
@@ -163,13 +123,6 @@ class JobRun:
         place_start(found, place.state, place.tenant, self._folder / CHECKPOINTS / START)
         return found
 
-    async def _refused(self, error: DataRefused) -> None:
-        report = error.report
-        events = [NewEvent(str(fault), "error") for fault in report.faults[:SHOWN_FAULTS]]
-        if report.fault_count > len(events):
-            events.append(NewEvent(f"{report.fault_count - len(events):,} more faults", "error"))
-        await self._failed("invalid_training_file", error.message, error.param, events)
-
     # -------------------------------------------------------------------------------------------------- training
 
     async def _trained(self, data: PreparedData, settings: TrainingSettings) -> TrainingEnded:
@@ -178,9 +131,18 @@ class JobRun:
         rows = data.count("train")
         per_epoch = -(-rows // min(rows, settings.batch_size))
         total = settings.max_steps or settings.epochs * per_epoch
-        scribe = Scribe(self, total, per_epoch, await asyncio.to_thread(self._told), self._place.metrics)
+        told = await asyncio.to_thread(self._told)
+        log = self._tensorboard()
+        scribe = Scribe(self, total, per_epoch, told, self._place.metrics, log)
         run = TrainingRun(self.job.id, settings, self._folder / CHECKPOINTS, data, heard.put_nowait)
-        await self._started(run)
+        try:
+            await self._started(run)
+            return await self._followed(run, heard, scribe)
+        finally:
+            if log is not None:
+                await asyncio.to_thread(log.close)
+
+    async def _followed(self, run: TrainingRun, heard: asyncio.Queue[TrainingEvent], scribe: Scribe) -> TrainingEnded:
         self._training = run
         if self._stopping.is_set():
             self.stop((await self._now()).status)
@@ -189,8 +151,14 @@ class JobRun:
             while not heard.empty():
                 events.append(heard.get_nowait())
             await scribe.write(events)
+            if any(isinstance(event, StepDone) and event.seconds > self._most_seconds for event in events):
+                run.stop("cancelled")
             if isinstance(events[-1], TrainingEnded):
                 return events[-1]
+
+    def _tensorboard(self) -> TensorBoardLog | None:
+        wanted = any(one["type"] == "tensorboard" for one in self.job.asked.get("integrations", ()))
+        return TensorBoardLog(self._place.state.directory.path / TENSORBOARD / self.job.id) if wanted else None
 
     async def _started(self, run: TrainingRun) -> None:
         """Waits for an engine that is being started again."""
@@ -234,47 +202,10 @@ class JobRun:
         result = await asyncio.to_thread(self._result)
         events = [
             NewEvent(f"New fine-tuned model created: {self.model}", data={"model": self.model}),
-            *await self._published_as(Path(ended.checkpoint)),
+            *await publish_as(self._options, self.job, self.model, Path(ended.checkpoint), self._place),
             NewEvent("The job has successfully completed"),
         ]
         await self._moved("succeeded", events, model=self.model, trained_tokens=ended.tokens, result_file=result)
-
-    async def _published_as(self, directory: Path) -> list[NewEvent]:
-        """The model under the name that was asked for; what keeps it from that is said."""
-        name, publisher = self._options.publish_as, self._place.publisher
-        if name is None:
-            return []
-        promote = self._options.promote == "on_success"
-        why = ""
-        if self._options.promote == "if_better":
-            promote, why = await asyncio.to_thread(self._is_better, publisher.origin_of(name))
-        try:
-            if publisher.is_alias(name):
-                if promote:
-                    await publisher.set_alias(name, self.model)
-            else:
-                await publisher.publish(name, directory, self.job.id, promote=promote)
-        except OpsinError as error:
-            return [NewEvent(f"The model could not be published as {name}: {error.message}", "error")]
-        done = f"{name} means the new model now" if promote else f"{name} means what it did before"
-        return [NewEvent(f"{done}{why}", data={"publish_as": name, "promoted": promote})]
-
-    def _is_better(self, other: str | None) -> tuple[bool, str]:
-        """Whether its loss on the validation file is lower than that of the job that it would replace, and why."""
-        if other is None:
-            return True, ": it meant none"
-        try:
-            theirs = self._best_loss(other)
-        except NotFound:
-            theirs = None
-        ours = self._best_loss(self.job.id)
-        if ours is None or theirs is None:
-            return False, ": the validation loss of what it means is not known"
-        return ours < theirs, f": validation loss {ours:.4f} against {theirs:.4f}"
-
-    def _best_loss(self, job_id: str) -> float | None:
-        numbers = by_step(self._records.events(self._place.tenant, job_id).items).values()
-        return min((one[EVALUATED] for one in numbers if EVALUATED in one), default=None)
 
     def _result(self) -> str:
         """The result file's id."""

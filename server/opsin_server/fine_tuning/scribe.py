@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from opsin_server.fine_tuning.metrics import EVALUATED, TRAINED, checkpoint_metrics, evaluation_event, step_event
+from opsin_server.fine_tuning.tensorboard_log import TensorBoardLog
 from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, Notice, StepDone, TrainingEvent
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.storage.records import NewEvent
@@ -22,13 +24,19 @@ class Book(Protocol):
 
 
 class Scribe:
-    """total: steps. per_epoch: of them. told: numbers of the steps that are known already."""
+    """total: steps. per_epoch: of them. told: numbers of the steps that are known already. log: gets them, too."""
 
     def __init__(
-        self, book: Book, total: int, per_epoch: int, told: dict[int, dict[str, Any]], metrics: JobMetrics
+        self,
+        book: Book,
+        total: int,
+        per_epoch: int,
+        told: dict[int, dict[str, Any]],
+        metrics: JobMetrics,
+        log: TensorBoardLog | None = None,
     ) -> None:
         self._book, self._total, self._per_epoch, self._told = book, total, per_epoch, told
-        self._metrics = metrics
+        self._metrics, self._log = metrics, log
 
     async def write(self, events: Sequence[TrainingEvent]) -> None:
         new: list[NewEvent] = []
@@ -45,11 +53,16 @@ class Scribe:
             elif isinstance(event, Notice):
                 new.append(NewEvent(event.text, "warn"))
             elif isinstance(event, CheckpointSaved):
-                await self._book.note(new, finish)
+                await self._note(new, finish)
                 new = []
                 await self._checkpoint(event)
         if new or finish is not None:
-            await self._book.note(new, finish)
+            await self._note(new, finish)
+
+    async def _note(self, events: Sequence[NewEvent], finish: float | None) -> None:
+        await self._book.note(events, finish)
+        if self._log is not None:
+            await asyncio.to_thread(self._log.write, events)
 
     def _numbers(self, step: int, event: NewEvent) -> NewEvent:
         self._told.setdefault(step, {}).update(event.data or {})

@@ -38,7 +38,8 @@ class Trainer(Protocol):
 @dataclass(frozen=True)
 class Workplace:
     """What all jobs of a server share. names: what the model is called. source: what files are prepared with; a job's
-    own options replace its. turn: waited for before a job trains; it is told the place in the queue."""
+    own options replace its. turn: waited for before a job trains; it is told the place in the queue.
+    most_seconds: that a job may train."""
 
     tenant: str
     state: State
@@ -51,3 +52,4 @@ class Workplace:
     folder: Path
     turn: Callable[[str], AbstractAsyncContextManager[None]]
     metrics: JobMetrics
+    most_seconds: float

@@ -54,6 +54,7 @@ class CreateFineTune(Strict):
                 "type": "supervised",
                 "hyperparameters": {name: value for name, value in given.items() if value is not None},
             },
+            "integrations": [],
             "opsin": {},
         }
 

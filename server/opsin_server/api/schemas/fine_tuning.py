@@ -72,6 +72,12 @@ class Method(Strict):
         return {} if given is None else _given(given)
 
 
+class Integration(Strict):
+    """tensorboard: not of OpenAI's; event files in the server's data directory."""
+
+    type: Literal["tensorboard"]
+
+
 class CreateJob(Strict):
     model: Name
     training_file: Name
@@ -81,7 +87,7 @@ class CreateJob(Strict):
     metadata: dict[str, str] | None = None
     method: Method | None = None
     hyperparameters: SupervisedHyperparameters | None = None
-    integrations: list[Any] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=1)] | None = None
     opsin: dict[str, Any] | None = None
 
     @field_validator("metadata")
@@ -94,11 +100,14 @@ class CreateJob(Strict):
                 raise wrong("a key has at most 64 characters, and a value 512")
         return metadata
 
-    @field_validator("integrations")
+    @field_validator("integrations", mode="before")
     @classmethod
-    def _none(cls, integrations: list[Any] | None) -> None:
-        if integrations:
-            raise unsupported(integrations, "leave it out")
+    def _known(cls, integrations: Any) -> Any:
+        for one in integrations if isinstance(integrations, list) else ():
+            kind = one.get("type") if isinstance(one, dict) else None
+            if isinstance(kind, str) and kind != "tensorboard":
+                raise unsupported(kind, "there is 'tensorboard'; or leave it out")
+        return integrations
 
     @model_validator(mode="after")
     def _one_place(self) -> CreateJob:
@@ -121,6 +130,7 @@ class CreateJob(Strict):
             "seed": self.seed,
             "metadata": self.metadata or {},
             "method": {"type": kind, "hyperparameters": hyperparameters},
+            "integrations": [{"type": one.type} for one in self.integrations or ()],
             "opsin": self.opsin or {},
         }
 
@@ -153,7 +163,7 @@ def described_job(job: Job) -> dict[str, Any]:
         "error": job.error,
         "user_provided_suffix": asked["suffix"],
         "seed": asked["seed"],
-        "integrations": [],
+        "integrations": asked.get("integrations", []),
         "metadata": asked["metadata"],
         "method": {"type": kind, kind: {"hyperparameters": numbers}},
         "opsin": asked["opsin"],
