@@ -14,26 +14,37 @@ class JobMetrics:
         self._registry = registry
         self.steps = Counter("opsin_training_steps", "Optimizer steps of fine-tuning jobs.", registry=registry)
         self.tokens = Counter("opsin_trained_tokens", "Tokens of rows that were trained on.", registry=registry)
+        self._losses: dict[str, float] = {}
         self._ended = Counter("opsin_jobs_ended", "Jobs by how they ended.", ("status",), registry=registry)
 
-    def stepped(self, tokens: int) -> None:
+    def stepped(self, job_id: str, tokens: int, loss: float) -> None:
         self.steps.inc()
         self.tokens.inc(tokens)
+        self._losses[job_id] = loss
+
+    def left(self, job_id: str) -> None:
+        """It trains no longer, for whichever reason."""
+        self._losses.pop(job_id, None)
 
     def ended(self, status: str) -> None:
         self._ended.labels(status).inc()
 
     def watch(self, jobs: Callable[[], Mapping[str, int]]) -> None:
         """jobs: how many of this server are in each state that goes on."""
-        self._registry.register(_JobCollector(jobs))
+        self._registry.register(_JobCollector(jobs, self._losses))
 
 
 class _JobCollector(Collector):
-    def __init__(self, jobs: Callable[[], Mapping[str, int]]) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Callable[[], Mapping[str, int]], losses: Mapping[str, float]) -> None:
+        self._jobs, self._losses = jobs, losses
 
     def collect(self) -> Iterator[Metric]:
         found = GaugeMetricFamily("opsin_jobs", "Jobs that go on, by state.", labels=("state",))
         for state, count in self._jobs().items():
             found.add_metric((state,), count)
-        yield found
+        losses = GaugeMetricFamily(
+            "opsin_job_loss", "Training loss of the last step of each running job.", labels=("job",)
+        )
+        for job_id, loss in list(self._losses.items()):
+            losses.add_metric((job_id,), loss)
+        yield from (found, losses)

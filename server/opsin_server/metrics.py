@@ -52,6 +52,10 @@ class EngineStats(Protocol):
     def encoder_bytes(self) -> int: ...
     @property
     def seconds(self) -> Mapping[str, float]: ...
+    @property
+    def training_seconds(self) -> float: ...
+    @property
+    def training_pieces(self) -> Mapping[str, int]: ...
 
 
 class EngineCounts(Protocol):
@@ -140,13 +144,18 @@ class _EngineCollector(Collector):
         seconds = CounterMetricFamily(
             "opsin_step_seconds", "Time in the parts of the engine's steps.", labels=("engine", "part")
         )
+        pieces = CounterMetricFamily(
+            "opsin_training_pieces", "Pieces of training that were run.", labels=("engine", "kind")
+        )
         for name, counts in engines.items():
             restarts.add_metric((name,), counts.restarts)
             for state, count in _blocks(counts.stats).items():
                 blocks.add_metric((name, state), count)
             for part, value_s in counts.stats.seconds.items():
                 seconds.add_metric((name, part), value_s)
-        yield from (restarts, blocks, seconds)
+            for kind, count in counts.stats.training_pieces.items():
+                pieces.add_metric((name, kind), count)
+        yield from (restarts, blocks, seconds, pieces)
         for title, text, value in VLLM_GAUGES:
             yield _filled(GaugeMetricFamily(title, text, labels=("model_name", "engine")), stats, value, self._model)
 
@@ -197,6 +206,7 @@ COUNTERS: tuple[Row, ...] = (
     ("opsin_prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda stats: stats.prefix_hits),
     ("opsin_encoder_cache_queries", "Images looked up in the encoder cache.", lambda stats: stats.encoder_queries),
     ("opsin_encoder_cache_hits", "Images found in the encoder cache.", lambda stats: stats.encoder_hits),
+    ("opsin_training_seconds", "The engine's time in pieces of training.", lambda stats: stats.training_seconds),
 )
 # What llm-d's endpoint picker reads, with vLLM's names and labels.
 VLLM_GAUGES: tuple[Row, ...] = (

@@ -104,16 +104,20 @@ def test_a_job_from_its_file_to_a_model_that_answers(server: Served, client: ope
     )
     assert job.status == "validating_files"
     assert (job.training_file, job.validation_file, job.seed, job.metadata) == (train, valid, 7, {"who": "me"})
-    chatted = False
+    chatted, shown = False, 0
     while not over(job):
         time.sleep(0.05)
         job = client.fine_tuning.jobs.retrieve(job.id)
         found = client.fine_tuning.jobs.checkpoints.list(job.id).data
         if found and not over(job) and not chatted:
+            losses = [value for name, value in server.metrics().items() if name == f'opsin_job_loss{{job="{job.id}"}}']
+            assert all(0 <= loss < 10 for loss in losses)
+            shown += len(losses)
             said = answers(client, found[0].fine_tuned_model_checkpoint)
             chatted = client.fine_tuning.jobs.retrieve(job.id).status == "running" and len(said) == 3
     assert job.status == "succeeded", job.error
     assert chatted, "a checkpoint answers while the job goes on"
+    assert shown
     assert job.fine_tuned_model == f"ft:{MINI.name}:opsin:colours-of-things:{job.id.removeprefix('ftjob-')[:8]}"
     assert job.hyperparameters.n_epochs == 5
     assert job.hyperparameters.batch_size == 8
@@ -123,7 +127,11 @@ def test_a_job_from_its_file_to_a_model_that_answers(server: Served, client: ope
     assert job.fine_tuned_model in [model.id for model in client.models.list()]
     check_events(client, job, steps=30)
     check_checkpoints(client, job)
+    time.sleep(1.2)  # (an idle engine tells its counts once a second)
     counted = server.metrics()
+    assert counted['opsin_training_seconds_total{engine="0"}'] > 0
+    assert counted['opsin_training_pieces_total{engine="0",kind="norm"}'] == 30
+    assert not [name for name in counted if name.startswith("opsin_job_loss{")]
     assert counted["opsin_training_steps_total"] == 30
     assert counted['opsin_jobs_ended_total{status="succeeded"}'] == 1
     assert counted['opsin_jobs{state="running"}'] == 0

@@ -27,7 +27,9 @@ from pathlib import Path  # noqa: E402
 # isort: off
 import opsin_kernels.dispatch  # noqa: E402, F401  (before torch, which may import Triton)
 import torch  # noqa: E402
+
 # isort: on
+from msgspec.structs import replace  # noqa: E402
 
 from opsin_plugins.spec import SpecError  # noqa: E402
 from opsin_server.engine.engine import Engine, EngineBroken  # noqa: E402
@@ -44,6 +46,7 @@ from opsin_server.ipc.messages import (  # noqa: E402
     Output,
     Outputs,
     Progress,
+    Stats,
     Stop,
     Submit,
     ToEngine,
@@ -126,13 +129,20 @@ def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: Engine
         outputs = engine.step() if busy else []
         now = time.monotonic()
         if busy or refused or now - said >= HEARTBEAT:
-            door.send(Outputs((*refused, *outputs), engine.stats(), engine.adapter_report()))
+            door.send(Outputs((*refused, *outputs), _stats(engine, share), engine.adapter_report()))
             said = now
         if engine.busy:
             share.answered(time.monotonic() - began)  # with what is sent
             _train_beside(training, share)
         elif (piece := training.next_piece()) is not None:
             _run(training, share, piece)
+
+
+def _stats(engine: Engine, share: TimeShare) -> Stats:
+    stats = engine.stats()
+    if not share.pieces:
+        return stats
+    return replace(stats, training_seconds=share.seconds, training_pieces=dict(share.pieces))
 
 
 def _patience(engine: Engine, training: TrainingJobs) -> float:

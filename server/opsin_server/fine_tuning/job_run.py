@@ -57,6 +57,10 @@ class JobRun:
         self._training: TrainingRun | None = None
 
     @property
+    def job_id(self) -> str:
+        return self.job.id
+
+    @property
     def model(self) -> str:
         return model_name(self._place.names[0], self.job.asked["suffix"], self.job.id)
 
@@ -139,6 +143,7 @@ class JobRun:
             await self._started(run)
             return await self._followed(run, heard, scribe)
         finally:
+            self._place.metrics.left(self.job.id)
             if log is not None:
                 await asyncio.to_thread(log.close)
 

@@ -18,6 +18,9 @@ from opsin_server.storage.records import NewEvent
 class Book(Protocol):
     """Where it is written."""
 
+    @property
+    def job_id(self) -> str: ...
+
     async def note(self, events: Sequence[NewEvent], estimated_finish: float | None = None) -> None: ...
 
     async def add_checkpoint(self, step: int, folder: Path, metrics: dict[str, Any]) -> None: ...
@@ -46,7 +49,7 @@ class Scribe:
                 finish = time.time() + (self._total - event.step) * event.seconds / event.step
                 if TRAINED not in self._told.get(event.step, {}):
                     new.append(self._numbers(event.step, step_event(event, self._total)))
-                    self._metrics.stepped(event.tokens)
+                    self._metrics.stepped(self._book.job_id, event.tokens, event.loss)
             elif isinstance(event, Evaluated):
                 if EVALUATED not in self._told.get(event.step, {}):
                     new.append(self._numbers(event.step, evaluation_event(event, self._total)))

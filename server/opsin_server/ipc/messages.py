@@ -245,6 +245,8 @@ class Stats(msgspec.Struct, frozen=True):
     encoder_hits: int = 0
     encoder_bytes: int = 0
     seconds: dict[str, float] = {}  # cumulative time in the parts of a step
+    training_seconds: float = 0.0
+    training_pieces: dict[str, int] = {}  # by kind
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

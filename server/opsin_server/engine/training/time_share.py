@@ -7,6 +7,8 @@ what each kind takes a row is known from having run it. Credit is not saved up: 
 
 from __future__ import annotations
 
+from collections import Counter
+
 from opsin_server.engine.training.pieces import Piece
 
 WEIGHT = 0.2  # of the newest time in what is expected
@@ -38,6 +40,7 @@ class TimeShare:
         self.costs, self.longest_gap = PieceCosts(), longest_gap
         self._earned = floor / (1 - floor)  # seconds of training for a second of answers
         self._credit = self._step = 0.0
+        self.seconds, self.pieces = 0.0, Counter[str]()  # all that ever ran
         self._missed: float | None = 0.0  # seconds of credit that the limit let go; None: it was said
 
     def answered(self, seconds: float) -> None:
@@ -68,4 +71,6 @@ class TimeShare:
 
     def ran(self, piece: Piece, seconds: float) -> None:
         self.costs.observe(piece, seconds)
+        self.seconds += seconds
+        self.pieces[piece.kind] += 1
         self._credit = max(-AHEAD, self._credit - seconds)
