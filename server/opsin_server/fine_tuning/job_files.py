@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from opsin_server.errors import BadRequest
+from opsin_server.errors import BadRequest, StorageFailed
 from opsin_server.fine_tuning.job_options import JobOptions
+from opsin_server.fine_tuning.lasting import lasting_in_thread
 from opsin_server.fine_tuning.workplace import Workplace
 from opsin_server.jobs.prepare import DataRefused, Source, prepare
 from opsin_server.jobs.prepared import Prepared
@@ -28,11 +29,11 @@ async def read_files(
     asked, source = job.asked, place.source(options)
 
     async def read(digest: str, source: Source, name: str) -> Prepared:
-        return await asyncio.to_thread(
-            lambda: prepare(
-                place.state.blobs.local_path(place.tenant, digest), source, folder / name, lambda lines: check()
-            )
-        )
+        path = await lasting_in_thread(job.id, lambda: place.state.blobs.local_path(place.tenant, digest))
+        try:
+            return await asyncio.to_thread(prepare, path, source, folder / name, lambda lines: check())
+        except OSError as error:
+            raise StorageFailed(f"the files cannot be prepared: {error.strerror or error}") from error
 
     train, valid = await read(asked["training_digest"], source, "train"), None
     if asked["validation_digest"] is not None:

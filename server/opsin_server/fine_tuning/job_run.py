@@ -8,16 +8,18 @@ import logging
 import math
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.fine_tuning.hyperparameters import described
 from opsin_server.fine_tuning.job_files import faults_of, read_files
 from opsin_server.fine_tuning.job_options import read_options
-from opsin_server.fine_tuning.metrics import by_step, result_csv
+from opsin_server.fine_tuning.lasting import RETRY_SECONDS, lasting, lasting_in_thread
+from opsin_server.fine_tuning.metrics import by_step, result_csv, told_until
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
 from opsin_server.fine_tuning.publish_as import publish_as
 from opsin_server.fine_tuning.scribe import Scribe
@@ -39,7 +41,8 @@ log = logging.getLogger("opsin.jobs")
 CHECKPOINTS = "checkpoints"  # of a run, below its job's folder
 KEPT_CHECKPOINTS = 3  # that are served, as at OpenAI
 RESULT_BYTES = 2**30
-RETRY_SECONDS = 1.0  # where the engine, or its memory, is not there for the moment
+
+Result = TypeVar("Result")
 
 
 class Stopped(Exception):
@@ -135,10 +138,12 @@ class JobRun:
         rows = data.count("train")
         per_epoch = -(-rows // min(rows, settings.batch_size))
         total = settings.max_steps or settings.epochs * per_epoch
-        told = await asyncio.to_thread(self._told)
+        told = await self._in_thread(self._told)
+        evaluates = settings.evaluate_every or per_epoch if data.count("valid") else 0
+        known = told_until(told, evaluates, total)
         log = self._tensorboard()
         scribe = Scribe(self, total, per_epoch, told, self._place.metrics, log)
-        run = TrainingRun(self.job.id, settings, self._folder / CHECKPOINTS, data, heard.put_nowait)
+        run = TrainingRun(self.job.id, settings, self._folder / CHECKPOINTS, data, heard.put_nowait, known)
         try:
             await self._started(run)
             return await self._followed(run, heard, scribe)
@@ -149,17 +154,23 @@ class JobRun:
 
     async def _followed(self, run: TrainingRun, heard: asyncio.Queue[TrainingEvent], scribe: Scribe) -> TrainingEnded:
         self._training = run
-        if self._stopping.is_set():
-            self.stop((await self._now()).status)
-        while True:
-            events = [await heard.get()]
-            while not heard.empty():
-                events.append(heard.get_nowait())
-            await scribe.write(events)
-            if any(isinstance(event, StepDone) and event.seconds > self._most_seconds for event in events):
+        try:
+            if self._stopping.is_set():
+                self.stop((await self._now()).status)
+            while True:
+                events = [await heard.get()]
+                while not heard.empty():
+                    events.append(heard.get_nowait())
+                await scribe.write(events)
+                if any(isinstance(event, StepDone) and event.seconds > self._most_seconds for event in events):
+                    run.stop("cancelled")
+                if isinstance(events[-1], TrainingEnded):
+                    return events[-1]
+        except Exception:
+            if not self._stopping.is_set():
                 run.stop("cancelled")
-            if isinstance(events[-1], TrainingEnded):
-                return events[-1]
+            await run.finished()  # nobody trains for a job that does not hear of it
+            raise
 
     def _tensorboard(self) -> TensorBoardLog | None:
         wanted = any(one["type"] == "tensorboard" for one in self.job.asked.get("integrations", ()))
@@ -181,33 +192,37 @@ class JobRun:
         return by_step(reversed(self._records.events(self._place.tenant, self.job.id).items))
 
     async def note(self, events: Sequence[NewEvent], estimated_finish: float | None = None) -> None:
-        await asyncio.to_thread(
+        await self._in_thread(
             lambda: self._records.note(self._place.tenant, self.job.id, events, estimated_finish=estimated_finish)
         )
 
     async def add_checkpoint(self, step: int, folder: Path, metrics: dict[str, Any]) -> None:
         """Serves it, and of all only the newest. One that cannot be served is said, and no reason to end the job."""
-        place, name = self._place, checkpoint_name(self.model, step)
+        place, name, records = self._place, checkpoint_name(self.model, step), self._records
+        known = await self._in_thread(lambda: records.checkpoints(place.tenant, self.job.id))
+        if step in [one.step for one in known.items]:  # told again by an engine that was started again
+            return
         try:
-            await place.publisher.publish(name, folder, self.job.id)
+            await self._lasting(lambda: place.publisher.publish(name, folder, self.job.id))
         except OpsinError as error:
             await self.note([NewEvent(f"The checkpoint at step {step} cannot be served: {error.message}", "warn")])
             return
         event = NewEvent(f"Checkpoint created at step {step}", data={"step": step, "model": name})
-        await asyncio.to_thread(self._records.add_checkpoint, place.tenant, self.job.id, step, name, metrics, [event])
-        found = await asyncio.to_thread(self._records.checkpoints, place.tenant, self.job.id)
+        await self._in_thread(lambda: records.add_checkpoint(place.tenant, self.job.id, step, name, metrics, [event]))
+        found = await self._in_thread(lambda: records.checkpoints(place.tenant, self.job.id))
         for old in found.items[KEPT_CHECKPOINTS:]:
-            await asyncio.to_thread(self._records.remove_checkpoint, place.tenant, self.job.id, old.step)
-            await place.publisher.withdraw(old.model)
+            await self._in_thread(partial(records.remove_checkpoint, place.tenant, self.job.id, old.step))
+            await self._lasting(partial(place.publisher.withdraw, old.model))
 
     # ----------------------------------------------------------------------------------------------------- ends
 
     async def _succeeded(self, ended: TrainingEnded) -> None:
-        await self._place.publisher.publish(self.model, Path(ended.checkpoint), self.job.id)
-        result = await asyncio.to_thread(self._result)
+        directory, place = Path(ended.checkpoint), self._place
+        await self._lasting(lambda: place.publisher.publish(self.model, directory, self.job.id))
+        result = await self._in_thread(self._result)
         events = [
             NewEvent(f"New fine-tuned model created: {self.model}", data={"model": self.model}),
-            *await publish_as(self._options, self.job, self.model, Path(ended.checkpoint), self._place),
+            *await self._lasting(lambda: publish_as(self._options, self.job, self.model, directory, place)),
             NewEvent("The job has successfully completed"),
         ]
         await self._moved("succeeded", events, model=self.model, trained_tokens=ended.tokens, result_file=result)
@@ -234,12 +249,18 @@ class JobRun:
             return
         if now.status in ("paused", "cancelled"):
             raise Stopped
-        await asyncio.to_thread(lambda: self._records.move(self._place.tenant, self.job.id, status, events, **changes))
+        await self._in_thread(lambda: self._records.move(self._place.tenant, self.job.id, status, events, **changes))
         if status in ENDED:
             self._place.metrics.ended(status)
 
     async def _now(self) -> Job:
-        return await asyncio.to_thread(self._records.get, self._place.tenant, self.job.id)
+        return await self._in_thread(lambda: self._records.get(self._place.tenant, self.job.id))
+
+    async def _in_thread(self, act: Callable[[], Result]) -> Result:
+        return await lasting_in_thread(self.job.id, act)
+
+    async def _lasting(self, act: Callable[[], Awaitable[Result]]) -> Result:
+        return await lasting(self.job.id, act)
 
     def _check(self) -> None:
         if self._stopping.is_set():

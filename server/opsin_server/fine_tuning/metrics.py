@@ -50,6 +50,18 @@ def by_step(events: Iterable[JobEvent]) -> dict[int, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
+def told_until(told: Mapping[int, Mapping[str, Any]], evaluates: int, total: int) -> int:
+    """The step up to which there is nothing that was not told. evaluates: after so many steps, and after the last of
+    all, is the validation set gone through; 0: there is none."""
+    step = 0
+    while TRAINED in (numbers := told.get(step + 1, {})):
+        due = evaluates and ((step + 1) % evaluates == 0 or step + 1 == total)
+        if due and EVALUATED not in numbers:
+            break
+        step += 1
+    return step
+
+
 def checkpoint_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     names = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
     return {"step": metrics.get("step")} | {name: metrics[name] for name in names if name in metrics}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from opsin_server.errors import NotFound, OpsinError
+from opsin_server.errors import NotFound, OpsinError, StorageFailed
 from opsin_server.fine_tuning.job_options import JobOptions
 from opsin_server.fine_tuning.metrics import EVALUATED, by_step
 from opsin_server.fine_tuning.workplace import Workplace
@@ -26,6 +26,8 @@ async def publish_as(options: JobOptions, job: Job, model: str, directory: Path,
             await publisher.publish(name, directory, job.id, promote=promote)
         elif promote:
             await publisher.set_alias(name, model)
+    except StorageFailed:
+        raise
     except OpsinError as error:
         return [NewEvent(f"The model could not be published as {name}: {error.message}", "error")]
     done = f"{name} means the new model now" if promote else f"{name} means what it did before"

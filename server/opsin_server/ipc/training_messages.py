@@ -20,7 +20,7 @@ Split = Literal["train", "valid"]
 class StartTraining(msgspec.Struct, frozen=True, tag=True):
     """rows, valid_rows: how many there are, or how many pairs. largest_tokens, largest_patches: of the largest of them;
     probe: the number of one that has pictures, if any has. folder: where checkpoints go; resume: it goes on from the
-    newest there, if there is one."""
+    newest there, if there is one, which is of step `known` at the latest; -1: of any step."""
 
     job_id: str
     settings: TrainingSettings
@@ -31,6 +31,7 @@ class StartTraining(msgspec.Struct, frozen=True, tag=True):
     largest_patches: int
     probe: int = 0
     resume: bool = False
+    known: int = -1
 
 
 class StopTraining(msgspec.Struct, frozen=True, tag=True):

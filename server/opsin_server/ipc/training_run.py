@@ -57,7 +57,9 @@ class TrainingData(Protocol):
 
 
 class TrainingRun:
-    """on_event: hears all that happens, in order."""
+    """on_event: hears all that happens, in order. known: the step up to which all has been heard before, by whoever
+    needs to hear of every step: it goes on from there at the latest, whatever later checkpoints there are; None: nobody
+    does."""
 
     def __init__(
         self,
@@ -66,12 +68,13 @@ class TrainingRun:
         folder: Path,
         data: TrainingData,
         on_event: Callable[[TrainingEvent], None],
+        known: int | None = None,
     ) -> None:
         self.job_id, self.settings, self.folder = job_id, settings, folder
         self.ended: TrainingEnded | None = None
         self._over = asyncio.Event()
         self.step = self.deaths = 0  # deaths: of the engine in a row, without a step between
-        self._data, self._on_event = data, on_event
+        self._data, self._on_event, self._known = data, on_event, known
         self._work: set[asyncio.Task[None]] = set()
         self._send: Send | None = None
         self._stopping: Literal["paused", "cancelled"] | None = None
@@ -81,7 +84,8 @@ class TrainingRun:
         self._send = send
         rows, valid_rows = self._data.count("train"), self._data.count("valid")
         shape = self._data.shape()
-        send(StartTraining(self.job_id, self.settings, str(self.folder), rows, valid_rows, *shape, resume), ())
+        known = -1 if self._known is None else max(self._known, self.step)
+        send(StartTraining(self.job_id, self.settings, str(self.folder), rows, valid_rows, *shape, resume, known), ())
         if self._stopping is not None:
             send(StopTraining(self.job_id, self._stopping), ())
 

@@ -135,10 +135,9 @@ def test_two_deaths_without_a_step_between_fail_the_run(found: Base, tmp_path: P
             client.train(run)
             await until(run, events, 2)
             run.step = 10**6  # (no step counts as further)
-            for _ in range(2):
+            for deaths in (1, 2):
                 os.kill(client.pid or 0, signal.SIGKILL)
-                await asyncio.sleep(0.1)
-                while client.state != "ready" and run.ended is None:
+                while run.deaths < deaths or (client.state != "ready" and run.ended is None):
                     await asyncio.sleep(0.02)
             await client.wait_ready()
             assert run.ended is not None

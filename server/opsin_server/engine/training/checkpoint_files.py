@@ -55,6 +55,12 @@ class CheckpointFolder:
         found = self.all
         return found[-1] if found else None
 
+    def forget_after(self, step: int) -> None:
+        """Those of later steps: they are made again."""
+        for folder in self.all:
+            if step_of(folder) > step:
+                shutil.rmtree(folder)
+
     def chosen(self, best: int) -> Path | None:
         """That of step `best`; 0: the newest."""
         return next((path for path in self.all if step_of(path) == best), None) if best else self.newest

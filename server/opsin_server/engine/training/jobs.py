@@ -139,7 +139,7 @@ class TrainingJobs:
         job = _Job(message.job_id, trainer, rows, trainer.run())
         try:
             if message.resume:
-                trainer.resume()
+                trainer.resume(message.known)
             elif trainer.checkpoints.newest is not None:
                 raise ValueError(f"{folder} has checkpoints of a run: go on with it, or give another folder")
         except BaseException:

@@ -113,6 +113,8 @@ class Trainer:
         while self.progress.step < self.total and self._stop is None:
             self._clock = time.monotonic()
             yield from self._step(self.progress.step)
+            if self._writing is not None and self._writing.done():  # told now, and not when the next is written
+                yield from self._written()
             evaluates = self._due(self.settings.evaluate_every) and self.source.count("valid") > 0
             if evaluates:
                 yield from self._evaluate()
@@ -336,16 +338,19 @@ class Trainer:
         except (OSError, ValueError, SafetensorError) as error:
             raise TrainingFailed(f"the adapter that training starts from cannot be read: {error}") from None
 
-    def resume(self) -> bool:
-        """Goes on from the newest checkpoint in the folder; whether there is one. Raises TrainingFailed for one of
-        another run."""
+    def resume(self, known: int = -1) -> bool:
+        """Goes on from the newest checkpoint in the folder; whether there is one. It is told of once more: who heard
+        of it may have died then. known: the step up to which all was heard; later checkpoints are forgotten, since
+        their steps would never be told. Raises TrainingFailed for one of another run, OSError."""
+        if known >= 0:
+            self.checkpoints.forget_after(known)
         newest = self.checkpoints.newest
         if newest is None:
             return False
         state, numbers = read_state(newest)
-        known = {"start": "", **numbers.pop("settings"), "rows": numbers.pop("rows")}
+        of_then = {"start": "", **numbers.pop("settings"), "rows": numbers.pop("rows")}
         asked = {**self._asked, "rows": self.order.count}
-        if differing := sorted(name for name, value in asked.items() if known.get(name) != value):
+        if differing := sorted(name for name, value in asked.items() if of_then.get(name) != value):
             raise TrainingFailed(f"{newest.name} is of another run: {', '.join(differing)} differ")
         with torch.no_grad():
             self.trainee.flat.copy_(state["flat"])
@@ -355,6 +360,7 @@ class Trainer:
         self._micro_batch_tokens = numbers.pop("micro_batch_tokens")
         self._saved = numbers["step"]
         self.progress = Progress(**numbers)
+        self.events.append(CheckpointSaved(self.progress.step, str(newest)))
         return True
 
 

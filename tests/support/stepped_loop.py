@@ -1,0 +1,68 @@
+"""An event loop that goes on only as far as a test says, in one thread: every interleaving can be asked for again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+ENDLESS = 20_000  # ticks that nothing needs
+
+
+class _Inline(ThreadPoolExecutor):
+    """Runs what it is given at once, in the caller's thread; and nothing any more once its process is `dead`."""
+
+    dead = False
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        if self.dead:
+            raise asyncio.CancelledError
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*args, **named))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+class SteppedLoop:
+    """What asyncio.to_thread is given runs to its end in between two ticks, as a transaction of a database does."""
+
+    def __init__(self) -> None:
+        self._loop, self._inline = asyncio.new_event_loop(), _Inline(1)
+        self._loop.set_default_executor(self._inline)
+
+    def tick(self, count: int = 1) -> None:
+        """Runs what is ready now, so many times."""
+        for _ in range(count):
+            self._loop.call_soon(self._loop.stop)
+            self._loop.run_forever()
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return self._loop.create_task(work)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """To its end, and whatever else goes on as far as that lets it."""
+        task = self.begin(work)
+        self.until(task.done)
+        return task.result()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(ENDLESS):
+            if condition():
+                return
+            self.tick()
+        raise AssertionError(f"nothing comes of {[str(task.get_coro()) for task in self.tasks()]}")
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        return asyncio.all_tasks(self._loop)
+
+    def kill(self) -> None:
+        """As a process is killed: nothing that goes on in it reads or writes anything any more."""
+        self._inline.dead = True
+        while tasks := self.tasks():
+            for task in tasks:
+                task.cancel()
+            self.tick()
+        self._loop.close()
