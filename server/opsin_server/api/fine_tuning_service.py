@@ -86,6 +86,7 @@ class FineTuningService:
                 version=shape,
                 max_image_tokens=ready.max_image_tokens or None,
                 media=self._config.media,
+                beside_answers=True,
                 files=lambda file_id: read_image(self._state, TENANT, file_id, self._config.media.max_image_bytes),
             )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +50,7 @@ from opsin_server.media_limits import MediaLimits
 from opsin_server.text.conversation import image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
 
+NICEST = 19
 AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
 SAME = "the two answers of a preference are the same: there is nothing to choose"
 LEFT_OUT = "longer than max_seq_length, and left out"
@@ -69,7 +72,7 @@ class Source:
     """What a file is prepared with. version: of the model, a part of the digest. max_image_tokens: visual tokens of one
     image, as the server has them; None: as one that is told nothing. base: the folder in which paths to images may
     lie; None: rows may hold no paths. files: of a server, which rows may name by id; None: there are none. network: of
-    the fetches."""
+    the fetches. beside_answers: whether answers of this machine are waited for meanwhile."""
 
     encoder: PromptEncoder
     options: DataOptions = field(default_factory=DataOptions)
@@ -81,6 +84,7 @@ class Source:
     files: ReadFile | None = None
     network: Network | None = None
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    beside_answers: bool = False
 
     @property
     def image_tokens(self) -> int:
@@ -169,7 +173,7 @@ def _collect(file: Path, source: Source, out: Path, collected: Collected, on_row
         return _make(line.data, source, encoder)
 
     try:
-        with closing(_in_order(read_lines(file, source.limits), make, source.threads)) as made:
+        with closing(_in_order(read_lines(file, source.limits), make, source)) as made:
             for line, future in made:
                 _take(line, future, source, collected)
                 on_row(line.number)
@@ -186,12 +190,14 @@ def _check_count(collected: Collected, limits: DataLimits) -> None:
 
 
 def _in_order(
-    lines: Iterator[Line], make: Callable[[Line], _Made], threads: int
+    lines: Iterator[Line], make: Callable[[Line], _Made], source: Source
 ) -> Generator[tuple[Line, Future[_Made]]]:
     """Lines and what is made of them, in their order, a bounded number in work."""
     waiting: deque[tuple[Line, Future[_Made]]] = deque()
     size = 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="opsin-data") as pool:
+    threads = max(1, source.threads // 2) if source.beside_answers else source.threads
+    begin = _step_back if source.beside_answers else None
+    with ThreadPoolExecutor(threads, thread_name_prefix="opsin-data", initializer=begin) as pool:
         try:
             for line in lines:
                 waiting.append((line, pool.submit(make, line)))
@@ -203,6 +209,12 @@ def _in_order(
                 yield waiting.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _step_back() -> None:
+    """This thread runs while nobody else on this machine wants to. (Of threads alone, only Linux can say so.)"""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
 
 
 def _make(data: bytes, source: Source, encoder: RowEncoder) -> _Made:
