@@ -377,10 +377,35 @@ def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -
     assert create(method={"type": "dpo", "supervised": {}}).param == "method.supervised"  # type: ignore[attr-defined]
     assert "need a validation_file" in create(extra_body={"opsin": {"eval_steps": 5}}).message
     assert "publish_as" in create(extra_body={"opsin": {"promote": "manual"}}).message
+    for name in ("max_seconds", "weight_decay", "lora_alpha", "warmup_steps"):
+        error = create(extra_body={"opsin": {name: 10**30}})
+        assert error.param == f"opsin.{name}"  # type: ignore[attr-defined]
     absent = "finetune_cross_attention_layers"
     assert absent in create(extra_body={"opsin": {absent: True}}).message
     assert refused(lambda: client.fine_tuning.jobs.retrieve("ftjob-none")).status_code == 404
     assert refused(lambda: client.fine_tuning.checkpoints.permissions.list("x")).status_code == 400
+
+
+def test_a_number_without_end_is_refused_and_spoils_nothing(server: Served, client: openai.OpenAI) -> None:
+    train = upload(client, lines(range(4)))
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
+        for number in ("1e400", "Infinity", "-Infinity"):
+            body = f'{{"model": "{MINI.name}", "training_file": "{train}", "opsin": {{"max_seconds": {number}}}}}'
+            answer = http.post("/v1/fine_tuning/jobs", content=body, headers={"content-type": "application/json"})
+            assert answer.status_code == 400, answer.text
+    client.fine_tuning.jobs.list(limit=100)
+
+
+def test_a_job_that_diverges_can_be_read(client: openai.OpenAI) -> None:
+    job = client.fine_tuning.jobs.create(
+        model=MINI.name,
+        training_file=upload(client, lines(range(4))),
+        hyperparameters={"n_epochs": 3, "batch_size": 4},
+        extra_body={"opsin": {"lora_plus_ratio": 1e9, "max_grad_norm": 0}},
+    )
+    until(client, job.id, over)
+    assert list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+    client.fine_tuning.jobs.checkpoints.list(job.id)
 
 
 def test_a_request_that_is_sent_again_makes_one_job(client: openai.OpenAI) -> None:

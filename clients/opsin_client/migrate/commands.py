@@ -107,6 +107,8 @@ def snapshot(
         allow_hosts=tuple(allow_host or ()),
     )
     with _sentences(), Bars() as bars:
+        if key_env not in os.environ:
+            bars.note(f"{key_env} is not set (--key-env): no key is sent")
         api = Source(source, os.environ.get(key_env, ""), Pace(said=bars.note))
         try:
             taken = Snapshot(api, SnapshotFolder(out, max_total * GIB), wanted, bars)
@@ -152,10 +154,14 @@ def create(
             return
         with Bars() as bars:
             maker = Maker(client, saved, model or first_model(client), bars)
-            for one in bars.over("making jobs", todo, len(todo)):
-                print_line(f"{one.id} -> {maker.make(one, same_hyperparameters=same_hyperparameters)}")
             known = {found.id for found in client.models.list()}
-            bases = {str(one.job.get("model")) for one in jobs} if alias_base else set()
+            for one in bars.over("making jobs", todo, len(todo)):
+                if one.parent is not None and one.parent not in known:
+                    bars.note(f"{one.id} was trained on from {one.parent}: run this again when that is here")
+                    continue
+                print_line(f"{one.id} -> {maker.make(one, same_hyperparameters=same_hyperparameters)}")
+            tuned = {one.job.get("model") for one in jobs if one.parent is None and not one.why_not}
+            bases = {str(name) for name in tuned} if alias_base else set()
             for name in sorted(bases - known):
                 maker.make_alias(name)
                 print_line(f"{visible(name)} means this server's model")

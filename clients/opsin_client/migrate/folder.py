@@ -35,20 +35,25 @@ class SnapshotFolder:
         self.path, self._most = path, most
         self._size = sum(one.stat().st_size for one in path.rglob("*") if one.is_file()) if path.is_dir() else 0
 
-    def claim(self, source: str) -> None:
-        """Makes the directory, or takes it up again. Raises MigrateError where it is something else's."""
+    def check_free(self, source: str) -> None:
+        """Raises MigrateError where the directory is something else's."""
         marker = self.path / "source.json"
         if marker.is_file():
             said = self.read_json(marker)
             if said.get("source") != source:
                 raise MigrateError(f"{self.path} holds a snapshot of {said.get('source')}: name another directory")
-            for part in self.path.rglob(PARTS):  # of a process that was killed
-                part.unlink()
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise MigrateError(f"{self.path} is there and holds no snapshot: name a new directory")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json(marker, {"format": FORMAT, "source": source})
+
+    def claim(self, source: str) -> None:
+        """Makes the directory, or takes it up again; it is its owner's alone. Call `check_free` first."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in self.path.rglob(PARTS):  # of a process that was killed
+            part.unlink()
+        marker = self.path / "source.json"
+        if not marker.is_file():
+            self.write_json(marker, {"format": FORMAT, "source": source})
 
     def check(self) -> None:
         """Raises MigrateError for what is no snapshot that this program can read."""

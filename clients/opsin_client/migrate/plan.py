@@ -44,6 +44,12 @@ class PlannedJob:
         return name if isinstance(name, str) and name else None
 
     @property
+    def parent(self) -> str | None:
+        """The fine-tuned model that it was trained on from."""
+        name = self.job.get("model")
+        return name if isinstance(name, str) and name.startswith("ft:") else None
+
+    @property
     def method(self) -> str:
         method = self.job.get("method")
         kind = method.get("type") if isinstance(method, dict) else None
@@ -108,13 +114,14 @@ def as_data_url(folder: SnapshotFolder, url: str) -> str:
 
 
 def body_of(planned: PlannedJob, model: str, files: Mapping[str, str], *, same_hyperparameters: bool) -> dict[str, Any]:
-    """What is asked of the new server. files: ids there by those of the source. Numbers that were chosen for another
-    model say little of this one: without `same_hyperparameters` they are "auto"."""
+    """What is asked of the new server. model: for what was not trained on from another. files: ids there by those of
+    the source. Numbers that were chosen for another model say little of this one: without `same_hyperparameters` they
+    are "auto"."""
     job, method = planned.job, planned.method
     metadata = dict(list(_pairs(job.get("metadata")))[: PAIRS - 1]) | {MIGRATED_FROM: planned.id}
     given = _hyperparameters(job, method) if same_hyperparameters else {}
     body: dict[str, Any] = {
-        "model": model,
+        "model": planned.parent or model,
         "training_file": files[str(job["training_file"])],
         "metadata": metadata,
         "method": {"type": method, method: {"hyperparameters": given}},

@@ -39,14 +39,16 @@ class Counts:
 
     jobs: int = 0
     files: int = 0
+    lost_files: int = 0
     pictures: int = 0
     lost_pictures: int = 0
     answers: int = 0
 
     def __str__(self) -> str:
+        no_files = f" ({self.lost_files:,} could not be had)" if self.lost_files else ""
         lost = f" ({self.lost_pictures:,} could not be had)" if self.lost_pictures else ""
         return (
-            f"{self.jobs:,} jobs, {self.files:,} files, {self.pictures:,} pictures behind URLs{lost}, "
+            f"{self.jobs:,} jobs, {self.files:,} files{no_files}, {self.pictures:,} pictures behind URLs{lost}, "
             f"{self.answers:,} answers of the old models"
         )
 
@@ -55,11 +57,13 @@ class Snapshot:
     def __init__(self, source: Source, folder: SnapshotFolder, wanted: Wanted, bars: Bars) -> None:
         self._source, self._folder, self._wanted, self._bars = source, folder, wanted, bars
         self.counts = Counts()
+        self._lost: set[str] = set()  # files that cannot be had
 
     def take(self) -> None:
         """Raises MigrateError; what was saved by then is not asked for again."""
-        self._folder.claim(self._source.url)
+        self._folder.check_free(self._source.url)
         jobs = list(self._bars.over("listing jobs", self._jobs()))
+        self._folder.claim(self._source.url)  # only now: of a wrong address nothing is left
         for job in self._bars.over("saving jobs", jobs, len(jobs)):
             self._save_job(job)
         saved = [job for job in self._folder.jobs() if not self._wanted.jobs or job["id"] in self._wanted.jobs]
@@ -89,6 +93,9 @@ class Snapshot:
             self._bars.note(f"{error}: left out")
             return
         path = folder / "job.json"
+        for name in ("training_file", "validation_file"):
+            if job.get(name) is not None:
+                self._save_file(job[name])
         if path.is_file() and self._folder.read_json(path).get("status") in ENDED:
             return
         self._save_list(job["id"], "events")
@@ -97,9 +104,6 @@ class Snapshot:
         for file_id in results if isinstance(results, list) else []:
             self._save_file(file_id)
             self._save_metrics(job["id"], file_id)
-        for name in ("training_file", "validation_file"):
-            if job.get(name) is not None:
-                self._save_file(job[name])
         self._folder.write_json(path, job)
 
     def _save_list(self, job_id: str, name: str) -> None:
@@ -117,7 +121,7 @@ class Snapshot:
         except MigrateError as error:
             self._bars.note(f"{error}: left out")
             return
-        if described.is_file():
+        if described.is_file() or file_id in self._lost:
             return
         path = f"files/{in_path(str(file_id))}"
         try:
@@ -126,6 +130,7 @@ class Snapshot:
             self._source.content(f"{path}/content", lambda chunks: self._folder.write(place, chunks, most))
         except (RefusedError, LimitError) as error:
             self._bars.note(f"the file {file_id} cannot be had: {error}")
+            self._lost.add(str(file_id))
             return
         self._folder.write_json(described, about)
 
@@ -193,7 +198,7 @@ class Snapshot:
 
     def _count(self, jobs: Sequence[dict[str, Any]]) -> None:
         counts, folder = self.counts, self._folder
-        counts.jobs = len(jobs)
+        counts.jobs, counts.lost_files = len(jobs), len(self._lost)
         counts.files = sum(1 for _ in (folder.path / "files").glob("*/file.json"))
         notes = [folder.read_json(path) for path in (folder.path / "pictures" / "by_url").glob("*.json")]
         counts.pictures = sum("file" in note for note in notes)

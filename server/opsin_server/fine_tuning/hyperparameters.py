@@ -16,6 +16,7 @@ ROWS_OF_A_STEP = 64  # a step has one row for so many of the file
 LARGEST_BATCH = 32
 STEPS, LEAST_EPOCHS, MOST_EPOCHS = 500, 3, 25  # steps that are worth making, within so many epochs
 RATE, WIDTH, HIGHEST_RATE = 2e-4, 4096, 2e-3  # of a model of such a width; narrower ones learn faster
+PREFERENCES = 0.1  # of that rate: they move a model that answers already
 VISION = 0.5  # of the language's rate
 
 
@@ -36,15 +37,17 @@ class Resolved(msgspec.Struct, frozen=True):
     learning_rate: float
 
 
-def resolve(asked: Hyperparameters, rows: int, width: int, options: TrainingOptions) -> Resolved:
+def resolve(
+    asked: Hyperparameters, rows: int, width: int, options: TrainingOptions, *, preferences: bool = False
+) -> Resolved:
     """rows: to train on. width: of the decoder. options: whose learning rate, unless it is the default, is what the
     multiplier is of."""
     batch = asked.batch_size if asked.batch_size != "auto" else _batch(rows)
-    epochs = asked.n_epochs if asked.n_epochs != "auto" else _epochs(rows, batch)
+    epochs = asked.n_epochs if asked.n_epochs != "auto" else LEAST_EPOCHS if preferences else _epochs(rows, batch)
     multiplier = asked.learning_rate_multiplier if asked.learning_rate_multiplier != "auto" else 1.0
     base = options.learning_rate
     if base == TrainingOptions().learning_rate:
-        base = min(HIGHEST_RATE, RATE * WIDTH / width)
+        base = min(HIGHEST_RATE, RATE * WIDTH / width) * (PREFERENCES if preferences else 1.0)
     beta = asked.beta if asked.beta != "auto" else options.beta
     return Resolved(min(batch, rows), multiplier, epochs, beta, min(1.0, base * multiplier))
 

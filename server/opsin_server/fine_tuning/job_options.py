@@ -34,6 +34,7 @@ class JobOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataOptions = DataOptions()
 
 
+LARGEST = 10**9  # of any number: beyond it a float32 loses itself in the first products
 # What OpenAI's own fields say, and what follows from them.
 ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed", "dpo_beta": "beta"}
 FIELDS = {
@@ -49,6 +50,10 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
         if name not in FIELDS:
             message = f"Unrecognized request argument supplied: opsin.{name[:100]}"
             raise BadRequest(message, param=f"opsin.{name[:100]}", code="unknown_parameter")
+        value = given[name]
+        if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+            message = f"opsin.{name} must be a number of at most {LARGEST:,}"
+            raise BadRequest(message, param=f"opsin.{name}", code="invalid_value")
     if "promote" in given and given.get("publish_as") is None:
         raise BadRequest("opsin.promote acts on opsin.publish_as, which is not given", param="opsin.promote")
     try:

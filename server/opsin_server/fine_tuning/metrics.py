@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,10 +23,10 @@ def step_event(event: StepDone, total: int) -> NewEvent:
     data = {
         "step": event.step,
         "total_steps": total,
-        "train_loss": event.loss,
-        "train_mean_token_accuracy": event.accuracy,
-        "learning_rate": event.rate,
-        "gradient_norm": event.norm if event.norm == event.norm else None,  # (JSON has no NaN)
+        "train_loss": _finite(event.loss),
+        "train_mean_token_accuracy": _finite(event.accuracy),
+        "learning_rate": _finite(event.rate),
+        "gradient_norm": _finite(event.norm),
         "trained_tokens": event.tokens,
     }
     return NewEvent(f"Step {event.step}/{total}: training loss={event.loss:.4f}", data=data, metrics=True)
@@ -35,8 +36,8 @@ def evaluation_event(event: Evaluated, total: int) -> NewEvent:
     data = {
         "step": event.step,
         "total_steps": total,
-        "full_valid_loss": event.loss,
-        "full_valid_mean_token_accuracy": event.accuracy,
+        "full_valid_loss": _finite(event.loss),
+        "full_valid_mean_token_accuracy": _finite(event.accuracy),
     }
     return NewEvent(f"Step {event.step}/{total}: full validation loss={event.loss:.4f}", data=data, metrics=True)
 
@@ -76,6 +77,11 @@ def result_csv(events: Iterable[JobEvent]) -> str:
         row = numbers | {"train_accuracy": numbers.get("train_mean_token_accuracy")}
         lines.writerow([step, *(_number(row.get(name)) for name in COLUMNS[1:])])
     return text.getvalue()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
 
 
 def _number(value: Any) -> str:

@@ -50,4 +50,4 @@ def _is_better(job_id: str, other: str | None, place: Workplace) -> tuple[bool, 
 
 def _best_loss(job_id: str, place: Workplace) -> float | None:
     numbers = by_step(place.state.jobs.events(place.tenant, job_id).items).values()
-    return min((one[EVALUATED] for one in numbers if EVALUATED in one), default=None)
+    return min((one[EVALUATED] for one in numbers if one.get(EVALUATED) is not None), default=None)

@@ -28,9 +28,10 @@ def settle(
     """asked: what the job keeps of its request. rows: to train on. Raises ConfigError for modules that the model does
     not have."""
     wanted = msgspec.convert(asked["method"]["hyperparameters"], Hyperparameters)
-    resolved = resolve(wanted, rows, model.spec.decoder.width, options.training)
-    training = training_options(options.training, resolved, asked["seed"])
     method: Method = "supervised" if asked["method"]["type"] == "supervised" else "dpo"
+    width = model.spec.decoder.width
+    resolved = resolve(wanted, rows, width, options.training, preferences=method == "dpo")
+    training = training_options(options.training, resolved, asked["seed"])
     if start is None:
         modules, full = chosen_modules(options.what, model), options.what.finetune_projector == "full"
         return settings_of(training, modules, rows, method, micro_batch_tokens, full), resolved

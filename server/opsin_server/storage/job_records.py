@@ -111,11 +111,12 @@ class JobRecords:
             return rows[:limit], limit is not None and len(rows) > limit
 
     def unfinished(self, owner: str) -> list[tuple[str, Job]]:
-        """With their tenants: what a server that starts goes on with, the oldest first."""
+        """With their tenants: what a server that starts goes on with, those that ran first, of each the oldest."""
         with self._database.read() as session:
             going = JobRow.status.in_(("validating_files", "queued", "running"))
             rows = session.scalars(select(JobRow).where(JobRow.owner == owner, going).order_by(JobRow.created)).all()
-            return [(row.tenant, _job(row)) for row in rows]
+            going_on = sorted(rows, key=lambda row: row.status != "running")  # (it keeps its order)
+            return [(row.tenant, _job(row)) for row in going_on]
 
     # ------------------------------------------------------------------------------------------------ changing
 

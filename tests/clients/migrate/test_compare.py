@@ -169,6 +169,40 @@ def test_a_plan_says_what_cannot_be_made(old: FakeSource, host: MediaHost, tmp_p
     assert images == [{"url": DATA, "detail": "low"}, {"url": host.url("/none.png"), "detail": "low"}]
 
 
+def test_a_model_that_was_trained_on_from_is_made_first(old: FakeSource, new: FakeSource, tmp_path: Path) -> None:
+    old.add_job("ftjob-a", [row("x", "y")])
+    parent = "ft:gpt-4o-2024-08-06:acme::ftjob-a"
+    old.add_job("ftjob-b", [row("x", "z")], model=parent)
+    run(old, "snapshot", "--out", str(tmp_path / "s"), "--from", old.url, "--questions", "0")
+    one = planned(tmp_path / "s")["ftjob-b"]
+    assert body_of(one, "base", {"file-ftjob-b": "f"}, same_hyperparameters=False)["model"] == parent
+    new.answers |= {"fine_tuning/jobs": [], "models": [{"id": "base"}], "aliases": {"ok": True}}
+    new.answers["files"] = {"id": "file-new", "object": "file"}
+    asked: list[str] = []
+
+    def create(handler: Handler) -> None:
+        asked.append(handler.command)
+        if handler.command == "POST":
+            handler.send(200, json.dumps({"id": "ftjob-new"}).encode())
+        else:
+            handler.send(200, b'{"data": [], "has_more": false}')
+
+    new.answers["fine_tuning/jobs"] = create
+    done = run(new, "create", str(tmp_path / "s"), "--run", "--alias-base")
+    assert done.exit_code == 0, done.output
+    assert asked.count("POST") == 1
+    assert f"ftjob-b was trained on from {parent}" in done.output
+    assert "gpt-4o-2024-08-06 means this server's model" in done.output
+    assert f"{parent} means" not in done.output
+
+
+def test_a_wrong_address_leaves_nothing(old: FakeSource, tmp_path: Path) -> None:
+    wrong = run(old, "snapshot", "--out", str(tmp_path / "s"), "--from", old.url + "/nope", "--key-env", "NO_SUCH_KEY")
+    assert wrong.exit_code == 1
+    assert "NO_SUCH_KEY is not set" in wrong.output
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_job_is_asked_for_as_it_was(old: FakeSource, tmp_path: Path) -> None:
     given = {"n_epochs": 4, "batch_size": 2, "learning_rate_multiplier": 1.8, "beta": 0.2}
     old.add_job(
