@@ -100,7 +100,7 @@ class FakeTrainingEngine:
 
     @property
     def going(self) -> list[str]:
-        return sorted(self._trainings)
+        return list(self._trainings)
 
     @property
     def unstopped(self) -> list[str]:

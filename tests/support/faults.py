@@ -12,8 +12,9 @@ from typing import Any, Literal
 from opsin_server.errors import StorageFailed
 from opsin_server.storage.state import State
 
-# full: whatever is written fails before it is; late: when it is to last; away: reading fails as well.
-Kind = Literal["full", "late", "away"]
+# full: whatever is written fails before it is; late: when it is to last; away: reading fails as well; blobs: only files
+# cannot be written, since they lie elsewhere.
+Kind = Literal["full", "late", "away", "blobs"]
 
 
 class Faults:
@@ -68,7 +69,7 @@ class Faults:
 
     def store(self) -> None:
         """Raises StorageFailed where what lasts cannot be written."""
-        if self._fails("full", "away"):
+        if self._fails("full", "away", "blobs"):
             raise StorageFailed("what must last cannot be read or written at the moment")
 
     @contextmanager

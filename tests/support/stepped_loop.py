@@ -21,7 +21,7 @@ class _Inline(ThreadPoolExecutor):
         future: Future[Any] = Future()
         try:
             future.set_result(call(*args, **named))
-        except BaseException as error:
+        except Exception as error:
             future.set_exception(error)
         return future
 

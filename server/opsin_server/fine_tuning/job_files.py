@@ -29,7 +29,7 @@ async def read_files(
     asked, source = job.asked, place.source(options)
 
     async def read(digest: str, source: Source, name: str) -> Prepared:
-        path = await lasting_in_thread(job.id, lambda: place.state.blobs.local_path(place.tenant, digest))
+        path = await lasting_in_thread(job.id, lambda: place.state.blobs.local_path(place.tenant, digest), check)
         try:
             return await asyncio.to_thread(prepare, path, source, folder / name, lambda lines: check())
         except OSError as error:

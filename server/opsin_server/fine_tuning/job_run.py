@@ -56,7 +56,7 @@ class JobRun:
         self._options = read_options(job.asked["opsin"])
         self._most_seconds = min(place.most_seconds, self._options.max_seconds or math.inf)
         self._method: str = job.asked["method"]["type"]
-        self._stopping = threading.Event()
+        self._stopping, self._cancelled = threading.Event(), False
         self._training: TrainingRun | None = None
 
     @property
@@ -70,6 +70,7 @@ class JobRun:
     def stop(self, status: str) -> None:
         """After its row has another status: the run ends as soon as it can, with a checkpoint should it be paused."""
         self._stopping.set()
+        self._cancelled = status == "cancelled"
         if self._training is not None:
             self._training.stop("paused" if status == "paused" else "cancelled")
 
@@ -110,7 +111,7 @@ class JobRun:
     async def _settled(self, data: PreparedData, remarks: Sequence[NewEvent]) -> TrainingSettings:
         """The settings, with nothing left to "auto"; the job is queued."""
         asked, rows, place = self.job.asked, data.count("train"), self._place
-        start = await asyncio.to_thread(self._start)
+        start = await self._in_thread(self._start)
         settings, resolved = await asyncio.to_thread(
             settle, asked, self._options, start, place.model, rows, place.micro_batch_tokens
         )
@@ -254,13 +255,18 @@ class JobRun:
             self._place.metrics.ended(status)
 
     async def _now(self) -> Job:
-        return await self._in_thread(lambda: self._records.get(self._place.tenant, self.job.id))
+        return await lasting_in_thread(self.job.id, lambda: self._records.get(self._place.tenant, self.job.id))
 
     async def _in_thread(self, act: Callable[[], Result]) -> Result:
-        return await lasting_in_thread(self.job.id, act)
+        return await lasting_in_thread(self.job.id, act, self._check_wanted)
 
     async def _lasting(self, act: Callable[[], Awaitable[Result]]) -> Result:
-        return await lasting(self.job.id, act)
+        return await lasting(self.job.id, act, self._check_wanted)
+
+    def _check_wanted(self) -> None:
+        """Paused, it still waits: what was to be written then would be missing when it goes on."""
+        if self._cancelled:
+            raise Stopped
 
     def _check(self) -> None:
         if self._stopping.is_set():

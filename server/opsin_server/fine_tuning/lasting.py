@@ -16,9 +16,13 @@ RETRY_SECONDS = 1.0
 Result = TypeVar("Result")
 
 
-async def lasting(job_id: str, act: Callable[[], Awaitable[Result]]) -> Result:
+def never() -> None:
+    """Nothing ends it."""
+
+
+async def lasting(job_id: str, act: Callable[[], Awaitable[Result]], check: Callable[[], None] = never) -> Result:
     """Tried again for as long as it takes: a job that fails for that would lose all that it has learned, and one that
-    could not even say so would stay as it is until a start of the server."""
+    could not even say so would stay as it is until a start of the server. check: what it raises ends that."""
     waits = False
     while True:
         try:
@@ -27,8 +31,9 @@ async def lasting(job_id: str, act: Callable[[], Awaitable[Result]]) -> Result:
             if not waits:
                 log.warning("job %s waits: %s", job_id, error.message)
             waits = True
+            check()
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def lasting_in_thread(job_id: str, act: Callable[[], Result]) -> Result:
-    return await lasting(job_id, lambda: asyncio.to_thread(act))
+async def lasting_in_thread(job_id: str, act: Callable[[], Result], check: Callable[[], None] = never) -> Result:
+    return await lasting(job_id, lambda: asyncio.to_thread(act), check)

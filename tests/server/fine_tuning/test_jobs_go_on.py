@@ -65,6 +65,28 @@ def test_a_job_waits_for_a_disk_that_has_room_again(server: JobServer, kind: Kin
     check_it_ends_well(server, job_id)
 
 
+def test_a_job_that_waits_can_be_cancelled(server: JobServer) -> None:
+    job_id = begun(server)
+    server.faults.set("blobs")
+    train(server, job_id, 5)
+    assert server.going == [job_id]
+    server.loop.run(server.service.cancel(job_id))
+    train(server, job_id, 1)
+    server.loop.until(lambda: not server.going)
+    assert server.engine.going == []
+
+
+def test_a_job_that_waits_goes_on_after_a_pause(server: JobServer) -> None:
+    job_id = begun(server)
+    server.faults.set("blobs")
+    train(server, job_id, 5)
+    server.loop.run(server.service.pause(job_id))
+    train(server, job_id, 1)
+    server.faults.set(None)
+    server.loop.run(server.service.resume(job_id))
+    check_it_ends_well(server, job_id)
+
+
 @pytest.mark.parametrize("kind", ["full", "late", "away"])
 def test_a_fault_of_the_storage_as_a_file_is_read(server: JobServer, kind: Kind) -> None:
     body = asked(server.upload(rows()), server.upload(rows(2)), seed=1)

@@ -21,7 +21,7 @@ from opsin_server.engine.training.memory import MemoryPool
 from opsin_server.engine.training.trained_model import TrainingFailed
 from opsin_server.engine.training.trainer import Trainer
 from opsin_server.ipc.messages import AdapterRef
-from opsin_server.ipc.training_events import Evaluated, StepDone, TrainingEnded
+from opsin_server.ipc.training_events import CheckpointSaved, Evaluated, StepDone, TrainingEnded
 from opsin_server.ipc.training_settings import TrainingSettings
 from support import peft, tiny
 from support.inputs import their_inputs
@@ -123,6 +123,38 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None
     assert torch.equal(run.optimizer.second, once.optimizer.second)
     evaluated = [(e.step, e.loss) for e in once.events if isinstance(e, Evaluated)]
     assert [step for step, _ in evaluated] == [3, 6, 9, 12]
+
+
+def test_a_run_goes_on_from_no_later_step_than_all_was_heard_of(tmp_path: Path) -> None:
+    """What is told of a checkpoint that it goes on from is told again: who heard it may have died then."""
+    found = base("qwen2_vl", tmp_path / "model")
+    rows = examples(found.ours, 4)
+    settings = {"save_every": 1, "epochs": 6}
+    once = trainer(found, tmp_path / "run", rows, **settings)
+    finished(once)
+    again = trainer(found, tmp_path / "run", rows, **settings)
+    last = once.progress.step
+    assert again.resume(known=last - 1)
+    assert again.events == [CheckpointSaved(last - 1, str(tmp_path / "run" / f"checkpoint-{last - 1}"))]
+    assert [path.name for path in again.checkpoints.all] == [f"checkpoint-{last - 2}", f"checkpoint-{last - 1}"]
+    finished(again)
+    assert torch.equal(again.trainee.flat, once.trainee.flat)
+    nothing = trainer(found, tmp_path / "run", rows, **settings)
+    assert not nothing.resume(known=0)
+    nothing.close()
+
+
+def test_a_checkpoint_is_told_of_before_the_next_one_is_due(tmp_path: Path) -> None:
+    found = base("qwen2_vl", tmp_path / "model")
+    run = trainer(found, tmp_path / "run", examples(found.ours, 4), save_every=2, epochs=4)
+    going = run.run()
+    while not any(isinstance(event, CheckpointSaved) for event in run.events):
+        next(going)
+        if run._writing is not None:
+            run._writing.result()
+    assert [event.step for event in run.events if isinstance(event, StepDone)] == [1, 2, 3]
+    going.close()
+    run.close()
 
 
 @pytest.mark.parametrize("pieces", [1, 60, 133, 210])
