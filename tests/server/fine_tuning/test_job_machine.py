@@ -321,7 +321,8 @@ class Jobs(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-def stateful(made: Path, database: str | None, examples: int, steps: int) -> str:
+def stateful(made: Path, database: str | None, examples: int, steps: int, *, same: bool = False) -> str:
+    """What was done. same: in every run."""
     counted.clear()
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     found = settings(
@@ -329,6 +330,7 @@ def stateful(made: Path, database: str | None, examples: int, steps: int) -> str
         stateful_step_count=steps,
         deadline=None,
         database=None,
+        derandomize=same,
         suppress_health_check=checks,
         report_multiple_bugs=False,
     )
@@ -337,7 +339,7 @@ def stateful(made: Path, database: str | None, examples: int, steps: int) -> str
 
 
 def test_jobs_whatever_happens(made: Path) -> None:
-    stateful(made, None, 40, 15)
+    stateful(made, None, 40, 15, same=True)
 
 
 @pytest.mark.nightly
