@@ -1,6 +1,6 @@
 """Which addresses belong to the public Internet, so that what a stranger names may be asked for there."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 # `is_global` alone is not enough: it says yes to multicast, to the 6to4 relay and, depending on the Python patch
 # release, to more. What is listed here is refused whatever the standard library of the day says.
@@ -38,6 +38,16 @@ _CLOSED_V6 = tuple(
         "3fff::/20",
     )
 )
+
+
+def read_address(text: str) -> IPv4Address | IPv6Address | None:
+    """None for what is no address. An IPv4-mapped IPv6 address is judged and dialled as the IPv4 address that it is."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address if mapped is None else mapped
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:

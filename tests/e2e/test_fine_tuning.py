@@ -10,39 +10,32 @@ import re
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
-from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from support.fine_tuning import (
+    COLOURS,
+    FAST,
+    QUESTION,
+    WORDS,
+    answers,
+    lines,
+    messages,
+    over,
+    picture,
+    refused,
+    until,
+    upload,
+)
 from support.served import Room, Served
 from support.talk import MINI, user
 from support.webhook_host import webhook_host
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 40, 220)}
-WORDS = {"red": "7", "green": "3", "blue": "5"}
-QUESTION = "Name the colour."
-FAST = {"learning_rate": 2e-3, "vision_learning_rate": 2e-4}
-
-
-def picture(colour: str, seed: int) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(-25, 26, (64, 64, 3))
-    return Image.fromarray((np.array(COLOURS[colour]) + noise).clip(0, 255).astype(np.uint8))
-
-
-def lines(seeds: range) -> bytes:
-    rows = [
-        {"messages": [user(QUESTION, picture(colour, seed)), {"role": "assistant", "content": WORDS[colour]}]}
-        for seed in seeds
-        for colour in COLOURS
-    ]
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture(scope="module")
@@ -55,39 +48,6 @@ def server() -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def client(server: Served) -> openai.OpenAI:
     return server.client()
-
-
-def upload(client: openai.OpenAI, data: bytes, name: str = "train.jsonl") -> str:
-    return client.files.create(file=(name, data), purpose="fine-tune").id
-
-
-def until(
-    client: openai.OpenAI, job_id: str, condition: Callable[[FineTuningJob], bool], seconds: float = 90
-) -> FineTuningJob:
-    end = time.monotonic() + seconds
-    while not condition(job := client.fine_tuning.jobs.retrieve(job_id)):
-        assert time.monotonic() < end, f"{job}\n{messages(client, job_id)}"
-        time.sleep(0.1)
-    return job
-
-
-def over(job: FineTuningJob) -> bool:
-    return job.status in ("succeeded", "failed", "cancelled")
-
-
-def messages(client: openai.OpenAI, job_id: str) -> list[str]:
-    """From the first one on."""
-    return [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100)][::-1]
-
-
-def answers(client: openai.OpenAI, model: str) -> list[str]:
-    found = []
-    for colour in COLOURS:
-        said = client.chat.completions.create(
-            model=model, messages=[user(QUESTION, picture(colour, 500))], max_tokens=4, temperature=0
-        )  # type: ignore[arg-type]
-        found.append((said.choices[0].message.content or "").strip())
-    return found
 
 
 def test_a_job_from_its_file_to_a_model_that_answers(server: Served, client: openai.OpenAI) -> None:
@@ -140,6 +100,8 @@ def test_a_job_from_its_file_to_a_model_that_answers(server: Served, client: ope
     assert client.files.retrieve(file).purpose == "fine-tune-results"
     plain = client.files.content(file, extra_headers={"Accept": "text/csv"}).read()
     assert base64.b64decode(client.files.content(file).read()) == plain
+    kind = client.files.with_raw_response.content(file, extra_headers={"Accept": "text/csv"}).headers["content-type"]
+    assert kind.startswith("text/csv")
     rows = list(csv.DictReader(io.StringIO(plain.decode())))
     assert [int(row["step"]) for row in rows] == list(range(1, 31))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
@@ -182,23 +144,6 @@ def test_auto_is_resolved_and_reported(client: openai.OpenAI) -> None:
     assert "The job was cancelled" in messages(client, job.id)
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"{}\n" * 12, "line 1: "),
-        (lines(range(2)), "10"),  # rows that a file must have
-        (lines(range(4)) + b"not JSON\n", "line 13: "),
-    ],
-)
-def test_a_file_that_is_wrong_fails_its_job_with_the_line(data: bytes, words: str, client: openai.OpenAI) -> None:
-    job = client.fine_tuning.jobs.create(model=MINI.name, training_file=upload(client, data))
-    job = until(client, job.id, over)
-    assert job.status == "failed"
-    assert job.error is not None
-    assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
-    assert words in job.error.message + " ".join(messages(client, job.id))
-
-
 def test_how_a_job_ended_is_told_to_a_webhook(client: openai.OpenAI) -> None:
     kinds = ["fine_tuning.job.succeeded", "fine_tuning.job.failed"]
     with webhook_host() as host:
@@ -216,21 +161,6 @@ def test_how_a_job_ended_is_told_to_a_webhook(client: openai.OpenAI) -> None:
             told[event.type] = event.data.id  # type: ignore[union-attr]
         client.webhooks.delete(endpoint.id)
     assert told == {kinds[0]: good.id, kinds[1]: bad.id}
-
-
-def test_rows_that_are_left_out_are_said(client: openai.OpenAI) -> None:
-    data = lines(range(5)) + b"not JSON\n"
-    job = client.fine_tuning.jobs.create(
-        model=MINI.name,
-        training_file=upload(client, data),
-        hyperparameters={"n_epochs": 1, "batch_size": 8},
-        extra_body={"opsin": {"on_bad_row": "skip"}},
-    )
-    assert refused(lambda: client.fine_tuning.jobs.resume(job.id)).status_code == 400  # at once: it was not paused
-    assert until(client, job.id, over).status == "succeeded"
-    said = messages(client, job.id)
-    assert "training_file: 1 rows are wrong, and left out" in said
-    assert any(text.startswith("training_file: line 16: ") for text in said)
 
 
 def test_preferences_are_learned(client: openai.OpenAI) -> None:
@@ -257,12 +187,6 @@ def test_preferences_are_learned(client: openai.OpenAI) -> None:
     other = until(client, other.id, over)
     assert other.error is not None
     assert "preference rows" in other.error.message
-
-
-def refused(ask: Callable[[], object]) -> openai.APIStatusError:
-    with pytest.raises(openai.APIStatusError) as error:
-        ask()
-    return error.value
 
 
 def test_a_job_that_takes_too_long_has_failed(client: openai.OpenAI) -> None:
@@ -346,95 +270,6 @@ def test_a_fine_tuned_model_is_trained_on_from(client: openai.OpenAI) -> None:
     ]
     assert losses[1] < 0.5 * losses[0]  # its first step begins where the other ended
     assert refused(lambda: create("ft:nothing", 3)).status_code == 404
-
-
-def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -> None:
-    train = upload(client, lines(range(4)))
-    seen = client.files.create(file=("a.png", b"x"), purpose="vision").id
-
-    def create(**changes: object) -> openai.APIStatusError:
-        fields = {"model": MINI.name, "training_file": train, **changes}
-        return refused(lambda: client.fine_tuning.jobs.create(**fields))  # type: ignore[arg-type]
-
-    assert create(model="gpt-nothing").status_code == 404
-    assert create(training_file="file-none").param == "training_file"  # type: ignore[attr-defined]
-    assert "purpose 'vision'" in create(validation_file=seen).message
-    reinforcement = create(method={"type": "reinforcement", "reinforcement": {"grader": {}}})
-    assert "must be supervised or dpo" in reinforcement.message
-    wandb = create(integrations=[{"type": "wandb", "wandb": {"project": "x"}}])
-    assert wandb.param == "integrations"  # type: ignore[attr-defined]
-    both = create(method={"type": "supervised", "reinforcement": {"grader": {}}})
-    assert both.param == "method.reinforcement"  # type: ignore[attr-defined]
-    many = create(metadata={str(n): "x" for n in range(17)})
-    assert many.param == "metadata"  # type: ignore[attr-defined]
-    assert "opsin.nothing" in create(extra_body={"opsin": {"nothing": 1}}).message
-    assert "n_epochs" in create(extra_body={"opsin": {"epochs": 2}}).message
-    assert "--max-lora-rank" in create(extra_body={"opsin": {"lora_rank": 512}}).message
-    for name, value in (("n_epochs", 0), ("n_epochs", "3"), ("learning_rate_multiplier", -1), ("batch_size", 1.5)):
-        error = create(method={"type": "supervised", "supervised": {"hyperparameters": {name: value}}})
-        assert (error.status_code, error.param) == (400, f"method.supervised.hyperparameters.{name}")  # type: ignore[attr-defined]
-        assert "it must be 'auto', or" in error.message
-    assert create(method={"type": "dpo", "supervised": {}}).param == "method.supervised"  # type: ignore[attr-defined]
-    assert "need a validation_file" in create(extra_body={"opsin": {"eval_steps": 5}}).message
-    assert "publish_as" in create(extra_body={"opsin": {"promote": "manual"}}).message
-    for name in ("max_seconds", "weight_decay", "lora_alpha", "warmup_steps"):
-        error = create(extra_body={"opsin": {name: 10**30}})
-        assert error.param == f"opsin.{name}"  # type: ignore[attr-defined]
-    absent = "finetune_cross_attention_layers"
-    assert absent in create(extra_body={"opsin": {absent: True}}).message
-    assert refused(lambda: client.fine_tuning.jobs.retrieve("ftjob-none")).status_code == 404
-    assert refused(lambda: client.fine_tuning.checkpoints.permissions.list("x")).status_code == 400
-
-
-def test_a_number_without_end_is_refused_and_spoils_nothing(server: Served, client: openai.OpenAI) -> None:
-    train = upload(client, lines(range(4)))
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
-        for number in ("1e400", "Infinity", "-Infinity"):
-            body = f'{{"model": "{MINI.name}", "training_file": "{train}", "opsin": {{"max_seconds": {number}}}}}'
-            answer = http.post("/v1/fine_tuning/jobs", content=body, headers={"content-type": "application/json"})
-            assert answer.status_code == 400, answer.text
-    client.fine_tuning.jobs.list(limit=100)
-
-
-def test_a_job_that_diverges_can_be_read(client: openai.OpenAI) -> None:
-    job = client.fine_tuning.jobs.create(
-        model=MINI.name,
-        training_file=upload(client, lines(range(4))),
-        hyperparameters={"n_epochs": 3, "batch_size": 4},
-        extra_body={"opsin": {"lora_plus_ratio": 1e9, "max_grad_norm": 0}},
-    )
-    until(client, job.id, over)
-    assert list(client.fine_tuning.jobs.list_events(job.id, limit=100))
-    client.fine_tuning.jobs.checkpoints.list(job.id)
-
-
-def test_a_request_that_is_sent_again_makes_one_job(client: openai.OpenAI) -> None:
-    train = upload(client, lines(range(4)))
-
-    def create(key: str | None = None, **changes: object) -> FineTuningJob:
-        headers = {} if key is None else {"Idempotency-Key": key}
-        fields = {"model": MINI.name, "training_file": train, **changes}
-        return client.fine_tuning.jobs.create(**fields, extra_headers=headers)  # type: ignore[arg-type]
-
-    first = create()
-    assert create().id == first.id
-    others = [create(seed=1), create("a", seed=1), create("b", seed=1)]
-    assert len({first.id, *(job.id for job in others)}) == 4
-    assert create("a", seed=1).id == others[1].id
-    assert refused(lambda: create("a", seed=2)).status_code == 400
-    for job in (first, *others):
-        if not over(client.fine_tuning.jobs.retrieve(job.id)):
-            client.fine_tuning.jobs.cancel(job.id)
-    mine = [job.id for job in client.fine_tuning.jobs.list(limit=2)]
-    assert mine[:4] == [job.id for job in (first, *others)][::-1]
-    with_metadata = create(metadata={"a": "b"})
-    assert [job.id for job in client.fine_tuning.jobs.list(metadata={"a": "b"})] == [with_metadata.id]
-    without = [job.id for job in client.fine_tuning.jobs.list(extra_query={"metadata": "null"})]
-    assert first.id in without
-    assert with_metadata.id not in without
-    assert refused(lambda: client.fine_tuning.jobs.list(extra_query={"metadata": "a"})).status_code == 400
-    assert refused(lambda: client.fine_tuning.jobs.cancel(first.id)).status_code == 400
-    client.fine_tuning.jobs.cancel(with_metadata.id)
 
 
 def test_a_job_goes_on_after_a_pause_and_after_a_start_of_the_server(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ class JobServer:
         metrics = JobMetrics(CollectorRegistry())
         names = (talk.MODEL_NAME,)
         self.service = FineTuningService(
-            self._config, self.state, self.engine, model, _encoder(), self.adapters, names, metrics  # type: ignore[arg-type]
+            self._config, self.state, self.engine, model, _encoder(), self.adapters, names, metrics,  # type: ignore[arg-type]
+            lambda file_id: b"",
         )  # fmt: skip
         self.loop.run(self.service.open(READY))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsin_client.sentences import sentences
 from opsin_client.server_options import DEFAULT_URL, Key, Url
 
 if TYPE_CHECKING:
@@ -26,26 +27,10 @@ app = typer.Typer(
 
 @contextmanager
 def _server(url: str, api_key: str) -> Iterator[openai.OpenAI]:
-    """Whatever fails in here ends the command with one sentence."""
-    import httpx2
-    import openai
+    from opsin_client.connect import checked_key, connect, full_url
 
-    from opsin_client.connect import BadKeyError, ProxyError, checked_key, connect, full_url
-    from opsin_client.say import say
-
-    try:
-        with connect(full_url(url), checked_key(api_key)) as client:
-            yield client
-        return
-    except openai.APIStatusError as error:
-        body = error.body if isinstance(error.body, dict) else {}
-        sentence = str(body.get("message") or error)
-    except openai.APIConnectionError as error:
-        sentence = f"{url} does not answer: {error.__cause__ or error}"
-    except (BadKeyError, ProxyError, httpx2.InvalidURL) as error:
-        sentence = str(error)
-    say(f"opsin jobs: {sentence}", style="red")
-    raise typer.Exit(1)
+    with sentences("opsin jobs", url), connect(full_url(url), checked_key(api_key)) as client:
+        yield client
 
 
 @app.command("list")

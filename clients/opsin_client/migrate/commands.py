@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsin_client.migrate.problems import MigrateError
+from opsin_client.sentences import sentences
 from opsin_client.server_options import DEFAULT_URL, Key, Url
 
 if TYPE_CHECKING:
@@ -30,37 +32,16 @@ app = typer.Typer(
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """Whatever fails in here ends the command with one sentence."""
-    import httpx2
-    import openai
-
-    from opsin_client.connect import BadKeyError, ProxyError
-    from opsin_client.migrate.problems import MigrateError
-    from opsin_client.say import say
-    from opsin_client.visible import visible
-
-    try:
+def _sentences(where: str) -> Iterator[None]:
+    with sentences("opsin migrate", where, MigrateError):
         yield
-        return
-    except (MigrateError, BadKeyError, ProxyError, httpx2.InvalidURL) as error:
-        sentence = str(error)
-    except openai.APIStatusError as error:
-        body = error.body if isinstance(error.body, dict) else {}
-        sentence = str(body.get("message") or error)
-    except openai.APIConnectionError as error:
-        sentence = f"the server does not answer: {error.__cause__ or error}"
-    except OSError as error:
-        sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    say(f"opsin migrate: {visible(sentence)}", style="red")
-    raise typer.Exit(1)
 
 
 @contextmanager
 def _target(url: str, api_key: str) -> Iterator[openai.OpenAI]:
     from opsin_client.connect import checked_key, connect, full_url
 
-    with _sentences(), connect(full_url(url), checked_key(api_key)) as client:
+    with _sentences(url), connect(full_url(url), checked_key(api_key)) as client:
         yield client
 
 
@@ -106,7 +87,7 @@ def snapshot(
         pictures=not no_pictures,
         allow_hosts=tuple(allow_host or ()),
     )
-    with _sentences(), Bars() as bars:
+    with _sentences(source), Bars() as bars:
         if key_env not in os.environ:
             bars.note(f"{key_env} is not set (--key-env): no key is sent")
         api = Source(source, os.environ.get(key_env, ""), Pace(said=bars.note))
@@ -138,8 +119,8 @@ def create(
     """Make a snapshot's jobs again. What succeeds here answers to the old model's name."""
     from rich.console import Console
 
-    from opsin_client.migrate.create import Maker, first_model, made_already, show_plan
-    from opsin_client.migrate.plan import plan
+    from opsin_client.migrate.create import Maker, first_model, made_already, show_plan, to_make
+    from opsin_client.migrate.plan import base_names, plan
     from opsin_client.migrate.progress import Bars
     from opsin_client.say import print_line
     from opsin_client.visible import visible
@@ -147,22 +128,17 @@ def create(
     with _target(url, api_key) as client:
         saved = _folder(folder)
         jobs, made = plan(saved, tuple(job or ())), made_already(client)
-        show_plan(Console(), jobs, made)
-        todo = [one for one in jobs if not one.why_not and one.id not in made]
+        known = {found.id for found in client.models.list()}
+        show_plan(Console(), jobs, made, known)
+        todo = to_make(jobs, made, known)
         if not run:
             print_line(f"{len(todo):,} jobs would be made (--run makes them)")
             return
         with Bars() as bars:
             maker = Maker(client, saved, model or first_model(client), bars)
-            known = {found.id for found in client.models.list()}
             for one in bars.over("making jobs", todo, len(todo)):
-                if one.parent is not None and one.parent not in known:
-                    bars.note(f"{one.id} was trained on from {one.parent}: run this again when that is here")
-                    continue
                 print_line(f"{one.id} -> {maker.make(one, same_hyperparameters=same_hyperparameters)}")
-            tuned = {one.job.get("model") for one in jobs if one.parent is None and not one.why_not}
-            bases = {str(name) for name in tuned} if alias_base else set()
-            for name in sorted(bases - known):
+            for name in sorted(base_names(jobs) - known) if alias_base else ():
                 maker.make_alias(name)
                 print_line(f"{visible(name)} means this server's model")
         print_line("opsin jobs list shows them; opsin jobs follow JOB follows one")
@@ -184,7 +160,6 @@ def compare(
     from opsin_client.migrate.compare import Comparison, new_models
     from opsin_client.migrate.page import page_of
     from opsin_client.migrate.plan import as_data_url, plan
-    from opsin_client.migrate.problems import MigrateError
     from opsin_client.migrate.progress import Bars
     from opsin_client.say import print_line
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ IN_PARTS = 256 * 2**20  # bytes from which on a file is uploaded in parts
 HEAD = ("job", "method", "rows", "validation", "pictures", "not saved", "becomes", "")
 
 
-def show_plan(console: Console, jobs: Sequence[PlannedJob], made: Mapping[str, str]) -> None:
-    """made: ids of the jobs that are there already, by those that they were made of."""
-    rows = [[visible(cell) for cell in _cells(job, made)] for job in jobs]
+def show_plan(console: Console, jobs: Sequence[PlannedJob], made: Mapping[str, str], known: Set[str]) -> None:
+    """made: ids of the jobs that are there already, by those that they were made of. known: the server's models."""
+    rows = [[visible(cell) for cell in _cells(job, made, known)] for job in jobs]
     if not console.is_terminal:
         for row in rows:
             print_line("\t".join(row))
@@ -33,6 +33,11 @@ def show_plan(console: Console, jobs: Sequence[PlannedJob], made: Mapping[str, s
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def to_make(jobs: Sequence[PlannedJob], made: Mapping[str, str], known: Set[str]) -> list[PlannedJob]:
+    """Those that can be made now: what a job was trained on from must be there."""
+    return [job for job in jobs if not job.why_not and job.id not in made and not job.waits(known)]
 
 
 def made_already(client: openai.OpenAI) -> dict[str, str]:
@@ -94,12 +99,14 @@ class Maker:
         return upload.file.id
 
 
-def _cells(planned: PlannedJob, made: Mapping[str, str]) -> list[str]:
+def _cells(planned: PlannedJob, made: Mapping[str, str], known: Set[str]) -> list[str]:
     training, validation = planned.training, planned.validation
     both = [facts for facts in (training, validation) if facts is not None]
     becomes = planned.old_name or "a model of its own name"
     if planned.id in made:
         verdict = f"is made: {made[planned.id]}"
+    elif not planned.why_not and planned.waits(known):
+        verdict = f"later: it was trained on from {planned.parent}; run this again when that is here"
     else:
         verdict = f"no: {planned.why_not}" if planned.why_not else "yes"
     return [

@@ -5,13 +5,12 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import httpcore2
 import httpx2
 
-from opsin_client.public_addresses import is_public
+from opsin_client.public_addresses import is_public, read_address
 
 MOST_BYTES = 20 * 2**20
 MOST_REDIRECTS = 5
@@ -123,10 +122,5 @@ class _PublicBackend(httpcore2.NetworkBackend):
 
 
 def _public(text: str) -> bool:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return is_public(address)
+    address = read_address(text)
+    return address is not None and is_public(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,10 @@ class PlannedJob:
         name = self.job.get("model")
         return name if isinstance(name, str) and name.startswith("ft:") else None
 
+    def waits(self, known: Set[str]) -> bool:
+        """known: models of the server."""
+        return self.parent is not None and self.parent not in known
+
     @property
     def method(self) -> str:
         method = self.job.get("method")
@@ -63,6 +67,11 @@ def plan(folder: SnapshotFolder, chosen: tuple[str, ...] = ()) -> list[PlannedJo
         raise MigrateError(f"the snapshot has no job {min(unknown)}")
     wanted = [job for job in jobs if (job["id"] in chosen if chosen else job.get("status") == "succeeded")]
     return [_planned(folder, job) for job in wanted]
+
+
+def base_names(jobs: Sequence[PlannedJob]) -> set[str]:
+    """Of the models that were trained from, as the source calls them; what was fine-tuned itself is none of them."""
+    return {str(job.job.get("model")) for job in jobs if job.parent is None and not job.why_not}
 
 
 def _planned(folder: SnapshotFolder, job: dict[str, Any]) -> PlannedJob:

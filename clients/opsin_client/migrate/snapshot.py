@@ -185,7 +185,7 @@ class Snapshot:
             found: dict[str, Any] = {
                 "file": files[-1],
                 "line": question.line,
-                "seen": files[-1] == job["training_file"],
+                "seen": files[-1] == job.get("training_file"),
             }
             try:
                 found["answer"] = self._source.answer(model, question.messages, self._wanted.most_tokens)

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from opsin_server.api.chores import every
 from opsin_server.errors import BadRequest, NotFound, TooLarge
 from opsin_server.file_config import FileConfig
+from opsin_server.media.encoded_image import too_many_bytes
 from opsin_server.media_limits import MediaLimits
 from opsin_server.storage.records import TENANT, Blob, NewUpload, Page, StoredFile, Upload, UploadPart
 from opsin_server.storage.state import State
@@ -21,8 +22,8 @@ EXPIRE_SECONDS = 600.0  # between looks at what has expired
 
 
 class FileService:
-    def __init__(self, config: FileConfig, state: State, max_image_bytes: int = MediaLimits().max_image_bytes) -> None:
-        self._max_image_bytes = max_image_bytes
+    def __init__(self, config: FileConfig, state: State, media: MediaLimits | None = None) -> None:
+        self._media = media or MediaLimits()
         self._config, self._state, self._records = config, state, state.stored_files
         self.scratch, self.max_bytes = state.directory.tmp, config.max_file_bytes
         self._chore: asyncio.Task[None] | None = None
@@ -67,8 +68,20 @@ class FileService:
         return await asyncio.to_thread(opened)
 
     def read_image(self, file_id: str) -> bytes:
-        """Of a picture that a request names, on any thread. Raises BadRequest."""
-        return read_image(self._state, TENANT, file_id, self._max_image_bytes)
+        """Of a picture that a request or a row names, on any thread. Raises BadRequest."""
+        try:
+            file = self._records.get(TENANT, file_id)
+        except NotFound as error:
+            raise BadRequest(error.message, code="invalid_image") from None
+        if file.purpose not in IMAGE_PURPOSES:
+            raise BadRequest(
+                f"{file.id} has the purpose '{file.purpose}': upload an image with {' or '.join(IMAGE_PURPOSES)}",
+                code="invalid_image",
+            )
+        if file.size > self._media.max_image_bytes:
+            raise too_many_bytes(f"{file.size:,}", self._media)
+        with self._state.blobs.open(TENANT, file.digest) as opened:
+            return opened.read()
 
     # ------------------------------------------------------------------------------------------------- uploads
 
@@ -129,25 +142,6 @@ class FileService:
 
     async def _expire(self) -> None:
         await asyncio.to_thread(self._records.expire)
-
-
-def read_image(state: State, tenant: str, file_id: str, most: int) -> bytes:
-    """The bytes of a file that a client has uploaded to be seen. Raises BadRequest."""
-    try:
-        file = state.stored_files.get(tenant, file_id)
-    except NotFound as error:
-        raise BadRequest(error.message, code="invalid_image") from None
-    if file.purpose not in IMAGE_PURPOSES:
-        raise BadRequest(
-            f"{file.id} has the purpose '{file.purpose}': upload an image with {' or '.join(IMAGE_PURPOSES)}",
-            code="invalid_image",
-        )
-    if file.size > most:
-        raise BadRequest(
-            f"The image is {file.size:,} bytes; the limit is {most:,} (--max-image-bytes)", code="image_too_large"
-        )
-    with state.blobs.open(tenant, file.digest) as opened:
-        return opened.read()
 
 
 class _Joined:

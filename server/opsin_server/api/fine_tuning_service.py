@@ -16,7 +16,6 @@ from opsin_plugins.loading.open_model import OpenModel
 from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.adapters.importer import ImportOptions
 from opsin_server.api.adapter_service import AdapterService, check_name
-from opsin_server.api.file_service import read_image
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
 from opsin_server.fine_tuning.job_options import JobOptions, read_options
@@ -29,6 +28,7 @@ from opsin_server.ipc.messages import AdapterRoom, Ready
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source
 from opsin_server.jobs.what_trains import chosen_modules
+from opsin_server.media.file_id import ReadFile
 from opsin_server.storage.job_records import ENDED
 from opsin_server.storage.records import (
     TENANT,
@@ -64,9 +64,12 @@ class FineTuningService:
         adapters: AdapterService,
         names: tuple[str, ...],
         metrics: JobMetrics,
+        read_image: ReadFile,
     ) -> None:
+        """read_image: of a client's files, which rows may name."""
         self._config, self._state, self._trainer, self._model = config, state, trainer, model
         self._encoder, self._adapters, self._names, self._metrics = encoder, adapters, names, metrics
+        self._read_image = read_image
         self._records, self._folder = state.jobs, state.directory.path / "jobs"
         self._queue = JobQueue(config.engine.max_train_jobs, self._told)
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
@@ -87,7 +90,7 @@ class FineTuningService:
                 max_image_tokens=ready.max_image_tokens or None,
                 media=self._config.media,
                 beside_answers=True,
-                files=lambda file_id: read_image(self._state, TENANT, file_id, self._config.media.max_image_bytes),
+                files=self._read_image,
             )
 
         self._place = Workplace(

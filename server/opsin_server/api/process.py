@@ -117,8 +117,8 @@ async def _serve(
         version = fingerprint(model.files, __version__)
         metrics = Metrics()
         adapters = AdapterService(config.adapters, state, model, engine, names, metrics.adapters, lambda: digest.value)
-        files = FileService(config.files, state, config.media.max_image_bytes)
-        jobs = FineTuningService(config, state, engine, model, encoder, adapters, names, metrics.jobs)
+        files = FileService(config.files, state, config.media)
+        jobs = FineTuningService(config, state, engine, model, encoder, adapters, names, metrics.jobs, files.read_image)
         webhooks = WebhookService(config.webhooks, state, metrics.webhooks)
         app = create_app(
             config, engine, encoder, names, version, sampling, adapters, files, jobs, webhooks, metrics,

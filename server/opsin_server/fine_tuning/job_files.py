@@ -65,11 +65,12 @@ def faults_of(error: DataRefused) -> list[NewEvent]:
 
 
 def _check_kinds(files: dict[str, Prepared], method: str) -> None:
-    wanted = "supervised" if method == "supervised" else "preference"
+    wanted, other = ("supervised", "dpo") if method == "supervised" else ("preference", "supervised")
     for param, found in files.items():
         if found.kind != wanted:
             raise BadRequest(
-                f"the file holds {found.kind} rows, and the method {method} is trained on {wanted} ones",
+                f"the file holds {found.kind} rows, and the method {method} is trained on {wanted} ones: "
+                f"give method.type '{other}', or another file",
                 param=param,
                 code="invalid_training_file",
             )

@@ -1,23 +1,17 @@
 """Which addresses the server may dial on a caller's behalf."""
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
-from opsin_client.public_addresses import is_public
+from opsin_client.public_addresses import is_public, read_address
 from opsin_server.media_limits import parse_allow
 
 
 def dialable(host: str, answer: str, allow: Iterable[str]) -> str | None:
-    """The address to dial for one DNS answer of a URL's host, or None where it may not be dialled.
-
-    An IPv4-mapped IPv6 address is judged and dialled as the IPv4 address that it is.
-    """
-    try:
-        address = ip_address(answer)
-    except ValueError:
+    """The address to dial for one DNS answer of a URL's host, or None where it may not be dialled."""
+    address = read_address(answer)
+    if address is None:
         return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
     return str(address) if is_public(address) or _is_opened(host, address, allow) else None
 
 

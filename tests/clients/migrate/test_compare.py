@@ -18,10 +18,8 @@ from opsin_client.migrate.plan import body_of, lines_with_pictures, plan
 from opsin_client.migrate.rows import Row, picture_urls, question_of
 from opsin_server.cli import app
 from support.fake_source import FakeSource, Handler, fake_source
-from support.media_host import MediaHost, ok
+from support.media_host import MediaHost
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
-DATA = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 EVIL = "<script>alert(1)</script><img src=http://127.0.0.1/x onerror=x>\x1b[31m"
 # Of each line: what its row says, what the old model said, and what the new one says.
 CASES = [
@@ -34,9 +32,8 @@ CASES = [
 
 
 @pytest.fixture
-def old() -> Iterator[FakeSource]:
-    with fake_source() as found:
-        yield found
+def old(account: FakeSource) -> FakeSource:
+    return account
 
 
 @pytest.fixture
@@ -45,11 +42,8 @@ def new() -> Iterator[FakeSource]:
         yield found
 
 
-@pytest.fixture
-def host() -> Iterator[MediaHost]:
-    found = MediaHost({"/a.png": ok(PNG)})
-    yield found
-    found.close()
+def data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def row(text: str, answer: str, *urls: str) -> dict[str, Any]:
@@ -94,7 +88,9 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_a_known_difference_is_said(old: FakeSource, new: FakeSource, host: MediaHost, tmp_path: Path) -> None:
+def test_a_known_difference_is_said(
+    old: FakeSource, new: FakeSource, host: MediaHost, png: bytes, tmp_path: Path
+) -> None:
     folder = tmp_path / "s"
     saved(old, host, folder)
     new.add_job("ftjob-new", [], metadata={"migrated_from": "ftjob-a"}, fine_tuned_model="ft:here")
@@ -122,7 +118,7 @@ def test_a_known_difference_is_said(old: FakeSource, new: FakeSource, host: Medi
     tags = [tag for tag, _ in seen.found]
     assert "script" not in tags
     pictures = [attributes for tag, attributes in seen.found if tag == "img"]
-    assert [one["src"] for one in pictures] == [DATA]
+    assert [one["src"] for one in pictures] == [data_url(png)]
     assert all("onerror" not in one for one in pictures)
     assert "(a picture that was not saved)" in page
     assert "alert(1)" in page  # as text
@@ -143,7 +139,7 @@ def planned(folder: Path) -> Any:
     return {one.id: one for one in plan(SnapshotFolder(folder, 2**40))}
 
 
-def test_a_plan_says_what_cannot_be_made(old: FakeSource, host: MediaHost, tmp_path: Path) -> None:
+def test_a_plan_says_what_cannot_be_made(old: FakeSource, host: MediaHost, png: bytes, tmp_path: Path) -> None:
     old.add_job("ftjob-tools", [{**row("x", "y"), "tools": [{"type": "function"}]}])
     old.add_job("ftjob-rl", [row("x", "y")], method={"type": "reinforcement"})
     old.add_job("ftjob-gone", [row("x", "y")])
@@ -166,7 +162,7 @@ def test_a_plan_says_what_cannot_be_made(old: FakeSource, host: MediaHost, tmp_p
     assert (facts.rows, facts.pictures, facts.lost_pictures) == (1, 2, 1)
     (line,) = lines_with_pictures(SnapshotFolder(tmp_path / "s", 2**40), "file-ftjob-good")
     images = [part["image_url"] for part in json.loads(line)["messages"][0]["content"][1:]]
-    assert images == [{"url": DATA, "detail": "low"}, {"url": host.url("/none.png"), "detail": "low"}]
+    assert images == [{"url": data_url(png), "detail": "low"}, {"url": host.url("/none.png"), "detail": "low"}]
 
 
 def test_a_model_that_was_trained_on_from_is_made_first(old: FakeSource, new: FakeSource, tmp_path: Path) -> None:
@@ -188,10 +184,13 @@ def test_a_model_that_was_trained_on_from_is_made_first(old: FakeSource, new: Fa
             handler.send(200, b'{"data": [], "has_more": false}')
 
     new.answers["fine_tuning/jobs"] = create
+    dry = run(new, "create", str(tmp_path / "s"))
+    assert "1 jobs would be made" in dry.output
+    assert asked.count("POST") == 0
     done = run(new, "create", str(tmp_path / "s"), "--run", "--alias-base")
     assert done.exit_code == 0, done.output
     assert asked.count("POST") == 1
-    assert f"ftjob-b was trained on from {parent}" in done.output
+    assert f"later: it was trained on from {parent}" in done.output
     assert "gpt-4o-2024-08-06 means this server's model" in done.output
     assert f"{parent} means" not in done.output
 

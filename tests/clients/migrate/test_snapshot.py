@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,9 @@ from opsin_client.migrate.source import Source
 from support.fake_source import FakeSource, Handler, fake_source
 from support.media_host import MediaHost, drip, flood, ok, redirect
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
-
 
 class Interrupted(BaseException):
     """The process ends here."""
-
-
-@pytest.fixture
-def account() -> Iterator[FakeSource]:
-    with fake_source() as found:
-        yield found
-
-
-@pytest.fixture
-def host() -> Iterator[MediaHost]:
-    found = MediaHost({"/a.png": ok(PNG)})
-    yield found
-    found.close()
 
 
 def row(text: str, url: str | None = None) -> dict[str, Any]:
@@ -345,9 +330,9 @@ def test_a_redirect_inside_is_not_followed(host: MediaHost) -> None:
     assert host.asked == ["/on"]
 
 
-def test_a_picture_that_was_lost_is_counted(account: FakeSource, host: MediaHost, tmp_path: Path) -> None:
+def test_a_picture_that_was_lost_is_counted(account: FakeSource, host: MediaHost, png: bytes, tmp_path: Path) -> None:
     account.add_job("ftjob-a", [row("x", host.url("/a.png")), row("y", host.url("/gone.png"))])
     counts = take(account, tmp_path / "s")
     assert (counts.pictures, counts.lost_pictures) == (1, 1)
-    host.answers["/gone.png"] = ok(PNG + b"other")
+    host.answers["/gone.png"] = ok(png + b"other")
     assert take(account, tmp_path / "s").lost_pictures == 0

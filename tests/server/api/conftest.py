@@ -12,6 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test fo
 from fake_engine import FakeEngine, Script
 from running_server import RunningServer
 
+from opsin_server.storage.state import State
+from opsin_server.storage_config import StorageConfig
+from support.clock import Clock
+
 Start = Callable[..., RunningServer]
 
 
@@ -36,3 +40,15 @@ def plain() -> Iterator[RunningServer]:
     server = RunningServer(FakeEngine(Script(b"hello")))
     yield server
     server.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
+    """What a server keeps, opened by the test."""
+    with State.open(StorageConfig(data_dir=str(tmp_path / "data")), clock) as found:
+        yield found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx
 import openai
@@ -19,21 +18,9 @@ from opsin_server.api.file_service import FileService
 from opsin_server.file_config import FileConfig
 from opsin_server.storage.file_records import UPLOAD_SECONDS
 from opsin_server.storage.state import State
-from opsin_server.storage_config import StorageConfig
 from support.clock import Clock
 
 LINE = b'{"messages": []}\n'
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
-    with State.open(StorageConfig(data_dir=str(tmp_path / "data")), clock) as found:
-        yield found
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import openai
 import pytest
@@ -21,7 +20,6 @@ from opsin_server.api.webhook_service import WebhookService, next_delay
 from opsin_server.storage.records import TENANT, NewJob
 from opsin_server.storage.state import State
 from opsin_server.storage.webhook_records import CLAIM_SECONDS, GIVE_UP_SECONDS, MOST, OLD_SECRET_SECONDS
-from opsin_server.storage_config import StorageConfig
 from opsin_server.webhook_config import WebhookConfig
 from opsin_server.webhook_metrics import WebhookMetrics
 from support.clock import Clock
@@ -29,17 +27,6 @@ from support.webhook_host import Received, WebhookHost, webhook_host
 
 KINDS = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 PUBLIC = "https://hooks.example.com/x"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
-    with State.open(StorageConfig(data_dir=str(tmp_path / "data")), clock) as found:
-        yield found
 
 
 @pytest.fixture

@@ -54,13 +54,15 @@ async def retrieve_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
 async def file_content(file_id: str, request: Request, services: ServicesDep) -> Response:
     """Of results base64, as OpenAI sends them; plain to those who accept text/csv."""
     file, opened = await services.files.content(file_id)
-    if file.purpose == RESULTS and "text/csv" not in request.headers.get("accept", ""):
+    plain = file.purpose == RESULTS and "text/csv" in request.headers.get("accept", "")
+    if file.purpose == RESULTS and not plain:
         with opened:
             data = await asyncio.to_thread(opened.read)
         return Response(base64.b64encode(data), media_type="application/octet-stream")
     name = file.name.encode("ascii", "replace").decode().replace('"', "_").replace("\\", "_")
     headers = {"content-length": str(file.size), "content-disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(_read(opened), media_type="application/octet-stream", headers=headers)
+    kind = "text/csv" if plain else "application/octet-stream"
+    return StreamingResponse(_read(opened), media_type=kind, headers=headers)
 
 
 @router.delete("/files/{file_id}")

@@ -16,7 +16,7 @@ from opsin_server.api.schemas.webhooks import (
     ChangeWebhook,
     CreateWebhook,
     RotateSecret,
-    TestWebhook,
+    SampleWebhook,
     described_webhook,
 )
 from opsin_server.api.services import ServicesDep
@@ -73,8 +73,8 @@ async def rotate_secret(endpoint_id: str, request: Request, services: ServicesDe
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/test")
-async def test_endpoint(endpoint_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
-    body = await _body(TestWebhook, request)
+async def send_sample(endpoint_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+    body = await _body(SampleWebhook, request)
     return {
         "object": "webhook_endpoint.test",
         "webhook_endpoint_id": endpoint_id,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from opsin_server.api.schemas.files import described_file
-from opsin_server.api.schemas.fine_tuning import Epochs, Name, Positive, Rows
+from opsin_server.api.schemas.fine_tuning import Epochs, Name, Positive, Rows, storable
 from opsin_server.chat.fields import Strict, only
 from opsin_server.storage.records import Job, JobEvent, StoredFile
 
@@ -28,7 +28,7 @@ class CreateFineTune(Strict):
     batch_size: Rows = None
     learning_rate_multiplier: Positive = None
     hyperparameters: LegacyHyperparameters | None = None
-    suffix: Annotated[str, Field(max_length=40)] | None = None
+    suffix: Annotated[str, Field(max_length=40), AfterValidator(storable)] | None = None
     prompt_loss_weight: NONE = None
     compute_classification_metrics: NONE = None
     classification_n_classes: NONE = None

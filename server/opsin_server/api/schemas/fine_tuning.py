@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from opsin_server.chat.fields import Strict, unsupported, wrong
 from opsin_server.storage.records import Job, JobCheckpoint, JobEvent
@@ -28,6 +28,13 @@ Epochs = Annotated[Any, _auto_or(1, 1000, whole=True)]
 Positive = Annotated[Any, _auto_or(1e-6, 1e4, whole=False)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 PAIRS = 16  # of metadata
+
+
+def storable(text: str) -> str:
+    """For a validator."""
+    if "\0" in text:
+        raise wrong("it holds the character U+0000, which PostgreSQL keeps in no text")
+    return text
 
 
 class SupervisedHyperparameters(Strict):
@@ -82,7 +89,7 @@ class CreateJob(Strict):
     model: Name
     training_file: Name
     validation_file: Name | None = None
-    suffix: Annotated[str, Field(max_length=64)] | None = None
+    suffix: Annotated[str, Field(max_length=64), AfterValidator(storable)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     metadata: dict[str, str] | None = None
     method: Method | None = None
@@ -98,6 +105,7 @@ class CreateJob(Strict):
                 raise wrong(f"it has {len(metadata)} pairs; at most {PAIRS} are kept")
             if any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
                 raise wrong("a key has at most 64 characters, and a value 512")
+            storable("".join((*metadata, *metadata.values())))
         return metadata
 
     @field_validator("integrations", mode="before")
