@@ -96,7 +96,7 @@ def test_a_house_is_moved(old: Served, new: Served, job: str, tmp_path: Path, pi
     assert (folder / "jobs" / job / "metrics.csv").read_text().startswith("step,")
     dry = run("migrate", new, "create", str(folder))
     assert dry.exit_code == 0, dry.output
-    assert dry.output.splitlines()[0].split("\t") == [job, "supervised", "36", "4", "40", "0", old_model, "yes"]
+    assert dry.output.splitlines()[1].split("\t") == [job, "supervised", "36", "4", "40", "0", old_model, "yes"]
     assert "1 jobs would be made" in dry.output
     assert new.client().fine_tuning.jobs.list().data == []
     pictures.close()  # what lies behind the URLs is gone by now

@@ -7,12 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from opsin_client.adapters.api import Adapter, Alias, Version
 from opsin_client.say import print_line
+from opsin_client.table import show_table
 
 NONE = "-"
 
@@ -23,7 +20,7 @@ def show_json(raw: Any) -> None:
 
 def show_adapters(adapters: Sequence[Adapter]) -> None:
     head = ("name", "version", "tier", "rank", "targets", "size", "pinned", "last use")
-    _table(head, [_row(adapter) for adapter in adapters], numbers=("rank", "size"))
+    show_table(head, [_row(adapter) for adapter in adapters], numbers=("rank", "size"))
 
 
 def _row(adapter: Adapter) -> tuple[str, ...]:
@@ -37,7 +34,7 @@ def _row(adapter: Adapter) -> tuple[str, ...]:
 
 
 def show_aliases(aliases: Sequence[Alias]) -> None:
-    _table(("alias", "target", "since"), [(a.id, a.target, _when(a.updated_at)) for a in aliases])
+    show_table(("alias", "target", "since"), [(a.id, a.target, _when(a.updated_at)) for a in aliases])
 
 
 def show_adapter(adapter: Adapter) -> None:
@@ -77,20 +74,6 @@ def _about(version: Version) -> list[tuple[str, str]]:
 def _parts(targets: Sequence[str]) -> str:
     """Of language.attention, language.mlp and vision.mlp: language vision"""
     return " ".join(dict.fromkeys(target.partition(".")[0] for target in targets)) or NONE
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    console = Console()
-    if not console.is_terminal:
-        for row in (head, *rows):
-            print_line("\t".join(row))
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # (brackets of a name are no markup)
-    console.print(table)
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> None:

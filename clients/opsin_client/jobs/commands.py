@@ -42,12 +42,10 @@ def list_jobs(
     """The newest jobs first."""
     from itertools import islice
 
-    from rich.console import Console
-
     from opsin_client.jobs.tables import show_jobs
 
     with _server(url, api_key) as client:
-        show_jobs(Console(), list(islice(client.fine_tuning.jobs.list(limit=min(most, 100)), most)))
+        show_jobs(list(islice(client.fine_tuning.jobs.list(limit=min(most, 100)), most)))
 
 
 @app.command()

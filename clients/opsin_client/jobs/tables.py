@@ -7,26 +7,17 @@ from collections.abc import Iterable
 
 from openai.types.fine_tuning import FineTuningJob
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
-from rich.console import Console
-from rich.table import Table
 
 from opsin_client.say import print_line
+from opsin_client.table import show_table
 
 NONE = "-"
 
 
-def show_jobs(console: Console, jobs: Iterable[FineTuningJob]) -> None:
-    """A table on a terminal; lines with tabs between their columns where something else reads."""
+def show_jobs(jobs: Iterable[FineTuningJob]) -> None:
     head = ("job", "status", "model", "made", "fine-tuned model")
     rows = [(job.id, job.status, job.model, _when(job.created_at), job.fine_tuned_model or NONE) for job in jobs]
-    if not console.is_terminal:
-        for row in rows:
-            print_line("\t".join(row))
-        return
-    table = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    show_table(head, rows)
 
 
 def show_job(job: FineTuningJob, checkpoints: Iterable[FineTuningJobCheckpoint]) -> None:

@@ -117,8 +117,6 @@ def create(
     api_key: Key = "none",
 ) -> None:
     """Make a snapshot's jobs again. What succeeds here answers to the old model's name."""
-    from rich.console import Console
-
     from opsin_client.migrate.create import Maker, first_model, made_already, show_plan, to_make
     from opsin_client.migrate.plan import base_names, plan
     from opsin_client.migrate.progress import Bars
@@ -129,7 +127,7 @@ def create(
         saved = _folder(folder)
         jobs, made = plan(saved, tuple(job or ())), made_already(client)
         known = {found.id for found in client.models.list()}
-        show_plan(Console(), jobs, made, known)
+        show_plan(jobs, made, known)
         todo = to_make(jobs, made, known)
         if not run:
             print_line(f"{len(todo):,} jobs would be made (--run makes them)")

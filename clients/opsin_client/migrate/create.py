@@ -8,31 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from rich.console import Console
-from rich.table import Table
 
 from opsin_client.migrate.folder import SnapshotFolder
 from opsin_client.migrate.plan import MIGRATED_FROM, PlannedJob, body_of, lines_with_pictures
 from opsin_client.migrate.problems import MigrateError
 from opsin_client.migrate.progress import Bars
-from opsin_client.say import print_line
-from opsin_client.visible import visible
+from opsin_client.table import show_table
 
 IN_PARTS = 256 * 2**20  # bytes from which on a file is uploaded in parts
-HEAD = ("job", "method", "rows", "validation", "pictures", "not saved", "becomes", "")
+NUMBERS = ("rows", "validation", "pictures", "not saved")
+HEAD = ("job", "method", *NUMBERS, "becomes", "can be made")
 
 
-def show_plan(console: Console, jobs: Sequence[PlannedJob], made: Mapping[str, str], known: Set[str]) -> None:
+def show_plan(jobs: Sequence[PlannedJob], made: Mapping[str, str], known: Set[str]) -> None:
     """made: ids of the jobs that are there already, by those that they were made of. known: the server's models."""
-    rows = [[visible(cell) for cell in _cells(job, made, known)] for job in jobs]
-    if not console.is_terminal:
-        for row in rows:
-            print_line("\t".join(row))
-        return
-    table = Table(*HEAD, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    show_table(HEAD, [_cells(job, made, known) for job in jobs], NUMBERS)
 
 
 def to_make(jobs: Sequence[PlannedJob], made: Mapping[str, str], known: Set[str]) -> list[PlannedJob]:
