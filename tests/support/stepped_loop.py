@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 ENDLESS = 20_000  # ticks that nothing needs
+TICK_SECONDS = 0.001  # of the loop's own time
 
 
 class _Inline(ThreadPoolExecutor):
@@ -26,16 +27,33 @@ class _Inline(ThreadPoolExecutor):
         return future
 
 
+class _Clocked(asyncio.SelectorEventLoop):
+    """Its time passes with its ticks alone."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
 class SteppedLoop:
     """What asyncio.to_thread is given runs to its end in between two ticks, as a transaction of a database does."""
 
     def __init__(self) -> None:
-        self._loop, self._inline = asyncio.new_event_loop(), _Inline(1)
+        self._loop, self._inline = _Clocked(), _Inline(1)
         self._loop.set_default_executor(self._inline)
+        self._loop.set_task_factory(self._make)
+        self._tasks: list[asyncio.Task[Any]] = []  # in the order in which they were made
+
+    def _make(self, loop: asyncio.AbstractEventLoop, work: Any, **named: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **named)
+        self._tasks.append(task)
+        return task
 
     def tick(self, count: int = 1) -> None:
         """Runs what is ready now, so many times."""
         for _ in range(count):
+            self._loop.now += TICK_SECONDS
             self._loop.call_soon(self._loop.stop)
             self._loop.run_forever()
 
@@ -55,8 +73,9 @@ class SteppedLoop:
             self.tick()
         raise AssertionError(f"nothing comes of {[str(task.get_coro()) for task in self.tasks()]}")
 
-    def tasks(self) -> set[asyncio.Task[Any]]:
-        return asyncio.all_tasks(self._loop)
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        return self._tasks
 
     def kill(self) -> None:
         """As a process is killed: nothing that goes on in it reads or writes anything any more."""
