@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 import typer
 
+INTERRUPTED = 130  # as shells have it
+
 
 @contextmanager
-def sentences(command: str, where: str, *own: type[Exception]) -> Iterator[None]:
+def sentences(command: str, where: str, *own: type[Exception], stopped: str = "stopped") -> Iterator[None]:
     """Whatever fails in here ends the command with one sentence, the server's own where it has refused something.
-    where: who does not answer. own: the command's exceptions, which are sentences already."""
+    where: who does not answer. own: the command's exceptions, which are sentences already. stopped: what is said where
+    somebody stops it."""
     import httpx2  # (with the SDK most of a second, which only a command that runs waits for)
     import openai
 
@@ -19,9 +22,12 @@ def sentences(command: str, where: str, *own: type[Exception]) -> Iterator[None]
     from opsin_client.say import say
     from opsin_client.visible import visible
 
+    code = 1
     try:
         yield
         return
+    except KeyboardInterrupt:
+        sentence, code = stopped, INTERRUPTED
     except own as error:
         sentence = str(error)
     except (BadKeyError, ProxyError, httpx2.InvalidURL) as error:
@@ -34,4 +40,4 @@ def sentences(command: str, where: str, *own: type[Exception]) -> Iterator[None]
     except OSError as error:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
     say(f"{command}: {visible(sentence)}", style="red")
-    raise typer.Exit(1)
+    raise typer.Exit(code)

@@ -19,8 +19,15 @@ class OpsinError(Exception):
 
 
 class BadRequest(OpsinError):
+    """Of a param without a code of its own: its value is wrong."""
+
     status = 400
     type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param, code=code)
+        if self.code is None and param is not None:
+            self.code = "invalid_value"
 
 
 class Unauthorized(OpsinError):

@@ -8,8 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import msgspec
 import msgspec.structs
@@ -17,6 +16,7 @@ import typer
 
 from opsin_server.errors import ConfigError
 from opsin_server.option import OptionFields
+from opsin_server.option_words import described, inside
 
 UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "KIB": 2**10, "M": 10**6, "MB": 10**6, "MIB": 2**20}
 UNITS |= {"G": 10**9, "GB": 10**9, "GIB": 2**30, "T": 10**12, "TB": 10**12, "TIB": 2**40}
@@ -25,14 +25,24 @@ MAX_FILE_BYTES = 2**20
 Config = TypeVar("Config", bound=msgspec.Struct)
 
 
+class WrongOption(ConfigError):
+    """field: the option whose value is none of those that it may have."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__(f"--{field.name} must be {field.words}")
+        self.field = field
+
+
 @dataclass(frozen=True)
 class Field:
-    """One option: where it stands in the struct, what it is called, and what it may be. kind: without None."""
+    """One option: where it stands in the struct, what it is called, and what it may be. kind: without None. words: what
+    it may be, for people."""
 
     path: tuple[str, ...]
     name: str
     kind: Any
     least: float | None
+    words: str
     default: Any
     help: str
     metavar: str | None
@@ -60,22 +70,14 @@ def fields_of(struct: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Itera
         for note in notes:
             if isinstance(note, msgspec.Meta) and note.extra and "option" in note.extra:
                 said: OptionFields = note.extra["option"]
-                kind, least = _kind(hints[field.name])
+                kind, bounds = inside(hints[field.name])
+                least = next((bound.ge for bound in bounds if bound.ge is not None), None)
                 name = said.name or field.name.replace("_", "-")
-                yield Field(where, name, kind, least, field.default, note.description or "", said.metavar, said.commas)
+                words = "a size, like 4GiB" if said.metavar == "SIZE" else described(hints[field.name])
+                help_ = note.description or ""
+                yield Field(where, name, kind, least, words, field.default, help_, said.metavar, said.commas)
     for nested, where in inner:
         yield from fields_of(nested, where)
-
-
-def _kind(hint: Any) -> tuple[Any, float | None]:
-    """The type behind annotations and None, and its least value."""
-    if get_origin(hint) is Annotated:
-        kind, least = _kind(get_args(hint)[0])
-        own = [note.ge for note in hint.__metadata__ if isinstance(note, msgspec.Meta) and note.ge is not None]
-        return kind, own[0] if own else least
-    if get_origin(hint) in (Union, UnionType):
-        return _kind(next(kind for kind in get_args(hint) if kind is not NoneType))
-    return hint, None
 
 
 # ------------------------------------------------------------------------------------------ the command line
@@ -174,10 +176,10 @@ def build(struct: type[Config], given: Mapping[str, Any], fields: Iterable[Field
         place[field.path[-1]] = _value(field, given[field.parameter])
     try:
         return msgspec.convert(document, struct)
-    except msgspec.ValidationError as error:
+    except msgspec.ValidationError as error:  # which names Python's types
         what, _, where = str(error).partition(" - at `$.")
         found = by_path.get(re.sub(r"\[.*", "", where.rstrip("`")))
-        raise ConfigError(f"--{found.name}: {what[:1].lower()}{what[1:]}" if found else what) from None
+        raise (ConfigError(what) if found is None else WrongOption(found)) from None
 
 
 def _value(field: Field, value: Any) -> Any:

@@ -33,7 +33,7 @@ app = typer.Typer(
 
 @contextmanager
 def _sentences(where: str) -> Iterator[None]:
-    with sentences("opsin migrate", where, MigrateError):
+    with sentences("opsin migrate", where, MigrateError, stopped="stopped; run it again to go on"):
         yield
 
 
@@ -127,7 +127,11 @@ def create(
         saved = _folder(folder)
         jobs, made = plan(saved, tuple(job or ())), made_already(client)
         known = {found.id for found in client.models.list()}
+        if model is not None and model not in known:
+            raise MigrateError(f"the server has no model {model}; it has {', '.join(sorted(known)[:8])}")
         show_plan(jobs, made, known)
+        if left := 0 if job else len(saved.jobs()) - len(jobs):
+            print_line(f"{left:,} of the snapshot's jobs did not succeed and are left out (--job names one)")
         todo = to_make(jobs, made, known)
         if not run:
             print_line(f"{len(todo):,} jobs would be made (--run makes them)")
@@ -155,7 +159,7 @@ def compare(
     api_key: Key = "none",
 ) -> None:
     """Ask the new models what the old ones were asked, and say how they differ."""
-    from opsin_client.migrate.compare import Comparison, new_models
+    from opsin_client.migrate.compare import Comparison, new_jobs
     from opsin_client.migrate.page import page_of
     from opsin_client.migrate.plan import as_data_url, plan
     from opsin_client.migrate.progress import Bars
@@ -164,14 +168,15 @@ def compare(
     with _target(url, api_key) as client:
         saved = _folder(folder)
         answered = [one for one in plan(saved, tuple(job or ())) if (saved.job(one.id) / "answers.jsonl").is_file()]
-        names = {} if model is not None else new_models(client)
+        ends = {} if model is not None else new_jobs(client)
         found = []
         with Bars() as bars:
             comparison = Comparison(client, saved, max_tokens, bars)
             for one in answered:
-                new = model or names.get(one.id)
+                end = ends.get(one.id)
+                new = model or (None if end is None else end.fine_tuned_model)
                 if new is None:
-                    bars.note(f"nothing was made of {one.id} yet")
+                    bars.note(f"{one.id}: {f'{end.id} is {end.status}' if end else 'no job here was made of it'}")
                     continue
                 found.append(comparison.compare(one.job, new))
                 for name, value in found[-1].totals.rows():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openai
 
@@ -17,16 +17,21 @@ from opsin_client.migrate.rows import Question, question_of, read_rows, with_pic
 from opsin_client.say import print_line
 from opsin_client.visible import visible
 
+if TYPE_CHECKING:
+    from openai.types.fine_tuning import FineTuningJob
+
 SHOWN = 100  # characters of an answer on a line
 
 
-def new_models(client: openai.OpenAI) -> dict[str, str]:
-    """Names of models, by the jobs of the source that they were made again of."""
-    found: dict[str, str] = {}
+def new_jobs(client: openai.OpenAI) -> dict[str, FineTuningJob]:
+    """By the jobs of the source that they were made again of: the newest that has a model, or else the newest."""
+    found: dict[str, FineTuningJob] = {}
     for job in client.fine_tuning.jobs.list(limit=100):
         origin = (job.metadata or {}).get(MIGRATED_FROM)
-        if origin is not None and job.fine_tuned_model:
-            found.setdefault(origin, job.fine_tuned_model)
+        if origin is not None and (
+            origin not in found or (job.fine_tuned_model and not found[origin].fine_tuned_model)
+        ):
+            found[origin] = job
     return found
 
 

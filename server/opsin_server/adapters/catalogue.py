@@ -14,6 +14,7 @@ from opsin_server.ipc.messages import AdapterRef, AdapterRoom
 from opsin_server.storage.records import Adapter, AdapterVersion, Alias
 from opsin_server.storage.state import State
 
+SHOWN = 8  # models, to someone who asked for another
 SUFFIX = re.compile(r"(?P<name>.+)@(?:v(?P<version>[1-9][0-9]{0,8})|(?:sha256:)?(?P<digest>[0-9a-f]{8,64}))")
 
 
@@ -100,7 +101,9 @@ class AdapterCatalogue:
 
     def unknown(self, name: str) -> NotFound:
         known = [*self._base_names, *self.snapshot.adapters, *self.snapshot.aliases]
-        listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        listed = ", ".join(known[:SHOWN]) + (
+            f" and {len(known) - SHOWN} more (/v1/models)" if len(known) > SHOWN else ""
+        )
         message = f"The model '{name[:200]}' is not served here; this server has {listed}"
         return NotFound(message, param="model", code="model_not_found")
 

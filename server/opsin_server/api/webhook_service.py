@@ -17,7 +17,7 @@ from opsin_server.storage.records import TENANT, Page, WebhookDelivery, WebhookE
 from opsin_server.storage.state import State
 from opsin_server.webhook_config import WebhookConfig
 from opsin_server.webhook_metrics import WebhookMetrics
-from opsin_server.webhooks.send import send, webhook_url
+from opsin_server.webhooks.send import check_url, send
 
 log = logging.getLogger("opsin.webhooks")
 
@@ -47,7 +47,7 @@ class WebhookService:
     # ------------------------------------------------------------------------------------------------ endpoints
 
     async def create(self, name: str, url: str, event_types: Sequence[str]) -> WebhookEndpoint:
-        webhook_url(url)
+        check_url(url, self._config)
         return await asyncio.to_thread(self._records.create, TENANT, name, url, event_types)
 
     async def get(self, endpoint_id: str) -> WebhookEndpoint:
@@ -58,7 +58,7 @@ class WebhookService:
 
     async def change(self, endpoint_id: str, changes: Mapping[str, Any]) -> WebhookEndpoint:
         if "url" in changes:
-            webhook_url(changes["url"])
+            check_url(changes["url"], self._config)
         return await asyncio.to_thread(self._records.change, TENANT, endpoint_id, changes)
 
     async def rotate_secret(self, endpoint_id: str, *, keep_old: bool) -> WebhookEndpoint:

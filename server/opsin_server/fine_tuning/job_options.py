@@ -13,7 +13,7 @@ from opsin_server.jobs.options import DataOptions
 from opsin_server.jobs.training_options import TrainingOptions
 from opsin_server.jobs.what_trains import WhatTrains
 from opsin_server.option import Option
-from opsin_server.options import build, fields_of
+from opsin_server.options import WrongOption, build, fields_of
 
 Promote = Literal["manual", "on_success", "if_better"]
 
@@ -58,5 +58,8 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
         raise BadRequest("opsin.promote acts on opsin.publish_as, which is not given", param="opsin.promote")
     try:
         return build(JobOptions, given, FIELDS.values(), {})
+    except WrongOption as error:
+        param = f"opsin.{error.field.parameter}"
+        raise BadRequest(f"Invalid value for '{param}': it must be {error.field.words}", param=param) from None
     except ConfigError as error:
         raise BadRequest(f"opsin: {error}", param="opsin", code="invalid_value") from None

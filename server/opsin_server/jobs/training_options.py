@@ -21,7 +21,7 @@ class TrainingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     rank: Annotated[Annotated[int, Meta(ge=1, le=1024)], Option("Rank of the factors.", name="lora-rank")] = 16
     alpha: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Annotated[float, Meta(gt=0, le=65536)] | None,
         Option("Scale of the factors, by their rank. Default: the rank.", name="lora-alpha"),
     ] = None
     dropout: Annotated[Annotated[float, Meta(ge=0, lt=1)], Option("Of what the factors see.", name="lora-dropout")] = (
@@ -34,8 +34,10 @@ class TrainingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     projector_learning_rate: Annotated[Rate | None, Option("Of the projector's. Default: as the vision tower's.")] = (
         None
     )
-    lora_plus_ratio: Annotated[Annotated[float, Meta(ge=1)], Option("LoRA+: how much faster B learns than A.")] = 1.0
-    weight_decay: Annotated[Annotated[float, Meta(ge=0)], Option("Of AdamW.")] = 0.0
+    lora_plus_ratio: Annotated[
+        Annotated[float, Meta(ge=1, le=1000)], Option("LoRA+: how much faster B learns than A.")
+    ] = 1.0
+    weight_decay: Annotated[Annotated[float, Meta(ge=0, le=1)], Option("Of AdamW.")] = 0.0
     max_grad_norm: Annotated[Annotated[float, Meta(ge=0)], Option("Gradients are clipped to it; 0: they are not.")] = (
         1.0
     )
@@ -55,7 +57,7 @@ class TrainingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Count | None, Option("Evaluations without a better one, after which training ends.")
     ] = None
     keep_checkpoints: Annotated[Count, Option("How many of the newest are kept, beside the best.")] = 3
-    beta: Annotated[Annotated[float, Meta(gt=0)], Option("Of DPO.", name="dpo-beta")] = 0.1
+    beta: Annotated[Annotated[float, Meta(gt=0, le=10000)], Option("Of DPO.", name="dpo-beta")] = 0.1
 
 
 def settings_of(

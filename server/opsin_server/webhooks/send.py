@@ -7,7 +7,9 @@ import time
 
 import httpcore2
 
+from opsin_client.public_addresses import read_address
 from opsin_server.errors import BadRequest
+from opsin_server.media.allowed_addresses import dialable
 from opsin_server.media.connect import CheckedBackend, Network
 from opsin_server.media.url import Url, parse_http_url
 from opsin_server.storage.records import WebhookDelivery
@@ -18,8 +20,16 @@ NOT_PUBLIC = "The webhook's host is unknown, or its address is not public (--web
 FAILED = "webhook_failed"
 
 
+def check_url(text: str, config: WebhookConfig) -> None:
+    """Raises BadRequest for what no webhook can be sent to; of a name that is known only when one is."""
+    host = webhook_url(text).host
+    is_address = host == "localhost" or read_address(host) is not None
+    if is_address and dialable(host, "127.0.0.1" if host == "localhost" else host, config.webhook_allow) is None:
+        raise BadRequest(NOT_PUBLIC, param="url")
+
+
 def webhook_url(text: str) -> Url:
-    """Raises BadRequest for what no webhook can be sent to."""
+    """Raises BadRequest."""
     try:
         return parse_http_url(text, "webhook's URL")
     except BadRequest as error:

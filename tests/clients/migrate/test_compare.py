@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from opsin_client.migrate.answers import Compared, Totals
 from opsin_client.migrate.folder import SnapshotFolder
-from opsin_client.migrate.plan import body_of, lines_with_pictures, plan
+from opsin_client.migrate.plan import MIGRATED_FROM, body_of, lines_with_pictures, plan
 from opsin_client.migrate.rows import Row, picture_urls, question_of
 from opsin_server.cli import app
 from support.fake_source import FakeSource, Handler, fake_source
@@ -131,6 +131,9 @@ def test_nothing_to_compare_is_a_sentence(old: FakeSource, new: FakeSource, host
     done = run(new, "compare", str(tmp_path / "s"))
     assert done.exit_code == 1
     assert "there is nothing to compare" in done.output
+    new.answers["fine_tuning/jobs"] = [{"id": "ftjob-n", "status": "running", "metadata": {MIGRATED_FROM: "ftjob-a"}}]
+    early = run(new, "compare", str(tmp_path / "s"))
+    assert "ftjob-a: ftjob-n is running" in early.output
     nowhere = run(new, "compare", str(tmp_path))
     assert "holds no snapshot" in nowhere.output
 
@@ -158,6 +161,12 @@ def test_a_plan_says_what_cannot_be_made(old: FakeSource, host: MediaHost, png: 
         "ftjob-bad": "1 lines are no JSON objects",
         "ftjob-good": "",
     }
+    old.answers["models"] = [{"id": "base"}]
+    dry = run(old, "create", str(tmp_path / "s"))
+    assert "1 of the snapshot's jobs did not succeed and are left out" in dry.output
+    wrong = run(old, "create", str(tmp_path / "s"), "--model", "nope", "--run")
+    assert (wrong.exit_code, "the server has no model nope; it has base" in wrong.output) == (1, True)
+    assert not any(line.startswith("POST files") for line in old.log)
     facts = found["ftjob-good"].training
     assert (facts.rows, facts.pictures, facts.lost_pictures) == (1, 2, 1)
     (line,) = lines_with_pictures(SnapshotFolder(tmp_path / "s", 2**40), "file-ftjob-good")

@@ -17,6 +17,7 @@ from running_server import RunningServer, wait_for
 
 from opsin_server.api import webhook_service
 from opsin_server.api.webhook_service import WebhookService, next_delay
+from opsin_server.media.connect import Network
 from opsin_server.storage.records import TENANT, NewJob
 from opsin_server.storage.state import State
 from opsin_server.storage.webhook_records import CLAIM_SECONDS, GIVE_UP_SECONDS, MOST, OLD_SECRET_SECONDS
@@ -49,9 +50,9 @@ def serve(state: State, registry: CollectorRegistry, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(webhook_service, "LOOK_SECONDS", 0.02)
     running: list[tuple[RunningServer, WebhookService]] = []
 
-    def begin(allow: tuple[str, ...] = ("127.0.0.1",)) -> openai.OpenAI:
+    def begin(allow: tuple[str, ...] = ("127.0.0.1",), network: Network | None = None) -> openai.OpenAI:
         config = WebhookConfig(webhook_allow=allow, webhook_timeout=2.0)
-        service = WebhookService(config, state, WebhookMetrics(registry))
+        service = WebhookService(config, state, WebhookMetrics(registry), network)
         server = RunningServer(FakeEngine(Script(b"hello")), webhooks=service)
         server.call(service.open)
         running.append((server, service))
@@ -242,9 +243,21 @@ def test_a_sample_is_sent_and_its_answer_told(client: openai.OpenAI, host: Webho
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:{port}/", "http://[::ffff:127.0.0.1]:{port}/", "http://localhost:{port}/"]
 )
-def test_an_address_inside_is_not_reached(serve: Serve, host: WebhookHost, url: str) -> None:
+def test_an_address_inside_is_no_endpoint(serve: Serve, host: WebhookHost, url: str) -> None:
     client = serve(allow=())
-    endpoint = client.webhooks.create(name="a", url=url.format(port=host.port), event_types=KINDS)
+    with pytest.raises(openai.BadRequestError, match="--webhook-allow"):
+        client.webhooks.create(name="a", url=url.format(port=host.port), event_types=KINDS)
+    endpoint = client.webhooks.create(name="a", url=PUBLIC, event_types=KINDS)
+    with pytest.raises(openai.BadRequestError, match="--webhook-allow"):
+        client.webhooks.update(endpoint.id, url=url.format(port=host.port))
+
+
+def test_a_name_that_leads_inside_is_not_reached(serve: Serve, host: WebhookHost) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    client = serve(allow=(), network=Network(resolve=resolve))
+    endpoint = client.webhooks.create(name="a", url=f"http://example.com:{host.port}/", event_types=KINDS)
     with pytest.raises(openai.BadRequestError, match="--webhook-allow"):
         client.webhooks.test(endpoint.id, event_type=KINDS[0])  # type: ignore[arg-type]
     assert host.received == []

@@ -40,8 +40,10 @@ async def create_file(request: Request, services: ServicesDep) -> dict[str, Any]
 @router.api_route("/files", methods=READ)
 async def list_files(request: Request, services: ServicesDep) -> dict[str, Any]:
     query = known_query(request, ("after", "limit", "order", "purpose"))
-    limit = read_limit(query, MOST, MOST)
-    page = await services.files.page(query.get("after"), limit, newest_first(query), query.get("purpose"))
+    limit, purpose = read_limit(query, MOST, MOST), query.get("purpose")
+    if purpose is not None and purpose not in (known := (*PURPOSES, *OTHERS, RESULTS)):
+        raise BadRequest(f"Invalid value for 'purpose': it must be one of {', '.join(known)}", param="purpose")
+    page = await services.files.page(query.get("after"), limit, newest_first(query), purpose)
     return described_page([described_file(file) for file in page.items], page)
 
 

@@ -10,11 +10,15 @@ from opsin_server.errors import BadRequest
 
 
 def known_query(request: Request, known: Collection[str]) -> dict[str, str]:
-    """The parameters of the query. Raises BadRequest for one that is unknown: it would not act."""
+    """The parameters of the query. Raises BadRequest for one that is unknown, or stands twice: it would not act."""
     if unknown := next((name for name in request.query_params if name not in known), None):
         message = f"Unrecognized request argument supplied: {unknown[:100]}"
         raise BadRequest(message, param=unknown[:100], code="unknown_parameter")
-    return dict(request.query_params)
+    found = dict(request.query_params)
+    if len(request.query_params.multi_items()) > len(found):
+        twice = next(name for name in found if len(request.query_params.getlist(name)) > 1)
+        raise BadRequest(f"'{twice}' is given more than once", param=twice)
+    return found
 
 
 def read_limit(query: dict[str, str], default: int, most: int) -> int:

@@ -14,6 +14,7 @@ from opsin_server.storage.records import Job, JobEvent, StoredFile
 
 STATUSES = {"validating_files": "pending", "queued": "pending", "paused": "pending"}
 NONE = Annotated[None, only(False)]
+ANSWERS_ALONE = Annotated[None, only(0)]  # rows of jobs have no prompt that could be learned
 
 
 class LegacyHyperparameters(Strict):
@@ -29,7 +30,7 @@ class CreateFineTune(Strict):
     learning_rate_multiplier: Positive = None
     hyperparameters: LegacyHyperparameters | None = None
     suffix: Annotated[str, Field(max_length=40), AfterValidator(storable)] | None = None
-    prompt_loss_weight: NONE = None
+    prompt_loss_weight: ANSWERS_ALONE = None
     compute_classification_metrics: NONE = None
     classification_n_classes: NONE = None
     classification_positive_class: NONE = None
