@@ -3,6 +3,7 @@ order, statuses move as they may, nothing is lost or told twice, and what can en
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -320,11 +321,15 @@ class Jobs(RuleBasedStateMachine):
         finally:
             self.server.close()
             self.folder.cleanup()
+            # Thousands of dead servers would be collected in the middle of a template, whose time is bounded.
+            gc.collect()
 
 
 def stateful(made: Path, database: str | None, examples: int, steps: int, *, same: bool = False) -> str:
     """What was done. same: in every run."""
     counted.clear()
+    gc.collect()
+    gc.freeze()
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     found = settings(
         max_examples=examples,
