@@ -1,6 +1,7 @@
-"""out_MN = (x_MK · Q_NKᵀ) * scale_N. M rows, K inputs, N outputs; Q is int8.
+"""out_MN = x_MK · W_NKᵀ, W = q * scale + offset by groups along K; Q is int8. M rows, K inputs, N outputs, G groups.
 
-Symmetric, one scale a row of the weight, rounded to nearest. The definition; it makes the weight a float for a moment.
+One group a row and no offset is the common case: (x · Qᵀ) * scale. The definition; it makes the weight a float for a
+moment.
 """
 
 from __future__ import annotations
@@ -9,30 +10,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opsin_kernels import float_blocks
+
 LARGEST = 127
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [N, K] -> Q I8 [N, K], scale F32 [N]."""
+    """weight [N, K] -> Q I8 [N, K], scale F32 [N, 1]. Symmetric, rounded to nearest."""
     weight = weight.float()
-    scale = weight.abs().amax(1).clamp(min=1e-12) / LARGEST
-    return (weight / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / LARGEST
+    return (weight / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
 
 
-def dequantize_rows(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight [N, K] that is meant."""
-    return (quantized.float() * scale[:, None]).to(dtype)
+def dequantize(quantized: Tensor, scale: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weight [N, K] that is meant. scale, offset [N, G]."""
+    codes, factor = quantized.float().unflatten(1, (scale.shape[1], -1)), scale[..., None].float()
+    meant = codes.mul_(factor) if offset is None else torch.addcmul(offset[..., None].float(), codes, factor)
+    return meant.flatten(1).to(dtype)
 
 
-def int8_linear(x: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
-    """x [M, K], Q I8 [N, K], scale F32 [N] -> [M, N]. In float16 the weight is scaled first: a sum of codes up to 127
-    overflows where the sum that is meant does not."""
-    weight, scale = quantized.to(x.dtype), scale.to(x.dtype)
-    if x.dtype == torch.float16:
-        return F.linear(x, weight * scale[:, None])
-    return F.linear(x, weight) * scale
+def int8_linear(x: Tensor, quantized: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """x [M, K] -> [M, N]. In float16 the weight is scaled first: a sum of codes up to 127 overflows where the sum that
+    is meant does not."""
+    if offset is None and scale.shape[1] == 1 and x.dtype != torch.float16:
+        return F.linear(x, quantized.to(x.dtype)) * scale[:, 0].to(x.dtype)
+    return float_blocks.product(x, len(quantized), _rows(quantized, scale, offset, x.dtype))
 
 
-def int8_input_gradient(gradient: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
-    """gradient [M, N] -> that of x [M, K]. Nothing of the float weight is kept between forward and backward."""
-    return (gradient * scale.to(gradient.dtype)) @ quantized.to(gradient.dtype)
+def int8_input_gradient(gradient: Tensor, quantized: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """gradient [M, N] -> that of x [M, K]."""
+    rows = _rows(quantized, scale, offset, gradient.dtype)
+    return float_blocks.input_gradient(gradient, quantized.shape[1], rows)
+
+
+def _rows(quantized: Tensor, scale: Tensor, offset: Tensor | None, dtype: torch.dtype) -> float_blocks.Rows:
+    return lambda r: dequantize(quantized[r], scale[r], None if offset is None else offset[r], dtype)

@@ -32,6 +32,8 @@ def axes(spec: RopeSpec, head_dim: int) -> list[int]:
 def _scaled(plain: F32, scaling: RopeScaling) -> F32:
     if scaling.kind == "linear":
         return (plain / np.float32(scaling.factor)).astype(np.float32)
+    if scaling.kind == "factors":
+        return (plain / np.array(scaling.factors, np.float32)).astype(np.float32)
     # Turns over the first training's context: few are a low frequency, many a high one. Source: arXiv 2407.21783.
     turns = scaling.trained * plain / (2 * math.pi)
     kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)

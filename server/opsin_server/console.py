@@ -87,9 +87,16 @@ def _about_head(files: ModelFiles, spec: ModelSpec) -> str | None:
 
 
 def announce(
-    console: Console, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str, seconds: float
+    console: Console,
+    config: ServerConfig,
+    ready: Ready,
+    facts: Rows,
+    url: str,
+    name: str,
+    seconds: float,
+    sees: bool = True,
 ) -> None:
-    """facts: as of `model_rows`."""
+    """facts: as of `model_rows`. sees: whether the model takes pictures."""
     memory = ready.memory
     rows = [
         ("url", url),
@@ -109,8 +116,8 @@ def announce(
     show(console, rows)
     if Path(config.engine.model) == MODEL:
         console.print(ABOUT, soft_wrap=True, highlight=False)
-    console.print("\nAsk it about a picture:\n", highlight=False)
-    console.print(curl(url, name, bool(config.api_keys)), soft_wrap=True, highlight=False, markup=False)
+    console.print("\nAsk it about a picture:\n" if sees else "\nAsk it:\n", highlight=False)
+    console.print(curl(url, name, bool(config.api_keys), sees), soft_wrap=True, highlight=False, markup=False)
 
 
 def show(console: Console, rows: Sequence[tuple[str, str]]) -> None:
@@ -185,8 +192,13 @@ def _verdict(said: Estimate) -> str:
     return f"serves{trains}: context {said.context:,}{shorter}{images}"
 
 
-def curl(url: str, name: str, guarded: bool) -> str:
+def curl(url: str, name: str, guarded: bool, sees: bool = True) -> str:
     """A command that can be pasted as it is, in any folder and shell, whatever the model is called."""
+    key = ' -H "Authorization: Bearer $OPSIN_API_KEY"' if guarded else ""
+    head = f"curl {quote(f'{url}/v1/chat/completions')}{key} -H 'Content-Type: application/json' -d "
+    if not sees:
+        messages = [{"role": "user", "content": "Why is the sky blue?"}]
+        return head + quote(json.dumps({"messages": messages, "model": name}))
     place = "PICTURE"
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{place}"}},
@@ -194,9 +206,7 @@ def curl(url: str, name: str, guarded: bool) -> str:
     ]
     before, after = json.dumps({"messages": [{"role": "user", "content": content}], "model": name}).split(place, 1)
     picture = f"\"$(base64 < {quote(str(SAMPLES / 'red_circle.png'))} | tr -d '\\n')\""
-    key = ' -H "Authorization: Bearer $OPSIN_API_KEY"' if guarded else ""
-    address = quote(f"{url}/v1/chat/completions")
-    return f"curl {address}{key} -H 'Content-Type: application/json' -d {quote(before)}{picture}{quote(after)}"
+    return f"{head}{quote(before)}{picture}{quote(after)}"
 
 
 def _size(count: int) -> str:

@@ -19,10 +19,11 @@ def readable(text: str) -> str:
 
 
 def model_name(directory: Path) -> str:
-    """What a model is called when nobody named it: in a Hub cache the repository, elsewhere the folder, and a link to
-    one as the link is called."""
+    """What a model is called when nobody named it: in a Hub cache the repository, elsewhere the folder (or the GGUF), and
+    a link to one as the link is called."""
     if directory.name in ("", ".."):  # "/", "." and those that end so
         directory = directory.resolve()
     snapshots = directory.absolute().parent
     repository = HUB_CACHE.fullmatch(snapshots.parent.name) if snapshots.name == "snapshots" else None
-    return readable(repository[1].replace("--", "/") if repository else directory.name) or NAMELESS
+    name = repository[1].replace("--", "/") if repository else directory.name.removesuffix(".gguf")
+    return readable(name) or NAMELESS

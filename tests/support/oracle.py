@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opsin_plugins.blocks.checkpoint import load_weights
+from opsin_plugins.blocks.checkpoint import load_weights, targets
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.blocks.weight_policy import WeightPolicy
+from opsin_plugins.blocks.weight_policy import WeightPolicy, declared_forms
 from opsin_plugins.conformance.batches import Prompt, whole
 from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.registry import Registry
+from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import U8, Architecture, ImageBudget, ModelSpec
 from support import tiny
 from support.inputs import their_inputs
@@ -43,6 +45,18 @@ def load(
     model = build_model(spec, registry, policy=policy, dtype=dtype)
     load_weights(model, architecture.weights(spec), files)
     return Ours(model, architecture, spec)
+
+
+def with_declared(path: Path) -> Ours:
+    """A checkpoint's packed weights as it has them."""
+    opened = open_model(path)
+    rules = opened.architecture.weights(opened.spec)
+    sketch = build_model(opened.spec, opened.registry, device="meta")
+    places = {name: target.shape for name, target in targets(sketch).items()}
+    declared = declared_forms(assign(opened.files.tensors, rules, places), opened.files.tensors)
+    model = build_model(opened.spec, opened.registry, policy=WeightPolicy(declared=declared))
+    load_weights(model, rules, opened.files)
+    return Ours(model, opened.architecture, opened.spec)
 
 
 def saved(model: Any, directory: Path, **how: Any) -> Ours:

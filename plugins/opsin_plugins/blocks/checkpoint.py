@@ -11,8 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from opsin_plugins.blocks.codes import Codes
+from opsin_plugins.blocks.decoder import Embedding
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
+from opsin_plugins.blocks.unpack import unpack
 from opsin_plugins.loading import weight_matching
 from opsin_plugins.loading.weight_matching import Source, assign
 from opsin_plugins.spec import ModelFiles, Reorder, Rule, TensorInfo
@@ -23,7 +26,7 @@ class Target:
     """A place for weights: its shape, how it is filled, and the bytes it will take."""
 
     shape: tuple[int, ...]
-    fill: Callable[[Sequence[Tensor]], None]
+    fill: Callable[[Sequence[Tensor | Codes]], None]
 
 
 def targets(model: nn.Module) -> dict[str, Target]:
@@ -31,8 +34,9 @@ def targets(model: nn.Module) -> dict[str, Target]:
     found: dict[str, Target] = {}
     inside: set[str] = set()
     for path, module in model.named_modules():
-        if isinstance(module, Linear):
-            found[f"{path}.weight"] = Target((module.outputs, module.inputs), module.fill)
+        if isinstance(module, Linear | Embedding):
+            shape = (module.outputs, module.inputs) if isinstance(module, Linear) else (module.vocab, module.width)
+            found[f"{path}.weight"] = Target(shape, module.fill)
             inside.update(f"{path}.{name}" for name, _ in module.named_parameters() if name != "bias")
     for path, parameter in model.named_parameters():
         if path not in inside:
@@ -40,11 +44,11 @@ def targets(model: nn.Module) -> dict[str, Target]:
     return found
 
 
-def _rows_into(place: Tensor) -> Callable[[Sequence[Tensor]], None]:
-    def fill(tensors: Sequence[Tensor]) -> None:
+def _rows_into(place: Tensor) -> Callable[[Sequence[Tensor | Codes]], None]:
+    def fill(tensors: Sequence[Tensor | Codes]) -> None:
         at = 0
         for tensor in tensors:
-            place[at : at + len(tensor)].copy_(tensor)
+            place[at : at + len(tensor)].copy_(tensor.dequantized() if isinstance(tensor, Codes) else tensor)
             at += len(tensor)
 
     return fill
@@ -73,18 +77,34 @@ def load_weights(
             progress(done, total)
 
 
-def _read(shards: dict[Path, object], stack: ExitStack, info: TensorInfo, key: str) -> Tensor:
+def _read(shards: dict[Path, object], stack: ExitStack, info: TensorInfo, key: str) -> Tensor | Codes:
+    if info.packing is not None:
+        return unpack(key, info, lambda part, stored: _stored(shards, stack, stored, part))
+    return _stored(shards, stack, info, key)
+
+
+def _stored(shards: dict[Path, object], stack: ExitStack, info: TensorInfo, key: str) -> Tensor:
     if info.file not in shards:
         shards[info.file] = stack.enter_context(safe_open(info.file, framework="pt"))
-    return shards[info.file].get_tensor(key)  # type: ignore[attr-defined]
+    found: Tensor = shards[info.file].get_tensor(key)  # type: ignore[attr-defined]
+    return found
 
 
 def _numel(info: TensorInfo) -> int:
     return int(torch.Size(info.shape).numel())
 
 
-def taken(source: Source, tensor: Tensor) -> Tensor:
-    """What a source says is taken of the tensor under its key, in the model's order."""
+def taken(source: Source, tensor: Tensor | Codes) -> Tensor | Codes:
+    """What a source says is taken of the tensor under its key, in the model's order. Codes stay what they are where
+    rows alone change places."""
+    if isinstance(tensor, Codes):
+        if source.reorder is None or source.reorder.axis == 0:
+            return tensor.of_rows(lambda rows: _taken(source, rows))
+        tensor = tensor.dequantized()
+    return _taken(source, tensor)
+
+
+def _taken(source: Source, tensor: Tensor) -> Tensor:
     return reordered(tensor if source.rows is None else tensor[slice(*source.rows[:2])], source.reorder)
 
 

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opsin_kernels.attention import packed_attention, paged_attention
 from opsin_kernels.layout import Layout
-from opsin_kernels.linear import linear
 from opsin_kernels.rotary import angles_to_tables, rotate_, rotate_and_store
+from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.fusion import Context, CrossInputs, Fusion, Visual
-from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants, parameter
+from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.stages import Stage
+from opsin_plugins.blocks.weight_format import Form, WeightFormat
 from opsin_plugins.rope import axes, frequencies
 from opsin_plugins.spec import DecoderSpec, RopeSpec
 
@@ -127,12 +127,25 @@ class DecoderLayer(nn.Module):
 
 
 class Embedding(nn.Module):
+    """A row for each token, and where the head is tied its weight as well. Its format is given by `build_model`."""
+
+    stored: WeightFormat
+
     def __init__(self, vocab: int, width: int) -> None:
         super().__init__()
-        self.weight = parameter(vocab, width)
+        self.vocab, self.width, self.dtype = vocab, width, torch.get_default_dtype()
+
+    def allocate(self, form: Form) -> None:
+        self.stored = form(self.width, self.vocab)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
+        return self.stored.rows(ids).to(self.dtype)
+
+    def fill(self, tensors: Sequence[Tensor | Codes]) -> None:
+        start = 0
+        for tensor in tensors:
+            self.stored.fill(start, tensor)
+            start += len(tensor)
 
 
 class Decoder(nn.Module):
@@ -166,7 +179,7 @@ class Decoder(nn.Module):
     def stages(self, inputs: ModelInputs, fusion: Fusion | None = None, visual: Visual | None = None) -> list[Stage]:
         """From embeddings "x" to the states "x", without a pool. A layer at which the fusion acts also takes the visual
         tokens: "tokens" of `visual`, or "states" of the cross inputs."""
-        turn = self.rotary(inputs, self.embedding.weight.dtype)
+        turn = self.rotary(inputs, self.embedding.dtype)
         points = fusion.layers if fusion is not None and visual is not None else frozenset()
         found = []
         for i in range(len(self._stack)):
@@ -222,5 +235,5 @@ class Decoder(nn.Module):
         x = self.norm(x)
         if self.head is not None:
             return self.head(x, lora)
-        out = linear(x, self.embedding.weight[: self.spec.vocab])
+        out = self.embedding.stored.matmul(x)[:, : self.spec.vocab]
         return out if lora is None else lora.add(HEAD, x, out)

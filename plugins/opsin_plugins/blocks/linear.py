@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.lora import Lora
-from opsin_plugins.blocks.weight_formats import WeightFormat
+from opsin_plugins.blocks.weight_format import Form, WeightFormat
 
 
 class Linear(nn.Module):
@@ -27,7 +28,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(self.outputs), requires_grad=False) if bias else None
         self.name = ""
 
-    def allocate(self, name: str, form: type[WeightFormat]) -> None:
+    def allocate(self, name: str, form: Form) -> None:
         """Room for the weight, on the default device and in the default type."""
         self.name, self.stored = name, form(self.inputs, self.outputs)
 
@@ -35,7 +36,7 @@ class Linear(nn.Module):
         """x [T, in] -> [T, out]. lora: the adapters of the batch's rows; None: all are the base model's."""
         return self.stored.matmul(x, self.bias) if lora is None else lora.applied(self, x)
 
-    def fill(self, tensors: Sequence[Tensor]) -> None:
+    def fill(self, tensors: Sequence[Tensor | Codes]) -> None:
         """Takes the published weights of all segments, in order; some families publish the fused tensor itself."""
         start = 0
         for tensor in tensors:

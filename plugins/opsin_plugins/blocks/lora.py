@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from opsin_plugins.blocks.weight_formats import WeightFormat
+from opsin_plugins.blocks.weight_format import WeightFormat
 
 
 class FrozenLinear(Protocol):

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from opsin_plugins.blocks.decoder import Decoder, KVPool, ModelInputs
+from opsin_plugins.blocks.decoder import Decoder, Embedding, KVPool, ModelInputs
 from opsin_plugins.blocks.fusion import Fusion, Visual
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import Lora
@@ -181,6 +181,8 @@ def build_model(
             for path, module in model.named_modules():
                 if isinstance(module, Linear):
                     module.allocate(path, policy.choose(path, module.inputs, module.outputs))
+                elif isinstance(module, Embedding):
+                    module.allocate(policy.choose(path, module.width, module.vocab))
     finally:
         torch.set_default_dtype(previous)
     return model.eval()

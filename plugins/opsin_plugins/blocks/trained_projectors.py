@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model, declared_projector
-from opsin_plugins.blocks.weight_formats import Dense
+from opsin_plugins.blocks.weight_format import Dense
 
 PREFIX = "projector."
 

@@ -1,176 +1,226 @@
-"""How the weight of a linear is stored: as it is, as 8-bit rows, or as 4-bit groups.
-
-Each format is allocate (its constructor), fill, matmul and input_gradient. The last is what a backward pass needs of a
-frozen weight: autograd over a quantized matmul would keep the float weight instead, 4 bytes for each that is stored.
-"""
+"""The formats of quantized weights: codes of 4 or 8 bits, with scales of groups of inputs."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 
-from opsin_kernels.int4_linear import (
-    GROUPS,
-    dequantize_groups,
-    int4_input_gradient,
-    int4_linear,
-    quantize_groups,
-)
-from opsin_kernels.int8_linear import dequantize_rows, int8_input_gradient, int8_linear, quantize_rows
-from opsin_kernels.linear import linear
+from opsin_kernels import fp8_linear, int4_linear, int8_linear, table4_linear
+from opsin_plugins.blocks.codes import Codes
+from opsin_plugins.blocks.weight_format import Dense, Form, Quantized, WeightFormat
+from opsin_plugins.spec import CodeForm, SpecError
+
+FINE = 128  # groups that are no larger have scales in 16 bit, where the model is in 16 bit: they would take a sixth
 
 
-class WeightFormat(nn.Module, ABC):
-    """The weight [outputs, inputs] of a linear, or of some of its segments; unfilled at first.
+class Groups(Quantized):
+    """scale [outputs, groups]; offset the same, where there is one. order I32 [inputs]: how inputs are taken, where
+    that is not in their own order."""
 
-    bytes: of all its tensors.
-    """
+    scale: Tensor
+    offset: Tensor | None
+    order: Tensor | None
 
-    name: ClassVar[str]
-
-    @classmethod
-    def holds(cls, inputs: int, outputs: int) -> bool:
-        """Whether a weight of this shape can be stored so."""
-        return True
-
-    @abstractmethod
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-
-    @abstractmethod
-    def fill(self, start: int, weight: Tensor) -> None:
-        """Takes rows `start` and following, [rows, inputs], of any float type."""
-
-    @abstractmethod
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [T, inputs] -> x · Wᵀ + bias [T, outputs], a tensor of its own."""
-
-    @abstractmethod
-    def input_gradient(self, gradient: Tensor) -> Tensor:
-        """gradient [T, outputs] -> gradient · W [T, inputs]."""
-
-    @abstractmethod
-    def dequantized(self) -> Tensor:
-        """The weight that is meant, [outputs, inputs], in the default type."""
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
-
-
-class Dense(WeightFormat):
-    """As it is. weight [outputs, inputs]."""
-
-    name = "dense"
-
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, form: CodeForm) -> None:
         super().__init__(inputs, outputs)
-        self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
+        self.form = form
+        groups, size = inputs // form.group, _scale_type(form)
+        self.register_buffer("scale", torch.empty(outputs, groups, dtype=size))
+        self.register_buffer("offset", torch.empty(outputs, groups, dtype=size) if form.offset else None)
+        self.register_buffer("order", torch.empty(inputs, dtype=torch.int32) if form.ordered else None)
 
-    def fill(self, start: int, weight: Tensor) -> None:
-        self.weight.data[start : start + len(weight)].copy_(weight)
-
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return linear(x, self.weight, bias)
-
-    def input_gradient(self, gradient: Tensor) -> Tensor:
-        return gradient @ self.weight
-
-    def dequantized(self) -> Tensor:
-        return self.weight.detach()
-
-
-class _Quantized(WeightFormat):
-    """A weight that has no gradient of its own; matmul is differentiable in x, by `input_gradient`."""
-
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        differentiates = torch.is_grad_enabled() and x.requires_grad
-        out: Tensor = _FrozenMatmul.apply(x, self) if differentiates else self.product(x)  # type: ignore[no-untyped-call]
-        return out if bias is None else out + bias
+    def fill(self, start: int, weight: Tensor | Codes) -> None:
+        found = weight if isinstance(weight, Codes) else self._quantize(weight.to(self.scale.device))
+        rows = slice(start, start + len(found))
+        self._store(rows, found)
+        self.scale[rows] = found.scale
+        if self.offset is not None:
+            assert found.offset is not None
+            self.offset[rows] = found.offset
+        if self.order is not None:
+            assert found.order is not None
+            self.order.copy_(found.order)
 
     @abstractmethod
+    def _quantize(self, weight: Tensor) -> Codes:
+        """Rows that are floats."""
+
+    @abstractmethod
+    def _store(self, rows: slice, found: Codes) -> None:
+        """The codes themselves."""
+
+    @abstractmethod
+    def _product(self, x: Tensor) -> Tensor:
+        """Of inputs in the order of the codes."""
+
+    @abstractmethod
+    def _input_gradient(self, gradient: Tensor) -> Tensor:
+        """Of inputs in the order of the codes."""
+
+    @abstractmethod
+    def _meant(self, chosen: Tensor | slice) -> Tensor:
+        """Rows of the weight that is meant, inputs in the order of the codes."""
+
     def product(self, x: Tensor) -> Tensor:
-        """x · Wᵀ, as no backward pass sees it."""
+        return self._product(x if self.order is None else x.index_select(1, self.order))
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        return self._in_order(self._input_gradient(gradient))
+
+    def dequantized(self) -> Tensor:
+        return self._in_order(self._meant(slice(None)))
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self._in_order(self._meant(ids))
+
+    def _in_order(self, values: Tensor) -> Tensor:
+        if self.order is None:
+            return values
+        out = torch.empty_like(values)
+        out[:, self.order.long()] = values
+        return out
 
 
-class _FrozenMatmul(torch.autograd.Function):
-    """Keeps neither x nor a float weight: the gradient of x needs none."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: _Quantized) -> Tensor:
-        ctx.weight = weight  # type: ignore[attr-defined]
-        return weight.product(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.weight.input_gradient(gradient), None  # type: ignore[attr-defined]
-
-
-class Int8Rows(_Quantized):
-    """Symmetric 8-bit rows. quantized I8 [outputs, inputs], scale F32 [outputs]. Source: opsin_kernels.int8_linear."""
+class Int8Groups(Groups):
+    """quantized I8 [outputs, inputs]. Source: opsin_kernels.int8_linear. By default one group a row, symmetric."""
 
     name = "int8"
     quantized: Tensor
-    scale: Tensor
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
+    def __init__(self, inputs: int, outputs: int, form: CodeForm | None = None) -> None:
+        super().__init__(inputs, outputs, form or CodeForm("int8", inputs))
         self.register_buffer("quantized", torch.empty(outputs, inputs, dtype=torch.int8))
-        self.register_buffer("scale", torch.empty(outputs, dtype=torch.float32))
 
-    def fill(self, start: int, weight: Tensor) -> None:
-        rows = slice(start, start + len(weight))
-        self.quantized[rows], self.scale[rows] = quantize_rows(weight.to(self.scale.device))
+    def _quantize(self, weight: Tensor) -> Codes:
+        return Codes(self.form, *int8_linear.quantize_rows(weight))
 
-    def product(self, x: Tensor) -> Tensor:
-        return int8_linear(x, self.quantized, self.scale)
+    def _store(self, rows: slice, found: Codes) -> None:
+        self.quantized[rows] = found.codes
 
-    def input_gradient(self, gradient: Tensor) -> Tensor:
-        return int8_input_gradient(gradient, self.quantized, self.scale)
+    def _product(self, x: Tensor) -> Tensor:
+        return int8_linear.int8_linear(x, self.quantized, self.scale, self.offset)
 
-    def dequantized(self) -> Tensor:
-        return dequantize_rows(self.quantized, self.scale, torch.get_default_dtype())
+    def _input_gradient(self, gradient: Tensor) -> Tensor:
+        return int8_linear.int8_input_gradient(gradient, self.quantized, self.scale, self.offset)
+
+    def _meant(self, chosen: Tensor | slice) -> Tensor:
+        offset = None if self.offset is None else self.offset[chosen]
+        return int8_linear.dequantize(self.quantized[chosen], self.scale[chosen], offset, torch.get_default_dtype())
 
 
-class Int4Groups(_Quantized):
-    """4-bit codes with a scale and a zero for each group of inputs, the largest group that divides them. packed U8
-    [outputs, inputs / 2], scale [outputs, groups] in the model's type, zero U8. Source: opsin_kernels.int4_linear."""
+class Int4Groups(Groups):
+    """packed U8 [outputs, inputs / 2]. Source: opsin_kernels.int4_linear. By default the largest group that divides the
+    inputs."""
 
     name = "int4"
     packed: Tensor
-    scale: Tensor
-    zero: Tensor
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.group = next(group for group in GROUPS if inputs % group == 0)
+    def __init__(self, inputs: int, outputs: int, form: CodeForm | None = None) -> None:
+        group = next((group for group in int4_linear.GROUPS if inputs % group == 0), inputs)
+        super().__init__(inputs, outputs, form or CodeForm("int4", group, offset=True))
         self.register_buffer("packed", torch.empty(outputs, inputs // 2, dtype=torch.uint8))
-        self.register_buffer("scale", torch.empty(outputs, inputs // self.group))
-        self.register_buffer("zero", torch.empty(outputs, inputs // self.group, dtype=torch.uint8))
 
     @classmethod
     def holds(cls, inputs: int, outputs: int) -> bool:
-        return any(inputs % group == 0 for group in GROUPS)
+        return any(inputs % group == 0 for group in int4_linear.GROUPS)
 
-    def fill(self, start: int, weight: Tensor) -> None:
-        rows = slice(start, start + len(weight))
-        found = quantize_groups(weight.to(self.scale.device), self.group)
-        self.packed[rows], self.scale[rows], self.zero[rows] = found
+    def _quantize(self, weight: Tensor) -> Codes:
+        return Codes(self.form, *int4_linear.quantize_groups(weight, self.form.group))
 
-    def product(self, x: Tensor) -> Tensor:
-        return int4_linear(x, self.packed, self.scale, self.zero)
+    def _store(self, rows: slice, found: Codes) -> None:
+        self.packed[rows] = int4_linear.pack_groups(found.codes, self.form.group)
 
-    def input_gradient(self, gradient: Tensor) -> Tensor:
-        return int4_input_gradient(gradient, self.packed, self.scale, self.zero)
+    def _product(self, x: Tensor) -> Tensor:
+        assert self.offset is not None
+        return int4_linear.int4_linear(x, self.packed, self.scale, self.offset)
 
-    def dequantized(self) -> Tensor:
-        return dequantize_groups(self.packed, self.scale, self.zero, torch.get_default_dtype())
+    def _input_gradient(self, gradient: Tensor) -> Tensor:
+        assert self.offset is not None
+        return int4_linear.int4_input_gradient(gradient, self.packed, self.scale, self.offset)
+
+    def _meant(self, chosen: Tensor | slice) -> Tensor:
+        assert self.offset is not None
+        dtype = torch.get_default_dtype()
+        return int4_linear.dequantize_groups(self.packed[chosen], self.scale[chosen], self.offset[chosen], dtype)
 
 
-FORMATS: Mapping[str, type[WeightFormat]] = {form.name: form for form in (Dense, Int8Rows, Int4Groups)}
+class Fp8Groups(Groups):
+    """quantized F8 (e4m3) [outputs, inputs]. Source: opsin_kernels.fp8_linear. By default one group a row."""
+
+    name = "fp8"
+    quantized: Tensor
+
+    def __init__(self, inputs: int, outputs: int, form: CodeForm | None = None) -> None:
+        super().__init__(inputs, outputs, form or CodeForm("fp8", inputs))
+        self.register_buffer("quantized", torch.empty(outputs, inputs, dtype=torch.float8_e4m3fn))
+
+    def _quantize(self, weight: Tensor) -> Codes:
+        return Codes(self.form, *fp8_linear.quantize_rows(weight))
+
+    def _store(self, rows: slice, found: Codes) -> None:
+        self.quantized[rows] = found.codes
+
+    def _product(self, x: Tensor) -> Tensor:
+        return fp8_linear.fp8_linear(x, self.quantized, self.scale)
+
+    def _input_gradient(self, gradient: Tensor) -> Tensor:
+        return fp8_linear.fp8_input_gradient(gradient, self.quantized, self.scale)
+
+    def _meant(self, chosen: Tensor | slice) -> Tensor:
+        return fp8_linear.dequantize(self.quantized[chosen], self.scale[chosen], torch.get_default_dtype())
+
+
+class Table4Groups(Groups):
+    """packed U8 [outputs, inputs / 2], table F32 [16]. Source: opsin_kernels.table4_linear. It is loaded, and nothing
+    is quantized to it here."""
+
+    name = "table4"
+    packed: Tensor
+    table: Tensor
+
+    def __init__(self, inputs: int, outputs: int, form: CodeForm) -> None:
+        super().__init__(inputs, outputs, form)
+        self.register_buffer("packed", torch.empty(outputs, inputs // 2, dtype=torch.uint8))
+        self.register_buffer("table", torch.empty(16, dtype=torch.float32))
+
+    def _quantize(self, weight: Tensor) -> Codes:
+        raise SpecError("nothing is quantized to a table of 16 numbers here")
+
+    def _store(self, rows: slice, found: Codes) -> None:
+        assert found.table is not None
+        self.packed[rows] = int4_linear.pack_groups(found.codes, self.form.group)
+        self.table.copy_(found.table)
+
+    def _product(self, x: Tensor) -> Tensor:
+        return table4_linear.table4_linear(x, self.packed, self.scale, self.table)
+
+    def _input_gradient(self, gradient: Tensor) -> Tensor:
+        return table4_linear.table4_input_gradient(gradient, self.packed, self.scale, self.table)
+
+    def _meant(self, chosen: Tensor | slice) -> Tensor:
+        dtype = torch.get_default_dtype()
+        return table4_linear.dequantize(self.packed[chosen], self.scale[chosen], self.table, dtype)
+
+
+# What a weight can be quantized to on the spot.
+FORMATS: Mapping[str, type[WeightFormat]] = {form.name: form for form in (Dense, Int8Groups, Int4Groups, Fp8Groups)}
+_OF_CODES: Mapping[str, type[Groups]] = {
+    "int4": Int4Groups,
+    "int8": Int8Groups,
+    "fp8": Fp8Groups,
+    "table4": Table4Groups,
+}
+
+
+def form_of(form: CodeForm | None) -> Form:
+    """What holds a checkpoint's codes as they are; None: numbers that are none."""
+    return Dense if form is None else partial(_OF_CODES[form.codes], form=form)
+
+
+def _scale_type(form: CodeForm) -> torch.dtype:
+    small = form.codes != "fp8" and form.group <= FINE and torch.get_default_dtype() != torch.float32
+    return torch.float16 if small else torch.float32

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
-from opsin_plugins.blocks.weight_formats import FORMATS, Dense, WeightFormat
+from opsin_plugins.blocks.segmented import Segmented
+from opsin_plugins.blocks.weight_format import Dense, Form
+from opsin_plugins.blocks.weight_formats import FORMATS, form_of
+from opsin_plugins.loading.weight_matching import Source
+from opsin_plugins.spec import CodeForm, TensorInfo
 
 # In 16 bit whatever the rest is. The head's rounding would fall on the logits themselves; tower and projector are few
 # weights, run once a picture, and what they lose nothing behind them can mend.
 KEPT_DENSE = {"vision.": "vision tower", "projector.": "projector", "decoder.head": "output head"}
+EMBEDDING = "decoder.embedding"
+
+Segments = Sequence[tuple[int, CodeForm | None]]
+"""Of a weight's rows, in order: how many, and as what a checkpoint has them (None: as floats)."""
 
 
 @dataclass(frozen=True)
 class WeightPolicy:
-    """format: the name of what the decoder's linears are stored as (and those of cross-attention)."""
+    """format: the name of what the decoder's linears are stored as (and those of cross-attention). declared: what a
+    checkpoint has packed itself, by path: it is kept as it is."""
 
     format: str = Dense.name
+    declared: Mapping[str, Segments] = field(default_factory=dict)
 
-    def choose(self, path: str, inputs: int, outputs: int) -> type[WeightFormat]:
+    def choose(self, path: str, inputs: int, outputs: int) -> Form:
         """A weight that the format cannot hold stays as it is."""
+        if (segments := self.declared.get(path)) is not None:
+            return _declared(segments)
         wanted = FORMATS[self.format]
-        kept = path.startswith(tuple(KEPT_DENSE))
+        kept = path.startswith((*KEPT_DENSE, EMBEDDING))
         return Dense if kept or not wanted.holds(inputs, outputs) else wanted
 
     def describe(self, dtype: str) -> str:
@@ -28,3 +42,26 @@ class WeightPolicy:
         return (
             dtype if self.format == Dense.name else f"{self.format} decoder; {dtype} {', '.join(KEPT_DENSE.values())}"
         )
+
+
+def declared_forms(plan: Mapping[str, Sequence[Source]], tensors: Mapping[str, TensorInfo]) -> dict[str, Segments]:
+    """What the checkpoint has packed, by the paths of linears; plan: which keys fill which weight."""
+    found = {
+        name.removesuffix(".weight"): [_segment(s, tensors[s.key]) for s in sources] for name, sources in plan.items()
+    }
+    return {path: segments for path, segments in found.items() if any(form is not None for _, form in segments)}
+
+
+def _segment(source: Source, info: TensorInfo) -> tuple[int, CodeForm | None]:
+    """Whose rows alone change places stays packed."""
+    form = None if info.packing is None else info.packing.form
+    keeps = source.reorder is None or source.reorder.axis == 0
+    return source.shape(info.shape)[0], form if keeps else None
+
+
+def _declared(segments: Segments) -> Form:
+    (_, first), *others = segments
+    alike = all(form == first for _, form in others)
+    if alike and (first is None or not first.ordered or not others):
+        return form_of(first)
+    return partial(Segmented, segments=[(count, form_of(form)) for count, form in segments])

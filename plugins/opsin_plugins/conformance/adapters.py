@@ -14,7 +14,7 @@ from opsin_plugins.blocks.decoder import HEAD
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.trained_projectors import PREFIX, TrainedProjectors, tensors_of
-from opsin_plugins.blocks.weight_formats import Dense
+from opsin_plugins.blocks.weight_format import Dense
 from opsin_plugins.conformance.batches import Adapters, paged, whole
 from opsin_plugins.conformance.declarations import bare
 from opsin_plugins.conformance.subject import Subject
@@ -133,7 +133,7 @@ def merged(subject: Subject, adapter: AdapterWeights) -> Model:
     if model.decoder.head is None and HEAD in adapter.factors:  # tied: the embedding must stay as it is
         model.decoder.head = Linear(subject.spec.decoder.width, [subject.spec.decoder.vocab])
         model.decoder.head.allocate(HEAD, Dense)
-        model.decoder.head.fill([model.decoder.embedding.weight[: subject.spec.decoder.vocab]])
+        model.decoder.head.fill([model.decoder.embedding.stored.dequantized()[: subject.spec.decoder.vocab]])
     places = targets_of(model)
     for name, tensor in adapter.projector.items():
         places[name].fill([tensor])

@@ -5,6 +5,7 @@ Families differ in wrapping and names, rarely in the decoder: Llama, Mistral and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -139,6 +140,8 @@ def rope_spec(config: Config, head_dim: int, theta: float, mrope: bool) -> RopeS
             raise SpecError(f"{key} must be an object, got {value!r}")
         merged.update(value or {})
     base, scaling = number(merged, "rope_theta"), _rope_scaling(merged)
+    if scaling is not None and scaling.factors and len(scaling.factors) != head_dim // 2:
+        raise SpecError(f"{len(scaling.factors)} rope factors; half the head size is {head_dim // 2}")
     sections = merged.get("mrope_section", ())
     if not mrope:
         return RopeSpec(base, scaling=scaling)
@@ -158,12 +161,21 @@ def _rope_scaling(config: Config) -> RopeScaling | None:
         raise SpecError(f"rope factor {factor} is not above 0")
     if kind == "linear":
         return RopeScaling("linear", factor)
+    if kind == "factors":
+        return RopeScaling("factors", factors=_factors(config))
     if kind != "llama3":
         raise SpecError(f"rope type {kind!r} is not supported (default, linear, llama3 and mrope are)")
     low, high = number(config, "low_freq_factor"), number(config, "high_freq_factor")
     if low >= high:
         raise SpecError(f"rope low_freq_factor {low} is not below high_freq_factor {high}")
     return RopeScaling("llama3", factor, low, high, integer(config, "original_max_position_embeddings"))
+
+
+def _factors(config: Config) -> tuple[float, ...]:
+    given = config.get("factors")
+    if not isinstance(given, Sequence) or not all(isinstance(f, float) and 0 < f < math.inf for f in given):
+        raise SpecError("rope factors must be numbers above 0")
+    return tuple(given)
 
 
 def decoder_rules(spec: DecoderSpec, prefix: str) -> list[Rule]:

@@ -18,7 +18,8 @@ from io import FileIO
 from pathlib import Path
 
 from opsin_plugins.loading.digest_store import DigestStore, Stamp
-from opsin_plugins.loading.weight_files import Extent, read_extents
+from opsin_plugins.loading.stored_extents import stored_extents
+from opsin_plugins.loading.weight_files import Extent
 from opsin_plugins.spec import ModelFiles, SpecError
 
 FORMAT = "opsin model 1"  # stands first in what is hashed: another way of counting is another number
@@ -36,7 +37,7 @@ def fingerprint(files: ModelFiles, version: str) -> str:
     configuration have the same one, which only their content digests tell apart. Raises SpecError, as of
     `ContentDigest.compute`."""
     hasher = hashlib.sha256(_line(version) + _settings(files))
-    for name, info in sorted(files.tensors.items()):
+    for name, info in sorted(files.stored_tensors.items()):
         hasher.update(_line([name, info.dtype, info.shape]))
     return f"fp_{hasher.hexdigest()[:16]}"
 
@@ -47,7 +48,8 @@ class ContentDigest:
 
     def __init__(self, files: ModelFiles) -> None:
         self._files = files
-        self._stamps = {file: Stamp.of(file.stat()) for file in sorted({info.file for info in files.tensors.values()})}
+        stored = {info.file for info in files.stored_tensors.values()}
+        self._stamps = {file: Stamp.of(file.stat()) for file in sorted(stored)}
         self.nbytes = sum(stamp.size for stamp in self._stamps.values())
         self._store = DigestStore(files.directory) if self.nbytes > SMALL_BYTES else None
 
@@ -68,7 +70,7 @@ class ContentDigest:
         for file in self._stamps:
             digests |= self._tensor_digests(file, between)
         hasher = hashlib.sha256(_line(FORMAT) + _settings(self._files))
-        for name, info in sorted(self._files.tensors.items()):
+        for name, info in sorted(self._files.stored_tensors.items()):
             hasher.update(_line([name, info.dtype, info.shape, digests[name]]))
         return f"sha256:{hasher.hexdigest()}"
 
@@ -95,8 +97,8 @@ class ContentDigest:
 
     def _extents(self, file: Path, opened: FileIO) -> Mapping[str, Extent]:
         """Of the tensors that are read from this file. Its header is the one that the model was opened with."""
-        there = read_extents(opened)
-        known = {name: info for name, info in self._files.tensors.items() if info.file == file}
+        there = stored_extents(file, opened)
+        known = {name: info for name, info in self._files.stored_tensors.items() if info.file == file}
         for name, info in known.items():
             if name not in there or there[name][:2] != (info.dtype, info.shape):
                 raise _changed(file)

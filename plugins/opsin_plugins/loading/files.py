@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from opsin_plugins.loading.chat_templates import find_chat_template
+from opsin_plugins.loading.gguf.container import is_gguf
+from opsin_plugins.loading.gguf.files import read_gguf
 from opsin_plugins.loading.read_json import read_json, read_text
 from opsin_plugins.loading.weight_files import find_weights, mistrals_form
 from opsin_plugins.spec import ModelFiles, SpecError
@@ -16,7 +18,9 @@ CONFIGURATIONS = ("config.json", "params.json")
 
 def read_model_files(directory: Path, options: Mapping[str, str] | None = None) -> ModelFiles:
     """options: of the family, see ModelFiles. Raises SpecError when the directory is no checkpoint, or has its weights
-    in a form that is not read."""
+    in a form that is not read. A GGUF is one as well, though it is no directory."""
+    if is_gguf(directory):
+        return read_gguf(directory, options)
     _check_directory(directory)
     processor, tokenizer_config = (read_json(directory / f"{n}_config.json") for n in ("processor", "tokenizer"))
     config, stem = _config(directory, processor)

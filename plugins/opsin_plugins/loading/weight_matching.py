@@ -99,7 +99,11 @@ def _mismatch(
     name: str, shape: tuple[int, ...], sources: Sequence[Source], tensors: Mapping[str, TensorInfo]
 ) -> list[str]:
     infos = [tensors[s.key] for s in sources]
-    problems = [f"{s.key} is stored as {i.dtype}" for s, i in zip(sources, infos, strict=True) if i.dtype not in FLOATS]
+    problems = [
+        f"{s.key} is stored as {i.dtype}"
+        for s, i in zip(sources, infos, strict=True)
+        if i.dtype not in FLOATS and i.packing is None
+    ]
     found = [s.shape(i.shape) if i.shape else (1,) for s, i in zip(sources, infos, strict=True)]
     if any(f[1:] != shape[1:] for f in found) or sum(f[0] for f in found) != shape[0]:
         keys, stored = " + ".join(s.key for s in sources), [list(i.shape) for i in infos]

@@ -33,6 +33,7 @@ from opsin_plugins.spec.model_spec import (
     TiledTowerSpec,
     TowerSpec,
 )
+from opsin_plugins.spec.packing import CodeForm, Packing
 from opsin_plugins.spec.protocols import Architecture, FusionStrategy, VisionEncoder
 from opsin_plugins.spec.visual_items import Expanded, ImageBudget, Span, VisibleImages, VisualItem
 from opsin_plugins.spec.weight_rules import Concat, Ignore, Prefix, PublishedNames, Rename, Reorder, Rule, Split
@@ -43,6 +44,7 @@ __all__ = [
     "U8",
     "Activation",
     "Architecture",
+    "CodeForm",
     "Concat",
     "Config",
     "CrossSpec",
@@ -61,6 +63,7 @@ __all__ = [
     "ModelFiles",
     "ModelSpec",
     "Norm",
+    "Packing",
     "Pattern",
     "Prefix",
     "ProjectorSpec",

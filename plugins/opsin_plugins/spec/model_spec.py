@@ -19,14 +19,16 @@ class RopeScaling:
     """Frequencies stretched for contexts longer than the model was first trained on; `opsin_plugins.rope` computes
     them.
 
-    linear: all divided by `factor`. llama3: low ones divided, high ones kept, a blend between (arXiv 2407.21783).
+    linear: all divided by `factor`. factors: each by its own, head_dim / 2 of them. llama3: low ones divided, high
+    ones kept, a blend between (arXiv 2407.21783).
     """
 
-    kind: Literal["linear", "llama3"]
-    factor: float
+    kind: Literal["linear", "llama3", "factors"]
+    factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
     trained: int = 8192  # positions of the first training
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class BaseModel:
         listed = sorted(f"{name} {shape.inputs} {shape.segments}" for name, shape in self.linears.items())
         listed += sorted(f"{name} {shape}" for name, shape in projector.items())
         hasher = hashlib.sha256("\n".join((self.family, *listed)).encode())
-        tensors = self._model.files.tensors
+        tensors = self._model.files.stored_tensors
         for file in sorted({info.file for info in tensors.values()}):
             hasher.update(first_bytes(file, SAMPLED_BYTES))
         return hasher.hexdigest()
@@ -134,7 +134,10 @@ class BaseModel:
         """Whether a copy of a tensor of the base holds its very numbers; None: there is none to compare with."""
         if (key := self._stored_key(name)) is None:
             return None
-        mine = read_tensor(self._model.files.tensors[key].file, key)
+        info = self._model.files.tensors[key]
+        if info.packing is not None:
+            return None
+        mine = read_tensor(info.file, key)
         return mine is not None and mine.equals(tensor)
 
 

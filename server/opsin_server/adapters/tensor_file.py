@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from opsin_plugins.loading.stored_extents import stored_extents
 from opsin_plugins.loading.weight_files import Extent, read_extents, read_header
 
 Words = NDArray[Any]  # bits of floats, as unsigned integers of their width
@@ -67,7 +68,7 @@ def read_tensor(file: Path, key: str) -> BitTensor | None:
 def first_bytes(file: Path, count: int) -> bytes:
     """Of each tensor of a file, by their keys."""
     with file.open("rb") as opened:
-        extents = read_extents(opened)
+        extents = stored_extents(file, opened)
         found = []
         for key in sorted(extents):
             opened.seek(extents[key].begin)

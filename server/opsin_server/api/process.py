@@ -141,7 +141,8 @@ async def _serve(
         if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
             ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
             facts = model_rows(model.files, model.spec, ends, sampling.described())
-            _announce(loading, config, ready.result(), facts, url, names[0])
+            sees = model.spec.vision is not None
+            _announce(loading, config, ready.result(), facts, url, names[0], sees)
             digest.start()
         await serving
     finally:  # also when the engine did not start, or a signal came before `serve` had its own
@@ -165,8 +166,10 @@ async def _ready(engine: EngineClient, adapters: AdapterService, jobs: FineTunin
     return ready
 
 
-def _announce(loading: Loading, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str) -> None:
+def _announce(
+    loading: Loading, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str, sees: bool
+) -> None:
     try:
-        announce(loading.console, config, ready, facts, url, name, time.monotonic() - loading.started)
+        announce(loading.console, config, ready, facts, url, name, time.monotonic() - loading.started, sees)
     except Exception:  # a banner is worth no server
         log.exception("serving on %s, but the banner could not be printed", url)

@@ -12,8 +12,10 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from opsin_plugins.loading.gguf.container import is_gguf
 from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import SpecError
+from opsin_server.text.convert_gguf import convert_gguf
 from opsin_server.text.convert_tiktoken import convert
 from opsin_server.text.token_bytes import BYTE, Json
 
@@ -35,7 +37,10 @@ class Read:
 def read_tokenizer(directory: Path) -> Read:
     """Raises SpecError when there is none, or it does not load."""
     path, names = directory / "tokenizer.json", dict[str, str]()
-    if path.is_file():
+    document: Json
+    if is_gguf(directory):
+        document = convert_gguf(directory)
+    elif path.is_file():
         document = read_json(path)
     elif (converted := convert(directory)) is not None:
         document, names = converted[0], dict(converted[1])

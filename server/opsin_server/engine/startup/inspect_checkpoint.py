@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.blocks.weight_policy import WeightPolicy
+from opsin_plugins.blocks.weight_policy import Segments, WeightPolicy, declared_forms
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.registry import Registry
@@ -54,6 +54,7 @@ class InspectedCheckpoint:
     spec: ModelSpec
     rules: Sequence[Rule]
     dtype: torch.dtype
+    policy: WeightPolicy
     parameters: int
     weight_bytes: int
 
@@ -63,8 +64,13 @@ class InspectedCheckpoint:
         return linears_of(self.spec, self.registry)
 
 
-def policy_of(config: EngineConfig) -> WeightPolicy:
-    return WeightPolicy() if config.quantize == "none" else WeightPolicy(config.quantize)
+def policy_of(config: EngineConfig, declared: Mapping[str, Segments]) -> WeightPolicy:
+    """Raises ConfigError for what is packed already."""
+    if config.quantize == "none":
+        return WeightPolicy(declared=declared)
+    if declared:
+        raise ConfigError(f"--quantize {config.quantize}: the weights are quantized already; leave it out")
+    return WeightPolicy(config.quantize)
 
 
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
@@ -72,13 +78,15 @@ def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedC
     opened = open_model(Path(config.model), config.plugins, config.family_options())
     registry, files, architecture, spec = opened.registry, opened.files, opened.architecture, opened.spec
     dtype = choose_dtype(config.dtype, device, files)
-    sketch = build_model(spec, registry, device="meta", dtype=dtype, policy=policy_of(config))
+    sketch = build_model(spec, registry, device="meta", dtype=dtype)
     places = {name: target.shape for name, target in targets(sketch).items()}
     parameters = sum(math.prod(shape) for shape in places.values())
     refuse_quantized(files, parameters, device, free)
     rules = architecture.weights(spec)
-    assign(files.tensors, rules, places)
-    return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, parameters, tensor_bytes(sketch))
+    policy = policy_of(config, declared_forms(assign(files.tensors, rules, places), files.tensors))
+    sketch = build_model(spec, registry, device="meta", dtype=dtype, policy=policy)
+    size = tensor_bytes(sketch)
+    return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, policy, parameters, size)
 
 
 def estimate(
@@ -100,7 +108,7 @@ def estimate(
         family=spec.family,
         parameters=inspected.parameters,
         tensors=len(inspected.files.tensors),
-        dtype=policy_of(config).describe(str(inspected.dtype).removeprefix("torch.")),
+        dtype=inspected.policy.describe(str(inspected.dtype).removeprefix("torch.")),
         weights=inspected.weight_bytes,
         kv_per_1000=1000 * kv,
         image_tokens=tokens,

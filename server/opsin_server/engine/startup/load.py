@@ -17,7 +17,7 @@ from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.device import choose_device, free_bytes
-from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine, policy_of
+from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.training_warmup import warm_training
 from opsin_server.engine.startup.warmup import warmup
@@ -78,7 +78,7 @@ def _allocated(
 ) -> LoadedEngine:
     device = resolved.device
     model = build_model(
-        inspected.spec, inspected.registry, device=device, dtype=inspected.dtype, policy=policy_of(config)
+        inspected.spec, inspected.registry, device=device, dtype=inspected.dtype, policy=inspected.policy
     )
     load_weights(model, inspected.rules, inspected.files, progress)
     if implementation(device.type) == "triton":

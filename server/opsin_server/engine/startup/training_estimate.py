@@ -16,7 +16,7 @@ from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.spec import VisualItem
 from opsin_server.config import EngineConfig
-from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, largest_image, policy_of
+from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, largest_image
 from opsin_server.engine.startup.made_up_row import TEXT, made_up_row, to_the_end
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.training import memory
@@ -76,7 +76,7 @@ def _count(inspected: InspectedCheckpoint, config: EngineConfig, item: VisualIte
     targets = LoraTargets(inspected.rules, linears, inspected.architecture.lora_groups(spec))
     settings = TrainingSettings(modules=tuple(targets.modules(inspected.files.tensors)), rank=RANKS[0])
     row, visual = made_up_row(inspected, item)
-    sketch = build_model(spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=policy_of(config))
+    sketch = build_model(spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=inspected.policy)
     # What the host computes (places, lengths) is there; what the device would hold has shapes alone.
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, device = _weightless(sketch), torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 from opsin_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_gradient
 from opsin_plugins.blocks.decoder import HEAD, Decoder
 from opsin_plugins.blocks.trainee_lora import TraineeLora
-from opsin_plugins.blocks.weight_formats import Dense
+from opsin_plugins.blocks.weight_format import WeightFormat
 from opsin_server.engine.training.pieces import Piece
 
 CHUNK = 64  # rows
@@ -103,6 +103,10 @@ def _chunk_of_trained_head(
 def head_weight(decoder: Decoder) -> Tensor:
     """[vocab, H]."""
     if decoder.head is None:
-        return decoder.embedding.weight[: decoder.spec.vocab].detach()
-    assert isinstance(decoder.head.stored, Dense)
-    return decoder.head.stored.weight.detach()
+        return _floats(decoder.embedding.stored, decoder.embedding.dtype)[: decoder.spec.vocab]
+    return _floats(decoder.head.stored, decoder.embedding.dtype)
+
+
+def _floats(stored: WeightFormat, dtype: torch.dtype) -> Tensor:
+    """The weight itself, where it is no codes."""
+    return stored.dequantized().to(dtype)

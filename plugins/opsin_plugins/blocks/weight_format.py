@@ -1,0 +1,119 @@
+"""How the weight of a linear is stored: as it is, or as codes.
+
+Each format is allocate (its constructor), fill, matmul and input_gradient. The last is what a backward pass needs of a
+frozen weight: autograd over a quantized matmul would keep the float weight instead, 4 bytes for each that is stored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from opsin_kernels.linear import linear
+from opsin_plugins.blocks.codes import Codes
+
+
+class WeightFormat(nn.Module, ABC):
+    """The weight [outputs, inputs] of a linear, or of some of its rows; unfilled at first.
+
+    bytes: of all its tensors.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    def holds(cls, inputs: int, outputs: int) -> bool:
+        """Whether a weight of this shape can be stored so."""
+        return True
+
+    @abstractmethod
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+
+    @abstractmethod
+    def fill(self, start: int, weight: Tensor | Codes) -> None:
+        """Takes rows `start` and following, [rows, inputs], of any float type, or codes of the format's own kind."""
+
+    @abstractmethod
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [T, inputs] -> x · Wᵀ + bias [T, outputs], a tensor of its own."""
+
+    @abstractmethod
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """gradient [T, outputs] -> gradient · W [T, inputs]."""
+
+    @abstractmethod
+    def dequantized(self) -> Tensor:
+        """The weight that is meant, [outputs, inputs], in the default type."""
+
+    @abstractmethod
+    def rows(self, ids: Tensor) -> Tensor:
+        """ids I64 [T] -> these rows of the weight [T, inputs], as an embedding looks them up."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+
+Form = Callable[[int, int], WeightFormat]
+"""Makes one of inputs and outputs."""
+
+
+class Dense(WeightFormat):
+    """As it is. weight [outputs, inputs]."""
+
+    name = "dense"
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
+
+    def fill(self, start: int, weight: Tensor | Codes) -> None:
+        numbers = weight.dequantized() if isinstance(weight, Codes) else weight
+        self.weight.data[start : start + len(numbers)].copy_(numbers)
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x, self.weight, bias)
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        return gradient @ self.weight
+
+    def dequantized(self) -> Tensor:
+        return self.weight.detach()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class Quantized(WeightFormat):
+    """A weight that has no gradient of its own; matmul is differentiable in x, by `input_gradient`."""
+
+    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        differentiates = torch.is_grad_enabled() and x.requires_grad
+        out: Tensor = _FrozenMatmul.apply(x, self) if differentiates else self.product(x)  # type: ignore[no-untyped-call]
+        return out if bias is None else out + bias
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """x · Wᵀ, as no backward pass sees it."""
+
+
+class _FrozenMatmul(torch.autograd.Function):
+    """Keeps neither x nor a float weight: the gradient of x needs none."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Quantized) -> Tensor:
+        ctx.weight = weight  # type: ignore[attr-defined]
+        return weight.product(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.weight.input_gradient(gradient), None  # type: ignore[attr-defined]
