@@ -41,9 +41,9 @@ SERVE = tuple(fields_of(ServerConfig))
 STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "ephemeral")
 # What decides whether a checkpoint serves, and with how much memory.
 DECIDING = (
-    "dtype", "quantize", "max-context", "max-sequences", "max-image-tokens", "model-option", "plugins", "kv-memory",
-    "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors", "train-memory",
-    "max-train-jobs",
+    "dtype", "quantization", "quantize-vision", "max-context", "max-sequences", "max-image-tokens", "model-option",
+    "plugins", "kv-memory", "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors",
+    "train-memory", "max-train-jobs",
 )  # fmt: skip
 PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
 PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
@@ -52,7 +52,9 @@ DATA = (*CHECK_DATA, *PROMPT)
 FINETUNE = tuple(fields_of(FinetuneConfig))
 TRAINED_IN = tuple(
     field for field in fields_of(EngineConfig)
-    if field.name in ("device", "dtype", "quantize", "threads", "model-option", "plugins", "train-memory")
+    if field.name in (
+        "device", "dtype", "quantization", "quantize-vision", "threads", "model-option", "plugins", "train-memory",
+    )
 )  # fmt: skip
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)
 

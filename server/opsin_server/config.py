@@ -27,6 +27,7 @@ ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +39,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, Option("Where the model runs. cuda:1 is the second GPU.", metavar="<auto|cpu|cuda|cuda:N>")
     ] = "auto"
     dtype: Annotated[DType, Option("auto: float32 on a CPU, else 16 bit.")] = "auto"
-    quantize: Annotated[Literal["none", "int8"], Option("Store linears as 8-bit rows (smaller, not faster).")] = "none"
+    quantization: Annotated[
+        Quantization, Option("Store the decoder's weights in fewer bits; its head in 8 at least.")
+    ] = "none"
+    quantize_vision: Annotated[bool, Option("With --quantization: the vision tower and the projector too.")] = False
     threads: Annotated[Count, Option("Threads of the engine on a CPU.")] = 1
     max_context: Annotated[
         Annotated[int, Meta(ge=2)] | None, Option("Tokens of prompt and answer. Default: the model's.")

@@ -130,7 +130,7 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
     """What `opsin check` prints, and `opsin serve` before it loads."""
     rows = [
         ("family", f"{said.family}: {said.parameters:,} parameters, {said.tensors:,} tensors, each with its place"),
-        ("weights", f"{_size(said.weights)} as {said.dtype}; {_size(said.free)} are free"),
+        ("weights", f"{_stored(said)}; {_size(said.free)} are free"),
         ("1,000 tokens", f"{_size(said.kv_per_1000)} of keys and values"),
     ]
     if said.image_tokens:
@@ -146,6 +146,15 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
     ledger = [] if said.ledger is None else [*memory_rows(said.ledger), ("adapters", adapter_room(said.ledger))]
     training = [] if said.training is None else [("training", training_room(said.training))]
     return [*rows, *ledger, *training, ("verdict", _verdict(said))]
+
+
+def _stored(said: Estimate) -> str:
+    """What takes less than a thousandth is left out."""
+    whole, parts = _size(said.weights), [part for part in said.stored if part[1] >= said.weights / 1000]
+    if [name for name, _ in parts] == [said.dtype]:
+        return f"{whole} as {said.dtype}"
+    shown = ", ".join(f"{_size(size)} {name}" for name, size in parts)
+    return f"{whole}: {shown}; computed in {said.dtype}"
 
 
 def adapter_room(ledger: MemoryLedger) -> str:

@@ -19,8 +19,8 @@ def readable(text: str) -> str:
 
 
 def model_name(directory: Path) -> str:
-    """What a model is called when nobody named it: in a Hub cache the repository, elsewhere the folder (or the GGUF), and
-    a link to one as the link is called."""
+    """What a model is called when nobody named it: in a Hub cache the repository, elsewhere the folder (or the GGUF),
+    and a link to one as the link is called."""
     if directory.name in ("", ".."):  # "/", "." and those that end so
         directory = directory.resolve()
     snapshots = directory.absolute().parent

@@ -172,7 +172,7 @@ def test_one_flipped_bit_of_any_tensor_is_another_model(directory: Path) -> None
         lambda config: config["text_config"].update(rms_norm_eps=1e-3),
         lambda config: config["vision_config"].pop("depth"),
         lambda config: config.update(more=None),
-        lambda config: config.update(quantization_config={"dtype": "int32"}),
+        lambda config: config.update(quantization_config={"quant_method": "awq", "bits": 4}),
     ],
 )
 def test_a_changed_configuration_is_another_model(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:

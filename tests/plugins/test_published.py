@@ -7,10 +7,13 @@ import torch
 
 from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.model import build_model
+from opsin_plugins.blocks.stored_bytes import stored_bytes
+from opsin_plugins.blocks.weight_policy import WeightPolicy, declared_forms
+from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.open_model import open_files
 from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.loading.weight_matching import assign
-from opsin_plugins.spec import U8, ImageBudget, ModelSpec, SpecError
+from opsin_plugins.spec import U8, CodeForm, ImageBudget, ModelSpec, SpecError
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation
 from opsin_server.engine.startup.memory_plan import cross_kv_bytes_per_token, kv_bytes_per_token
 from support import oracle, published
@@ -53,6 +56,19 @@ def test_every_published_tensor_has_its_place_and_nothing_is_left_over(name: str
     unused = sum(torch.Size(info.shape).numel() for key, info in files.tensors.items() if key not in used)
     held = sum(p.numel() for p in model.parameters())
     assert held + unused == parameters == published.listed(name)["parameters"]
+
+
+@pytest.mark.parametrize(("name", "gib"), [("Qwen2-VL-2B-Instruct-AWQ", 2.29), ("Qwen2-VL-7B-Instruct-AWQ", 6.65)])
+def test_packed_decoders_stay_packed_and_towers_are_as_they_are(name: str, gib: float) -> None:
+    files, architecture, spec = described(name)
+    registry = Registry()
+    shapes = {k: t.shape for k, t in targets(build_model(spec, registry, device="meta")).items()}
+    declared = declared_forms(assign(files.tensors, architecture.weights(spec), shapes), files.tensors)
+    linears = {path for path in linears_of(spec, registry) if path.startswith("decoder.layers.")}
+    assert set(declared) == linears
+    assert {form for segments in declared.values() for _, form in segments} == {CodeForm("int4", 128, offset=True)}
+    model = build_model(spec, registry, device="meta", dtype=torch.bfloat16, policy=WeightPolicy(declared=declared))
+    assert sum(stored_bytes(model).values()) / 2**30 == pytest.approx(gib, rel=0.02)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -152,16 +152,24 @@ def test_bytes_are_those_of_all_tensors() -> None:
     assert Int4Groups(128, 8).bytes == 64 * 8 + 8 * (4 + 4)
 
 
-def test_the_policy_keeps_what_rounding_would_harm_most() -> None:
-    policy = WeightPolicy("int4")
-    paths = [
-        "vision.layers.0.mlp.up",
-        "projector.mlp",
-        "decoder.head",
-        "decoder.layers.0.mlp.down",
-        "fusion.cross.3.mlp.down",
-    ]
-    assert [policy.choose(path, 128, 64)(128, 64).name for path in paths] == ["dense", "dense", "dense", "int4", "int4"]
-    assert policy.choose("decoder.layers.0.mlp.down", 100, 64) is Dense, "no group divides it"
-    assert policy.describe("bfloat16") == "int4 decoder; bfloat16 vision tower, projector, output head"
-    assert WeightPolicy().describe("float32") == "float32"
+@pytest.mark.parametrize(
+    ("policy", "formats"),
+    [
+        (WeightPolicy(), ["dense"] * 7),
+        (WeightPolicy("int4"), ["dense", "dense", "int8", "dense", "int8", "int4", "int4"]),
+        (WeightPolicy("int8", vision=True), ["int8", "int8", "int8", "dense", "int8", "int8", "int8"]),
+    ],
+)
+def test_the_policy_keeps_what_rounding_would_harm_most(policy: WeightPolicy, formats: list[str]) -> None:
+    paths = {
+        "vision.layers.0.mlp.up": False,
+        "projector.mlp": False,
+        "decoder.head": False,
+        "decoder.embedding": False,
+        "decoder.embedding ": True,  # tied
+        "decoder.layers.0.mlp.down": False,
+        "fusion.cross.3.mlp.down": False,
+    }
+    found = [policy.choose(path.strip(), 128, 64, tied=tied)(128, 64).name for path, tied in paths.items()]
+    assert found == formats
+    assert policy.choose("decoder.layers.0.mlp.down", 100, 64)(100, 64).name != "int4", "no group divides it"

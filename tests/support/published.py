@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from opsin_plugins.loading.quantized.read import weights_of
 from opsin_plugins.loading.read_json import read_json
 from opsin_plugins.spec import ModelFiles, TensorInfo
 
@@ -20,7 +21,7 @@ def model_files(name: str, **options: str) -> ModelFiles:
     else:
         config = dict(read_json(directory / "config.json"))
     preprocessor = read_json(directory / "preprocessor_config.json") or None
-    return ModelFiles(directory, config, preprocessor, tensors=tensors(name), options=options)
+    return ModelFiles(directory, config, preprocessor, tensors=weights_of(config, tensors(name)), options=options)
 
 
 def listed(name: str) -> dict[str, object]:
@@ -31,7 +32,8 @@ def tensors(name: str) -> dict[str, TensorInfo]:
     found = {}
     for pattern, shape in listed(name)["tensors"].items():
         for key in expanded(pattern):
-            found[key] = TensorInfo(Path("model.safetensors"), "BF16", tuple(shape))
+            dtype = "I32" if key.endswith((".qweight", ".qzeros")) else "BF16"
+            found[key] = TensorInfo(Path("model.safetensors"), dtype, tuple(shape))
     return found
 
 

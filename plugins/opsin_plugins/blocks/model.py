@@ -182,7 +182,8 @@ def build_model(
                 if isinstance(module, Linear):
                     module.allocate(path, policy.choose(path, module.inputs, module.outputs))
                 elif isinstance(module, Embedding):
-                    module.allocate(policy.choose(path, module.width, module.vocab))
+                    form = policy.choose(path, module.width, module.vocab, tied=spec.decoder.tied)
+                    module.allocate(form)
     finally:
         torch.set_default_dtype(previous)
     return model.eval()

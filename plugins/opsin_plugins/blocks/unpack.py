@@ -10,7 +10,9 @@ from torch import Tensor
 
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.unpack_gguf import unpack_blocks
+from opsin_plugins.blocks.unpack_groups import unpack_awq, unpack_bnb, unpack_gptq, unpack_ints, unpack_plain
 from opsin_plugins.loading.gguf.packing import GgufBlocks
+from opsin_plugins.loading.quantized.packings import AwqPacking, BnbPacking, GptqPacking, PackedInts, PlainCodes
 from opsin_plugins.loading.weight_matching import reordered
 from opsin_plugins.spec import Packing, SpecError, TensorInfo
 
@@ -32,6 +34,31 @@ def unpack(key: str, info: TensorInfo, read: Read) -> Tensor | Codes:
 @singledispatch
 def _unpacked(packing: Packing, info: TensorInfo, read: Read) -> Tensor | Codes:
     raise NotImplementedError(type(packing))
+
+
+@_unpacked.register
+def _(packing: GptqPacking, info: TensorInfo, read: Read) -> Tensor | Codes:
+    return unpack_gptq(packing, lambda part: read(*part))
+
+
+@_unpacked.register
+def _(packing: AwqPacking, info: TensorInfo, read: Read) -> Tensor | Codes:
+    return unpack_awq(packing, lambda part: read(*part))
+
+
+@_unpacked.register
+def _(packing: PackedInts, info: TensorInfo, read: Read) -> Tensor | Codes:
+    return unpack_ints(packing, lambda part: read(*part))
+
+
+@_unpacked.register
+def _(packing: PlainCodes, info: TensorInfo, read: Read) -> Tensor | Codes:
+    return unpack_plain(packing, lambda part: read(*part))
+
+
+@_unpacked.register
+def _(packing: BnbPacking, info: TensorInfo, read: Read) -> Tensor | Codes:
+    return unpack_bnb(packing, lambda part: read(*part))
 
 
 @_unpacked.register

@@ -12,10 +12,13 @@ from opsin_plugins.blocks.weight_formats import FORMATS, form_of
 from opsin_plugins.loading.weight_matching import Source
 from opsin_plugins.spec import CodeForm, TensorInfo
 
-# In 16 bit whatever the rest is. The head's rounding would fall on the logits themselves; tower and projector are few
-# weights, run once a picture, and what they lose nothing behind them can mend.
-KEPT_DENSE = {"vision.": "vision tower", "projector.": "projector", "decoder.head": "output head"}
-EMBEDDING = "decoder.embedding"
+# As they are, whatever the rest is, unless someone asks for it: tower and projector are few weights, run once a
+# picture, and what they lose nothing behind them can mend.
+VISION = ("vision.", "projector.")
+# The head's rounding falls on the logits themselves, so it is never stored in less than 8 bits; in 16 it would be read
+# as slowly as all layers in 4. A tied head is the embedding.
+HEAD, EMBEDDING = "decoder.head", "decoder.embedding"
+HEAD_FORMATS = {"int4": "int8"}
 
 Segments = Sequence[tuple[int, CodeForm | None]]
 """Of a weight's rows, in order: how many, and as what a checkpoint has them (None: as floats)."""
@@ -23,25 +26,21 @@ Segments = Sequence[tuple[int, CodeForm | None]]
 
 @dataclass(frozen=True)
 class WeightPolicy:
-    """format: the name of what the decoder's linears are stored as (and those of cross-attention). declared: what a
-    checkpoint has packed itself, by path: it is kept as it is."""
+    """format: the name of what the decoder's linears are stored as (and those of cross-attention). vision: the tower's
+    and the projector's too. declared: what a checkpoint has packed itself, by path: it is kept as it is."""
 
     format: str = Dense.name
+    vision: bool = False
     declared: Mapping[str, Segments] = field(default_factory=dict)
 
-    def choose(self, path: str, inputs: int, outputs: int) -> Form:
-        """A weight that the format cannot hold stays as it is."""
+    def choose(self, path: str, inputs: int, outputs: int, *, tied: bool = False) -> Form:
+        """A weight that the format cannot hold stays as it is. tied: whether the head is the embedding."""
         if (segments := self.declared.get(path)) is not None:
             return _declared(segments)
-        wanted = FORMATS[self.format]
-        kept = path.startswith((*KEPT_DENSE, EMBEDDING))
-        return Dense if kept or not wanted.holds(inputs, outputs) else wanted
-
-    def describe(self, dtype: str) -> str:
-        """For the operator: what is stored how. dtype: the name of the type that is not quantized."""
-        return (
-            dtype if self.format == Dense.name else f"{self.format} decoder; {dtype} {', '.join(KEPT_DENSE.values())}"
-        )
+        if (path == EMBEDDING and not tied) or (path.startswith(VISION) and not self.vision):
+            return Dense
+        wanted = FORMATS[HEAD_FORMATS.get(self.format, self.format) if path in (HEAD, EMBEDDING) else self.format]
+        return wanted if wanted.holds(inputs, outputs) else Dense
 
 
 def declared_forms(plan: Mapping[str, Sequence[Source]], tensors: Mapping[str, TensorInfo]) -> dict[str, Segments]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from opsin_plugins.loading.chat_templates import find_chat_template
 from opsin_plugins.loading.gguf.container import is_gguf
 from opsin_plugins.loading.gguf.files import read_gguf
+from opsin_plugins.loading.quantized.read import weights_of
 from opsin_plugins.loading.read_json import read_json, read_text
 from opsin_plugins.loading.weight_files import find_weights, mistrals_form
 from opsin_plugins.spec import ModelFiles, SpecError
@@ -32,7 +33,8 @@ def read_model_files(directory: Path, options: Mapping[str, str] | None = None) 
         generation=read_json(directory / "generation_config.json"),
         tokenizer_config=tokenizer_config,
         chat_template=find_chat_template(directory, processor, tokenizer_config, vision=has_vision(config)),
-        tensors=weights.tensors,
+        tensors=weights_of(config, weights.tensors),
+        stored=weights.tensors,
         options=options or {},
         ignored=weights.ignored,
     )

@@ -190,8 +190,11 @@ def _starts_alike(key: str, one: TensorInfo, two: TensorInfo) -> bool:
 
 
 def same_bytes(tensors: Mapping[str, TensorInfo], first: str, second: str) -> bool:
-    """Whether two stored tensors are equal, byte for byte. Reads no further than to the first difference."""
+    """Whether two stored tensors are equal, byte for byte; packed ones are taken for different. Reads no
+    further than to the first difference."""
     one, two = tensors[first], tensors[second]
+    if one.packing is not None or two.packing is not None:
+        return False
     if (one.dtype, one.shape) != (two.dtype, two.shape):
         return False
     (at, end), (other, _) = _extent(one.file, first), _extent(two.file, second)

@@ -149,6 +149,7 @@ class TrainingEstimate(msgspec.Struct, frozen=True):
 class Estimate(msgspec.Struct, frozen=True, tag=True):
     """What a model takes and whether it serves, known before its weights are read. Bytes, except for counts.
 
+    dtype: in which it is computed. stored: what its weights are stored in, with the bytes of each format.
     kv_per_1000: keys and values of 1,000 tokens. image_tokens, image_bytes: visual tokens of the largest image, and
     what they take while a request has it. encoder_peak: activations while that image is encoded, about. context,
     images: the tokens that fit, and how many of the largest images. refusal: why it does not serve; empty when it does,
@@ -159,6 +160,7 @@ class Estimate(msgspec.Struct, frozen=True, tag=True):
     parameters: int
     tensors: int
     dtype: str
+    stored: tuple[tuple[str, int], ...]
     weights: int
     kv_per_1000: int
     image_tokens: int
@@ -181,6 +183,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     max_image_tokens: int  # of one image, where its family can resize
     max_sequences: int
     memory: MemoryLedger
+    stored: tuple[tuple[str, int], ...] = ()  # bytes of the weights by format
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -21,7 +21,7 @@ def quantized(files: ModelFiles) -> str | None:
                 fields = value if isinstance(value, Mapping) else {"quant_method": value}
                 scheme = fields.get("quant_method") or fields.get("quant_algo") or fields.get("qformat_weight")
                 return f"{where}{key} {str(scheme or 'unnamed')!r}"
-    packed = next((key for key in files.tensors if key.endswith(PACKED)), None)
+    packed = next((key for key, info in files.tensors.items() if info.packing or key.endswith(PACKED)), None)
     return None if packed is None else f"packed weights, as {packed}"
 
 

@@ -100,7 +100,7 @@ def test_a_language_model_that_is_not_what_it_says(request_: Request) -> None:
     config = request_.language / "config.json"
     edit(config, vocab_size=170)
     refused(request_, "vocab_size 170, but 160 rows of embedding")
-    edit(config, vocab_size=160, quantization_config={"bits": 4})
+    edit(config, vocab_size=160, quantization_config={"quant_method": "awq", "bits": 4})
     refused(request_, r"is quantized \(quantization_config\)")
 
 

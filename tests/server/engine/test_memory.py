@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import weakref
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from opsin_server.engine.startup import device as device_
 from opsin_server.engine.startup import memory_plan as memory
 from opsin_server.engine.startup.load import load_engine
 from opsin_server.errors import ConfigError
-from support import engines, oracle, tiny
+from support import engines, oracle, packers, quantized_checks, tiny
 
 CPU = torch.device("cpu")
 
@@ -225,28 +224,19 @@ def test_types_are_settled_by_device_and_checkpoint(
     assert device_.choose_dtype(asked, torch.device(device), files) == expected
 
 
-def test_a_quantized_checkpoint_is_refused_with_its_scheme_and_the_bytes(tmp_path: Path) -> None:
-    directory = tiny.save(tiny.qwen2_vl(), tmp_path)
-    config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
-    (directory / "config.json").write_text(json.dumps(config))
-    parameters = sum(p.numel() for p in oracle_parameters(directory, config))
-    with pytest.raises(ConfigError) as failure:
-        load_engine(EngineConfig(model=str(directory)), lambda done, total: None)
-    assert "quantization_config 'awq'" in str(failure.value)
-    assert f"{2 * parameters:,} bytes" in str(failure.value)
-    assert "are free on cpu" in str(failure.value)
-
-
-def oracle_parameters(directory: Path, config: dict[str, object]) -> list[torch.Tensor]:
-    del config["quantization_config"]
-    plain = directory / "plain"
-    plain.mkdir()
-    for file in directory.iterdir():
-        if file.is_file():
-            (plain / file.name).write_bytes(file.read_bytes())
-    (plain / "config.json").write_text(json.dumps(config))
-    return list(oracle.load(plain).model.parameters())
+def test_a_packed_checkpoint_is_counted_as_it_is_stored(tmp_path: Path) -> None:
+    model = quantized_checks.tiny()
+    config = {"quant_method": "awq", "bits": 4, "group_size": 64}
+    quantized_checks.saved(model, tmp_path, config, lambda name, weight: packers.awq(weight, 64))
+    loaded = load_engine(EngineConfig(model=str(tmp_path), max_context=64), lambda done, total: None)
+    stored = dict(loaded.ready.stored)
+    held = (*loaded.base.model.parameters(), *loaded.base.model.buffers())
+    assert sum(stored.values()) == loaded.ready.memory["weights"] == sum(tensor.nbytes for tensor in held)
+    codes = sum(module.weight.numel() for module in quantized_checks.linears(model).values())
+    assert stored["int4 by 64"] == codes // 2 + codes // 64 * 8
+    assert set(stored) == {"int4 by 64", "float32", "int64"}
+    with pytest.raises(ConfigError, match="quantized already"):
+        load_engine(EngineConfig(model=str(tmp_path), quantization="int8"), lambda done, total: None)
 
 
 def test_the_embedded_model_loads_and_says_how(tmp_path: Path) -> None:

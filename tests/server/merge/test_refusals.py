@@ -76,9 +76,7 @@ def test_what_is_not_served_is_not_merged(request_: Request) -> None:
 
 
 QUANTIZED = [
-    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config 'awq'"),
-    ({"quantization_config": {"quant_algo": "FP8"}}, "quantization_config 'FP8'"),
-    ({"text_config": {"quantization_config": {}}}, "text_config.quantization_config 'unnamed'"),
+    ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantization_config 'awq'"),
     ({"compression_config": {"quant_method": "compressed-tensors"}}, "compression_config 'compressed-tensors'"),
 ]
 

@@ -31,7 +31,7 @@ FREE = 2**33
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> EngineConfig:
     family, quantize = request.param
     tiny.save(tiny.FAMILIES[family].make(), tmp_path / "model")
-    return EngineConfig(str(tmp_path / "model"), max_context=64, quantize=quantize, train_memory=2**28)
+    return EngineConfig(str(tmp_path / "model"), max_context=64, quantization=quantize, train_memory=2**28)
 
 
 def test_without_memory_the_same_is_counted(config: EngineConfig) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from opsin_plugins.blocks.checkpoint import targets
-from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.blocks.model import build_model
+from opsin_plugins.blocks.stored_bytes import stored_bytes
 from opsin_plugins.blocks.weight_policy import Segments, WeightPolicy, declared_forms
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.open_model import open_model
@@ -34,7 +35,6 @@ from opsin_server.engine.startup.memory_plan import (
     ModelNeeds,
     ResolvedConfig,
     kv_bytes_per_token,
-    refuse_quantized,
     resolve,
 )
 from opsin_server.errors import ConfigError
@@ -56,7 +56,11 @@ class InspectedCheckpoint:
     dtype: torch.dtype
     policy: WeightPolicy
     parameters: int
-    weight_bytes: int
+    stored: Mapping[str, int]  # bytes by format
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.stored.values())
 
     @property
     def linears(self) -> Linears:
@@ -66,11 +70,13 @@ class InspectedCheckpoint:
 
 def policy_of(config: EngineConfig, declared: Mapping[str, Segments]) -> WeightPolicy:
     """Raises ConfigError for what is packed already."""
-    if config.quantize == "none":
+    if config.quantization == "none":
+        if config.quantize_vision:
+            raise ConfigError("--quantize-vision says what --quantization is for too, which is not given")
         return WeightPolicy(declared=declared)
     if declared:
-        raise ConfigError(f"--quantize {config.quantize}: the weights are quantized already; leave it out")
-    return WeightPolicy(config.quantize)
+        raise ConfigError(f"--quantization {config.quantization}: the weights are quantized already; leave it out")
+    return WeightPolicy(config.quantization, config.quantize_vision)
 
 
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
@@ -81,12 +87,11 @@ def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedC
     sketch = build_model(spec, registry, device="meta", dtype=dtype)
     places = {name: target.shape for name, target in targets(sketch).items()}
     parameters = sum(math.prod(shape) for shape in places.values())
-    refuse_quantized(files, parameters, device, free)
     rules = architecture.weights(spec)
     policy = policy_of(config, declared_forms(assign(files.tensors, rules, places), files.tensors))
     sketch = build_model(spec, registry, device="meta", dtype=dtype, policy=policy)
-    size = tensor_bytes(sketch)
-    return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, policy, parameters, size)
+    stored = stored_bytes(sketch)
+    return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, policy, parameters, stored)
 
 
 def estimate(
@@ -108,7 +113,8 @@ def estimate(
         family=spec.family,
         parameters=inspected.parameters,
         tensors=len(inspected.files.tensors),
-        dtype=inspected.policy.describe(str(inspected.dtype).removeprefix("torch.")),
+        dtype=str(inspected.dtype).removeprefix("torch."),
+        stored=tuple(inspected.stored.items()),
         weights=inspected.weight_bytes,
         kv_per_1000=1000 * kv,
         image_tokens=tokens,
@@ -175,19 +181,16 @@ def _images_that_fit(spec: ModelSpec, resolved: ResolvedConfig | None, largest: 
 
 
 def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, device: torch.device, free: int) -> str:
-    """Whether --quantize would help weights that do not fit."""
-    if inspected.weight_bytes <= free or config.quantize == "int8":
+    """Whether --quantization would help weights that do not fit."""
+    if inspected.weight_bytes <= free or inspected.policy != WeightPolicy():
         return ""
     policy = WeightPolicy("int8")
     sketch = build_model(inspected.spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=policy)
-    size = tensor_bytes(sketch)
+    stored = stored_bytes(sketch)
+    size = sum(stored.values())
     try:
-        _settled(replace(inspected, weight_bytes=size), config, device, free)
+        _settled(replace(inspected, stored=stored), config, device, free)
         verdict = "which fits"
     except ConfigError:
         verdict = f"still {size - free:,} too many" if size > free else "which leaves too little for the rest"
-    return f". With --quantize int8 they need {size:,}: {verdict}"
-
-
-def tensor_bytes(model: Model) -> int:
-    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    return f". With --quantization int8 they need {size:,}: {verdict}"

@@ -94,6 +94,7 @@ def _allocated(
         max_image_tokens=resolved.max_image_tokens,
         max_sequences=config.max_sequences,
         memory=resolved.memory,
+        stored=said.stored,
     )
     targets = LoraTargets(inspected.rules, inspected.linears, inspected.architecture.lora_groups(inspected.spec))
     name = model_name(inspected.files.directory)

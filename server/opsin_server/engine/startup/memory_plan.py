@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from opsin_plugins.blocks.adapter_slots import slot_bytes
-from opsin_plugins.spec import DecoderSpec, Linears, ModelFiles, ModelSpec, VisualItem
+from opsin_plugins.spec import DecoderSpec, Linears, ModelSpec, VisualItem
 from opsin_server.config import EngineConfig
 from opsin_server.engine.running.runner import visual_levels
 from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
@@ -70,20 +70,6 @@ class ResolvedConfig:
     max_encode_patches: int
     max_image_tokens: int  # of one image, where its family can resize
     memory: MemoryLedger
-
-
-def refuse_quantized(files: ModelFiles, parameters: int, device: torch.device, free: int) -> None:
-    """Raises ConfigError for a checkpoint whose weights are packed in a form that is not read yet."""
-    quantization = files.config.get("quantization_config")
-    if quantization is None:
-        return
-    fields = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
-    scheme = fields.get("quant_method") or fields.get("quant_algo") or "unnamed"
-    raise ConfigError(
-        f"quantization_config {scheme!r} cannot be loaded by this version. In 16 bit this model needs "
-        f"{2 * parameters:,} bytes of weights; {free:,} are free on {device.type}. Serve the "
-        "unquantized checkpoint (with --quantize int8 its linears take half of that)"
-    )
 
 
 def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free: int) -> ResolvedConfig:
