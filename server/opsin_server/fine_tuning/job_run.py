@@ -19,7 +19,7 @@ from opsin_server.fine_tuning.hyperparameters import described
 from opsin_server.fine_tuning.job_files import faults_of, read_files
 from opsin_server.fine_tuning.job_options import read_options
 from opsin_server.fine_tuning.lasting import RETRY_SECONDS, lasting, lasting_in_thread
-from opsin_server.fine_tuning.metrics import by_step, result_csv, told_until
+from opsin_server.fine_tuning.metrics import by_step, result_csv, told_checkpoints, told_until
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
 from opsin_server.fine_tuning.publish_as import publish_as
 from opsin_server.fine_tuning.scribe import Scribe
@@ -34,7 +34,7 @@ from opsin_server.ipc.training_settings import START, TrainingSettings
 from opsin_server.jobs.prepare import DataRefused
 from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.storage.job_records import ENDED
-from opsin_server.storage.records import Job, NewEvent
+from opsin_server.storage.records import Job, JobEvent, NewEvent
 
 log = logging.getLogger("opsin.jobs")
 
@@ -139,9 +139,10 @@ class JobRun:
         rows = data.count("train")
         per_epoch = -(-rows // min(rows, settings.batch_size))
         total = settings.max_steps or settings.epochs * per_epoch
-        told = await self._in_thread(self._told)
+        events = await self._in_thread(self._events)
+        told = by_step(events)
         evaluates = settings.evaluate_every or per_epoch if data.count("valid") else 0
-        known = told_until(told, evaluates, total)
+        known = told_until(told, told_checkpoints(events), total, per_epoch, evaluates)
         log = self._tensorboard()
         scribe = Scribe(self, total, per_epoch, told, self._place.metrics, log)
         run = TrainingRun(self.job.id, settings, self._folder / CHECKPOINTS, data, heard.put_nowait, known)
@@ -188,9 +189,9 @@ class JobRun:
             else:
                 return
 
-    def _told(self) -> dict[int, dict[str, Any]]:
-        """Numbers of steps that have been told already, before the server was started again."""
-        return by_step(reversed(self._records.events(self._place.tenant, self.job.id).items))
+    def _events(self) -> list[JobEvent]:
+        """What has been told already, before the server was started again; the oldest first."""
+        return list(reversed(self._records.events(self._place.tenant, self.job.id).items))
 
     async def note(self, events: Sequence[NewEvent], estimated_finish: float | None = None) -> None:
         await self._in_thread(
@@ -206,7 +207,8 @@ class JobRun:
         try:
             await self._lasting(lambda: place.publisher.publish(name, folder, self.job.id))
         except OpsinError as error:
-            await self.note([NewEvent(f"The checkpoint at step {step} cannot be served: {error.message}", "warn")])
+            sentence = f"The checkpoint at step {step} cannot be served: {error.message}"
+            await self.note([NewEvent(sentence, "warn", data={"step": step})])
             return
         event = NewEvent(f"Checkpoint created at step {step}", data={"step": step, "model": name})
         await self._in_thread(lambda: records.add_checkpoint(place.tenant, self.job.id, step, name, metrics, [event]))

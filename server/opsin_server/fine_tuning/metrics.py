@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from opsin_server.ipc.training_events import Evaluated, StepDone
@@ -51,15 +51,26 @@ def by_step(events: Iterable[JobEvent]) -> dict[int, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def told_until(told: Mapping[int, Mapping[str, Any]], evaluates: int, total: int) -> int:
-    """The step up to which there is nothing that was not told. evaluates: after so many steps, and after the last of
-    all, is the validation set gone through; 0: there is none."""
+def told_checkpoints(events: Iterable[JobEvent]) -> set[int]:
+    """Steps whose checkpoints were served, or were said to be none that can be."""
+    data = (event.data for event in events if event.kind == "message" and event.data is not None)
+    return {int(one["step"]) for one in data if "step" in one}
+
+
+def told_until(
+    told: Mapping[int, Mapping[str, Any]], checkpoints: Container[int], total: int, per_epoch: int, evaluates: int
+) -> int:
+    """The step up to which there is nothing that was not told, but for the checkpoint at that step itself, which a run
+    that goes on from it tells of again. checkpoints: those that were told; they are at the ends of epochs. evaluates:
+    after so many steps, and after the last of all, is the validation set gone through; 0: there is none."""
     step = 0
     while TRAINED in (numbers := told.get(step + 1, {})):
         due = evaluates and ((step + 1) % evaluates == 0 or step + 1 == total)
         if due and EVALUATED not in numbers:
             break
         step += 1
+        if (step % per_epoch == 0 or step == total) and step not in checkpoints:
+            break
     return step
 
 

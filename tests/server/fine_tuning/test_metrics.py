@@ -5,8 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterable
 
-from opsin_server.fine_tuning.metrics import by_step, checkpoint_metrics, evaluation_event, result_csv, step_event
+from opsin_server.fine_tuning.metrics import (
+    by_step,
+    checkpoint_metrics,
+    evaluation_event,
+    result_csv,
+    step_event,
+    told_until,
+)
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
 from opsin_server.ipc.training_events import Evaluated, StepDone
 from opsin_server.storage.records import JobEvent, NewEvent
@@ -52,3 +60,22 @@ def test_names() -> None:
     assert name == "ft:Qwen2-VL-2B:opsin:my-model-home:AbCdEfGh"
     assert checkpoint_name(name, 12) == f"{name}:ckpt-step-12"
     assert model_name("m", None, "ftjob-AbCdEfGhIjKl") == "ft:m:opsin::AbCdEfGh"
+
+
+@pytest.mark.parametrize(
+    ("steps", "checkpoints", "evaluates", "until"),
+    [
+        (range(1, 6), {3}, 0, 5),
+        (range(1, 6), set(), 0, 3),  # who heard of the checkpoint died before it was served
+        (range(1, 7), {3}, 0, 6),
+        (range(1, 7), {3, 6}, 0, 6),
+        ([1, 2, 4], {3}, 0, 2),
+        (range(1, 6), {3}, 3, 2),  # the evaluation at its end was not told
+        ([], set(), 0, 0),
+    ],
+)
+def test_a_run_goes_on_where_nothing_before_it_was_left_untold(
+    steps: Iterable[int], checkpoints: set[int], evaluates: int, until: int
+) -> None:
+    told = {step: {"train_loss": 1.0} for step in steps}
+    assert told_until(told, checkpoints, 6, 3, evaluates) == until
