@@ -7,6 +7,8 @@ import io
 import math
 from collections.abc import Iterable
 
+import pytest
+
 from opsin_server.fine_tuning.metrics import (
     by_step,
     checkpoint_metrics,
