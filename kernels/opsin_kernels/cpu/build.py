@@ -1,0 +1,67 @@
+"""linear.c as a shared library for this processor: as the wheel brings it, or made when it is first needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("linear.c")
+FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
+# By what torch says that the processor has.
+LEVELS: Mapping[str, Sequence[str]] = {
+    "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    "AVX2": ("-march=x86-64-v3",),
+    "DEFAULT": (),
+}
+SECONDS = 60.0
+
+
+class NoCompilerError(Exception):
+    """Why there is no library; a sentence."""
+
+
+def levels() -> tuple[str, ...]:
+    """Those that a wheel of this machine brings."""
+    return tuple(LEVELS) if platform.machine() in ("x86_64", "AMD64") else ("DEFAULT",)
+
+
+def library_name(level: str) -> str:
+    """Of this very source: another one's library is not taken for it."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    return f"linear-{digest}-{platform.machine()}-{level.lower()}.so"
+
+
+def compiler() -> str:
+    """Raises NoCompilerError."""
+    asked = os.environ.get("CC") or str(sysconfig.get_config_var("CC") or "").partition(" ")[0]
+    for name in (asked, "cc", "gcc", "clang"):
+        if name and (found := shutil.which(name)) is not None:
+            return found
+    raise NoCompilerError("there is no C compiler")
+
+
+def build(level: str, folder: Path) -> Path:
+    """The library in a folder. Whoever else makes it at the same time makes the same. Raises NoCompilerError."""
+    target = folder / library_name(level)
+    if target.is_file():
+        return target
+    program = compiler()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
+            made = Path(scratch) / target.name
+            command = [program, *FLAGS, *LEVELS[level], "-o", str(made), str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)  # noqa: S603
+            if done.returncode:
+                raise NoCompilerError(f"{program} failed: {(done.stderr.splitlines() or ['no reason given'])[0]}")
+            made.replace(target)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoCompilerError(f"{folder}: {error}") from error
+    return target

@@ -1,0 +1,206 @@
+/* out[m, n] = sum over k of x[m, k] * w[n, k], of a weight that is stored as codes and is a float only in the cache.
+ *
+ * A few rows of the weight are turned into floats, and all rows of x are multiplied with them; of one row of x nothing
+ * is written in between. Each output is one sum in one order (LANES partial sums along k, added up as a tree), however
+ * many rows x has and whichever thread has it: so a row's result does not depend on its neighbours, to the bit.
+ *
+ * Plain C with GCC's vectors, in the width of the processor; what compilers make of bytes is helped along on x86. Layouts are those of opsin_kernels.int4_linear, int8_linear, fp8_linear and table4_linear.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+/* LANES: numbers of a vector. ROWS: of the weight, that are floats at a time. BATCH: rows of x, multiplied at a time;
+ * their sums, ROWS * BATCH, stay in registers. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define BATCH 4
+#elif defined(__AVX2__)
+#define LANES 8
+#define BATCH 2
+#else
+#define LANES 4
+#define BATCH 2
+#endif
+#define ROWS 4
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+
+/* A weight [n, k]. scale, offset [n, k / group], offset may be NULL; half: they are float16. table: what codes name. */
+typedef struct {
+    const void *codes, *scale, *offset;
+    const float *table;
+    int64_t n, k, group, half;
+} weight_t;
+
+static inline floats load(const float *at) {
+    floats found;
+    memcpy(&found, at, sizeof found);
+    return found;
+}
+
+static inline void store(float *at, floats numbers) { memcpy(at, &numbers, sizeof numbers); }
+
+static inline float sum(floats numbers) {
+    float parts[LANES];
+    store(parts, numbers);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) parts[i] += parts[i + width];
+    return parts[0];
+}
+
+static inline float of_bits(uint32_t bits) {
+    float found;
+    memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
+/* A float16 has five bits of exponent: the number is that of a float32 of the same bits, times 2^112. */
+static inline float number(const void *numbers, int64_t i, int64_t half) {
+    if (!half) return ((const float *)numbers)[i];
+    uint32_t bits = ((const uint16_t *)numbers)[i];
+    return of_bits((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * 0x1p112f;
+}
+
+static inline void scaled(const weight_t *w, int64_t i, float *scale, float *offset) {
+    *scale = number(w->scale, i, w->half);
+    *offset = w->offset ? number(w->offset, i, w->half) : 0.0f;
+}
+
+/* LANES bytes as numbers. */
+static inline ints widened(const uint8_t *at) {
+#if defined(__AVX512F__)
+    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at));
+#elif defined(__AVX2__)
+    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at));
+#else
+    ints found;
+    for (int i = 0; i < LANES; i++) found[i] = at[i];
+    return found;
+#endif
+}
+
+static inline floats named(const float *table, ints codes) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_permutexvar_ps((__m512i)codes, _mm512_loadu_ps(table));
+#else
+    floats found;
+    for (int i = 0; i < LANES; i++) found[i] = table[codes[i]];
+    return found;
+#endif
+}
+
+/* LANES inputs of a group, from number `i` of a part of it on. Two codes of four bits share a byte, half a group apart:
+ * such a group has two parts, in the low and in the high bits of the same bytes. */
+#define INLINE static inline __attribute__((always_inline))
+#define FORM(name, parts, values)                                                                                     \
+    enum { name##_parts = parts };                                                                                    \
+    INLINE floats name(const weight_t *w, const uint8_t *at, int part, float s, float o) {                            \
+        (void)w;                                                                                                      \
+        (void)part;                                                                                                   \
+        return values * s + o;                                                                                        \
+    }
+
+#define NIBBLES (part ? widened(at) >> 4 : widened(at) & 15)
+/* A float8 (e4m3) as a float16 above: 2^120. */
+#define EIGHTS ((floats)((widened(at) & 0x80) << 24 | (widened(at) & 0x7f) << 20) * 0x1p120f)
+
+FORM(int4, 2, __builtin_convertvector(NIBBLES, floats))
+FORM(int8, 1, __builtin_convertvector((widened(at) << 24) >> 24, floats))
+FORM(fp8, 1, EIGHTS)
+FORM(table4, 2, named(w->table, NIBBLES))
+
+INLINE void tile(float *out, int64_t n, const float *x, const float *w, int64_t k, int rows, int batch) {
+    floats sums[BATCH][ROWS] = {0};
+    for (int64_t i = 0; i < k; i += LANES)
+        for (int m = 0; m < batch; m++) {
+            floats one = load(x + m * k + i);
+            for (int r = 0; r < rows; r++) sums[m][r] += one * load(w + r * k + i);
+        }
+    for (int m = 0; m < batch; m++)
+        for (int r = 0; r < rows; r++) out[m * n + r] = sum(sums[m][r]);
+}
+
+INLINE void multiply(float *out, int64_t n, const float *x, const float *w, int64_t m, int64_t k, int rows) {
+    int64_t i = 0;
+    for (; i + BATCH <= m; i += BATCH) tile(out + i * n, n, x + i * k, w, k, rows, BATCH);
+    for (; i + 2 <= m; i += 2) tile(out + i * n, n, x + i * k, w, k, rows, 2);
+    for (; i < m; i++) tile(out + i * n, n, x + i * k, w, k, rows, 1);
+}
+
+static float *scratch(size_t count) {
+    static __thread float *kept;
+    static __thread size_t size;
+    if (count > size) {
+        free(kept);
+        kept = aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64);
+        size = kept ? count : 0;
+    }
+    return kept;
+}
+
+/* group: w's, as a constant where it is a common one. */
+#define LINEAR(form)                                                                                                  \
+    INLINE void form##_one(float *out, const float *x, const weight_t *w, int64_t row, int rows, int64_t group) {     \
+        const int64_t groups = w->k / group, size = group / form##_parts, bytes = w->k / form##_parts;                \
+        const uint8_t *at = (const uint8_t *)w->codes + row * bytes;                                                  \
+        floats sums[ROWS] = {0};                                                                                      \
+        for (int64_t g = 0; g < groups; g++, at += size) {                                                            \
+            float s[ROWS], o[ROWS];                                                                                   \
+            for (int r = 0; r < rows; r++) scaled(w, (row + r) * groups + g, s + r, o + r);                           \
+            for (int part = 0; part < form##_parts; part++)                                                           \
+                for (int64_t i = 0; i < size; i += LANES) {                                                           \
+                    floats one = load(x + g * group + part * size + i);                                               \
+                    for (int r = 0; r < rows; r++) sums[r] += one * form(w, at + r * bytes + i, part, s[r], o[r]);    \
+                }                                                                                                     \
+        }                                                                                                             \
+        for (int r = 0; r < rows; r++) out[row + r] = sum(sums[r]);                                                   \
+    }                                                                                                                 \
+    INLINE void form##_floats(float *to, const weight_t *w, int64_t row, int64_t group) {                             \
+        const int64_t groups = w->k / group, size = group / form##_parts;                                             \
+        const uint8_t *at = (const uint8_t *)w->codes + row * (w->k / form##_parts);                                  \
+        for (int64_t g = 0; g < groups; g++, at += size, to += group) {                                               \
+            float s, o;                                                                                               \
+            scaled(w, row * groups + g, &s, &o);                                                                      \
+            for (int part = 0; part < form##_parts; part++)                                                           \
+                for (int64_t i = 0; i < size; i += LANES) store(to + part * size + i, form(w, at + i, part, s, o));   \
+        }                                                                                                             \
+    }                                                                                                                 \
+    INLINE int form##_rows(float *out, const float *x, int64_t m, const weight_t *w, int64_t first, int64_t last,     \
+                           int64_t group) {                                                                           \
+        if (m == 1) {                                                                                                 \
+            int64_t row = first;                                                                                      \
+            for (; row + ROWS <= last; row += ROWS) form##_one(out, x, w, row, ROWS, group);                          \
+            for (; row < last; row++) form##_one(out, x, w, row, 1, group);                                           \
+            return 1;                                                                                                 \
+        }                                                                                                             \
+        float *numbers = scratch((size_t)(ROWS * w->k));                                                              \
+        if (!numbers) return 0;                                                                                       \
+        for (int64_t row = first; row < last; row += ROWS) {                                                          \
+            int rows = last - row < ROWS ? (int)(last - row) : ROWS;                                                  \
+            for (int r = 0; r < rows; r++) form##_floats(numbers + r * w->k, w, row + r, group);                      \
+            if (rows == ROWS)                                                                                         \
+                multiply(out + row, w->n, x, numbers, m, w->k, ROWS);                                                 \
+            else                                                                                                      \
+                for (int r = 0; r < rows; r++) multiply(out + row + r, w->n, x, numbers + r * w->k, m, w->k, 1);      \
+        }                                                                                                             \
+        return 1;                                                                                                     \
+    }                                                                                                                 \
+    /* Rows `first` to `last` of w, of all rows of x. 0: there was no memory. */                                      \
+    int linear_##form(float *out, const float *x, int64_t m, const weight_t *w, int64_t first, int64_t last) {        \
+        switch (w->group) {                                                                                           \
+            case 32: return form##_rows(out, x, m, w, first, last, 32);                                               \
+            case 128: return form##_rows(out, x, m, w, first, last, 128);                                             \
+            default: return form##_rows(out, x, m, w, first, last, w->group);                                         \
+        }                                                                                                             \
+    }
+
+LINEAR(int4)
+LINEAR(int8)
+LINEAR(fp8)
+LINEAR(table4)
