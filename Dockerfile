@@ -20,13 +20,13 @@ ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build
 ARG PACKAGES=""
+ARG BUILD_PACKAGES="gcc libc6-dev"
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 SHELL ["/bin/sh", "-eu", "-c"]
-# Unquoted and unpinned on purpose: a list, of whatever release BASE is.
+# Unquoted and unpinned on purpose: a list, of whatever release BASE is. A C compiler makes the kernels of a CPU.
 # hadolint ignore=DL3008,SC2086
-RUN if [ -n "$PACKAGES" ]; then \
-      apt-get update && apt-get install -y --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; \
-    fi
+RUN apt-get update && apt-get install -y --no-install-recommends $BUILD_PACKAGES $PACKAGES \
+    && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/opsin
 WORKDIR /src
 COPY constraints.txt ./
@@ -36,6 +36,7 @@ COPY kernels kernels
 COPY plugins plugins
 COPY server server
 COPY clients clients
+COPY deploy/wheel_kernels.py deploy/
 RUN /opt/opsin/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
     && /opt/opsin/bin/python -m pip install --no-cache-dir -c constraints.txt /dist/*.whl \
     && /opt/opsin/bin/python -m pip check

@@ -82,6 +82,11 @@ class Layout:
         return max(self.kv_lengths[: self.decodes])
 
     @cached_property
+    def decode_lengths(self) -> Tensor:
+        """I64 [B]: how many cached rows each of them sees."""
+        return torch.tensor(self.kv_lengths[: self.decodes])
+
+    @cached_property
     def decode_mask(self) -> Tensor | None:
         """F32 [B, 1, 1, L], added to the scores: 0 where a decode sequence's gathered row exists, else -inf; None when
         all do. Built once a step, and as numbers: from booleans each layer would make them again (20 µs)."""

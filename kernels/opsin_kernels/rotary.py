@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.attention import write_kv
+from opsin_kernels.cpu import decode
 from opsin_kernels.dispatch import uses_kernels
 
 
@@ -44,6 +45,8 @@ def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Te
 
         gpu.rotate_and_store(qkv, heads, cos, sin, pool, slots)
         return qkv[:, :heads]
+    if decode.can_turn(qkv, cos, pool):
+        return decode.turn_and_store(qkv, heads, cos, sin, pool, slots)
     return rotate_and_store_ref(qkv, heads, cos, sin, pool, slots)
 
 

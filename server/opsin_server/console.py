@@ -257,8 +257,15 @@ def memory():
     import torch
     from opsin_server.engine.startup.device import free_bytes
     return f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB free for this process"
+def c_kernels():
+    import torch
+    from opsin_kernels.cpu.library import library
+    found = library()
+    if isinstance(found, str):
+        return "none (" + found + "): quantized weights are slow on a CPU"
+    return "for " + torch.backends.cpu.get_cpu_capability()
 for name, look in (("torch", torch_version), ("triton", triton_version), ("device", device), ("kernels", kernels),
-                   ("memory", memory)):
+                   ("C kernels", c_kernels), ("memory", memory)):
     row(name, look)
 print(json.dumps(found))
 """

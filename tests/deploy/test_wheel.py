@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from opsin_kernels.cpu import build
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"kernels/opsin_kernels", "plugins/opsin_plugins", "server/opsin_server", "clients/opsin_client"}
 LIMIT_MB = 20
@@ -19,8 +21,8 @@ LIMIT_MB = 20
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("*.whl")
     return built
@@ -34,7 +36,8 @@ def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
     ours = {path.split("/", 1)[1] for path in listing.stdout.splitlines() if (ROOT / path).exists()}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {name for name in names if ".dist-info/" not in name} == ours
+    libraries = {f"opsin_kernels/cpu/{build.library_name(level)}" for level in build.levels()}
+    assert {name for name in names if ".dist-info/" not in name} == ours | libraries
     for needed in (
         "models/opsin-mini/model.safetensors",
         "models/opsin-mini/tokenizer.json",
@@ -61,6 +64,8 @@ def test_it_works_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
         "assert opsin_server.__file__.startswith(sys.argv[1]), opsin_server.__file__\n"
         "assert str(m.distribution('opsin').locate_file('')).startswith(sys.argv[1])\n"
         "assert e.MODEL.is_dir() and e.SAMPLES.is_dir()\n"
+        "from opsin_kernels.cpu import library\n"
+        "assert not isinstance(library.library(), str), library.library()\n"
         "(script,) = m.distribution('opsin').entry_points.select(group='console_scripts', name='opsin')\n"
         "sys.argv[1:] = ['plugins']\n"
         "script.load()()\n"

@@ -1,4 +1,5 @@
-"""linear.c as a shared library for this processor: as the wheel brings it, or made when it is first needed."""
+"""The C sources of this folder as a shared library for this processor: as the wheel brings it, or made when it is first
+needed."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("linear.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.c", "decode.c", "pool.c"))
+READ = (*SOURCES, *(Path(__file__).with_name(name) for name in ("vectors.h", "pool.h")))
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 # By what torch says that the processor has.
 LEVELS: Mapping[str, Sequence[str]] = {
@@ -34,8 +36,8 @@ def levels() -> tuple[str, ...]:
 
 def library_name(level: str) -> str:
     """Of this very source: another one's library is not taken for it."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    return f"linear-{digest}-{platform.machine()}-{level.lower()}.so"
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in READ)).hexdigest()[:12]
+    return f"kernels-{digest}-{platform.machine()}-{level.lower()}.so"
 
 
 def compiler() -> str:
@@ -57,7 +59,7 @@ def build(level: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
             made = Path(scratch) / target.name
-            command = [program, *FLAGS, *LEVELS[level], "-o", str(made), str(SOURCE)]
+            command = [program, *FLAGS, *LEVELS[level], "-o", str(made), *map(str, SOURCES), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)  # noqa: S603
             if done.returncode:
                 raise NoCompilerError(f"{program} failed: {(done.stderr.splitlines() or ['no reason given'])[0]}")

@@ -6,30 +6,15 @@
  *
  * Plain C with GCC's vectors, in the width of the processor; what compilers make of bytes is helped along on x86. Layouts are those of opsin_kernels.int4_linear, int8_linear, fp8_linear and table4_linear.
  */
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include <stdatomic.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "pool.h"
+#include "vectors.h"
 
-/* LANES: numbers of a vector. ROWS: of the weight, that are floats at a time. BATCH: rows of x, multiplied at a time;
- * their sums, ROWS * BATCH, stay in registers. */
-#if defined(__AVX512F__)
-#define LANES 16
-#define BATCH 4
-#elif defined(__AVX2__)
-#define LANES 8
-#define BATCH 2
-#else
-#define LANES 4
-#define BATCH 2
-#endif
+/* Of the weight, that are floats at a time; ROWS * BATCH sums stay in registers. */
 #define ROWS 4
-
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+#define AHEAD 4 /* times as many rows */
+#define UNIT 64 /* of the weight, that a thread has at least */
 
 /* A weight [n, k]. scale, offset [n, k / group], offset may be NULL; half: they are float16. table: what codes name. */
 typedef struct {
@@ -38,21 +23,14 @@ typedef struct {
     int64_t n, k, group, half;
 } weight_t;
 
-static inline floats load(const float *at) {
-    floats found;
-    memcpy(&found, at, sizeof found);
-    return found;
-}
-
-static inline void store(float *at, floats numbers) { memcpy(at, &numbers, sizeof numbers); }
-
-static inline float sum(floats numbers) {
-    float parts[LANES];
-    store(parts, numbers);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) parts[i] += parts[i + width];
-    return parts[0];
-}
+/* The rows of a product, which threads share by rows of the weight. */
+typedef struct {
+    float *out;
+    const float *x;
+    int64_t m;
+    const weight_t *w;
+    atomic_int *failed;
+} job_t;
 
 static inline float of_bits(uint32_t bits) {
     float found;
@@ -97,7 +75,6 @@ static inline floats named(const float *table, ints codes) {
 
 /* LANES inputs of a group, from number `i` of a part of it on. Two codes of four bits share a byte, half a group apart:
  * such a group has two parts, in the low and in the high bits of the same bytes. */
-#define INLINE static inline __attribute__((always_inline))
 #define FORM(name, parts, values)                                                                                     \
     enum { name##_parts = parts };                                                                                    \
     INLINE floats name(const weight_t *w, const uint8_t *at, int part, float s, float o) {                            \
@@ -116,14 +93,21 @@ FORM(fp8, 1, EIGHTS)
 FORM(table4, 2, named(w->table, NIBBLES))
 
 INLINE void tile(float *out, int64_t n, const float *x, const float *w, int64_t k, int rows, int batch) {
-    floats sums[BATCH][ROWS] = {0};
-    for (int64_t i = 0; i < k; i += LANES)
-        for (int m = 0; m < batch; m++) {
-            floats one = load(x + m * k + i);
-            for (int r = 0; r < rows; r++) sums[m][r] += one * load(w + r * k + i);
+    floats found[BATCH * ROWS] = {0};
+    for (int64_t i = 0; i < k; i += LANES) EACH for (int m = 0; m < batch; m++) {
+        floats one = load(x + m * k + i);
+        EACH for (int r = 0; r < rows; r++) found[m * ROWS + r] += one * load(w + r * k + i);
+    }
+    if (rows == ROWS && batch * ROWS % LANES == 0) {
+        EACH for (int first = 0; first < batch * ROWS; first += LANES) {
+            float all[LANES];
+            store(all, sums(found + first));
+            EACH for (int m = 0; m < LANES / ROWS; m++)
+                memcpy(out + (first / ROWS + m) * n, all + m * ROWS, ROWS * sizeof(float));
         }
-    for (int m = 0; m < batch; m++)
-        for (int r = 0; r < rows; r++) out[m * n + r] = sum(sums[m][r]);
+        return;
+    }
+    EACH for (int m = 0; m < batch; m++) EACH for (int r = 0; r < rows; r++) out[m * n + r] = sum(found[m * ROWS + r]);
 }
 
 INLINE void multiply(float *out, int64_t n, const float *x, const float *w, int64_t m, int64_t k, int rows) {
@@ -149,17 +133,19 @@ static float *scratch(size_t count) {
     INLINE void form##_one(float *out, const float *x, const weight_t *w, int64_t row, int rows, int64_t group) {     \
         const int64_t groups = w->k / group, size = group / form##_parts, bytes = w->k / form##_parts;                \
         const uint8_t *at = (const uint8_t *)w->codes + row * bytes;                                                  \
-        floats sums[ROWS] = {0};                                                                                      \
+        floats found[ROWS] = {0};                                                                                     \
+        /* The memory is asked early: its latency is most of a step of one row. */                                    \
+        for (int64_t i = 0; i < rows * bytes; i += 64) __builtin_prefetch(at + AHEAD * rows * bytes + i);             \
         for (int64_t g = 0; g < groups; g++, at += size) {                                                            \
             float s[ROWS], o[ROWS];                                                                                   \
             for (int r = 0; r < rows; r++) scaled(w, (row + r) * groups + g, s + r, o + r);                           \
             for (int part = 0; part < form##_parts; part++)                                                           \
                 for (int64_t i = 0; i < size; i += LANES) {                                                           \
                     floats one = load(x + g * group + part * size + i);                                               \
-                    for (int r = 0; r < rows; r++) sums[r] += one * form(w, at + r * bytes + i, part, s[r], o[r]);    \
+                    for (int r = 0; r < rows; r++) found[r] += one * form(w, at + r * bytes + i, part, s[r], o[r]);   \
                 }                                                                                                     \
         }                                                                                                             \
-        for (int r = 0; r < rows; r++) out[row + r] = sum(sums[r]);                                                   \
+        for (int r = 0; r < rows; r++) out[row + r] = sum(found[r]);                                                  \
     }                                                                                                                 \
     INLINE void form##_floats(float *to, const weight_t *w, int64_t row, int64_t group) {                             \
         const int64_t groups = w->k / group, size = group / form##_parts;                                             \
@@ -191,13 +177,23 @@ static float *scratch(size_t count) {
         }                                                                                                             \
         return 1;                                                                                                     \
     }                                                                                                                 \
-    /* Rows `first` to `last` of w, of all rows of x. 0: there was no memory. */                                      \
-    int linear_##form(float *out, const float *x, int64_t m, const weight_t *w, int64_t first, int64_t last) {        \
+    static void form##_part(void *given, int64_t first, int64_t last) {                                               \
+        const job_t *job = given;                                                                                     \
+        const weight_t *w = job->w;                                                                                   \
+        int done;                                                                                                     \
         switch (w->group) {                                                                                           \
-            case 32: return form##_rows(out, x, m, w, first, last, 32);                                               \
-            case 128: return form##_rows(out, x, m, w, first, last, 128);                                             \
-            default: return form##_rows(out, x, m, w, first, last, w->group);                                         \
+            case 32: done = form##_rows(job->out, job->x, job->m, w, first, last, 32); break;                         \
+            case 128: done = form##_rows(job->out, job->x, job->m, w, first, last, 128); break;                       \
+            default: done = form##_rows(job->out, job->x, job->m, w, first, last, w->group);                          \
         }                                                                                                             \
+        if (!done) atomic_store(job->failed, 1);                                                                      \
+    }                                                                                                                 \
+    /* x [m, k] -> out [m, n]. 0: there was no memory. */                                                             \
+    int linear_##form(float *out, const float *x, int64_t m, const weight_t *w, int64_t threads) {                    \
+        atomic_int failed = 0;                                                                                        \
+        job_t job = {out, x, m, w, &failed};                                                                          \
+        shared(form##_part, &job, w->n, UNIT, threads);                                                               \
+        return !atomic_load(&failed);                                                                                 \
     }
 
 LINEAR(int4)

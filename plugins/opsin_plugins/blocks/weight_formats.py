@@ -223,4 +223,4 @@ def form_of(form: CodeForm | None) -> Form:
 
 def _scale_type(form: CodeForm) -> torch.dtype:
     small = form.codes != "fp8" and form.group <= FINE and torch.get_default_dtype() != torch.float32
-    return torch.float16 if small else torch.float32
+    return torch.float16 if form.half or small else torch.float32

@@ -12,13 +12,15 @@ class CodeForm:
 
     codes: "int4", 0 to 15; "int8", -128 to 127; "fp8", float8 (e4m3); "table4", names of 16 numbers. group: inputs that
     share a scale, of which K is a multiple. offset: whether groups have one. ordered: whether the groups are of inputs
-    in an order of the weight's own.
+    in an order of the weight's own. half: whether scales and offsets are float16 numbers, so that nothing is lost of
+    them in 16 bit.
     """
 
     codes: Literal["int4", "int8", "fp8", "table4"]
     group: int
     offset: bool = False
     ordered: bool = False
+    half: bool = False
 
 
 class Packing(Protocol):

@@ -9,15 +9,15 @@ from opsin_plugins.spec import CodeForm, Reorder
 
 # Five and six bits are kept in eight: their blocks take a third more than in the file.
 FORMS: Mapping[str, CodeForm] = {
-    "Q4_0": CodeForm("int4", 32, offset=True),
-    "Q4_1": CodeForm("int4", 32, offset=True),
+    "Q4_0": CodeForm("int4", 32, offset=True, half=True),
+    "Q4_1": CodeForm("int4", 32, offset=True, half=True),
     "Q4_K": CodeForm("int4", 32, offset=True),
-    "Q5_0": CodeForm("int8", 32),
-    "Q5_1": CodeForm("int8", 32, offset=True),
+    "Q5_0": CodeForm("int8", 32, half=True),
+    "Q5_1": CodeForm("int8", 32, offset=True, half=True),
     "Q5_K": CodeForm("int8", 32, offset=True),
     "Q6_K": CodeForm("int8", 16),
-    "Q8_0": CodeForm("int8", 32),
-    "IQ4_NL": CodeForm("table4", 32),
+    "Q8_0": CodeForm("int8", 32, half=True),
+    "IQ4_NL": CodeForm("table4", 32, half=True),
 }
 
 

@@ -1,0 +1,142 @@
+/* What a step does between its products, for rows of float32: norms, turns, and attention over the paged pool. Definitions
+ * are in opsin_kernels.rms_norm, rotary and attention. Every row is computed alone, in one order: its result does not
+ * depend on its neighbours, to the bit. Widths are multiples of LANES.
+ */
+#include <math.h>
+
+#include "pool.h"
+#include "vectors.h"
+
+/* x [rows, width], delta the same or NULL; added takes their sum, where there is one. */
+void rms_norm(float *out, float *added, const float *x, const float *delta, const float *weight, float floor, int64_t rows,
+              int64_t width) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *from = x + row * width;
+        if (delta) {
+            float *to = added + row * width;
+            for (int64_t i = 0; i < width; i += LANES) store(to + i, load(from + i) + load(delta + row * width + i));
+            from = to;
+        }
+        floats squares = {0};
+        for (int64_t i = 0; i < width; i += LANES) squares += load(from + i) * load(from + i);
+        float scale = 1.0f / sqrtf(sum(squares) / (float)width + floor);
+        for (int64_t i = 0; i < width; i += LANES) store(out + row * width + i, load(from + i) * scale * load(weight + i));
+    }
+}
+
+/* qkv [rows, heads + 2 * kv_heads, width], changed in place; cos, sin [rows, width], the first half of sin negated; pool
+ * [slots, 2 * kv_heads, width]. */
+void rotate_and_store(float *qkv, const float *cos, const float *sin, float *pool, const int64_t *slots, int64_t rows,
+                      int64_t heads, int64_t kv_heads, int64_t width) {
+    const int64_t half = width / 2, all = (heads + 2 * kv_heads) * width;
+    for (int64_t row = 0; row < rows; row++) {
+        const float *c = cos + row * width, *s = sin + row * width;
+        for (int64_t head = 0; head < heads + kv_heads; head++) {
+            float *low = qkv + row * all + head * width, *high = low + half;
+            for (int64_t i = 0; i < half; i += LANES) {
+                floats a = load(low + i), b = load(high + i);
+                store(low + i, a * load(c + i) + b * load(s + i));
+                store(high + i, b * load(c + half + i) + a * load(s + half + i));
+            }
+        }
+        memcpy(pool + slots[row] * 2 * kv_heads * width, qkv + row * all + heads * width,
+               (size_t)(2 * kv_heads * width) * sizeof(float));
+    }
+}
+
+/* e^x of numbers up to 0, within 2 units of the last place: 2^n times a polynomial of what is left. */
+INLINE floats exponential(floats x) {
+    floats least = (floats){0} - 87.0f;
+    ints below = x < least;
+    x = (floats)(((ints)x & ~below) | ((ints)least & below));
+    ints n = __builtin_convertvector(x * 1.44269504f - 0.5f, ints);
+    floats whole = __builtin_convertvector(n, floats);
+    floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    floats p = ((((r * 1.9875691500e-4f + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+                1.6666665459e-1f) * r + 5.0000001201e-1f;
+    return (p * r * r + r + 1.0f) * (floats)((n + 127) << 23);
+}
+
+#define GROUP 8 /* queries of a key's head that are worked on at a time */
+
+/* Of one sequence's newest row and one head of keys: q [group, width] -> out. Tokens are taken LANES at a time, each time
+ * with the largest score so far. */
+INLINE void attend_head(float *out, const float *q, const float *pool, const int64_t *blocks, int64_t block, int64_t length,
+                        int64_t row_size, int64_t values, int64_t group, int64_t width, float scale) {
+    floats shares[GROUP];
+    float largest[GROUP];
+    for (int64_t h = 0; h < group; h++) {
+        shares[h] = (floats){0}, largest[h] = -INFINITY;
+        memset(out + h * width, 0, (size_t)width * sizeof(float));
+    }
+    for (int64_t at = 0; at < length; at += LANES) {
+        int64_t count = length - at < LANES ? length - at : LANES;
+        const float *rows[LANES];
+        float scores[GROUP][LANES];
+        for (int64_t t = 0; t < count; t++) rows[t] = pool + (blocks[(at + t) / block] * block + (at + t) % block) * row_size;
+        for (int64_t t = count; t < LANES; t++) rows[t] = rows[0];  /* (of no weight) */
+        for (int64_t h = 0; h < group; h++) {
+            floats dots[LANES] = {0};
+            for (int64_t i = 0; i < width; i += LANES) {
+                floats one = load(q + h * width + i);
+                EACH for (int t = 0; t < LANES; t++) dots[t] += one * load(rows[t] + i);
+            }
+            store(scores[h], sums(dots) * scale);
+        }
+        for (int64_t h = 0; h < group; h++) {
+            float most = largest[h];
+            for (int64_t t = 0; t < count; t++) most = scores[h][t] > most ? scores[h][t] : most;
+            if (most > largest[h]) {
+                float kept = largest[h] == -INFINITY ? 0.0f : expf(largest[h] - most);
+                shares[h] *= kept, largest[h] = most;
+                for (int64_t i = 0; i < width; i += LANES) store(out + h * width + i, load(out + h * width + i) * kept);
+            }
+            for (int64_t t = count; t < LANES; t++) scores[h][t] = -INFINITY;
+            floats weights = exponential(load(scores[h]) - most);
+            for (int64_t t = count; t < LANES; t++) weights[t] = 0.0f;
+            shares[h] += weights;
+            store(scores[h], weights);
+        }
+        for (int64_t h = 0; h < group; h++)
+            for (int64_t i = 0; i < width; i += LANES) {
+                floats found = load(out + h * width + i);
+                for (int64_t t = 0; t < count; t++) found += scores[h][t] * load(rows[t] + values + i);
+                store(out + h * width + i, found);
+            }
+    }
+    for (int64_t h = 0; h < group; h++) {
+        float share = 1.0f / sum(shares[h]);
+        for (int64_t i = 0; i < width; i += LANES) store(out + h * width + i, load(out + h * width + i) * share);
+    }
+}
+
+typedef struct {
+    float *out;
+    const float *q, *pool;
+    const int64_t *table, *lengths;
+    int64_t pages, block, q_stride, heads, kv_heads, width;
+} attention_t;
+
+/* Heads of keys, of all sequences. */
+static void attend_part(void *given, int64_t from, int64_t to) {
+    const attention_t *a = given;
+    const int64_t group = a->heads / a->kv_heads, width = a->width, size = 2 * a->kv_heads * width;
+    for (int64_t i = from; i < to; i++) {
+        int64_t s = i / a->kv_heads, k = i % a->kv_heads;
+        for (int64_t first = 0; first < group; first += GROUP) {
+            int64_t count = group - first < GROUP ? group - first : GROUP, head = k * group + first;
+            attend_head(a->out + (s * a->heads + head) * width, a->q + s * a->q_stride + head * width, a->pool + k * width,
+                        a->table + s * a->pages, a->block, a->lengths[s], size, a->kv_heads * width, count, width,
+                        1.0f / sqrtf((float)width));
+        }
+    }
+}
+
+/* q: rows `q_stride` apart, [heads, width] each; pool [blocks, block, 2 * kv_heads, width]; table [sequences, pages].
+ * out [sequences, heads, width]. One query row a sequence, its newest. */
+void attend(float *out, const float *q, const float *pool, const int64_t *table, const int64_t *lengths, int64_t sequences,
+            int64_t pages, int64_t block, int64_t q_stride, int64_t heads, int64_t kv_heads, int64_t width,
+            int64_t threads) {
+    attention_t job = {out, q, pool, table, lengths, pages, block, q_stride, heads, kv_heads, width};
+    shared(attend_part, &job, sequences * kv_heads, 1, threads);
+}

@@ -1,0 +1,63 @@
+"""What a step does between its products, by cpu/decode.c: one call where torch needs several, for rows of float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opsin_kernels.cpu.library import LANES, can_run, loaded
+from opsin_kernels.layout import Layout
+
+
+def can_normalize(x: Tensor, weight: Tensor, one_plus: bool) -> bool:
+    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    fits = x.dtype == weight.dtype == torch.float32 and x.shape[-1] % LANES == 0 and not one_plus and not wanted
+    return fits and can_run(x, weight)
+
+
+def normalize(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
+    """x [..., N] -> its norm; see `opsin_kernels.rms_norm`."""
+    x, width = x.contiguous(), x.shape[-1]
+    out = torch.empty_like(x)
+    pointers = (out.data_ptr(), None, x.data_ptr(), None, weight.data_ptr())
+    loaded().rms_norm(*pointers, float(floor), x.numel() // width, width)
+    return out
+
+
+def add_and_normalize(x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """x and delta [..., N] -> their sum, and its norm."""
+    x, delta, width = x.contiguous(), delta.contiguous(), x.shape[-1]
+    out, added = torch.empty_like(x), torch.empty_like(x)
+    pointers = (part.data_ptr() for part in (out, added, x, delta, weight))
+    loaded().rms_norm(*pointers, float(floor), x.numel() // width, width)
+    return added, out
+
+
+def can_turn(qkv: Tensor, cos: Tensor, pool: Tensor) -> bool:
+    fits = qkv.dtype == cos.dtype == pool.dtype == torch.float32 and qkv.shape[-1] % (2 * LANES) == 0
+    return fits and qkv.is_contiguous() and pool.is_contiguous() and can_run(qkv, cos, pool)
+
+
+def turn_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> Tensor:
+    """See `opsin_kernels.rotary.rotate_and_store`."""
+    rows, count, width = qkv.shape
+    pointers = (part.data_ptr() for part in (qkv, cos.contiguous(), sin.contiguous(), pool, slots))
+    loaded().rotate_and_store(*pointers, rows, heads, (count - heads) // 2, width)
+    return qkv[:, :heads]
+
+
+def can_attend(q: Tensor, pool: Tensor) -> bool:
+    fits = q.dtype == pool.dtype == torch.float32 and q.shape[-1] % LANES == 0 and pool.is_contiguous()
+    return fits and q.stride(-1) == 1 and q.stride(-2) == q.shape[-1] and can_run(q, pool)
+
+
+def attend(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
+    """q [B, H, D], one row a sequence -> [B, H·D]; see `opsin_kernels.attention.paged_attention`."""
+    batch, heads, width = q.shape
+    table, lengths = layout.block_table, layout.decode_lengths
+    assert table is not None
+    out = torch.empty(batch, heads * width)
+    pointers = (part.data_ptr() for part in (out, q, pool, table, lengths))
+    sizes = (batch, table.stride(0), pool.shape[1], q.stride(0), heads, pool.shape[2] // 2, width)
+    loaded().attend(*pointers, *sizes, torch.get_num_threads())
+    return out

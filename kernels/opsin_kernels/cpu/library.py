@@ -1,0 +1,61 @@
+"""The C sources of this folder, loaded for this processor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from opsin_kernels.cpu.build import NoCompilerError, build, library_name
+from opsin_kernels.dispatch import forced
+
+LANES = 16  # what widths are multiples of, on whatever processor
+HERE = Path(__file__).parent
+
+_POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_LINEAR = (_POINTER, _POINTER, _COUNT, _POINTER, _COUNT)
+_FUNCTIONS = {
+    **{f"linear_{form}": _LINEAR for form in ("int4", "int8", "fp8", "table4")},
+    "rms_norm": (*(_POINTER,) * 5, _FLOAT, _COUNT, _COUNT),
+    "rotate_and_store": (*(_POINTER,) * 5, *(_COUNT,) * 4),
+    "attend": (*(_POINTER,) * 5, *(_COUNT,) * 8),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | str:
+    """Or why there is none, in a sentence."""
+    if forced() == "torch":
+        return "OPSIN_KERNELS=torch asks for the definitions"
+    level = torch.backends.cpu.get_cpu_capability()
+    level = level if level in ("AVX512", "AVX2") else "DEFAULT"
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsin"
+    ready = HERE / library_name(level)
+    try:
+        found = ready if ready.is_file() else build(level, HERE if os.access(HERE, os.W_OK) else cached)
+        loaded = ctypes.CDLL(str(found))
+    except (NoCompilerError, OSError, RuntimeError) as error:
+        return str(error)
+    for name, arguments in _FUNCTIONS.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int if name.startswith("linear") else None
+    return loaded
+
+
+def loaded() -> ctypes.CDLL:
+    """Where `can_run` says so."""
+    found = library()
+    assert not isinstance(found, str)
+    return found
+
+
+def can_run(*tensors: Tensor) -> bool:
+    """Whether these are in memory that C can read. (A tensor of a fake mode, which has none, is of another class.)"""
+    return all(x.is_cpu and type(x) in _PLAIN for x in tensors) and not isinstance(library(), str)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)

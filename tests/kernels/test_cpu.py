@@ -1,0 +1,194 @@
+"""What C computes on a CPU: the definitions' numbers, and of each row the same bits whoever its neighbours are."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from opsin_kernels import fp8_linear, int4_linear, int8_linear, rotary, table4_linear
+from opsin_kernels.attention import paged_attention
+from opsin_kernels.cpu import build, decode, library, linear
+from opsin_kernels.cpu.linear import Form
+from opsin_kernels.layout import Layout
+from opsin_kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_ref
+
+FORMS: list[tuple[Form, int, bool, bool]] = [
+    ("int4", 32, True, False),
+    ("int4", 32, True, True),
+    ("int4", 64, True, True),
+    ("int4", 128, True, False),
+    ("int8", 16, False, True),
+    ("int8", 32, True, True),
+    ("int8", 384, False, False),
+    ("fp8", 128, False, False),
+    ("fp8", 384, False, False),
+    ("table4", 64, False, False),
+]
+INPUTS = 384
+
+
+@pytest.fixture(autouse=True)
+def there() -> None:
+    if isinstance(found := library.library(), str):
+        pytest.skip(found)
+
+
+class Weight:
+    """Of random codes."""
+
+    def __init__(self, form: Form, group: int, offset: bool, half: bool, outputs: int) -> None:
+        torch.manual_seed(0)
+        size = torch.float16 if half else torch.float32
+        self.form, self.table = form, torch.randn(16) if form == "table4" else None
+        self.scale = torch.rand(outputs, INPUTS // group).to(size)
+        self.offset = torch.randn(outputs, INPUTS // group).to(size) if offset else None
+        packed = INPUTS // 2 if form in ("int4", "table4") else INPUTS
+        self.codes = torch.randint(0, 256, (outputs, packed), dtype=torch.uint8)
+        if form == "int8":
+            self.codes = self.codes.view(torch.int8)
+        if form == "fp8":
+            self.codes = torch.randn(outputs, INPUTS).to(torch.float8_e4m3fn)
+
+    def meant(self) -> Tensor:
+        if self.form == "int4":
+            assert self.offset is not None
+            return int4_linear.dequantize_groups(self.codes, self.scale, self.offset, torch.float32)
+        if self.form == "int8":
+            return int8_linear.dequantize(self.codes, self.scale, self.offset, torch.float32)
+        if self.form == "fp8":
+            return fp8_linear.dequantize(self.codes, self.scale, torch.float32)
+        assert self.table is not None
+        return table4_linear.dequantize(self.codes, self.scale, self.table, torch.float32)
+
+    def product(self, x: Tensor) -> Tensor:
+        assert linear.can_multiply(self.form, x, self.scale.shape[1])
+        return linear.multiply(self.form, x, self.codes, self.scale, self.offset, self.table)
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count} threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("form", "group", "offset", "half"), FORMS)
+@pytest.mark.parametrize("outputs", [1, 3, 66, 331])
+def test_products_are_those_of_the_weight_that_is_meant(
+    form: Form, group: int, offset: bool, half: bool, outputs: int, threads: int
+) -> None:
+    weight = Weight(form, group, offset, half, outputs)
+    meant, x = weight.meant().double(), torch.randn(37, INPUTS)
+    wanted = x.double() @ meant.T
+    whole = weight.product(x)
+    assert (whole - wanted).abs().max() < 1e-6 * (x.double().abs() @ meant.abs().T).max()
+    for count in (1, 2, 3, 4, 5, 8, 13):
+        assert torch.equal(weight.product(x[:count]), whole[:count]), count
+    assert torch.equal(weight.product(x[7:8]), whole[7:8])
+
+
+def test_16_bit_rows_are_multiplied_as_they_are_and_rounded_once() -> None:
+    weight, x = Weight("int4", 32, True, True, 64), torch.randn(3, INPUTS).bfloat16()
+    assert torch.equal(weight.product(x), weight.product(x.float()).bfloat16())
+
+
+def test_others_are_left_to_the_definitions() -> None:
+    x = torch.randn(2, 40)
+    assert not linear.can_multiply("int8", x, 1), "40 inputs are no whole vectors"
+    assert not linear.can_multiply("int4", torch.randn(2, 64), 4), "16 inputs a group are less than two vectors"
+    assert not linear.can_multiply("int8", torch.randn(2, 64, device="meta"), 1)
+    weight = torch.nn.Parameter(torch.randn(64))
+    assert not decode.can_normalize(torch.randn(2, 64), weight, one_plus=False), "somebody may want its gradient"
+    with torch.no_grad():
+        assert decode.can_normalize(torch.randn(2, 64), weight, one_plus=False)
+        assert not decode.can_normalize(torch.randn(2, 64), weight, one_plus=True)
+        assert not decode.can_normalize(torch.randn(2, 64).half(), weight, one_plus=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [16, 192, 576])
+def test_norms(width: int) -> None:
+    torch.manual_seed(0)
+    x, delta, weight, floor = torch.randn(5, width), torch.randn(5, width), torch.randn(width), torch.tensor(1e-5)
+    assert torch.allclose(rms_norm(x, weight, floor), rms_norm_ref(x, weight, floor), rtol=1e-5, atol=1e-6)
+    added, normed = add_rms_norm(x, delta, weight, floor)
+    assert torch.equal(added, x + delta)
+    assert torch.equal(normed, rms_norm(added, weight, floor))
+    assert torch.equal(rms_norm(x[3:4], weight, floor), rms_norm(x, weight, floor)[3:4])
+
+
+@torch.no_grad()
+def test_turned_keys_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    cos, sin = rotary.angles_to_tables(torch.randn(5, 32), torch.float32)
+    qkv, slots = torch.randn(5, 4 + 2 * 2, 64), torch.tensor([3, 9, 0, 17, 4])
+    pools = [torch.zeros(5, 4, 4, 64) for _ in range(2)]
+    mine = rotary.rotate_and_store(qkv.clone(), 4, cos, sin, pools[0], slots)
+    theirs = rotary.rotate_and_store_ref(qkv.clone(), 4, cos, sin, pools[1], slots)
+    assert torch.allclose(mine, theirs, atol=1e-6)
+    assert torch.allclose(pools[0], pools[1], atol=1e-6)
+    assert pools[0].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 64), (3, 3, 32), (24, 2, 128), (1, 1, 16)])
+def test_attention_of_the_newest_rows(
+    heads: int, kv_heads: int, width: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    lengths = [1, 70, 16, 33, 15]
+    pool = torch.randn(30, 16, 2 * kv_heads, width)
+    table = torch.randperm(25).view(5, 5)
+    q = torch.randn(5, heads + 3, width)[:, :heads] * 3  # a slice of a fused projection
+
+    def run(chosen: list[int]) -> Tensor:
+        layout = Layout([1] * len(chosen), [lengths[i] for i in chosen], table[chosen])
+        return paged_attention(q[chosen] if len(chosen) < 5 else q, pool, layout)
+
+    mine = run(list(range(5)))
+    for i in range(5):
+        assert torch.equal(run([i]), mine[i : i + 1])
+    monkeypatch.setattr(decode, "can_attend", lambda *_: False)
+    assert torch.allclose(mine, run(list(range(5))), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", build.levels())
+def test_every_level_of_a_processor_computes_the_same(level: str, tmp_path: Path) -> None:
+    mine = torch.backends.cpu.get_cpu_capability()
+    if list(build.LEVELS).index(level) < list(build.LEVELS).index(mine if mine in build.LEVELS else "DEFAULT"):
+        pytest.skip(f"this processor has no {level}")
+    loaded = ctypes.CDLL(str(build.build(level, tmp_path)))
+    weight, x, out = torch.randn(64), torch.randn(3, 64), torch.empty(3, 64)
+    loaded.rms_norm.argtypes = (*(ctypes.c_void_p,) * 5, ctypes.c_float, ctypes.c_int64, ctypes.c_int64)
+    loaded.rms_norm(out.data_ptr(), None, x.data_ptr(), None, weight.data_ptr(), 1e-5, 3, 64)
+    assert torch.allclose(out, rms_norm_ref(x, weight, torch.tensor(1e-5)), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_compiler_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(build.NoCompilerError, match="no C compiler"):
+        build.build("DEFAULT", tmp_path)
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho no such option >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(build.NoCompilerError, match="cc failed: no such option"):
+        build.build("DEFAULT", tmp_path)
+
+
+def test_a_fork_has_threads_of_its_own() -> None:
+    torch.set_num_threads(2)
+    weight, x = Weight("int8", 384, False, False, 331), torch.randn(2, INPUTS)
+    wanted = weight.product(x)
+    if (child := os.fork()) == 0:
+        os._exit(0 if torch.equal(weight.product(x), wanted) else 1)
+    _, status = os.waitpid(child, 0)
+    torch.set_num_threads(1)
+    assert status == 0
