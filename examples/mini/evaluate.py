@@ -1,6 +1,7 @@
 """Held-out accuracy of an exported model for each task, with n and the share of the most frequent answer.
 
 python evaluate.py MODEL_DIR --seed 990017 --batches 150
+python evaluate.py MODEL_DIR --seed 990017 --quantization int4     as `opsin serve --quantization int4` computes it
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mini_opsin.encoder import Encoder
 from mini_opsin.exam import exam_batches, majority, overall, score
 from mini_opsin.fonts import add_font_options, fonts_from
 from mini_opsin.loading import load_model, load_tokenizer
+from mini_opsin.quantizing import quantize
 
 
 def main() -> None:
@@ -22,10 +24,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--batches", type=int, default=150)
+    parser.add_argument("--quantization", choices=["int8", "int4", "fp8"])
+    parser.add_argument("--quantize-vision", action="store_true")
     add_font_options(parser)
     args = parser.parse_args()
     fonts = fonts_from(args)
     encoder, model = Encoder(load_tokenizer(args.model)), load_model(args.model)
+    if args.quantization is not None:
+        quantize(model, args.quantization, vision=args.quantize_vision)
     exam = exam_batches(encoder, args.seed, args.batches, fonts)
     table, blind = score(model, exam, torch.float32), majority(exam)
     print(f"{'task':18s} {'right %':>8s} {'majority %':>10s} {'n':>6s}")

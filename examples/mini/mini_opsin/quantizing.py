@@ -1,0 +1,28 @@
+"""The numbers that a server would compute with after it has quantized a model on the spot."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from opsin_plugins.blocks.weight_formats import FORMATS
+from opsin_plugins.blocks.weight_policy import HEAD_FORMATS
+
+
+@torch.no_grad()
+def quantize(model: nn.Module, form: str, *, vision: bool) -> None:
+    """Rounds the weights of an exported opsin-mini as `opsin serve --quantization` does; vision: with
+    --quantize-vision. Rows are rounded alone, so that it does not matter which of them a server fuses."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):  # the head is tied to it
+            _round(module.weight, HEAD_FORMATS.get(form, form))
+        elif (isinstance(module, nn.Linear) and "lm_head" not in name and (vision or "visual" not in name)) or (isinstance(module, nn.Conv3d) and vision):
+            _round(module.weight, form)
+
+
+def _round(weight: nn.Parameter, form: str) -> None:
+    flat = weight.data.flatten(1)
+    if FORMATS[form].holds(flat.shape[1], len(flat)):
+        held = FORMATS[form](flat.shape[1], len(flat))
+        held.fill(0, flat)
+        weight.copy_(held.dequantized().view_as(weight))
