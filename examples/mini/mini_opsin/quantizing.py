@@ -16,7 +16,7 @@ def quantize(model: nn.Module, form: str, *, vision: bool) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):  # the head is tied to it
             _round(module.weight, HEAD_FORMATS.get(form, form))
-        elif (isinstance(module, nn.Linear) and "lm_head" not in name and (vision or "visual" not in name)) or (isinstance(module, nn.Conv3d) and vision):
+        elif isinstance(module, nn.Linear | nn.Conv3d) and "lm_head" not in name and (vision or "visual" not in name):
             _round(module.weight, form)
 
 
