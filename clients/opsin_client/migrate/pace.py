@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 LATER = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 MOST_TRIES = 8
+FIRST_TRIES = 4  # of a connection to an address where nothing has answered yet: some 7 seconds
 FIRST_SECONDS, LONGEST_SECONDS = 1.0, 60.0
 MOST_ASKED = 600.0  # seconds that a source may ask for; one that wants more is asked once more by then
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx2
 
 from opsin_client.connect import BadKeyError, ProxyError, checked_key, full_url, http_client
-from opsin_client.migrate.pace import LATER, MOST_TRIES, Pace
+from opsin_client.migrate.pace import FIRST_TRIES, LATER, MOST_TRIES, Pace
 from opsin_client.migrate.problems import GoneError, LaterError, LimitError, MigrateError, RefusedError
 from opsin_client.visible import visible
 
@@ -27,13 +27,11 @@ Taken = TypeVar("Taken")
 class Source:
     def __init__(self, url: str, api_key: str, pace: Pace | None = None) -> None:
         """Raises MigrateError for what is no URL, or a key that cannot be sent."""
-        self.url, self._pace = full_url(url).rstrip("/"), pace or Pace()
+        self.url, self._pace, self._answered = _checked_url(url), pace or Pace(), False
         try:
             self._key, self._client = checked_key(api_key), http_client(self.url)
         except (BadKeyError, ProxyError) as error:
             raise MigrateError(str(error)) from None
-        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise MigrateError(f"{self.url} is no URL: {error}") from None
 
     def close(self) -> None:
         self._client.close()
@@ -101,10 +99,16 @@ class Source:
             try:
                 return self._once(method, path, take, query, body)
             except LaterError as error:
-                if attempt == MOST_TRIES:
+                if attempt >= self._tries(error):
                     raise MigrateError(str(error)) from None
                 self._pace.wait(attempt, str(error), error.headers)
         raise AssertionError
+
+    def _tries(self, error: LaterError) -> int:
+        """Few where nothing has answered yet: the address may be a wrong one."""
+        if self._answered or not isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return MOST_TRIES
+        return 1 if isinstance(error.__cause__, httpx2.ConnectTimeout) else FIRST_TRIES
 
     def _once(
         self,
@@ -126,12 +130,13 @@ class Source:
                 timeout=TIMEOUT,
                 follow_redirects=False,
             ) as response:
+                self._answered = True
                 if response.status_code in LATER:
                     raise LaterError(f"{self.url}/{path}: HTTP {response.status_code}", dict(response.headers))
                 self._check(response, path)
                 return take(response)
-        except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-            raise LaterError(f"{self.url} does not answer: {error}") from None
+        except httpx2.TransportError as error:
+            raise LaterError(f"{self.url} does not answer: {error}") from error
 
     def _check(self, response: httpx2.Response, path: str) -> None:
         status = response.status_code
@@ -162,6 +167,18 @@ class Source:
     @staticmethod
     def _chunks(response: httpx2.Response) -> Iterator[bytes]:
         yield from response.iter_raw(2**16)
+
+
+def _checked_url(url: str) -> str:
+    """Raises MigrateError."""
+    full = full_url(url).rstrip("/")
+    try:
+        found = httpx2.URL(full)
+    except httpx2.InvalidURL as error:
+        raise MigrateError(f"--from {url!a} is no URL: {error}") from None
+    if found.scheme not in ("http", "https") or not found.host:
+        raise MigrateError(f"--from {url!a} is no address of an API: write one as https://api.openai.com/v1")
+    return full
 
 
 def in_path(name: str) -> str:

@@ -25,6 +25,8 @@ from opsin_client.migrate.source import Source
 from support.fake_source import FakeSource, Handler, fake_source
 from support.media_host import MediaHost, drip, flood, ok, redirect
 
+NOWHERE = "http://127.0.0.1:1/v1"
+
 
 class Interrupted(BaseException):
     """The process ends here."""
@@ -244,6 +246,33 @@ def test_a_source_that_never_answers_ends_the_command(account: FakeSource, tmp_p
         take(account, tmp_path / "s", sleep=slept.append)
     assert len(slept) == MOST_TRIES - 1
     assert all(later > 0.9 * sooner for sooner, later in pairwise(slept))
+
+
+def test_an_address_where_nothing_listens_is_given_up_soon() -> None:
+    slept: list[float] = []
+    api = Source(NOWHERE, "key", Pace(slept.append))
+    with pytest.raises(MigrateError, match="does not answer"):
+        api.object("fine_tuning/jobs/a")
+    api.close()
+    assert 3 < sum(slept) < 10
+
+
+def test_a_source_that_has_answered_once_is_waited_for(account: FakeSource) -> None:
+    slept: list[float] = []
+    account.answers["files/a"] = {"id": "a"}
+    api = Source(account.url, "key", Pace(slept.append))
+    assert api.object("files/a") == {"id": "a"}
+    api.url = NOWHERE
+    with pytest.raises(MigrateError, match="does not answer"):
+        api.object("files/a")
+    api.close()
+    assert len(slept) == MOST_TRIES - 1
+
+
+@pytest.mark.parametrize("url", ["", " ", "ftp://127.0.0.1/v1", "https://", "http:///v1", "http://[::1", "file:///x"])
+def test_what_is_no_address_is_a_sentence(url: str) -> None:
+    with pytest.raises(MigrateError, match="--from"):
+        Source(url, "key")
 
 
 @pytest.mark.parametrize(
