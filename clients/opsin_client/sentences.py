@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    import openai
 
 INTERRUPTED = 130  # as shells have it
 
@@ -33,11 +37,16 @@ def sentences(command: str, where: str, *own: type[Exception], stopped: str = "s
     except (BadKeyError, ProxyError, httpx2.InvalidURL) as error:
         sentence = str(error)
     except openai.APIStatusError as error:
-        body = error.body if isinstance(error.body, dict) else {}
-        sentence = str(body.get("message") or error)
+        sentence = refusal(error)
     except openai.APIConnectionError as error:
         sentence = f"{where} does not answer: {error.__cause__ or error}"
     except OSError as error:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
     say(f"{command}: {visible(sentence)}", style="red")
     raise typer.Exit(code)
+
+
+def refusal(error: openai.APIStatusError) -> str:
+    """The server's own sentence, where it has sent one."""
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or error)

@@ -13,7 +13,7 @@ LONGEST = 20_000  # characters that are compared: the time grows with their squa
 @dataclass(frozen=True)
 class Compared:
     """messages: the question. reference: the row's own answer. new, old: None where there was none. seen: whether the
-    old model was trained on the row."""
+    old model was trained on the row. why_not: of a request that the new server did not answer, what it said."""
 
     line: int
     messages: list[Any]
@@ -21,6 +21,7 @@ class Compared:
     old: str | None
     new: str | None
     seen: bool
+    why_not: str = ""
 
     @property
     def old_right(self) -> bool:
@@ -45,7 +46,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Totals:
+    """not_answered: questions whose requests failed at the new server. All that follows is of the others."""
+
     questions: int
+    not_answered: int
     old_right: int
     new_right: int
     same: int
@@ -55,19 +59,22 @@ class Totals:
 
     @classmethod
     def of(cls, found: Sequence[Compared]) -> Totals:
+        answered = [one for one in found if one.new is not None]
         return cls(
             questions=len(found),
-            old_right=sum(one.old_right for one in found),
-            new_right=sum(one.new_right for one in found),
-            same=sum(one.same for one in found),
-            only_old=sum(one.old_right and not one.new_right for one in found),
-            only_new=sum(one.new_right and not one.old_right for one in found),
-            alike=sum(one.alike for one in found) / len(found) if found else 0.0,
+            not_answered=len(found) - len(answered),
+            old_right=sum(one.old_right for one in answered),
+            new_right=sum(one.new_right for one in answered),
+            same=sum(one.same for one in answered),
+            only_old=sum(one.old_right and not one.new_right for one in answered),
+            only_new=sum(one.new_right and not one.old_right for one in answered),
+            alike=sum(one.alike for one in answered) / len(answered) if answered else 0.0,
         )
 
     def rows(self) -> list[tuple[str, str]]:
         return [
             ("questions", f"{self.questions:,}"),
+            ("not answered", f"{self.not_answered:,}"),
             ("old is right", self._share(self.old_right)),
             ("new is right", self._share(self.new_right)),
             ("only old is right", self._share(self.only_old)),
@@ -77,7 +84,8 @@ class Totals:
         ]
 
     def _share(self, count: int) -> str:
-        return f"{count:,} ({count / self.questions:.1%})" if self.questions else "0"
+        answered = self.questions - self.not_answered
+        return f"{count:,} ({count / answered:.1%})" if answered else "0"
 
 
 def plain(text: str) -> str:

@@ -117,7 +117,7 @@ def create(
     api_key: Key = "none",
 ) -> None:
     """Make a snapshot's jobs again. What succeeds here answers to the old model's name."""
-    from opsin_client.migrate.create import Maker, first_model, made_already, show_plan, to_make
+    from opsin_client.migrate.create import Maker, check_model, first_model, made_already, show_plan, to_make
     from opsin_client.migrate.plan import base_names, plan
     from opsin_client.migrate.progress import Bars
     from opsin_client.say import print_line
@@ -127,8 +127,8 @@ def create(
         saved = _folder(folder)
         jobs, made = plan(saved, tuple(job or ())), made_already(client)
         known = {found.id for found in client.models.list()}
-        if model is not None and model not in known:
-            raise MigrateError(f"the server has no model {model}; it has {', '.join(sorted(known)[:8])}")
+        if model is not None:
+            check_model(model, known)
         show_plan(jobs, made, known)
         if left := 0 if job else len(saved.jobs()) - len(jobs):
             print_line(f"{left:,} of the snapshot's jobs did not succeed and are left out (--job names one)")
@@ -166,7 +166,8 @@ def compare(
     from opsin_client.say import print_line
 
     with _target(url, api_key) as client:
-        saved = _folder(folder)
+        saved, page = _folder(folder), out or folder / "comparison.html"
+        _check_page(page)
         answered = [one for one in plan(saved, tuple(job or ())) if (saved.job(one.id) / "answers.jsonl").is_file()]
         ends = {} if model is not None else new_jobs(client)
         found = []
@@ -183,9 +184,18 @@ def compare(
                     print_line(f"  {name:<18} {value}")
         if not found:
             raise MigrateError("there is nothing to compare: no saved answers, or no new model")
-        page = out or folder / "comparison.html"
         page.write_text(page_of(found, lambda link: as_data_url(saved, link)), encoding="utf-8")
         print_line(f"{page}")
+        if failed := sum(one.totals.not_answered for one in found):
+            raise MigrateError(f"{failed:,} questions were not answered; the page says why")
+
+
+def _check_page(path: Path) -> None:
+    """Raises MigrateError before anything is asked for a page that could not be written."""
+    if path.is_dir():
+        raise MigrateError(f"{path} is a directory: --out must name a file")
+    if not path.parent.is_dir():
+        raise MigrateError(f"{path.parent} is no directory: --out must name a file in one that is there")
 
 
 def _folder(path: Path) -> SnapshotFolder:

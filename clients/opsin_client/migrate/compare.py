@@ -15,6 +15,7 @@ from opsin_client.migrate.problems import MigrateError
 from opsin_client.migrate.progress import Bars
 from opsin_client.migrate.rows import Question, question_of, read_rows, with_pictures
 from opsin_client.say import print_line
+from opsin_client.sentences import refusal
 from opsin_client.visible import visible
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ class Comparison:
 
     def compare(self, job: Mapping[str, Any], model: str) -> ComparedJob:
         """Prints example by example. model: the new one."""
-        path = self._folder.job(str(job["id"])) / "answers.jsonl"
-        old = {int(answer["line"]): answer for answer in self._folder.lines(path)}
+        print_line(visible(f"{job['id']}: {job.get('fine_tuned_model')} -> {model}"))
+        old = {answer["line"]: answer for answer in self._folder.answers(str(job["id"]))}
         found = []
         for question in self._bars.over(f"asking {visible(model)}", self._questions(old), len(old)):
             answer = old[question.line]
-            new = self._ask(model, question)
+            new, why_not = self._ask(model, question)
             one = Compared(
                 question.line,
                 question.messages,
@@ -56,6 +57,7 @@ class Comparison:
                 answer.get("answer"),
                 new,
                 bool(answer.get("seen")),
+                why_not,
             )
             found.append(one)
             print_line(_line(one))
@@ -68,24 +70,29 @@ class Comparison:
                 if row.line in old and (question := question_of(row)) is not None:
                     yield question
 
-    def _ask(self, model: str, question: Question) -> str | None:
+    def _ask(self, model: str, question: Question) -> tuple[str | None, str]:
+        """The answer, or why there is none. Raises for what every other question would meet as well."""
         messages = with_pictures(question.messages, lambda url: as_data_url(self._folder, url))
         try:
             said = self._client.chat.completions.create(
                 model=model, messages=messages, temperature=0, max_tokens=self._most_tokens
             )
         except openai.NotFoundError as error:
-            raise MigrateError(f"{model} is not there (opsin migrate create makes it): {error.message}") from None
-        except openai.BadRequestError as error:
-            self._bars.note(f"line {question.line}: {error.message}")
-            return None
-        return said.choices[0].message.content or ""
+            raise MigrateError(f"{model} is not there (opsin migrate create makes it): {refusal(error)}") from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError):
+            raise
+        except openai.APIStatusError as error:
+            self._bars.note(f"line {question.line}: {refusal(error)}")
+            return None, refusal(error)
+        return said.choices[0].message.content or "", ""
 
 
 def _line(one: Compared) -> str:
     cells = [f"line {one.line}", f"expected {_short(one.reference)}"]
-    for name, said, right in (("old", one.old, one.old_right), ("new", one.new, one.new_right)):
-        cells.append(f"{name} {'=' if right else 'x'} {_short(said)}")
+    cells.append(f"old {'=' if one.old_right else 'x'} {_short(one.old)}")
+    cells.append(
+        "new - (not answered)" if one.new is None else f"new {'=' if one.new_right else 'x'} {_short(one.new)}"
+    )
     return "\t".join(cells)
 
 

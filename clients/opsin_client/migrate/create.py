@@ -16,6 +16,7 @@ from opsin_client.migrate.progress import Bars
 from opsin_client.table import show_table
 
 IN_PARTS = 256 * 2**20  # bytes from which on a file is uploaded in parts
+MOST_NAMED = 8  # models in a message
 NUMBERS = ("rows", "validation", "pictures", "not saved")
 HEAD = ("job", "method", *NUMBERS, "becomes", "can be made")
 
@@ -46,6 +47,15 @@ def first_model(client: openai.OpenAI) -> str:
         if not model.id.startswith("ft:"):
             return model.id
     raise MigrateError("the server names no model to train")
+
+
+def check_model(model: str, known: Set[str]) -> None:
+    """Raises MigrateError for what the server does not have; the message names its own models first."""
+    if model in known:
+        return
+    names = sorted(known, key=lambda name: (name.startswith("ft:"), name))
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    raise MigrateError(f"the server has no model {model}; it has {', '.join(names[:MOST_NAMED])}{more}")
 
 
 class Maker:
@@ -93,19 +103,26 @@ def _cells(planned: PlannedJob, made: Mapping[str, str], known: Set[str]) -> lis
     training, validation = planned.training, planned.validation
     both = [facts for facts in (training, validation) if facts is not None]
     becomes = planned.old_name or "a model of its own name"
-    if planned.id in made:
-        verdict = f"is made: {made[planned.id]}"
-    elif not planned.why_not and planned.waits(known):
-        verdict = f"later: it was trained on from {planned.parent}; run this again when that is here"
-    else:
-        verdict = f"no: {planned.why_not}" if planned.why_not else "yes"
+    lost = sum(facts.lost_pictures for facts in both)
     return [
         planned.id,
         planned.method,
         "-" if training is None else f"{training.rows:,}",
         "-" if validation is None else f"{validation.rows:,}",
         f"{sum(facts.pictures for facts in both):,}",
-        f"{sum(facts.lost_pictures for facts in both):,}",
+        f"{lost:,}",
         becomes,
-        verdict,
+        _verdict(planned, made, known, lost),
     ]
+
+
+def _verdict(planned: PlannedJob, made: Mapping[str, str], known: Set[str], lost_pictures: int) -> str:
+    if planned.id in made:
+        return f"is made: {made[planned.id]}"
+    if planned.why_not:
+        return f"no: {planned.why_not}"
+    if planned.waits(known):
+        return f"later: it was trained on from {planned.parent}; run this again when that is here"
+    if lost_pictures:
+        return f"yes, but {lost_pictures:,} pictures are missing: its rows may be refused"
+    return "yes"

@@ -22,6 +22,7 @@ from typing import Any
 from opsin_client.migrate.problems import LimitError, MigrateError
 
 FORMAT = 1
+MARKER = "source.json"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")  # of a job or file: what may become a part of a path
 PARTS = ".*.part"  # what files are called until they are complete
 KEPT_FREE = 2**28  # bytes that the disk must still have after each write
@@ -37,7 +38,7 @@ class SnapshotFolder:
 
     def check_free(self, source: str) -> None:
         """Raises MigrateError where the directory is something else's."""
-        marker = self.path / "source.json"
+        marker = self.path / MARKER
         if marker.is_file():
             said = self.read_json(marker)
             if said.get("source") != source:
@@ -51,13 +52,13 @@ class SnapshotFolder:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for part in self.path.rglob(PARTS):  # of a process that was killed
             part.unlink()
-        marker = self.path / "source.json"
+        marker = self.path / MARKER
         if not marker.is_file():
             self.write_json(marker, {"format": FORMAT, "source": source})
 
     def check(self) -> None:
         """Raises MigrateError for what is no snapshot that this program can read."""
-        marker = self.path / "source.json"
+        marker = self.path / MARKER
         if not marker.is_file():
             raise MigrateError(f"{self.path} holds no snapshot (opsin migrate snapshot --out {self.path} makes one)")
         if self.read_json(marker).get("format") != FORMAT:
@@ -78,6 +79,14 @@ class SnapshotFolder:
         """None for what is no id, and a file that could not be had."""
         path = self.content(file_id) if isinstance(file_id, str) and ID.fullmatch(file_id) else None
         return path if path is not None and path.is_file() else None
+
+    def answers(self, job_id: str) -> list[dict[str, Any]]:
+        """Of a job's old model. Raises MigrateError for a file that somebody has changed."""
+        path = self.job(job_id) / "answers.jsonl"
+        found = self.lines(path)
+        if not all(isinstance(one.get("line"), int) and isinstance(one.get("file"), str) for one in found):
+            raise MigrateError(_damaged(path))
+        return found
 
     def jobs(self) -> list[dict[str, Any]]:
         """The oldest first."""
@@ -144,7 +153,8 @@ class SnapshotFolder:
         self._size += len(line)
 
     def lines(self, path: Path) -> list[dict[str, Any]]:
-        """What was appended whole; a line that was cut short by the end of a process is taken away."""
+        """What was appended whole; a line that was cut short by the end of a process is taken away. Raises MigrateError
+        for a file that somebody has changed."""
         if not path.is_file():
             return []
         data = path.read_bytes()
@@ -152,17 +162,11 @@ class SnapshotFolder:
         if whole < len(data):
             with path.open("rb+") as file:
                 file.truncate(whole)
-        return [json.loads(line) for line in data[:whole].splitlines()]
+        return [_object(line, path) for line in data[:whole].split(b"\n")[:-1]]
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Raises MigrateError for a file that somebody has changed."""
-        try:
-            value = json.loads(path.read_bytes())
-        except ValueError:
-            raise MigrateError(f"{path} is damaged: delete it, and take the snapshot again") from None
-        if not isinstance(value, dict):
-            raise MigrateError(f"{path} is damaged: delete it, and take the snapshot again")
-        return value
+        return _object(path.read_bytes(), path)
 
     def chunks(self, path: Path, size: int = 2**20) -> Iterator[bytes]:
         with path.open("rb") as file:
@@ -176,6 +180,22 @@ class SnapshotFolder:
             raise MigrateError(f"the snapshot has more than {self._most:,} bytes (--max-total)")
         if new > 2**20 and shutil.disk_usage(self.path).free < KEPT_FREE:
             raise MigrateError(f"the disk with {self.path} is full")
+
+
+def _object(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise MigrateError(_damaged(path))
+    return value
+
+
+def _damaged(path: Path) -> str:
+    if path.name == MARKER:  # without it the directory would be something else's
+        return f'{path} is damaged: it must hold {{"format": {FORMAT}, "source": "URL"}}, the URL being --from'
+    return f"{path} is damaged: delete it, and take the snapshot again"
 
 
 def checked_id(text: object) -> str:

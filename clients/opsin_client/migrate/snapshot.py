@@ -178,7 +178,7 @@ class Snapshot:
         if not isinstance(model, str) or job.get("status") != "succeeded" or not files:
             return
         path = self._folder.job(job["id"]) / "answers.jsonl"
-        asked = {answer["line"] for answer in self._folder.lines(path)}
+        asked = {answer["line"] for answer in self._folder.answers(job["id"])}
         for question in questions_of(self._folder, files[-1], self._wanted.questions):
             if question.line in asked:
                 continue
@@ -203,7 +203,7 @@ class Snapshot:
         notes = [folder.read_json(path) for path in (folder.path / "pictures" / "by_url").glob("*.json")]
         counts.pictures = sum("file" in note for note in notes)
         counts.lost_pictures = len(notes) - counts.pictures
-        counts.answers = sum(len(folder.lines(folder.job(job["id"]) / "answers.jsonl")) for job in jobs)
+        counts.answers = sum(len(folder.answers(job["id"])) for job in jobs)
 
 
 def questions_of(folder: SnapshotFolder, file_id: str, most: int) -> Iterator[Question]:

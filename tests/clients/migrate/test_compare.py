@@ -13,8 +13,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from opsin_client.migrate.answers import Compared, Totals
+from opsin_client.migrate.create import check_model
 from opsin_client.migrate.folder import SnapshotFolder
 from opsin_client.migrate.plan import MIGRATED_FROM, body_of, lines_with_pictures, plan
+from opsin_client.migrate.problems import MigrateError
 from opsin_client.migrate.rows import Row, picture_urls, question_of
 from opsin_server.cli import app
 from support.fake_source import FakeSource, Handler, fake_source
@@ -99,11 +101,13 @@ def test_a_known_difference_is_said(
     assert done.exit_code == 0, done.output
     lines = [line.split("\t") for line in done.output.splitlines() if line.startswith("line ")]
     assert [line[0] for line in lines] == [f"line {n}" for n in range(1, 6)]
+    assert "ftjob-a: ft:gpt-4o-2024-08-06:acme::ftjob-a -> ft:here\n" in done.output
     assert [(line[2].split()[1], line[3].split()[1]) for line in lines] == [
         ("=", "="), ("=", "x"), ("x", "="), ("x", "x"), ("x", "x"),
     ]  # fmt: skip
     for said in (
         "questions          5",
+        "not answered       0",
         "old is right       2 (40.0%)",
         "new is right       2 (40.0%)",
         "only old is right  1 (20.0%)",
@@ -123,6 +127,75 @@ def test_a_known_difference_is_said(
     assert "(a picture that was not saved)" in page
     assert "alert(1)" in page  # as text
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_a_question_that_fails_is_not_a_wrong_answer(
+    old: FakeSource, new: FakeSource, host: MediaHost, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    saved(old, host, folder)
+    new.answers["models"] = [{"id": "m"}]
+    answers = iter(["red", None, None, "blue", "yellow"])
+
+    def say(handler: Handler) -> None:
+        answer = next(answers)
+        if answer is None:
+            handler.send(500, json.dumps({"error": {"message": "<b>broken"}}).encode())
+        else:
+            handler.send(200, json.dumps({"choices": [{"message": {"content": answer}}]}).encode())
+
+    new.answers["chat/completions"] = say
+    done = run(new, "compare", str(folder), "--model", "m")
+    assert done.exit_code == 1
+    for said in (
+        "questions          5",
+        "not answered       2",
+        "old is right       1 (33.3%)",
+        "new is right       1 (33.3%)",
+        "only old is right  0 (0.0%)",
+    ):
+        assert f"  {said}\n" in done.output
+    assert done.output.count("new - (not answered)") == 2
+    assert "2 questions were not answered" in done.output
+    assert "(not answered: &lt;b&gt;broken)" in (folder / "comparison.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_asked(
+    old: FakeSource, new: FakeSource, host: MediaHost, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    saved(old, host, folder)
+    for out in (tmp_path, tmp_path / "none" / "page.html"):
+        done = run(new, "compare", str(folder), "--model", "m", "--out", str(out))
+        assert done.exit_code == 1
+        assert "--out must name a file" in done.output
+    assert new.log == []
+
+
+@pytest.mark.parametrize("damage", [b"no JSON\n", b"[]\n", b"{}\n", b'{"line": "1", "file": "file-a"}\n', b"\xff\n"])
+def test_damaged_answers_are_a_sentence(
+    old: FakeSource, new: FakeSource, host: MediaHost, tmp_path: Path, damage: bytes
+) -> None:
+    folder = tmp_path / "s"
+    saved(old, host, folder)
+    (folder / "jobs" / "ftjob-a" / "answers.jsonl").write_bytes(damage)
+    done = run(new, "compare", str(folder), "--model", "m")
+    again = run(old, "snapshot", "--out", str(folder), "--from", old.url)
+    for one in (done, again):
+        assert one.exit_code == 1
+        assert "answers.jsonl is damaged: delete it" in one.output.replace("\n", "")
+
+
+def test_a_damaged_mark_can_be_mended_as_it_says(old: FakeSource, host: MediaHost, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    saved(old, host, folder)
+    (folder / "source.json").write_text("{")
+    words = ["snapshot", "--out", str(folder), "--from", old.url, "--questions", "0", "--no-pictures"]
+    broken = run(old, *words)
+    assert broken.exit_code == 1
+    mended = broken.output.partition("it must hold ")[2].partition(", the URL")[0]
+    (folder / "source.json").write_text(mended.replace("URL", old.url))
+    assert run(old, *words).exit_code == 0
 
 
 def test_nothing_to_compare_is_a_sentence(old: FakeSource, new: FakeSource, host: MediaHost, tmp_path: Path) -> None:
@@ -167,6 +240,10 @@ def test_a_plan_says_what_cannot_be_made(old: FakeSource, host: MediaHost, png: 
     wrong = run(old, "create", str(tmp_path / "s"), "--model", "nope", "--run")
     assert (wrong.exit_code, "the server has no model nope; it has base" in wrong.output) == (1, True)
     assert not any(line.startswith("POST files") for line in old.log)
+    assert "yes, but 1 pictures are missing: its rows may be refused" in dry.output
+    known = {"zebra", *(f"ft:{n}" for n in range(9))}
+    with pytest.raises(MigrateError, match=r"no model nope; it has zebra, ft:0, .*, ft:6 and 2 more"):
+        check_model("nope", known)
     facts = found["ftjob-good"].training
     assert (facts.rows, facts.pictures, facts.lost_pictures) == (1, 2, 1)
     (line,) = lines_with_pictures(SnapshotFolder(tmp_path / "s", 2**40), "file-ftjob-good")
