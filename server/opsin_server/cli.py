@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 import typer
 from rich.console import Console
 
@@ -25,7 +24,7 @@ from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.embedded import MODEL
 from opsin_server.errors import ConfigError, OpsinError
 from opsin_server.finetune.config import FinetuneConfig
-from opsin_server.jobs.options import with_resize
+from opsin_server.jobs.options import resize_of
 from opsin_server.options import build, fields_of, read_config_file, size, takes
 from opsin_server.served_name import readable
 from opsin_server.storage_config import StorageConfig
@@ -162,8 +161,7 @@ def check_training_file(
     from opsin_server.check_data.command import check_data
 
     engine = build(EngineConfig, given, PROMPT, {"model": str(model or MODEL)})
-    config = build(CheckConfig, given, CHECK_DATA, {})
-    config = msgspec.structs.replace(config, data=with_resize(config.data, resize))
+    config = build(CheckConfig, given, CHECK_DATA, {"data": {"images": resize_of(resize)}})
     raise typer.Exit(0 if check_data(file, engine, config, show, json=json) else 1)
 
 
@@ -201,8 +199,7 @@ def fine_tune(
         "prefix_cache": False,
     }
     engine = build(EngineConfig, given, TRAINED_IN, fixed)
-    config = build(FinetuneConfig, given, FINETUNE, {"data": {"min_rows": 1}})
-    config = msgspec.structs.replace(config, data=with_resize(config.data, resize))
+    config = build(FinetuneConfig, given, FINETUNE, {"data": {"min_rows": 1, "images": resize_of(resize)}})
     raise typer.Exit(finetune(Request(train, valid, out, resume), engine, config))
 
 

@@ -80,3 +80,11 @@ class BlobDamaged(OpsinError):
 
 class ConfigError(Exception):
     """A command-line or model problem that stops `opsin serve` before it starts; one sentence for the operator."""
+
+
+class BadOption(ConfigError):
+    """What one option says does not go with the model or with another option. name: of it, with underscores."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name

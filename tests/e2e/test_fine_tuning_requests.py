@@ -87,7 +87,17 @@ def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -
         assert (error.status_code, error.param) == (400, f"method.supervised.hyperparameters.{name}")  # type: ignore[attr-defined]
         assert "it must be 'auto', or" in error.message
     assert create(method={"type": "dpo", "supervised": {}}).param == "method.supervised"  # type: ignore[attr-defined]
-    assert "need a validation_file" in create(extra_body={"opsin": {"eval_steps": 5}}).message
+    for name, value in (
+        ("eval_steps", 5),
+        ("early_stopping_patience", 2),
+        ("freeze_vision_first_n", 99),
+        ("target_modules", ["none"]),
+        ("publish_as", "a@1"),
+        ("publish_as", MINI.name),
+        ("max_seq_length", 10**6),
+    ):
+        error = create(extra_body={"opsin": {name: value}})
+        assert (error.status_code, error.param, error.code) == (400, f"opsin.{name}", "invalid_value")  # type: ignore[attr-defined]
     assert "publish_as" in create(extra_body={"opsin": {"promote": "manual"}}).message
     for name in ("max_seconds", "weight_decay", "lora_alpha", "warmup_steps"):
         error = create(extra_body={"opsin": {name: 10**30}})
@@ -113,7 +123,7 @@ def test_a_job_that_diverges_can_be_read(client: openai.OpenAI) -> None:
         model=MINI.name,
         training_file=upload(client, lines(range(4))),
         hyperparameters={"n_epochs": 3, "batch_size": 4},
-        extra_body={"opsin": {"lora_plus_ratio": 1e9, "max_grad_norm": 0}},
+        extra_body={"opsin": {"lora_plus_ratio": 1000, "max_grad_norm": 0}},
     )
     until(client, job.id, over)
     assert list(client.fine_tuning.jobs.list_events(job.id, limit=100))

@@ -18,7 +18,7 @@ from opsin_server.adapters.importer import ImportOptions
 from opsin_server.api.adapter_service import AdapterService, check_name
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
-from opsin_server.fine_tuning.job_options import JobOptions, read_options
+from opsin_server.fine_tuning.job_options import JobOptions, read_options, refused_option
 from opsin_server.fine_tuning.job_queue import JobQueue
 from opsin_server.fine_tuning.job_run import JobRun
 from opsin_server.fine_tuning.starting_point import check_options, described_start, read_start
@@ -246,16 +246,19 @@ class FineTuningService:
         try:
             chosen_modules(options.what, place.model)
         except ConfigError as error:
-            raise BadRequest(f"opsin: {error}", param="opsin", code="invalid_value") from None
-        name = options.publish_as
-        if name is not None and name not in self._adapters.catalogue.snapshot.aliases:
-            check_name(name)
-            self._adapters.catalogue.check_free(name, alias=False)
+            raise refused_option(error) from None
+        self._check_publish_as(options.publish_as)
+        length, most = options.data.max_seq_length, place.model.spec.max_positions
+        if length is not None and length > most:
+            raise BadRequest(
+                f"opsin.max_seq_length is {length:,}, and the model takes {most:,} tokens", param="opsin.max_seq_length"
+            )
         if asked["validation_file"] is None:
             if options.promote == "if_better":
                 raise BadRequest("opsin.promote is 'if_better', which needs a validation_file", param="opsin.promote")
-            if options.training.eval_steps or options.training.early_stopping_patience:
-                raise BadRequest("opsin: eval_steps and early_stopping_patience need a validation_file", param="opsin")
+            for name in ("eval_steps", "early_stopping_patience"):
+                if getattr(options.training, name) is not None:
+                    raise BadRequest(f"opsin.{name} needs a validation_file", param=f"opsin.{name}")
         if options.training.rank > self._room.rank:
             raise BadRequest(
                 f"opsin.lora_rank is {options.training.rank}, and this server serves up to {self._room.rank} "
@@ -268,6 +271,16 @@ class FineTuningService:
                 "(--lora-projectors)",
                 param="opsin.finetune_projector",
             )
+
+    def _check_publish_as(self, name: str | None) -> None:
+        """Raises BadRequest for what neither is an alias nor may become an adapter."""
+        if name is None or name in self._adapters.catalogue.snapshot.aliases:
+            return
+        try:
+            check_name(name)
+            self._adapters.catalogue.check_free(name, alias=False)
+        except BadRequest as error:
+            raise BadRequest(f"opsin.publish_as: {error.message}", param="opsin.publish_as") from None
 
     async def _file(self, file_id: str, param: str) -> StoredFile:
         try:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from opsin_server.errors import BadRequest, ConfigError
-from opsin_server.jobs.options import DataOptions
-from opsin_server.jobs.training_options import TrainingOptions
+from opsin_server.errors import BadOption, BadRequest, ConfigError
+from opsin_server.jobs.options import DataOptions, resize_of
+from opsin_server.jobs.training_options import LARGEST, TrainingOptions
 from opsin_server.jobs.what_trains import WhatTrains
 from opsin_server.option import Option
 from opsin_server.options import WrongOption, build, fields_of
@@ -27,14 +27,13 @@ class JobOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     promote: Annotated[Promote, Option("When the name means the new model.")] = "on_success"
     max_seconds: Annotated[
-        Annotated[float, Meta(gt=0)] | None, Option("Of training, after which the job has failed.")
+        Annotated[float, Meta(gt=0, le=LARGEST)] | None, Option("Of training, after which the job has failed.")
     ] = None
     what: WhatTrains = WhatTrains()
     training: TrainingOptions = TrainingOptions()
     data: DataOptions = DataOptions()
 
 
-LARGEST = 10**9  # of any number: beyond it a float32 loses itself in the first products
 # What OpenAI's own fields say, and what follows from them.
 ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed", "dpo_beta": "beta"}
 FIELDS = {
@@ -47,19 +46,23 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
     for name in given:
         if (own := ELSEWHERE.get(name)) is not None:
             raise BadRequest(f"opsin.{name} is said by OpenAI's own '{own}'", param=f"opsin.{name}")
-        if name not in FIELDS:
+        if name not in FIELDS and name != "resize":
             message = f"Unrecognized request argument supplied: opsin.{name[:100]}"
             raise BadRequest(message, param=f"opsin.{name[:100]}", code="unknown_parameter")
-        value = given[name]
-        if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
-            message = f"opsin.{name} must be a number of at most {LARGEST:,}"
-            raise BadRequest(message, param=f"opsin.{name}", code="invalid_value")
     if "promote" in given and given.get("publish_as") is None:
         raise BadRequest("opsin.promote acts on opsin.publish_as, which is not given", param="opsin.promote")
     try:
-        return build(JobOptions, given, FIELDS.values(), {})
-    except WrongOption as error:
-        param = f"opsin.{error.field.parameter}"
-        raise BadRequest(f"Invalid value for '{param}': it must be {error.field.words}", param=param) from None
+        fixed = {"data": {"images": resize_of(given.get("resize"))}}
+        return build(JobOptions, given, FIELDS.values(), fixed)
     except ConfigError as error:
-        raise BadRequest(f"opsin: {error}", param="opsin", code="invalid_value") from None
+        raise refused_option(error) from None
+
+
+def refused_option(error: ConfigError) -> BadRequest:
+    """With the name that the option has in a request."""
+    if isinstance(error, WrongOption):
+        param = f"opsin.{error.field.parameter}"
+        return BadRequest(f"Invalid value for '{param}': it must be {error.field.words}", param=param)
+    if isinstance(error, BadOption):
+        return BadRequest(f"opsin.{error}", param=f"opsin.{error.name}")
+    return BadRequest(f"opsin: {error}", param="opsin")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from opsin_server.errors import ConfigError
+from opsin_server.errors import BadOption, ConfigError
+from opsin_server.jobs.training_options import LARGEST, Count
 from opsin_server.option import Option
 
-Count = Annotated[int, Meta(ge=1)]
-_SIZE = re.compile(r"(\d+)x(\d+)")
+RESIZE = "min, max, a number of pixels, or WIDTHxHEIGHT"
+_PIXELS = re.compile(r"[0-9]{1,9}")
+_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 
 class ImageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """resize: "min" brings a side down to the size of the model's vision, "max" changes nothing, and a number brings it
-    down to so many pixels. side: which side that is. size: width and height that every image gets, whatever its ratio.
-    snap: to multiples of what one visual token stands for. max_pixels: at most so many after all resizing, where a row
-    does not say. boxes: coordinates in a row's text are rescaled with its image."""
+    down to so many pixels. side: which side that is. size: width and height that every image gets, whatever its ratio;
+    `resize_of` reads it and `resize` from one text. snap: to multiples of what one visual token stands for. max_pixels:
+    at most so many after all resizing, where a row does not say. boxes: coordinates in a row's text are rescaled with
+    its image."""
 
     # (msgspec 0.23 corrupts memory when it decodes a union of words, a bounded number and a pair: two fields.)
     resize: Literal["min", "max"] | Count = "max"
@@ -37,7 +40,7 @@ class ImageOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.size is not None and self.resize != "max":
             raise ConfigError(f"resize is {self.resize!r} and size is {list(self.size)}: give one")
         if self.snap and self.size is None and self.resize == "max":
-            raise ConfigError("snap is true, and resize 'max' changes no size: give resize or size")
+            raise BadOption("snap_to_patch_size", "snap_to_patch_size is true, and nothing is resized: give resize")
 
 
 class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,22 +55,24 @@ class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["drop", "refuse", "truncate"], Option("What becomes of a row of more than --max-seq-length tokens.")
     ] = "drop"
     max_seq_length: Annotated[
-        Annotated[int, Meta(ge=2)] | None, Option("Tokens of a row. Default: as many as the model takes.")
+        Annotated[int, Meta(ge=2, le=LARGEST)] | None, Option("Tokens of a row. Default: as many as the model takes.")
     ] = None
     min_rows: Annotated[Count, Option("Rows that a file must have.")] = 10
     images: ImageOptions = ImageOptions()
 
 
-def with_resize(data: DataOptions, text: str | None) -> DataOptions:
-    """text: "min", "max", a number of pixels, or WIDTHxHEIGHT. Raises ConfigError."""
-    if text is None:
-        return data
-    if (pair := _SIZE.fullmatch(text)) is not None:
-        change: dict[str, object] = {"size": [int(pair[1]), int(pair[2])]}
-    else:
-        change = {"resize": int(text) if text.isdecimal() else text}
-    images = {**msgspec.to_builtins(data.images), **change}
+def resize_of(said: object) -> dict[str, Any]:
+    """Fields of ImageOptions. said: "min", "max", a number of pixels, or WIDTHxHEIGHT; None: they are not given. Raises
+    BadOption."""
+    if said is None:
+        return {}
+    change: dict[str, Any] = {"resize": said}
+    if isinstance(said, str) and (pair := _SIZE.fullmatch(said)) is not None:
+        change = {"size": [int(pair[1]), int(pair[2])]}
+    elif isinstance(said, str) and _PIXELS.fullmatch(said):
+        change = {"resize": int(said)}
     try:
-        return msgspec.structs.replace(data, images=msgspec.convert(images, ImageOptions))
+        msgspec.convert(change, ImageOptions)
     except msgspec.ValidationError:
-        raise ConfigError(f"--resize {text!r}: write min, max, a number of pixels, or WIDTHxHEIGHT") from None
+        raise BadOption("resize", f"resize must be {RESIZE}") from None
+    return change

@@ -11,7 +11,8 @@ from msgspec import Meta
 from opsin_server.ipc.training_settings import Initialization, Method, Schedule, TrainingSettings
 from opsin_server.option import Option
 
-Count = Annotated[int, Meta(ge=1)]
+LARGEST = 10**9  # of any number: beyond it a float32 loses itself in the first products
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
 Rate = Annotated[float, Meta(gt=0, le=1)]
 WARMUP_SHARE = 0.03
 
@@ -38,12 +39,12 @@ class TrainingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(ge=1, le=1000)], Option("LoRA+: how much faster B learns than A.")
     ] = 1.0
     weight_decay: Annotated[Annotated[float, Meta(ge=0, le=1)], Option("Of AdamW.")] = 0.0
-    max_grad_norm: Annotated[Annotated[float, Meta(ge=0)], Option("Gradients are clipped to it; 0: they are not.")] = (
-        1.0
-    )
+    max_grad_norm: Annotated[
+        Annotated[float, Meta(ge=0, le=LARGEST)], Option("Gradients are clipped to it; 0: they are not.")
+    ] = 1.0
     lr_schedule: Annotated[Schedule, Option("How the rate falls.")] = "cosine"
     warmup_steps: Annotated[
-        Annotated[int, Meta(ge=0)] | None, Option("Steps in which the rate rises. Default: 3 % of all.")
+        Annotated[int, Meta(ge=0, le=LARGEST)] | None, Option("Steps in which the rate rises. Default: 3 % of all.")
     ] = None
     batch_size: Annotated[Count, Option("Rows of a step.")] = 8
     epochs: Annotated[Count, Option("Times that every row is seen.")] = 3

@@ -13,7 +13,8 @@ from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.loading.open_model import OpenModel
 from opsin_plugins.spec import SpecError
-from opsin_server.errors import ConfigError
+from opsin_server.errors import BadOption, ConfigError
+from opsin_server.jobs.training_options import LARGEST
 from opsin_server.option import Option
 
 VISION_LAYER = re.compile(r"vision\.layers\.(\d+)\.")
@@ -34,7 +35,8 @@ class WhatTrains(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["none", "lora", "full"], Option("Train the projector: not, by LoRA, or all of it.")
     ] = "none"
     freeze_vision_first_n: Annotated[
-        Annotated[int, Meta(ge=0)], Option("Layers of the vision tower, from its input on, that stay as they are.")
+        Annotated[int, Meta(ge=0, le=LARGEST)],
+        Option("Layers of the vision tower, from its input on, that stay as they are."),
     ] = 0
     target_modules: Annotated[
         tuple[str, ...] | None,
@@ -91,27 +93,33 @@ def _check(what: WhatTrains, model: OpenModel, groups: set[str]) -> None:
     """What is asked for by name must be there."""
     parts, family = {group.partition(".")[0] for group in groups}, model.spec.family
     if what.finetune_cross_attention_layers and "cross" not in parts:
-        raise ConfigError(f"finetune_cross_attention_layers: a model of {family} has none")
+        name = "finetune_cross_attention_layers"
+        raise BadOption(name, f"{name}: a model of {family} has none")
     if what.finetune_projector != "none" and model.spec.projector is None:
-        raise ConfigError(f"finetune_projector: a model of {family} has none")
+        raise BadOption("finetune_projector", f"finetune_projector: a model of {family} has none")
     layers = 0 if model.spec.vision is None else model.spec.vision.layers
     if what.freeze_vision_first_n > layers:
-        raise ConfigError(f"freeze_vision_first_n {what.freeze_vision_first_n}: the vision tower has {layers} layers")
+        message = f"freeze_vision_first_n {what.freeze_vision_first_n}: the vision tower has {layers} layers"
+        raise BadOption("freeze_vision_first_n", message)
 
 
 def _named(what: WhatTrains, targets: LoraTargets) -> tuple[str, ...]:
     if others := [f for f in what.__struct_fields__ if f != "target_modules" and getattr(what, f) != getattr(ALL, f)]:
-        raise ConfigError(f"target_modules says all that is trained: {', '.join(others)} cannot stand beside it")
+        raise _of_targets(f"target_modules says all that is trained: {', '.join(others)} cannot stand beside it")
     names = tuple(dict.fromkeys(what.target_modules or ()))
     if not names:
-        raise ConfigError("target_modules names nothing")
+        raise _of_targets("target_modules names nothing")
     for name in names:
         try:
             places = targets.find(name)
         except SpecError as error:
-            raise ConfigError(f"target_modules: {error}") from None
+            raise _of_targets(f"target_modules: {error}") from None
         if len({place.linear for place in places}) > 1:
-            raise ConfigError(
+            raise _of_targets(
                 f"target_modules: {name} is published as one but is several linears: it cannot be trained"
             )
     return names
+
+
+def _of_targets(message: str) -> BadOption:
+    return BadOption("target_modules", message)

@@ -91,6 +91,8 @@ def test_options_reach_the_rows(write: Callable[..., Path], picture: Callable[..
         for flags in ((), ("--resize", "48"), ("--resize", "64x48"), ("--max-pixels", "2304"), ("--resize", "max"))
     }
     assert list(tokens.values()) == [160, 90, 120, 90, 160]
+    snapped = run(file, "--json", "--resize", "45", "--snap-to-patch-size")
+    assert json.loads(snapped.output)["visual_tokens"] == 90
     everything = json.loads(run(file, "--json", "--train-on", "all").output)
     assert everything["labels"] == everything["tokens"] - everything["visual_tokens"] - 10
     for wrong in ("0", "some", "1x", "-3"):

@@ -61,7 +61,7 @@ def test_pixels_are_pillows() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"snap": True}, "changes no size"), ({"resize": 9, "size": (1, 1)}, "give one")],
+    [({"snap": True}, "nothing is resized"), ({"resize": 9, "size": (1, 1)}, "give one")],
 )
 def test_options_that_cannot_be_meant(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
