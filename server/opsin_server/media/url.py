@@ -52,6 +52,8 @@ def parse_http_url(text: str, what: str) -> Url:
         raise refused(f"The {what} must start with http:// or https://")
     _check_characters(text, what)
     scheme, authority, rest = parts[1].lower(), parts[2], parts[3]
+    if not authority:
+        raise refused(f"The {what} names no host behind {scheme}://")
     if "@" in authority:
         raise refused(f"The {what} must not carry a user name or password")
     place = _AUTHORITY.fullmatch(authority)

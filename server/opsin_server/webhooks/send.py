@@ -17,12 +17,13 @@ from opsin_server.webhook_config import WebhookConfig
 from opsin_server.webhooks.sign import body_of, signed_headers
 
 NOT_PUBLIC = "The webhook's host is unknown, or its address is not public (--webhook-allow opens private ones)"
-FAILED = "webhook_failed"
 
 
 def check_url(text: str, config: WebhookConfig) -> None:
     """Raises BadRequest for what no webhook can be sent to; of a name that is known only when one is."""
     host = webhook_url(text).host
+    if "#" in text:
+        raise BadRequest("The webhook's URL must not have a fragment (#...), which is never sent", param="url")
     is_address = host == "localhost" or read_address(host) is not None
     if is_address and dialable(host, "127.0.0.1" if host == "localhost" else host, config.webhook_allow) is None:
         raise BadRequest(NOT_PUBLIC, param="url")
@@ -60,6 +61,12 @@ async def send(delivery: WebhookDelivery, config: WebhookConfig, network: Networ
             return response.status  # of the body nothing is read
     except TimeoutError:
         limit = f"{config.webhook_timeout:g} s (--webhook-timeout)"
-        raise BadRequest(f"{url.host} did not answer within {limit}", code=FAILED) from None
+        raise _failed(f"{url.host} did not answer within {limit}") from None
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
-        raise BadRequest(f"{url.host} could not be reached", code=FAILED) from None
+        raise _failed(f"{url.host} could not be reached") from None
+    except BadRequest as error:  # of an address that may not be dialled
+        raise _failed(error.message) from None
+
+
+def _failed(message: str) -> BadRequest:
+    return BadRequest(message, code="webhook_failed")

@@ -128,6 +128,8 @@ def test_endpoints_are_made_listed_changed_and_deleted(client: openai.OpenAI, cl
         {"url": "ftp://example.com/x"},
         {"url": "https://user:secret@example.com/"},
         {"url": "https://exa mple.com/"},
+        {"url": "https://example.com/#here"},
+        {"url": "https://"},
         {"event_types": []},
         {"event_types": ["batch.completed"]},
         {"name": ""},
@@ -258,8 +260,9 @@ def test_a_name_that_leads_inside_is_not_reached(serve: Serve, host: WebhookHost
 
     client = serve(allow=(), network=Network(resolve=resolve))
     endpoint = client.webhooks.create(name="a", url=f"http://example.com:{host.port}/", event_types=KINDS)
-    with pytest.raises(openai.BadRequestError, match="--webhook-allow"):
+    with pytest.raises(openai.BadRequestError, match="--webhook-allow") as failed:
         client.webhooks.test(endpoint.id, event_type=KINDS[0])  # type: ignore[arg-type]
+    assert failed.value.code == "webhook_failed"
     assert host.received == []
 
 
