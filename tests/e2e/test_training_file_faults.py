@@ -242,5 +242,6 @@ def test_a_validation_file_is_checked_as_well(client: openai.OpenAI) -> None:
         assert time.monotonic() < end, job
         time.sleep(0.05)
     assert job.error is not None
-    assert job.error.param == "validation_file"
-    assert told(client, job, "error")[0].startswith("line 2: ")
+    assert (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
+    assert (job.error.message or "").startswith("the validation file is refused: line 2: ")
+    assert told(client, job, "error")[0].startswith("validation_file: line 2: ")

@@ -37,12 +37,8 @@ async def read_files(
 
     train, valid = await read(asked["training_digest"], source, "train"), None
     if asked["validation_digest"] is not None:
-        try:
-            few = replace(source, options=msgspec.structs.replace(source.options, min_rows=1))
-            valid = await read(asked["validation_digest"], few, "valid")
-        except DataRefused as error:
-            error.param = "validation_file"
-            raise
+        few = replace(source, role="validation", options=msgspec.structs.replace(source.options, min_rows=1))
+        valid = await read(asked["validation_digest"], few, "valid")
     found = {"training_file": train} | ({} if valid is None else {"validation_file": valid})
     _check_kinds(found, asked["method"]["type"])
     data = PreparedData(train, valid)
@@ -55,12 +51,12 @@ async def read_files(
     return data, remarks
 
 
-def faults_of(error: DataRefused) -> list[NewEvent]:
-    """Events for the job that is refused."""
-    report = error.report
-    events = [NewEvent(str(fault), "error") for fault in report.faults[:SHOWN_FAULTS]]
+def faults_of(error: DataRefused, job: Job) -> list[NewEvent]:
+    """Events for the job that is refused; of two files, each names its own."""
+    report, of_file = error.report, "" if job.asked["validation_digest"] is None else f"{error.param}: "
+    events = [NewEvent(f"{of_file}{fault}", "error") for fault in report.faults[:SHOWN_FAULTS]]
     if report.fault_count > len(events):
-        events.append(NewEvent(f"{report.fault_count - len(events):,} more faults", "error"))
+        events.append(NewEvent(f"{of_file}{report.fault_count - len(events):,} more faults", "error"))
     return events
 
 
@@ -69,8 +65,8 @@ def _check_kinds(files: dict[str, Prepared], method: str) -> None:
     for param, found in files.items():
         if found.kind != wanted:
             raise BadRequest(
-                f"the file holds {found.kind} rows, and the method {method} is trained on {wanted} ones: "
-                f"give method.type '{other}', or another file",
+                f"the {param.replace('_', ' ')} holds {found.kind} rows, and the method {method} is trained on "
+                f"{wanted} ones: give method.type '{other}', or another file",
                 param=param,
-                code="invalid_training_file",
+                code=f"invalid_{param}",
             )

@@ -80,10 +80,9 @@ class JobRun:
             await self._run()
         except Stopped:
             pass
-        except DataRefused as error:
-            await self._failed("invalid_training_file", error.message, error.param, faults_of(error))
         except OpsinError as error:
-            await self._failed(error.code or "invalid_request", error.message, error.param)
+            faults = faults_of(error, self.job) if isinstance(error, DataRefused) else []
+            await self._failed(error.code or "invalid_request", error.message, error.param, faults)
         except Exception:
             log.exception("job %s failed", self.job.id)
             await self._failed("server_error", "the job failed by an error of the server; its log says more", None)

@@ -25,7 +25,7 @@ from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.training_events import TrainingEnded
 from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.ipc.training_settings import Method, TrainingSettings
-from opsin_server.jobs.prepare import Source, prepare
+from opsin_server.jobs.prepare import Role, Source, prepare
 from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.jobs.training_options import settings_of
@@ -58,7 +58,7 @@ class _Sources:
     config: FinetuneConfig
     version: str
 
-    def prepared(self, file: Path, out: Path, console: Console) -> Prepared:
+    def prepared(self, file: Path, out: Path, console: Console, role: Role = "training") -> Prepared:
         source = Source(
             self.encoder,
             self.config.data,
@@ -66,6 +66,7 @@ class _Sources:
             max_image_tokens=self.engine.max_image_tokens,
             media=self.config.media,
             base=file.absolute().parent,
+            role=role,
         )
         with console.status(f"reading {file}") as status:
             return prepare(file, source, out, lambda line: status.update(f"reading {file}, line {line:,}"))
@@ -89,7 +90,7 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
         stack.callback(train.close)
         valid = None
         if request.valid is not None:
-            valid = source.prepared(request.valid, work / "valid", console)
+            valid = source.prepared(request.valid, work / "valid", console, "validation")
             stack.callback(valid.close)
             if valid.kind != train.kind:
                 raise ConfigError(f"--valid holds {valid.kind} rows, and --train {train.kind} ones")

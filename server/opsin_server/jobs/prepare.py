@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -50,6 +51,8 @@ from opsin_server.media_limits import MediaLimits
 from opsin_server.text.conversation import image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
 
+Role = Literal["training", "validation"]
+
 NICEST = 19
 AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
 SAME = "the two answers of a preference are the same: there is nothing to choose"
@@ -61,10 +64,18 @@ class DataRefused(BadRequest):
     """A training file that cannot be trained on. report: all that was found."""
 
     code = "invalid_training_file"
+    file = "training_file"
 
     def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message, param="training_file")
+        super().__init__(message, param=self.file)
         self.report = report
+
+
+class ValidationRefused(DataRefused):
+    """A validation file that cannot be validated with."""
+
+    code = "invalid_validation_file"
+    file = "validation_file"
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Source:
     """What a file is prepared with. version: of the model, a part of the digest. max_image_tokens: visual tokens of one
     image, as the server has them; None: as one that is told nothing. base: the folder in which paths to images may
     lie; None: rows may hold no paths. files: of a server, which rows may name by id; None: there are none. network: of
-    the fetches. beside_answers: whether answers of this machine are waited for meanwhile."""
+    the fetches. beside_answers: whether answers of this machine are waited for meanwhile. role: what it is for."""
 
     encoder: PromptEncoder
     options: DataOptions = field(default_factory=DataOptions)
@@ -85,6 +96,7 @@ class Source:
     network: Network | None = None
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     beside_answers: bool = False
+    role: Role = "training"
 
     @property
     def image_tokens(self) -> int:
@@ -106,9 +118,9 @@ def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None]
         collected = Collected(RowWriter(rows))
         _collect(file, source, out, collected, on_row or (lambda lines: None))
     report = collected.report()
-    if why := refusal(report, source.options):
+    if why := refusal(report, source.options, source.role):
         shutil.rmtree(out)
-        raise DataRefused(why, report)
+        raise (DataRefused if source.role == "training" else ValidationRefused)(why, report)
     with (out / FACTS).open("wb") as facts:
         np.savez(facts, **collected.facts()._asdict())
     manifest = Manifest(FORMAT, digest, content, source.version, source.options, report, collected.origins)
@@ -135,19 +147,20 @@ def prepared_digest(file: Path, source: Source) -> tuple[str, str]:
     return hashlib.sha256(msgspec.json.encode(about)).hexdigest(), content
 
 
-def refusal(report: Report, options: DataOptions) -> str:
-    """Why a file with this report is not trained on; empty: it is."""
+def refusal(report: Report, options: DataOptions, role: Role = "training") -> str:
+    """Why a file with this report is not used; empty: it is."""
     if report.fault_count and options.on_bad_row == "refuse":
         more = f" (and {report.fault_count - 1:,} more)" if report.fault_count > 1 else ""
-        return f"the training file is refused: {report.faults[0]}{more}"
+        return f"the {role} file is refused: {report.faults[0]}{more}"
     whole_file = [fault for fault in report.faults if not fault.line]
     if whole_file:
-        return f"the training file is refused: {whole_file[0]}"
+        return f"the {role} file is refused: {whole_file[0]}"
     if report.rows < options.min_rows:
         lost = [f"{report.left_out:,} were too long"] * bool(report.left_out)
         lost += [f"{report.skipped:,} were wrong"] * bool(report.skipped)
         why = f" ({', '.join(lost)})" if lost else ""
-        return f"the training file has {report.rows:,} rows to train on{why}; at least {options.min_rows:,} are needed"
+        use = "train on" if role == "training" else "validate with"
+        return f"the {role} file has {report.rows:,} rows to {use}{why}; at least {options.min_rows:,} are needed"
     return ""
 
 

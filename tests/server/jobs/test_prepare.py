@@ -229,8 +229,11 @@ def test_files_that_are_no_json_lines(data: bytes, source: Source, tmp_path: Pat
 def test_how_many_rows_are_needed(source: Source, write: Callable[..., Path], tmp_path: Path) -> None:
     rows = [row(talk.user("q"), talk.assistant(f"a{n}")) for n in range(9)]
     strict = replace(source, options=DataOptions())
-    with pytest.raises(DataRefused, match="has 9 rows to train on; at least 10 are needed"):
+    with pytest.raises(DataRefused, match="the training file has 9 rows to train on; at least 10 are needed"):
         prepare(write(*rows), strict, tmp_path / "out")
+    with pytest.raises(DataRefused, match="the validation file has 9 rows to validate with; at least 10") as caught:
+        prepare(write(*rows), replace(strict, role="validation"), tmp_path / "out")
+    assert (caught.value.code, caught.value.param) == ("invalid_validation_file", "validation_file")
     long = row(talk.user("q"), talk.assistant("red circle " * 100))
     strict = replace(source, options=DataOptions(max_seq_length=64))
     with pytest.raises(DataRefused, match=r"has 9 rows to train on \(1 were too long\)"):
