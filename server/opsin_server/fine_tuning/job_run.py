@@ -92,7 +92,7 @@ class JobRun:
     async def _run(self) -> None:
         data, remarks = await read_files(self.job, self._options, self._place, self._folder, self._check)
         settings = await self._settled(data, remarks)
-        async with self._place.turn(self.job.id):
+        async with self._place.turn(self.job.id, (self.job.status != "running", self.job.created)):
             self._check()
             await self._moved("running", [NewEvent("Fine-tuning job started")])
             ended = await self._trained(data, settings)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from opsin_plugins.loading.open_model import OpenModel
 from opsin_server.fine_tuning.job_options import JobOptions
+from opsin_server.fine_tuning.job_queue import Order
 from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source
@@ -50,6 +51,6 @@ class Workplace:
     source: Callable[[JobOptions], Source]
     micro_batch_tokens: int
     folder: Path
-    turn: Callable[[str], AbstractAsyncContextManager[None]]
+    turn: Callable[[str, Order], AbstractAsyncContextManager[None]]
     metrics: JobMetrics
     most_seconds: float

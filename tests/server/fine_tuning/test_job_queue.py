@@ -1,4 +1,4 @@
-"""So many at once, in the order in which they came; who waits is told its place."""
+"""So many at once, of those that wait the oldest first; who waits is told its place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Told:
 
 
 async def job(queue: JobQueue, name: str, going: list[str], end: asyncio.Event) -> None:
-    async with queue.turn(name):
+    async with queue.turn(name, (True, ord(name))):
         going.append(name)
         await end.wait()
     going.remove(name)
@@ -72,5 +72,45 @@ def test_one_that_is_cancelled_with_its_turn_gives_it_on() -> None:
         assert going == ["c"]
         third.cancel()
         await asyncio.wait({third})
+
+    asyncio.run(go())
+
+
+def test_who_was_made_first_is_next_however_late_its_files_were_read() -> None:
+    async def go() -> None:
+        told, going = Told(), list[str]()
+        queue, ends = JobQueue(1, told), {name: asyncio.Event() for name in "abcd"}
+        tasks = []
+        for name in "adbc":  # in which their files were read
+            tasks.append(asyncio.create_task(job(queue, name, going, ends[name])))
+            await settled()
+        assert told.places == [("d", 1), ("b", 1), ("d", 2), ("c", 2), ("d", 3)]
+        for name in "abcd":
+            assert going == [name]
+            ends[name].set()
+            await settled()
+        await asyncio.wait(tasks)
+
+    asyncio.run(go())
+
+
+def test_one_that_is_cancelled_while_it_is_told_its_place_takes_none() -> None:
+    async def go() -> None:
+        going, end, telling = list[str](), asyncio.Event(), asyncio.Event()
+
+        async def told(job_id: str, place: int) -> None:
+            if job_id == "b":
+                await telling.wait()
+
+        queue = JobQueue(1, told)
+        first = asyncio.create_task(job(queue, "a", going, end))
+        await settled()
+        second = asyncio.create_task(job(queue, "b", going, end))
+        await settled()
+        second.cancel()
+        await asyncio.wait({second})
+        end.set()
+        await first
+        assert queue.counts == (0, 0)
 
     asyncio.run(go())
