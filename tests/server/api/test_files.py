@@ -140,7 +140,9 @@ def test_a_file_in_parts(client: openai.OpenAI) -> None:
     assert done.status == "completed"
     assert done.file is not None
     assert client.files.content(done.file.id).read() == data
-    assert refused(lambda: client.uploads.cancel(upload.id)).status_code == 400
+    for ask in (client.uploads.cancel, lambda name: client.uploads.complete(name, part_ids=[first.id])):
+        error = refused(lambda ask=ask: ask(upload.id))  # type: ignore[misc]
+        assert (error.status_code, error.code) == (400, "invalid_state")  # type: ignore[attr-defined]
     again = client.uploads.upload_file_chunked(
         file=data, filename="t", bytes=len(data), mime_type="text/plain", purpose="fine-tune", part_size=500_000
     )
@@ -184,3 +186,24 @@ def test_bytes_of_files_that_are_gone_are_collected(client: openai.OpenAI, state
     clock.ahead += 2 * 24 * 3600
     assert state.blobs.collect().rows == 1
     assert client.files.content(kept.id).read() == b"kept"
+
+
+def test_what_is_wrong_is_said_of_its_field(client: openai.OpenAI) -> None:
+    for name in ("a" * 600, "a\x9b"):
+        error = refused(lambda name=name: client.files.create(file=(name, b"x"), purpose="user_data"))  # type: ignore[misc]
+        assert (error.param, error.code) == ("file", "invalid_value")  # type: ignore[attr-defined]
+    unknown = refused(lambda: client.files.list(after="file-none"))
+    assert (unknown.status_code, unknown.param) == (404, "after")  # type: ignore[attr-defined]
+
+
+def test_a_form_that_ends_too_soon_is_refused(server: RunningServer, client: openai.OpenAI) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n--b\r\n'
+    head += b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    with httpx.Client(base_url=server.url, trust_env=False) as http:
+        for end in (b"half", b"half\r\n", b"half\r\n--b", b"half\r\n--b\r\n", b"half\r\n--b-"):
+            answer = http.post("/v1/files", content=head + end, headers=headers)
+            assert answer.status_code == 400, end
+        for end in (b"all\r\n--b--", b"all\r\n--b--\r\n"):
+            assert http.post("/v1/files", content=head + end, headers=headers).status_code == 200
+    assert [file.bytes for file in client.files.list()] == [3, 3]

@@ -48,6 +48,8 @@ async def read_upload(
             async for chunk in body_chunks(request, limit + OVERHEAD, option):
                 parser.write(chunk)
             parser.finalize()
+            if not parts.ended:
+                raise BadRequest("The body ends before the form's closing boundary")
             file.flush()
             if upload.received < 0:
                 sentence = f"Missing required parameter: '{part}'"
@@ -79,6 +81,7 @@ class _Parts:
         self._header = self._disposition = b""
         self._value = bytearray()
         self._name = ""
+        self.ended = False  # whether the closing boundary came
 
     def callbacks(self) -> Any:
         return {
@@ -89,6 +92,7 @@ class _Parts:
             "on_headers_finished": self._headers_finished,
             "on_part_data": self._data,
             "on_part_end": self._end,
+            "on_end": self._end_of_form,
         }
 
     def _begin(self) -> None:
@@ -140,3 +144,6 @@ class _Parts:
                 self._upload.fields[self._name] = self._value.decode("utf-8")
             except UnicodeDecodeError:
                 raise BadRequest(f"The field '{self._name[:100]}' is not UTF-8", param=self._name[:100]) from None
+
+    def _end_of_form(self) -> None:
+        self.ended = True
