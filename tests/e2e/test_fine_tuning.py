@@ -324,7 +324,10 @@ def test_the_legacy_routes_do_the_same(server: Served, client: openai.OpenAI) ->
     train = upload(client, lines(range(4)))
     with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
         body = {"training_file": train, "n_epochs": 2, "batch_size": 4, "suffix": "old"}
-        made = http.post("/v1/fine-tunes", json=body).json()
+        weighted = http.post("/v1/fine-tunes", json={**body, "prompt_loss_weight": 0.01}).json()["error"]
+        assert (weighted["param"], weighted["code"]) == ("prompt_loss_weight", "unsupported_parameter")
+        assert "answers alone are learned here, which is the weight 0" in weighted["message"]
+        made = http.post("/v1/fine-tunes", json={**body, "prompt_loss_weight": 0}).json()
         assert (made["object"], made["status"], made["hyperparams"]["n_epochs"]) == ("fine-tune", "pending", 2)
         assert [file["id"] for file in made["training_files"]] == [train]
         stream = http.get(f"/fine_tunes/{made['id']}/events", params={"stream": "true"})

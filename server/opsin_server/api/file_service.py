@@ -13,7 +13,8 @@ from opsin_server.errors import BadRequest, NotFound, TooLarge
 from opsin_server.file_config import FileConfig
 from opsin_server.media.encoded_image import too_many_bytes
 from opsin_server.media_limits import MediaLimits
-from opsin_server.storage.records import TENANT, Blob, NewUpload, Page, StoredFile, Upload, UploadPart
+from opsin_server.storage.file_records import not_pending
+from opsin_server.storage.records import TENANT, Blob, NewUpload, Page, StoredFile, Upload, UploadPart, checked_name
 from opsin_server.storage.state import State
 
 PART_BYTES = 64 * 2**20  # of a part, as at OpenAI
@@ -39,7 +40,8 @@ class FileService:
     # --------------------------------------------------------------------------------------------------- files
 
     async def add(self, path: Path, name: str, purpose: str, lasts: int | None) -> StoredFile:
-        """It is kept when this returns. lasts: seconds."""
+        """It is kept when this returns. lasts: seconds. Raises BadRequest for a name."""
+        checked_name(name, "the file's name", "file")
 
         def kept() -> StoredFile:
             blob = self._put(path, name, self._config.max_file_bytes)
@@ -98,7 +100,7 @@ class FileService:
         """Before a part is received."""
         upload = await asyncio.to_thread(self._records.upload, TENANT, upload_id)
         if upload.status != "pending":
-            raise BadRequest(f"the upload {upload_id} is {upload.status}")
+            raise not_pending(upload_id, upload.status)
 
     async def add_part(self, upload_id: str, path: Path) -> UploadPart:
         def added() -> UploadPart:
@@ -118,7 +120,7 @@ class FileService:
     def _completed(self, upload_id: str, part_ids: Sequence[str], md5: str | None) -> Upload:
         upload = self._records.upload(TENANT, upload_id)
         if upload.status != "pending":
-            raise BadRequest(f"the upload {upload_id} is {upload.status}")
+            raise not_pending(upload_id, upload.status)
         parts = self._records.parts(TENANT, upload_id, part_ids)
         size = sum(part.size for part in parts)
         if size != upload.size:

@@ -49,15 +49,16 @@ def missing(param: str) -> PydanticCustomError:
 
 
 class Neutral:
-    """The validator of a field that passes at these values, which change nothing, and is refused at any other."""
+    """The validator of a field that passes at these values, which change nothing, and is refused at any other. why:
+    what is said of that."""
 
-    def __init__(self, accepted: tuple[object, ...]) -> None:
-        self.accepted = accepted
+    def __init__(self, accepted: tuple[object, ...], why: str = "") -> None:
+        self.accepted, self._why = accepted, f": {why}" if why else ""
         self._words = " or ".join(shown(value) for value in (None, *accepted))
 
     def __call__(self, value: Any, info: ValidationInfo) -> None:
         if value is not None and not any(_same(value, accepted) for accepted in self.accepted):
-            raise unsupported(value, f"'{info.field_name}' must be {self._words} or left out")
+            raise unsupported(value, f"'{info.field_name}' must be {self._words} or left out{self._why}")
 
 
 class Unread:
@@ -70,9 +71,9 @@ class Unread:
             raise wrong("it must not hold NaN or infinity, which are not JSON") from None
 
 
-def only(*accepted: object) -> BeforeValidator:
+def only(*accepted: object, why: str = "") -> BeforeValidator:
     """A field that would change the answer and passes only where it does not: at these values and at null."""
-    return BeforeValidator(Neutral(accepted))
+    return BeforeValidator(Neutral(accepted, why))
 
 
 Ignored = Annotated[None, BeforeValidator(Unread())]

@@ -102,7 +102,7 @@ class JobRun:
                 ended = await self._trained(data, settings)
         self._check()
         if ended.status == "cancelled":  # and not by its owner
-            raise BadRequest(f"training took more than {self._most_seconds:,.0f} seconds", code="time_limit_exceeded")
+            raise BadRequest(f"training took more than {self._most_seconds:,.10g} seconds", code="time_limit_exceeded")
         if ended.status != "succeeded":
             raise BadRequest(ended.error or f"training was {ended.status}", code="training_failed")
         await self._succeeded(ended)

@@ -55,7 +55,7 @@ class FileRecords:
                 wanted.append(FileRow.purpose == purpose)
             place = tuple_(FileRow.created, FileRow.id)
             if after is not None:
-                last = self._living(session, tenant, after)
+                last = self._living(session, tenant, after, "after")
                 mark = tuple_(last.created, last.id)
                 wanted.append(place < mark if newest_first else place > mark)
             order = [column.desc() if newest_first else column for column in (FileRow.created, FileRow.id)]
@@ -75,7 +75,7 @@ class FileRecords:
     # ------------------------------------------------------------------------------------------------- uploads
 
     def begin_upload(self, tenant: str, new: NewUpload) -> Upload:
-        checked_name(new.name, "the file's name")
+        checked_name(new.name, "the file's name", "filename")
         now = self._now()
         with self._database.write() as session:
             row = UploadRow(
@@ -140,10 +140,10 @@ class FileRecords:
     def _lasts(self) -> ColumnElement[bool]:
         return or_(FileRow.expires.is_(None), FileRow.expires > self._now())
 
-    def _living(self, session: Session, tenant: str, file_id: str) -> FileRow:
+    def _living(self, session: Session, tenant: str, file_id: str, param: str = "id") -> FileRow:
         row = session.scalar(select(FileRow).where(FileRow.tenant == tenant, FileRow.id == file_id, self._lasts()))
         if row is None:
-            raise NotFound(f"No such File object: {file_id[:100]}", param="id")
+            raise NotFound(f"No such File object: {file_id[:100]}", param=param)
         return row
 
     def _added(self, session: Session, tenant: str, blob: Blob, name: str, purpose: str, lasts: int | None) -> FileRow:
@@ -167,7 +167,7 @@ class FileRecords:
         row = _upload_row(session, tenant, upload_id, lock=True)
         status = self._status(row)
         if status != "pending":
-            raise BadRequest(f"the upload {upload_id} is {status}")
+            raise not_pending(upload_id, status)
         return row
 
     def _status(self, row: UploadRow) -> Literal["pending", "completed", "cancelled", "expired"]:
@@ -185,6 +185,11 @@ class FileRecords:
     def _forget_parts(self, session: Session, tenant: str, upload_id: str) -> None:
         own = and_(UploadPartRow.tenant == tenant, UploadPartRow.upload == upload_id)
         session.execute(delete(UploadPartRow).where(own))
+
+
+def not_pending(upload_id: str, status: str) -> BadRequest:
+    """For who asks more of an upload that is over."""
+    return BadRequest(f"the upload {upload_id} is {status}", code="invalid_state")
 
 
 def _upload_row(session: Session, tenant: str, upload_id: str, *, lock: bool = False) -> UploadRow:

@@ -225,10 +225,11 @@ class Alias:
     updated: float
 
 
-def checked_name(name: str, what: str) -> str:
-    """A name that both databases can hold and a terminal can show. Raises BadRequest."""
+def checked_name(name: str, what: str, param: str | None = None) -> str:
+    """A name that both databases can hold and a terminal can show. param: of a request, where it comes from one. Raises
+    BadRequest."""
     if not 0 < len(name) <= NAME_CHARACTERS:
-        raise BadRequest(f"{what} has {len(name)} characters; it must have 1 to {NAME_CHARACTERS}")
+        raise BadRequest(f"{what} has {len(name)} characters; it must have 1 to {NAME_CHARACTERS}", param=param)
     if bad := next((c for c in name if unicodedata.category(c) in ("Cc", "Cs")), None):
-        raise BadRequest(f"{what} has the control character U+{ord(bad):04X}")
+        raise BadRequest(f"{what} has the control character U+{ord(bad):04X}", param=param)
     return name

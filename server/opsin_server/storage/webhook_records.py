@@ -36,7 +36,7 @@ class WebhookRecords:
     # ------------------------------------------------------------------------------------------------ endpoints
 
     def create(self, tenant: str, name: str, url: str, event_types: Sequence[str]) -> WebhookEndpoint:
-        checked_name(name, "the endpoint's name")
+        checked_name(name, "the endpoint's name", "name")
         now = self._now()
         with self._database.hold(f"webhooks of {tenant}"), self._database.write() as session:
             own = select(WebhookEndpointRow.id).where(WebhookEndpointRow.tenant == tenant)
@@ -60,7 +60,7 @@ class WebhookRecords:
             wanted = [WebhookEndpointRow.tenant == tenant]
             place = tuple_(WebhookEndpointRow.created, WebhookEndpointRow.id)
             if after is not None:
-                last = _row(session, tenant, after)
+                last = _row(session, tenant, after, param="after")
                 wanted.append(place < tuple_(last.created, last.id))
             order = WebhookEndpointRow.created.desc(), WebhookEndpointRow.id.desc()
             rows = session.scalars(select(WebhookEndpointRow).where(*wanted).order_by(*order).limit(limit + 1)).all()
@@ -69,7 +69,7 @@ class WebhookRecords:
     def change(self, tenant: str, endpoint_id: str, changes: Mapping[str, Any]) -> WebhookEndpoint:
         """changes: of name, url and event_types."""
         if "name" in changes:
-            checked_name(changes["name"], "the endpoint's name")
+            checked_name(changes["name"], "the endpoint's name", "name")
         with self._database.write() as session:
             row = _row(session, tenant, endpoint_id, lock=True)
             if any(getattr(row, name) != value for name, value in changes.items()):
@@ -153,10 +153,12 @@ def announce(session: Session, tenant: str, kind: str, data: Mapping[str, Any], 
             )  # fmt: skip
 
 
-def _row(session: Session, tenant: str, endpoint_id: str, *, lock: bool = False) -> WebhookEndpointRow:
+def _row(
+    session: Session, tenant: str, endpoint_id: str, *, lock: bool = False, param: str = "webhook_endpoint_id"
+) -> WebhookEndpointRow:
     row = session.get(WebhookEndpointRow, (tenant, endpoint_id), with_for_update=lock or None)
     if row is None:
-        raise NotFound(f"No such webhook endpoint: {endpoint_id[:100]}", param="webhook_endpoint_id")
+        raise NotFound(f"No such webhook endpoint: {endpoint_id[:100]}", param=param)
     return row
 
 

@@ -120,6 +120,9 @@ def test_endpoints_are_made_listed_changed_and_deleted(client: openai.OpenAI, cl
     assert client.webhooks.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.webhooks.retrieve(made.id)
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.webhooks.list(after=made.id)
+    assert unknown.value.param == "after"
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,11 @@ async def list_checkpoints(job_id: str, request: Request, services: ServicesDep)
 @router.api_route("/checkpoints/{model:path}/permissions", methods=[*READ, "POST", "DELETE"])
 @router.api_route("/checkpoints/{model:path}/permissions/{permission}", methods=["DELETE"])
 async def permissions(model: str) -> None:
-    raise BadRequest("permissions of checkpoints are not supported here: whoever has a key may use all models")
+    why = "whoever has a key may use all models"
+    raise BadRequest(f"permissions of checkpoints are not supported here: {why}", code="unsupported_parameter")
 
 
 @router.post("/alpha/graders/{action}")
 async def graders(action: str) -> None:
-    raise BadRequest("graders are not supported here: there is no reinforcement fine-tuning")
+    why = "there is no reinforcement fine-tuning"
+    raise BadRequest(f"graders are not supported here: {why}", code="unsupported_parameter")

@@ -14,7 +14,7 @@ from opsin_server.storage.records import Job, JobEvent, StoredFile
 
 STATUSES = {"validating_files": "pending", "queued": "pending", "paused": "pending"}
 NONE = Annotated[None, only(False)]
-ANSWERS_ALONE = Annotated[None, only(0)]  # rows of jobs have no prompt that could be learned
+ANSWERS_ALONE = Annotated[None, only(0, why="answers alone are learned here, which is the weight 0")]
 
 
 class LegacyHyperparameters(Strict):
