@@ -199,9 +199,26 @@ def test_a_job_that_takes_too_long_has_failed(client: openai.OpenAI) -> None:
     failed = until(client, job.id, over)
     assert failed.status == "failed"
     assert failed.error is not None
-    assert failed.error.code == "time_limit_exceeded"
+    assert (failed.error.code, failed.error.message) == (
+        "time_limit_exceeded",
+        "training took more than 1.5 seconds",
+    )
     checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
     assert len(answers(client, checkpoints[0].fine_tuned_model_checkpoint)) == 3
+
+
+def test_a_job_that_stops_early_says_so(client: openai.OpenAI) -> None:
+    job = client.fine_tuning.jobs.create(
+        model=MINI.name,
+        training_file=upload(client, lines(range(4))),
+        validation_file=upload(client, lines(range(100, 102))),
+        hyperparameters={"n_epochs": 100, "batch_size": 12},
+        extra_body={"opsin": {"early_stopping_patience": 1, "eval_steps": 1, "learning_rate": 0.1}},
+    )
+    job = until(client, job.id, over)
+    assert job.status == "succeeded", job.error
+    (said,) = [text for text in messages(client, job.id) if "stopped early" in text]
+    assert re.fullmatch(r"Training stopped early at step \d+ of 100: .* no better for 1 evaluations", said)
 
 
 def test_the_numbers_of_a_job_are_written_for_tensorboard(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.ipc.training_settings import START, TrainingSettings
 from opsin_server.jobs.prepare import DataRefused
 from opsin_server.jobs.prepared_data import PreparedData
+from opsin_server.jobs.training_options import planned_steps, stopped_early
 from opsin_server.storage.job_records import ENDED
 from opsin_server.storage.records import Job, JobEvent, NewEvent
 
@@ -105,7 +106,8 @@ class JobRun:
             raise BadRequest(f"training took more than {self._most_seconds:,.10g} seconds", code="time_limit_exceeded")
         if ended.status != "succeeded":
             raise BadRequest(ended.error or f"training was {ended.status}", code="training_failed")
-        await self._succeeded(ended)
+        early = stopped_early(settings, data.count("train"), ended.step)
+        await self._succeeded(ended, [NewEvent(early)] if early else [])
 
     async def _settled(self, data: PreparedData, remarks: Sequence[NewEvent]) -> TrainingSettings:
         """The settings, with nothing left to "auto"; the job is queued."""
@@ -137,7 +139,7 @@ class JobRun:
         heard: asyncio.Queue[TrainingEvent] = asyncio.Queue()
         rows = data.count("train")
         per_epoch = -(-rows // min(rows, settings.batch_size))
-        total = settings.max_steps or settings.epochs * per_epoch
+        total = planned_steps(settings, rows)
         events = await self._in_thread(self._events)
         told = by_step(events)
         evaluates = settings.evaluate_every or per_epoch if data.count("valid") else 0
@@ -218,11 +220,12 @@ class JobRun:
 
     # ----------------------------------------------------------------------------------------------------- ends
 
-    async def _succeeded(self, ended: TrainingEnded) -> None:
+    async def _succeeded(self, ended: TrainingEnded, remarks: Sequence[NewEvent]) -> None:
         directory, place = Path(ended.checkpoint), self._place
         await self._lasting(lambda: place.publisher.publish(self.model, directory, self.job.id))
         result = await self._in_thread(self._result)
         events = [
+            *remarks,
             NewEvent(f"New fine-tuned model created: {self.model}", data={"model": self.model}),
             *await self._lasting(lambda: publish_as(self._options, self.job, self.model, directory, place)),
             NewEvent("The job has successfully completed"),

@@ -28,7 +28,7 @@ from opsin_server.ipc.training_settings import Method, TrainingSettings
 from opsin_server.jobs.prepare import Role, Source, prepare
 from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.prepared_data import PreparedData
-from opsin_server.jobs.training_options import settings_of
+from opsin_server.jobs.training_options import planned_steps, settings_of, stopped_early
 from opsin_server.jobs.what_trains import chosen_modules
 from opsin_server.served_name import model_name
 from opsin_server.text.encode_prompt import PromptEncoder, read_encoder
@@ -98,8 +98,7 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
         full = config.what.finetune_projector == "full"
         settings = settings_of(config.training, modules, len(train), method, MICRO_BATCH_TOKENS, full)
         _say_plan(console, settings, train, valid)
-        steps = settings.max_steps or settings.epochs * -(-len(train) // min(len(train), settings.batch_size))
-        progress = RunProgress(console, steps)
+        progress = RunProgress(console, planned_steps(settings, len(train)))
         run = TrainingRun("finetune", settings, work / "checkpoints", PreparedData(train, valid), progress.hear)
         end = asyncio.run(_train(run, engine, request.resume, progress))
         if end.status != "succeeded":
@@ -114,6 +113,8 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
             end,
         )
         _write(Path(end.checkpoint), request.out, card)
+        if early := stopped_early(settings, len(train), end.step):
+            console.print(early, highlight=False, soft_wrap=True)
     for line in plot([step.loss for step in progress.done]):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{request.out}: a PEFT adapter after {end.step:,} steps", highlight=False, soft_wrap=True)

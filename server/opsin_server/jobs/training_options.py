@@ -102,3 +102,17 @@ def settings_of(
         keep_checkpoints=options.keep_checkpoints,
         micro_batch_tokens=micro_batch_tokens,
     )
+
+
+def planned_steps(settings: TrainingSettings, rows: int) -> int:
+    """rows: to train on."""
+    return settings.max_steps or settings.epochs * math.ceil(rows / min(rows, settings.batch_size))
+
+
+def stopped_early(settings: TrainingSettings, rows: int, step: int) -> str:
+    """What the owner of a run that has succeeded is told; empty where it made all of its steps. step: its last."""
+    total = planned_steps(settings, rows)
+    if step >= total:
+        return ""
+    found = f"the validation loss was no better for {settings.patience} evaluations"
+    return f"Training stopped early at step {step:,} of {total:,}: {found}"
