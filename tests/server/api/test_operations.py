@@ -68,9 +68,11 @@ def test_models_and_version(start: Any) -> None:
     first, second = server.client().models.list().data
     assert (first.id, first.object, first.owned_by) == ("opsin-test", "model", "opsin")
     base = {"root": "opsin-test", "parent": None}
-    assert first.model_extra == {**base, "max_model_len": None}
+    assert first.model_extra == {**base, "max_model_len": None, "opsin": None}
     engine.state = "ready"
     about = server.client().models.retrieve(second.id).model_extra
+    assert about is not None
+    assert about.pop("opsin").keys() == {"dtype", "weights"}
     assert about == {"root": second.id, "parent": None, "max_model_len": 1000}
     said = json.loads(get(server, "/version")[2])
     assert said["fingerprint"] == "v1-test"
