@@ -36,6 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+Scheme = Literal["int4", "int8", "fp8"]
 SERVE = tuple(fields_of(ServerConfig))
 STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "ephemeral")
 # What decides whether a checkpoint serves, and with how much memory.
@@ -334,6 +335,23 @@ def merge(
     from opsin_server.merge.command import merge as write
 
     typer.echo(write(Request(base, adapter, out, dequantize)))
+
+
+@app.command(short_help="Write a model directory in fewer bits.")
+def quantize(
+    model: Annotated[Path, typer.Argument(show_default=False, help="The model's checkpoint directory.")],
+    out: Annotated[Path, typer.Argument(show_default=False, help="The directory to write: a new or an empty one.")],
+    scheme: Annotated[Scheme, typer.Option(show_default=False, help="In what weights are written.")],
+    quantize_vision: Annotated[
+        bool, typer.Option("--quantize-vision", help="The vision tower and the projector too.")
+    ] = False,
+) -> None:
+    """Write a model directory with its linears in fewer bits, as compressed-tensors: this server, transformers and vLLM
+    read it. The output head and the embedding stay as they are."""
+    from opsin_server.quantize.command import Request
+    from opsin_server.quantize.command import quantize as write
+
+    typer.echo(write(Request(model, out, scheme, quantize_vision)))
 
 
 def main() -> None:

@@ -22,9 +22,10 @@ from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.adapters.convert import Converted, convert
 from opsin_server.adapters.problems import BadAdapter
 from opsin_server.atomic_directory import check_out, check_room, whole_or_nothing
+from opsin_server.copy_files import copy_files
 from opsin_server.errors import ConfigError
 from opsin_server.merge.changes import Changes, changes_of, merged
-from opsin_server.merge.other_files import copy_files, untie
+from opsin_server.merge.other_files import untie
 from opsin_server.merge.quantized import quantized
 from opsin_server.merge.tied_head import UntiedHead, untied_head
 from opsin_server.merge.weights import write_weights
