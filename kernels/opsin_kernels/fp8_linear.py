@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels import float_blocks
-from opsin_kernels.cpu.linear import can_multiply, multiply
+from opsin_kernels.cpu.linear import native_product
 
 LARGEST = 448.0
 
@@ -26,8 +26,8 @@ def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fp8_linear(x: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
     """x [M, K] -> [M, N]."""
-    if can_multiply("fp8", x, scale.shape[1]):
-        return multiply("fp8", x, quantized, scale)
+    if (found := native_product("fp8", x, quantized, scale)) is not None:
+        return found
     return float_blocks.product(x, len(quantized), lambda r: dequantize(quantized[r], scale[r], x.dtype))
 
 

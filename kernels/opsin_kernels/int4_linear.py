@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels import float_blocks
-from opsin_kernels.cpu.linear import can_multiply, multiply
+from opsin_kernels.cpu.linear import native_product
 
 LARGEST = 15
 GROUPS = (128, 64, 32)  # sizes that there are, the preferred one first
@@ -51,8 +51,8 @@ def dequantize_groups(packed: Tensor, scale: Tensor, offset: Tensor, dtype: torc
 
 def int4_linear(x: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """x [M, K] -> [M, N]."""
-    if can_multiply("int4", x, scale.shape[1]):
-        return multiply("int4", x, packed, scale, offset)
+    if (found := native_product("int4", x, packed, scale, offset)) is not None:
+        return found
     return float_blocks.product(x, len(packed), lambda r: dequantize_groups(packed[r], scale[r], offset[r], x.dtype))
 
 

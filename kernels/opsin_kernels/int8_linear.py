@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opsin_kernels import float_blocks
-from opsin_kernels.cpu.linear import can_multiply, multiply
+from opsin_kernels.cpu.linear import native_product
 
 LARGEST = 127
 
@@ -33,8 +33,8 @@ def dequantize(quantized: Tensor, scale: Tensor, offset: Tensor | None, dtype: t
 def int8_linear(x: Tensor, quantized: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
     """x [M, K] -> [M, N]. In float16 the weight is scaled first: a sum of codes up to 127 overflows where the sum that
     is meant does not."""
-    if can_multiply("int8", x, scale.shape[1]):
-        return multiply("int8", x, quantized, scale, offset)
+    if (found := native_product("int8", x, quantized, scale, offset)) is not None:
+        return found
     if offset is None and scale.shape[1] == 1 and x.dtype != torch.float16:
         return F.linear(x, quantized.to(x.dtype)) * scale[:, 0].to(x.dtype)
     return float_blocks.product(x, len(quantized), _rows(quantized, scale, offset, x.dtype))

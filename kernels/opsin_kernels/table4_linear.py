@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opsin_kernels import float_blocks
-from opsin_kernels.cpu.linear import can_multiply, multiply
+from opsin_kernels.cpu.linear import native_product
 from opsin_kernels.int4_linear import unpack_groups
 
 
@@ -19,8 +19,8 @@ def dequantize(packed: Tensor, scale: Tensor, table: Tensor, dtype: torch.dtype)
 
 def table4_linear(x: Tensor, packed: Tensor, scale: Tensor, table: Tensor) -> Tensor:
     """x [M, K] -> [M, N]."""
-    if can_multiply("table4", x, scale.shape[1]):
-        return multiply("table4", x, packed, scale, table=table)
+    if (found := native_product("table4", x, packed, scale, table=table)) is not None:
+        return found
     return float_blocks.product(x, len(packed), lambda r: dequantize(packed[r], scale[r], table, x.dtype))
 
 

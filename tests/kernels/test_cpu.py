@@ -67,8 +67,9 @@ class Weight:
         return table4_linear.dequantize(self.codes, self.scale, self.table, torch.float32)
 
     def product(self, x: Tensor) -> Tensor:
-        assert linear.can_multiply(self.form, x, self.scale.shape[1])
-        return linear.multiply(self.form, x, self.codes, self.scale, self.offset, self.table)
+        found = linear.native_product(self.form, x, self.codes, self.scale, self.offset, self.table)
+        assert found is not None
+        return found
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count} threads")
@@ -101,9 +102,12 @@ def test_16_bit_rows_are_multiplied_as_they_are_and_rounded_once() -> None:
 
 def test_others_are_left_to_the_definitions() -> None:
     x = torch.randn(2, 40)
-    assert not linear.can_multiply("int8", x, 1), "40 inputs are no whole vectors"
-    assert not linear.can_multiply("int4", torch.randn(2, 64), 4), "16 inputs a group are less than two vectors"
-    assert not linear.can_multiply("int8", torch.randn(2, 64, device="meta"), 1)
+    codes, scale = torch.zeros(3, 40, dtype=torch.int8), torch.ones(3, 1)
+    assert linear.native_product("int8", x, codes, scale) is None, "40 inputs are no whole vectors"
+    codes, scale = torch.zeros(3, 32, dtype=torch.uint8), torch.ones(3, 4)
+    x = torch.randn(2, 64)
+    assert linear.native_product("int4", x, codes, scale, scale) is None, "16 inputs a group are less than two vectors"
+    assert linear.native_product("int8", x.to("meta"), codes, scale) is None
     weight = torch.nn.Parameter(torch.randn(64))
     assert not decode.can_normalize(torch.randn(2, 64), weight, one_plus=False), "somebody may want its gradient"
     with torch.no_grad():

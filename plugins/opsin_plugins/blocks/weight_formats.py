@@ -5,16 +5,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from opsin_kernels import fp8_linear, int4_linear, int8_linear, table4_linear
+from opsin_kernels.cpu.library import can_run
+from opsin_kernels.cpu.linear import NativeWeight
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.weight_format import Dense, Form, Quantized, WeightFormat
 from opsin_plugins.spec import CodeForm, SpecError
 
 FINE = 128  # groups that are no larger have scales in 16 bit, where the model is in 16 bit: they would take a sixth
+
+Stored = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Codes, scales, offsets and table of a weight, as `NativeWeight` takes them."""
 
 
 class Groups(Quantized):
@@ -24,10 +30,11 @@ class Groups(Quantized):
     scale: Tensor
     offset: Tensor | None
     order: Tensor | None
+    _native: NativeWeight | None
 
     def __init__(self, inputs: int, outputs: int, form: CodeForm) -> None:
         super().__init__(inputs, outputs)
-        self.form = form
+        self.form, self._native = form, None
         groups, size = inputs // form.group, _scale_type(form)
         self.register_buffer("scale", torch.empty(outputs, groups, dtype=size))
         self.register_buffer("offset", torch.empty(outputs, groups, dtype=size) if form.offset else None)
@@ -54,6 +61,10 @@ class Groups(Quantized):
         """The codes themselves."""
 
     @abstractmethod
+    def _stored(self) -> Stored:
+        """All of it."""
+
+    @abstractmethod
     def _product(self, x: Tensor) -> Tensor:
         """Of inputs in the order of the codes."""
 
@@ -66,7 +77,22 @@ class Groups(Quantized):
         """Rows of the weight that is meant, inputs in the order of the codes."""
 
     def product(self, x: Tensor) -> Tensor:
-        return self._product(x if self.order is None else x.index_select(1, self.order))
+        if self.form.ordered:
+            assert self.order is not None
+            x = x.index_select(1, self.order)
+        native = self._native or self._look_up()
+        return native.product(x) if native.fits and can_run(x) else self._product(x)
+
+    def _look_up(self) -> NativeWeight:
+        """Once, and not in every step: attributes of modules are slow."""
+        self._native = NativeWeight(self.form.codes, *self._stored())
+        return self._native
+
+    def _apply(self, *how: Any, **given: Any) -> Groups:
+        """Tensors are replaced when a module is moved."""
+        self._native = None
+        super()._apply(*how, **given)  # type: ignore[no-untyped-call]
+        return self
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         return self._in_order(self._input_gradient(gradient))
@@ -101,6 +127,9 @@ class Int8Groups(Groups):
     def _store(self, rows: slice, found: Codes) -> None:
         self.quantized[rows] = found.codes
 
+    def _stored(self) -> Stored:
+        return self.quantized, self.scale, self.offset, None
+
     def _product(self, x: Tensor) -> Tensor:
         return int8_linear.int8_linear(x, self.quantized, self.scale, self.offset)
 
@@ -134,6 +163,9 @@ class Int4Groups(Groups):
     def _store(self, rows: slice, found: Codes) -> None:
         self.packed[rows] = int4_linear.pack_groups(found.codes, self.form.group)
 
+    def _stored(self) -> Stored:
+        return self.packed, self.scale, self.offset, None
+
     def _product(self, x: Tensor) -> Tensor:
         assert self.offset is not None
         return int4_linear.int4_linear(x, self.packed, self.scale, self.offset)
@@ -163,6 +195,9 @@ class Fp8Groups(Groups):
 
     def _store(self, rows: slice, found: Codes) -> None:
         self.quantized[rows] = found.codes
+
+    def _stored(self) -> Stored:
+        return self.quantized, self.scale, None, None
 
     def _product(self, x: Tensor) -> Tensor:
         return fp8_linear.fp8_linear(x, self.quantized, self.scale)
@@ -194,6 +229,9 @@ class Table4Groups(Groups):
         assert found.table is not None
         self.packed[rows] = int4_linear.pack_groups(found.codes, self.form.group)
         self.table.copy_(found.table)
+
+    def _stored(self) -> Stored:
+        return self.packed, self.scale, None, self.table
 
     def _product(self, x: Tensor) -> Tensor:
         return table4_linear.table4_linear(x, self.packed, self.scale, self.table)
