@@ -10,18 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opsin_kernels import kv_rows
 from opsin_kernels.cpu import decode
 from opsin_kernels.dispatch import uses_kernels
 from opsin_kernels.layout import Layout, Segments
 
 
 def write_kv(kv: Tensor, pool: Tensor, slots: Tensor) -> None:
-    """kv [T, 2K, D], keys first, into the pool [blocks, block, 2K, D] at slots I64 [T]; in place."""
+    """kv [T, 2K, D], keys first, into the pool [blocks, block, 2K, D] at slots I64 [T]; in place. A pool of 8 bits has
+    rows of `kv_rows`."""
+    kv = kv_rows.quantize(kv) if pool.dtype == torch.int8 else kv
     pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, kv)
 
 
 def paged_attention(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
-    """q [T, H, D]; pool [blocks, block, 2K, D] that already holds this step's rows. Returns [T, H·D]. Causal."""
+    """q [T, H, D]; pool [blocks, block, 2K, D] (or with rows of `kv_rows`) that already holds this step's rows. Returns
+    [T, H·D]. Causal."""
     return _paged_kernel(q, pool, layout) if uses_kernels(q) else paged_attention_ref(q, pool, layout)
 
 
@@ -34,7 +38,9 @@ def paged_attention_ref(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     parts, at = [_decode(q[:decodes], pool, layout)] if decodes else [], decodes
     for i in range(decodes, len(layout.query_lengths)):
         length = layout.query_lengths[i]
-        parts.append(_attend_one(q[at : at + length], *_gather(pool, layout, slice(i, i + 1), layout.kv_lengths[i])))
+        parts.append(
+            _attend_one(q[at : at + length], *_gather(pool, layout, slice(i, i + 1), layout.kv_lengths[i], q.dtype))
+        )
         at += length
     return torch.cat(parts)
 
@@ -102,11 +108,13 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _gather(pool: Tensor, layout: Layout, sequences: slice, length: int) -> tuple[Tensor, Tensor]:
-    """The first `length` keys and values of some sequences: views [B, K, length, D] of one copy."""
+def _gather(pool: Tensor, layout: Layout, sequences: slice, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The first `length` keys and values of some sequences: views [B, K, length, D] of one copy. dtype: of a pool of
+    8 bits."""
     _, block, heads, width = pool.shape
     blocks = layout.blocks_of(sequences, length, block)
     rows = pool.index_select(0, blocks).view(sequences.stop - sequences.start, -1, heads, width)
+    rows = kv_rows.dequantize(rows, dtype) if pool.dtype == torch.int8 else rows
     k, v = rows[:, :length].transpose(1, 2).chunk(2, 1)
     return k, v
 
@@ -116,7 +124,7 @@ def _decode(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     if decode.can_attend(q, pool):
         return decode.attend(q, pool, layout)
     batch, heads, width = q.shape
-    k, v = _gather(pool, layout, slice(0, batch), layout.decode_rows)
+    k, v = _gather(pool, layout, slice(0, batch), layout.decode_rows, q.dtype)
     grouped = q.view(batch, k.shape[1], heads // k.shape[1], width)
     mask = layout.decode_mask
     if mask is not None:

@@ -42,8 +42,8 @@ STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "eph
 # What decides whether a checkpoint serves, and with how much memory.
 DECIDING = (
     "dtype", "quantization", "quantize-vision", "max-context", "max-sequences", "max-image-tokens", "model-option",
-    "plugins", "kv-memory", "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras", "lora-projectors",
-    "train-memory", "max-train-jobs",
+    "plugins", "kv-memory", "kv-dtype", "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras",
+    "lora-projectors", "train-memory", "max-train-jobs",
 )  # fmt: skip
 PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
 PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opsin_kernels import fp8_linear, int4_linear, int8_linear, rotary, table4_linear
+from opsin_kernels import fp8_linear, int4_linear, int8_linear, kv_rows, rotary, table4_linear
 from opsin_kernels.attention import paged_attention
 from opsin_kernels.cpu import build, decode, library, linear
 from opsin_kernels.cpu.linear import Form
@@ -161,6 +161,36 @@ def test_attention_of_the_newest_rows(
         assert torch.equal(run([i]), mine[i : i + 1])
     monkeypatch.setattr(decode, "can_attend", lambda *_: False)
     assert torch.allclose(mine, run(list(range(5))), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 64), (3, 3, 32), (24, 2, 128)])
+def test_keys_and_values_in_8_bits(
+    heads: int, kv_heads: int, width: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written and read by C as by the definitions, and near what was not rounded."""
+    torch.manual_seed(0)
+    lengths, table = [37, 70, 16], torch.randperm(15).view(3, 5)
+    slots = [int(table[i, t // 16]) * 16 + t % 16 for i, length in enumerate(lengths) for t in range(length)]
+    cos, sin = rotary.angles_to_tables(torch.randn(len(slots), width // 2), torch.float32)
+    qkv, layout = torch.randn(len(slots), heads + 2 * kv_heads, width), Layout([1] * 3, lengths, table)
+
+    def run(kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        pool = torch.zeros(15, 16, 2 * kv_heads, width + (kv_rows.SCALE_BYTES if kind == torch.int8 else 0), dtype=kind)
+        q = rotary.rotate_and_store(qkv.clone(), heads, cos, sin, pool, torch.tensor(slots))
+        last = [sum(lengths[: i + 1]) - 1 for i in range(3)]
+        return pool, paged_attention(q[last], pool, layout)
+
+    pool, mine = run(torch.int8)
+    _, plain = run(torch.float32)
+    assert (mine - plain).abs().max() < 0.03 * plain.abs().max()
+    monkeypatch.setattr(decode, "can_attend", lambda *_: False)
+    monkeypatch.setattr(decode, "can_turn", lambda *_: False)
+    theirs, defined = run(torch.int8)
+    assert torch.allclose(mine, defined, rtol=1e-3, atol=1e-4)
+    numbers = (kv_rows.dequantize(one, torch.float32) for one in (pool, theirs))
+    assert torch.allclose(*numbers, atol=0.05)
+    assert (pool != theirs).float().mean() < 0.01  # (a rounding that falls between two codes)
 
 
 @pytest.mark.parametrize("level", build.levels())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
@@ -48,9 +49,11 @@ def make_engine(
     adapter_slots: int = 0,
     adapter_rank: int = 16,
     host_copies: int | None = None,
+    kv_dtype: Literal["auto", "int8"] = "auto",
 ) -> Engine:
     config = EngineConfig(
         model="",
+        kv_dtype=kv_dtype,
         max_sequences=max_sequences,
         block_size=block_size,
         prefix_cache=prefix_cache,

@@ -8,6 +8,8 @@ from torch import Tensor
 from opsin_kernels.cpu.library import LANES, can_run, loaded
 from opsin_kernels.layout import Layout
 
+POOLS = (torch.float32, torch.int8)  # the latter with rows of `opsin_kernels.kv_rows`
+
 
 def can_normalize(x: Tensor, weight: Tensor, one_plus: bool) -> bool:
     wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -34,7 +36,7 @@ def add_and_normalize(x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor) -
 
 
 def can_turn(qkv: Tensor, cos: Tensor, pool: Tensor) -> bool:
-    fits = qkv.dtype == cos.dtype == pool.dtype == torch.float32 and qkv.shape[-1] % (2 * LANES) == 0
+    fits = qkv.dtype == cos.dtype == torch.float32 and pool.dtype in POOLS and qkv.shape[-1] % (2 * LANES) == 0
     return fits and qkv.is_contiguous() and pool.is_contiguous() and can_run(qkv, cos, pool)
 
 
@@ -42,12 +44,12 @@ def turn_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tens
     """See `opsin_kernels.rotary.rotate_and_store`."""
     rows, count, width = qkv.shape
     pointers = (part.data_ptr() for part in (qkv, cos.contiguous(), sin.contiguous(), pool, slots))
-    loaded().rotate_and_store(*pointers, rows, heads, (count - heads) // 2, width)
+    loaded().rotate_and_store(*pointers, rows, heads, (count - heads) // 2, width, pool.dtype == torch.int8)
     return qkv[:, :heads]
 
 
 def can_attend(q: Tensor, pool: Tensor) -> bool:
-    fits = q.dtype == pool.dtype == torch.float32 and q.shape[-1] % LANES == 0 and pool.is_contiguous()
+    fits = q.dtype == torch.float32 and pool.dtype in POOLS and q.shape[-1] % LANES == 0 and pool.is_contiguous()
     return fits and q.stride(-1) == 1 and q.stride(-2) == q.shape[-1] and can_run(q, pool)
 
 
@@ -59,5 +61,5 @@ def attend(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     out = torch.empty(batch, heads * width)
     pointers = (part.data_ptr() for part in (out, q, pool, table, lengths))
     sizes = (batch, table.stride(0), pool.shape[1], q.stride(0), heads, pool.shape[2] // 2, width)
-    loaded().attend(*pointers, *sizes, torch.get_num_threads())
+    loaded().attend(*pointers, *sizes, pool.dtype == torch.int8, torch.get_num_threads())
     return out

@@ -21,8 +21,8 @@ _LINEAR = (_POINTER, _POINTER, _COUNT, _POINTER, _COUNT)
 _FUNCTIONS = {
     **{f"linear_{form}": _LINEAR for form in ("int4", "int8", "fp8", "table4")},
     "rms_norm": (*(_POINTER,) * 5, _FLOAT, _COUNT, _COUNT),
-    "rotate_and_store": (*(_POINTER,) * 5, *(_COUNT,) * 4),
-    "attend": (*(_POINTER,) * 5, *(_COUNT,) * 8),
+    "rotate_and_store": (*(_POINTER,) * 5, *(_COUNT,) * 5),
+    "attend": (*(_POINTER,) * 5, *(_COUNT,) * 9),
 }
 
 

@@ -50,19 +50,6 @@ static inline void scaled(const weight_t *w, int64_t i, float *scale, float *off
     *offset = w->offset ? number(w->offset, i, w->half) : 0.0f;
 }
 
-/* LANES bytes as numbers. */
-static inline ints widened(const uint8_t *at) {
-#if defined(__AVX512F__)
-    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at));
-#elif defined(__AVX2__)
-    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at));
-#else
-    ints found;
-    for (int i = 0; i < LANES; i++) found[i] = at[i];
-    return found;
-#endif
-}
-
 static inline floats named(const float *table, ints codes) {
 #if defined(__AVX512F__)
     return (floats)_mm512_permutexvar_ps((__m512i)codes, _mm512_loadu_ps(table));

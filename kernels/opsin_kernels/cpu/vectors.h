@@ -61,3 +61,16 @@ INLINE floats sums(const floats *given) {
     }
     return vectors[0];
 }
+
+/* LANES bytes as numbers. */
+INLINE ints widened(const uint8_t *at) {
+#if defined(__AVX512F__)
+    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at));
+#elif defined(__AVX2__)
+    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at));
+#else
+    ints found;
+    for (int i = 0; i < LANES; i++) found[i] = at[i];
+    return found;
+#endif
+}

@@ -37,7 +37,8 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
     kept = resolved.memory.encoder_blocks
     cache: EncoderCache[torch.Tensor] = EncoderCache(kept, size, pinned_during_decode=spec.cross is not None)
     visual_pool = make_visual_pool(spec, kept, size, device, dtype)
-    pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, dtype)
+    kept_as = torch.int8 if config.kv_dtype == "int8" else dtype
+    pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, kept_as)
     adapters, loader = None, None
     room = resolved.memory.adapters
     if room.slots:

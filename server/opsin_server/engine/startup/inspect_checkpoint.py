@@ -107,7 +107,7 @@ def estimate(
         refusal = str(error) + _remedy(inspected, config, device, free)
     needs = _needs(inspected, limit)
     largest = needs.largest
-    kv = kv_bytes_per_token(spec.decoder, item)
+    kv = kv_bytes_per_token(spec.decoder, item, config.kv_dtype)
     tokens = 0 if largest is None else largest.tokens
     said = Estimate(
         family=spec.family,

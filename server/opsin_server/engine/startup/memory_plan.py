@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from opsin_kernels.kv_rows import SCALE_BYTES
 from opsin_plugins.blocks.adapter_slots import slot_bytes
 from opsin_plugins.spec import DecoderSpec, Linears, ModelSpec, VisualItem
-from opsin_server.config import EngineConfig
+from opsin_server.config import EngineConfig, KvDType
 from opsin_server.engine.running.runner import visual_levels
 from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
 from opsin_server.engine.startup.adapter_room import adapter_room
@@ -74,6 +75,8 @@ class ResolvedConfig:
 
 def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free: int) -> ResolvedConfig:
     """free: bytes on the device before anything is there. Raises ConfigError when the model does not fit."""
+    if config.kv_dtype == "int8" and device.type != "cpu":
+        raise ConfigError("--kv-dtype int8 is there on a CPU alone so far: leave it out")
     if model.weights > free:
         raise ConfigError(
             f"the weights need {model.weights:,} bytes as {str(model.dtype).removeprefix('torch.')}; {free:,} are free "
@@ -93,7 +96,7 @@ def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free:
         blocks = _kv_blocks(config, model, device, free - sum(reserves.values()), context)
         if blocks * size >= context:
             break
-    per_block = kv_bytes_per_token(spec.decoder, model.dtype.itemsize) * size
+    per_block = kv_bytes_per_token(spec.decoder, model.dtype.itemsize, config.kv_dtype) * size
     reserves["keys and values"] = max(1, blocks) * per_block
     if device.type == "cpu":
         reserves["largest step"] += gathered_bytes(spec.decoder, min(blocks * size, config.max_sequences * context))
@@ -203,7 +206,7 @@ def _training_bytes(config: EngineConfig, model: ModelNeeds, device: torch.devic
 
 def _kv_blocks(config: EngineConfig, model: ModelNeeds, device: torch.device, left: int, context: int) -> int:
     """left: bytes that no other reserve has."""
-    per_block = kv_bytes_per_token(model.spec.decoder, model.dtype.itemsize) * config.block_size
+    per_block = kv_bytes_per_token(model.spec.decoder, model.dtype.itemsize, config.kv_dtype) * config.block_size
     if config.kv_memory is not None:
         return config.kv_memory // per_block
     wanted = config.max_sequences * -(-context // config.block_size)
@@ -230,8 +233,10 @@ def _encoder_blocks(config: EngineConfig, model: ModelNeeds, free: int) -> int:
     return config.encoder_memory // block
 
 
-def kv_bytes_per_token(spec: DecoderSpec, item: int) -> int:
-    return 2 * spec.own_layers * spec.kv_heads * spec.head_dim * item
+def kv_bytes_per_token(spec: DecoderSpec, item: int, kept_as: KvDType = "auto") -> int:
+    """item: bytes of a number of the model."""
+    row = spec.head_dim + SCALE_BYTES if kept_as == "int8" else spec.head_dim * item
+    return 2 * spec.own_layers * spec.kv_heads * row
 
 
 def cross_kv_bytes_per_token(spec: DecoderSpec, item: int) -> int:
