@@ -14,6 +14,7 @@ from torch import nn
 
 from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.blocks.stored_bytes import stored_bytes
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
@@ -22,7 +23,7 @@ from opsin_server.engine.engine import Engine
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.device import free_bytes
-from opsin_server.engine.startup.inspect_checkpoint import largest_image, tensor_bytes
+from opsin_server.engine.startup.inspect_checkpoint import largest_image
 from opsin_server.engine.startup.memory_plan import ModelNeeds, ResolvedConfig, resolve
 from opsin_server.engine.startup.warmup import made_up_request, warmup
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
@@ -107,7 +108,7 @@ class RandomModel:
         gc.collect()  # an engine before this one holds its pool in a circle
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        weights = tensor_bytes(self.model)
+        weights = sum(stored_bytes(self.model).values())
         limit = image_limit(None, context)
         largest = largest_image(self.architecture, self.spec, limit)
         needs = ModelNeeds(self.spec, self.linears, weights, self.dtype, limit, largest)

@@ -45,7 +45,7 @@ def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Te
 
         gpu.rotate_and_store(qkv, heads, cos, sin, pool, slots)
         return qkv[:, :heads]
-    if decode.can_turn(qkv, cos, pool):
+    if decode.can_turn(qkv, cos, pool, slots):
         return decode.turn_and_store(qkv, heads, cos, sin, pool, slots)
     return rotate_and_store_ref(qkv, heads, cos, sin, pool, slots)
 

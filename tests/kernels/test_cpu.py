@@ -142,6 +142,22 @@ def test_turned_keys_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+def test_rows_that_fill_a_batch_up_are_written_nowhere() -> None:
+    cos, sin = rotary.angles_to_tables(torch.randn(2, 32), torch.float32)
+    pool = torch.zeros(2, 4, 2, 64)
+    rotary.rotate_and_store(torch.randn(2, 3, 64), 1, cos, sin, pool, torch.tensor([-1, 5]))
+    assert pool.flatten(0, 1)[5].all()
+    assert torch.count_nonzero(pool) == 2 * 64
+
+
+def test_pages_that_only_a_device_knows_are_not_read_by_c() -> None:
+    q, pool, table = torch.randn(1, 2, 64), torch.randn(2, 4, 2, 64), torch.zeros(1, 2)
+    assert decode.can_attend(q, pool, Layout([1], [3], table.long()))
+    assert not decode.can_attend(q, pool, Layout([1], [3], table.int()))
+    assert not decode.can_attend(q, pool, Layout([1], [3], table.long(), given=[]))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 64), (3, 3, 32), (24, 2, 128), (1, 1, 16)])
 def test_attention_of_the_newest_rows(
     heads: int, kv_heads: int, width: int, threads: int, monkeypatch: pytest.MonkeyPatch

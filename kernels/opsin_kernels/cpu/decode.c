@@ -55,6 +55,7 @@ void rotate_and_store(float *qkv, const float *cos, const float *sin, char *pool
                 store(high + i, b * load(c + half + i) + a * load(s + half + i));
             }
         }
+        if (slots[row] < 0) continue; /* of a batch that is filled up */
         char *to = pool + slots[row] * 2 * kv_heads * size;
         if (!eight)
             memcpy(to, kv, (size_t)(2 * kv_heads * size));

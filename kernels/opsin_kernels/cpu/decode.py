@@ -35,9 +35,11 @@ def add_and_normalize(x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor) -
     return added, out
 
 
-def can_turn(qkv: Tensor, cos: Tensor, pool: Tensor) -> bool:
+def can_turn(qkv: Tensor, cos: Tensor, pool: Tensor, slots: Tensor) -> bool:
+    """Rows of a slot below 0 are written nowhere."""
     fits = qkv.dtype == cos.dtype == torch.float32 and pool.dtype in POOLS and qkv.shape[-1] % (2 * LANES) == 0
-    return fits and qkv.is_contiguous() and pool.is_contiguous() and can_run(qkv, cos, pool)
+    flat = qkv.is_contiguous() and pool.is_contiguous() and slots.is_contiguous() and slots.dtype == torch.int64
+    return fits and flat and can_run(qkv, cos, pool, slots)
 
 
 def turn_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> Tensor:
@@ -48,7 +50,11 @@ def turn_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tens
     return qkv[:, :heads]
 
 
-def can_attend(q: Tensor, pool: Tensor) -> bool:
+def can_attend(q: Tensor, pool: Tensor, layout: Layout) -> bool:
+    """Not where lengths and pages are only known on the device (`Layout.given`)."""
+    table = layout.block_table
+    if layout.given is not None or table is None or table.dtype != torch.int64 or table.stride(-1) != 1:
+        return False
     fits = q.dtype == torch.float32 and pool.dtype in POOLS and q.shape[-1] % LANES == 0 and pool.is_contiguous()
     return fits and q.stride(-1) == 1 and q.stride(-2) == q.shape[-1] and can_run(q, pool)
 

@@ -48,7 +48,10 @@ def weights_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> 
             "files. Serve the unquantized checkpoint, with --quantization if it is too large"
         )
     parts = Parts(tensors)
-    packed = READERS[method](quantization, parts)
+    try:
+        packed = READERS[method](quantization, parts)
+    except SpecError as error:
+        raise SpecError(f"the weights are quantized as {method!r}: {error}") from error
     return {**parts.left(), **packed}
 
 
