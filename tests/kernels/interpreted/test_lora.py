@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opsin_kernels.dispatch import INTERPRETED
 from opsin_kernels.gpu import lora as gpu_lora
 from opsin_kernels.gpu.lora_shapes import shape_for, shapes_of
 from opsin_kernels.lora import SlotFactors, add_lora_slots_ref, column_tiles
@@ -112,14 +113,15 @@ def test_what_overflows_for_one_adapter_is_no_number_in_no_other_row() -> None:
 
 
 def test_a_row_is_the_same_alone_and_among_others() -> None:
-    """To the bit, as long as rows count as few."""
+    """To the bit, as long as rows count as few. (Interpreted, products are numpy's, whose BLAS may add up a row in
+    another order where it stands at another place of a tile.)"""
     _, holed = factors_of(4, 16, 600, (64, 32), torch.float32)
     x, out, slots = torch.randn(40, 600), torch.randn(40, 96), mixed(40, 4)
     together = gpu_lora.add_lora_slots(out.clone(), x, holed, rows_of(slots, 4))
     for row in (0, 7, 39):
         line = slice(row, row + 1)
         alone = gpu_lora.add_lora_slots(out[line].clone(), x[line], holed, rows_of(slots[line], 4))
-        assert torch.equal(alone, together[line])
+        assert torch.equal(alone, together[line]) or (INTERPRETED and torch.allclose(alone, together[line], atol=1e-5))
 
 
 @pytest.mark.parametrize("rank", [8, 40])
