@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import singledispatch
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.unpack_gguf import unpack_blocks
-from opsin_plugins.blocks.unpack_groups import unpack_awq, unpack_bnb, unpack_gptq, unpack_ints, unpack_plain
+from opsin_plugins.blocks.unpack_groups import (
+    Stored,
+    unpack_awq,
+    unpack_bnb,
+    unpack_gptq,
+    unpack_ints,
+    unpack_plain,
+)
 from opsin_plugins.loading.gguf.packing import GgufBlocks
 from opsin_plugins.loading.quantized.packings import AwqPacking, BnbPacking, GptqPacking, PackedInts, PlainCodes
 from opsin_plugins.loading.weight_matching import reordered
-from opsin_plugins.spec import Packing, SpecError, TensorInfo
+from opsin_plugins.spec import SpecError, TensorInfo
 
 Read = Callable[[str, TensorInfo], Tensor]
 """A stored tensor, by its key and what is known of it."""
 
+UNPACK: Mapping[type, Callable[[Any, Stored], Tensor | Codes]] = {
+    AwqPacking: unpack_awq,
+    BnbPacking: unpack_bnb,
+    GptqPacking: unpack_gptq,
+    PackedInts: unpack_ints,
+    PlainCodes: unpack_plain,
+}
+
 
 def unpack(key: str, info: TensorInfo, read: Read) -> Tensor | Codes:
     """The weight under a key. Raises SpecError for scales that are no numbers."""
-    assert info.packing is not None
-    found = _unpacked(info.packing, info, read)
+    packing = info.packing
+    if isinstance(packing, GgufBlocks):
+        found = _in_published_order(unpack_blocks(info.file, packing, info.shape), packing)
+    else:
+        found = UNPACK[type(packing)](packing, lambda part: read(part.key, part.info))
     if isinstance(found, Codes):
         parts = (found.scale, found.offset)
         if not all(part is None or bool(part.isfinite().all()) for part in parts):
@@ -31,41 +49,10 @@ def unpack(key: str, info: TensorInfo, read: Read) -> Tensor | Codes:
     return found
 
 
-@singledispatch
-def _unpacked(packing: Packing, info: TensorInfo, read: Read) -> Tensor | Codes:
-    raise NotImplementedError(type(packing))
-
-
-@_unpacked.register
-def _(packing: GptqPacking, info: TensorInfo, read: Read) -> Tensor | Codes:
-    return unpack_gptq(packing, lambda part: read(*part))
-
-
-@_unpacked.register
-def _(packing: AwqPacking, info: TensorInfo, read: Read) -> Tensor | Codes:
-    return unpack_awq(packing, lambda part: read(*part))
-
-
-@_unpacked.register
-def _(packing: PackedInts, info: TensorInfo, read: Read) -> Tensor | Codes:
-    return unpack_ints(packing, lambda part: read(*part))
-
-
-@_unpacked.register
-def _(packing: PlainCodes, info: TensorInfo, read: Read) -> Tensor | Codes:
-    return unpack_plain(packing, lambda part: read(*part))
-
-
-@_unpacked.register
-def _(packing: BnbPacking, info: TensorInfo, read: Read) -> Tensor | Codes:
-    return unpack_bnb(packing, lambda part: read(*part))
-
-
-@_unpacked.register
-def _(packing: GgufBlocks, info: TensorInfo, read: Read) -> Tensor | Codes:
-    found = unpack_blocks(info.file, packing, info.shape)
+def _in_published_order(found: Tensor | Codes, packing: GgufBlocks) -> Tensor | Codes:
     if packing.order is None:
         return found
     if isinstance(found, Codes):
         return found.of_rows(lambda rows: reordered(rows, packing.order, torch.permute))
-    return reordered(found, packing.order, torch.permute)
+    numbers: Tensor = reordered(found, packing.order, torch.permute)
+    return numbers
