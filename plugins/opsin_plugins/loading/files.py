@@ -45,10 +45,14 @@ def has_vision(config: Mapping[str, object]) -> bool:
 
 
 def _check_directory(directory: Path) -> None:
+    if directory.suffix == ".gguf" and not directory.exists():
+        raise SpecError(f"{directory} is not there (nothing is downloaded: fetch the checkpoint first)")
     if not directory.is_dir():
         raise SpecError(f"{directory} is not a directory (nothing is downloaded: fetch the checkpoint first)")
     if not any((directory / name).exists() for name in CONFIGURATIONS) and (snapshots := _snapshots(directory)):
         raise SpecError(f"{directory} is an entry of the Hub's cache: give its snapshot, {snapshots[0]}")
+    if not any((directory / name).exists() for name in CONFIGURATIONS) and (files := sorted(directory.glob("*.gguf"))):
+        raise SpecError(f"{directory} has no config.json, but GGUF files: give one of them, as {files[0]}")
 
 
 def _snapshots(entry: Path) -> list[Path]:

@@ -79,6 +79,20 @@ def test_a_lie_is_a_sentence(file: Path, tmp_path: Path, data: bytes, said: str)
         read_container(changed(file, tmp_path, data))
 
 
+def test_a_sentence_names_the_file_once(file: Path, tmp_path: Path) -> None:
+    other = changed(file, tmp_path, file.read_bytes()[:-100])
+    with pytest.raises(SpecError, match="behind the file's end") as refused:
+        open_model(other)
+    assert str(refused.value).count(str(other)) == 1
+
+
+def test_a_folder_of_gguf_files_is_told_apart(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"give one of them, as .*m\.gguf"):
+        open_model(file.parent)
+    with pytest.raises(SpecError, match="is not there"):
+        open_model(tmp_path / "none.gguf")
+
+
 def test_no_mutation_is_worse_than_a_sentence(file: Path, tmp_path: Path) -> None:
     """Bytes of the header changed, and the file cut anywhere."""
     whole, chance = file.read_bytes(), random.Random(0)

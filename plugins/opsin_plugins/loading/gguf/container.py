@@ -81,6 +81,8 @@ def read_container(path: Path) -> Container:
     try:
         with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data).read()
+    except SpecError:
+        raise
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise SpecError(f"{path}: {error}") from error
 
