@@ -35,8 +35,7 @@ LLAMA = "llama.cpp Q4_1"
 TARGETS = {"1 stream": 0.8, "8 streams": 1.3, "16 streams": 2.0}
 NOTES = """\
 Tokens per second of all streams, drawn greedily behind 64 tokens of context each, and of a prompt; medians of the
-rounds' medians, with their smallest and largest. "gguf": the file as it is. One process a system; the last column is
-what llama.cpp and Opsin's gguf are compared by."""
+rounds' medians, with their smallest and largest. "gguf": the file as it is. One process a system."""
 
 
 class Worker:

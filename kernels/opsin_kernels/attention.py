@@ -6,6 +6,8 @@ first, found by a block table; a sequence's queries are its newest rows. Source:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,16 +28,22 @@ def write_kv(kv: Tensor, pool: Tensor, slots: Tensor) -> None:
 def paged_attention(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     """q [T, H, D]; pool [blocks, block, 2K, D] (or with rows of `kv_rows`) that already holds this step's rows. Returns
     [T, H·D]. Causal."""
-    return _paged_kernel(q, pool, layout) if uses_kernels(q) else paged_attention_ref(q, pool, layout)
+    if uses_kernels(q):
+        return _paged_kernel(q, pool, layout)
+    return _paged(q, pool, layout, decode.attend if decode.can_attend(q, pool, layout) else _decode)
 
 
 def paged_attention_ref(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
-    """The definition of `paged_attention`, but for one query row a sequence in float32 on a CPU: these are attended to
-    in C, without gathering what they see."""
+    """The definition of `paged_attention`."""
+    return _paged(q, pool, layout, _decode)
+
+
+def _paged(q: Tensor, pool: Tensor, layout: Layout, attend: Callable[[Tensor, Tensor, Layout], Tensor]) -> Tensor:
+    """attend: to sequences of one query row."""
     decodes = layout.decodes
     if decodes == len(layout.query_lengths):
-        return _decode(q, pool, layout)
-    parts, at = [_decode(q[:decodes], pool, layout)] if decodes else [], decodes
+        return attend(q, pool, layout)
+    parts, at = [attend(q[:decodes], pool, layout)] if decodes else [], decodes
     for i in range(decodes, len(layout.query_lengths)):
         length = layout.query_lengths[i]
         parts.append(
@@ -121,8 +129,6 @@ def _gather(pool: Tensor, layout: Layout, sequences: slice, length: int, dtype: 
 
 def _decode(q: Tensor, pool: Tensor, layout: Layout) -> Tensor:
     """q [B, H, D], one row a sequence. The query group folded into the query length is 3.4x faster."""
-    if decode.can_attend(q, pool, layout):
-        return decode.attend(q, pool, layout)
     batch, heads, width = q.shape
     k, v = _gather(pool, layout, slice(0, batch), layout.decode_rows, q.dtype)
     grouped = q.view(batch, k.shape[1], heads // k.shape[1], width)

@@ -21,8 +21,8 @@ GROUPS = (128, 64, 32)  # sizes that there are, the preferred one first
 
 
 def quantize_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """weight [N, K] -> codes U8 [N, K], scale and offset F32 [N, K / G]. Rounded to nearest; in a group's
-    range is 0, for which a code stands."""
+    """weight [N, K] -> codes U8 [N, K], scale and offset F32 [N, K / G]. Rounded to nearest; a group's range always
+    includes 0, which is met exactly."""
     blocks = weight.float().unflatten(1, (-1, group))
     low, high = blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0)
     scale = ((high - low) / LARGEST).clamp(min=1e-12)
@@ -45,8 +45,8 @@ def unpack_groups(packed: Tensor, groups: int) -> Tensor:
 
 def dequantize_groups(packed: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight [N, K] that is meant."""
-    codes = unpack_groups(packed, scale.shape[1]).float()
-    return torch.addcmul(offset[..., None].float(), codes, scale[..., None].float()).flatten(1).to(dtype)
+    meant = unpack_groups(packed, scale.shape[1]).float().mul_(scale[..., None].float())
+    return meant.add_(offset[..., None].float()).flatten(1).to(dtype)  # (rounded in between: a 0 stays one)
 
 
 def int4_linear(x: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:

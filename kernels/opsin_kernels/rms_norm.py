@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opsin_kernels.cpu import decode
 from opsin_kernels.dispatch import uses_kernels
 
 
@@ -22,8 +21,6 @@ def rms_norm(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -
         from opsin_kernels.gpu import rms_norm as gpu
 
         return gpu.rms_norm(x, weight, floor, one_plus)
-    if decode.can_normalize(x, weight, one_plus):
-        return decode.normalize(x, weight, floor)
     return rms_norm_ref(x, weight, floor, one_plus)
 
 
@@ -35,8 +32,6 @@ def add_rms_norm(
         from opsin_kernels.gpu import rms_norm as gpu
 
         return gpu.add_rms_norm(x, delta, weight, floor, one_plus)
-    if decode.can_normalize(x, weight, one_plus) and decode.can_normalize(delta, weight, one_plus):
-        return decode.add_and_normalize(x, delta, weight, floor)
     added = x + delta
     return added, rms_norm_ref(added, weight, floor, one_plus)
 

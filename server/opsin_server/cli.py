@@ -346,7 +346,7 @@ def quantize(
         bool, typer.Option("--quantize-vision", help="The vision tower and the projector too.")
     ] = False,
 ) -> None:
-    """Write a model directory with its linears in fewer bits, as compressed-tensors: this server, transformers and vLLM
+    """Write a model directory with its linears in fewer bits, as compressed-tensors: this server and transformers
     read it. The output head and the embedding stay as they are."""
     from opsin_server.quantize.command import Request
     from opsin_server.quantize.command import quantize as write

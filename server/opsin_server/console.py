@@ -259,8 +259,8 @@ def memory():
     return f"{free_bytes(torch.device('cpu')) / 2**30:.1f} GiB free for this process"
 def c_kernels():
     import torch
-    from opsin_kernels.cpu.library import library
-    found = library()
+    from opsin_kernels.cpu.native import native
+    found = native()
     if isinstance(found, str):
         return "none (" + found + "): quantized weights are slow on a CPU"
     return "for " + torch.backends.cpu.get_cpu_capability()

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from opsin_kernels import fp8_linear, int4_linear, int8_linear, kv_rows, rotary, table4_linear
 from opsin_kernels.attention import paged_attention
-from opsin_kernels.cpu import build, decode, library, linear
+from opsin_kernels.cpu import build, decode, linear, native
 from opsin_kernels.cpu.linear import Form
 from opsin_kernels.layout import Layout
-from opsin_kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_ref
 
 FORMS: list[tuple[Form, int, bool, bool]] = [
     ("int4", 32, True, False),
@@ -35,7 +34,7 @@ INPUTS = 384
 
 @pytest.fixture(autouse=True)
 def there() -> None:
-    if isinstance(found := library.library(), str):
+    if isinstance(found := native.native(), str):
         pytest.skip(found)
 
 
@@ -108,24 +107,6 @@ def test_others_are_left_to_the_definitions() -> None:
     x = torch.randn(2, 64)
     assert linear.native_product("int4", x, codes, scale, scale) is None, "16 inputs a group are less than two vectors"
     assert linear.native_product("int8", x.to("meta"), codes, scale) is None
-    weight = torch.nn.Parameter(torch.randn(64))
-    assert not decode.can_normalize(torch.randn(2, 64), weight, one_plus=False), "somebody may want its gradient"
-    with torch.no_grad():
-        assert decode.can_normalize(torch.randn(2, 64), weight, one_plus=False)
-        assert not decode.can_normalize(torch.randn(2, 64), weight, one_plus=True)
-        assert not decode.can_normalize(torch.randn(2, 64).half(), weight, one_plus=False)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("width", [16, 192, 576])
-def test_norms(width: int) -> None:
-    torch.manual_seed(0)
-    x, delta, weight, floor = torch.randn(5, width), torch.randn(5, width), torch.randn(width), torch.tensor(1e-5)
-    assert torch.allclose(rms_norm(x, weight, floor), rms_norm_ref(x, weight, floor), rtol=1e-5, atol=1e-6)
-    added, normed = add_rms_norm(x, delta, weight, floor)
-    assert torch.equal(added, x + delta)
-    assert torch.equal(normed, rms_norm(added, weight, floor))
-    assert torch.equal(rms_norm(x[3:4], weight, floor), rms_norm(x, weight, floor)[3:4])
 
 
 @torch.no_grad()
@@ -215,10 +196,15 @@ def test_every_level_of_a_processor_computes_the_same(level: str, tmp_path: Path
     if list(build.LEVELS).index(level) < list(build.LEVELS).index(mine if mine in build.LEVELS else "DEFAULT"):
         pytest.skip(f"this processor has no {level}")
     loaded = ctypes.CDLL(str(build.build(level, tmp_path)))
-    weight, x, out = torch.randn(64), torch.randn(3, 64), torch.empty(3, 64)
-    loaded.rms_norm.argtypes = (*(ctypes.c_void_p,) * 5, ctypes.c_float, ctypes.c_int64, ctypes.c_int64)
-    loaded.rms_norm(out.data_ptr(), None, x.data_ptr(), None, weight.data_ptr(), 1e-5, 3, 64)
-    assert torch.allclose(out, rms_norm_ref(x, weight, torch.tensor(1e-5)), rtol=1e-5, atol=1e-6)
+    cos, sin = rotary.angles_to_tables(torch.randn(3, 32), torch.float32)
+    qkv, slots, pools = torch.randn(3, 3, 64), torch.tensor([0, 5, 2]), [torch.zeros(2, 4, 2, 64) for _ in range(2)]
+    turned = qkv.clone()
+    loaded.rotate_and_store.argtypes = (*(ctypes.c_void_p,) * 5, *(ctypes.c_int64,) * 5)
+    pointers = (part.data_ptr() for part in (turned, cos, sin, pools[0], slots))
+    loaded.rotate_and_store(*pointers, 3, 1, 1, 64, 0)
+    rotary.rotate_and_store_ref(qkv, 1, cos, sin, pools[1], slots)
+    assert torch.allclose(turned, qkv, atol=1e-6)
+    assert torch.allclose(*pools, atol=1e-6)
 
 
 def test_without_a_compiler_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,2 +1,1 @@
-"""Products with quantized weights on a CPU, in C: what torch has no operation for that is exact, and as fast as the
-memory is."""
+"""C for processors: products with quantized weights, and the turns and attention of decode steps."""

@@ -1,28 +1,11 @@
-/* What a step does between its products, for rows of float32: norms, turns, and attention over the paged pool. Definitions
- * are in opsin_kernels.rms_norm, rotary and attention. Every row is computed alone, in one order: its result does not
+/* What a step does between its products, for rows of float32: turns, and attention over the paged pool. Definitions are in
+ * opsin_kernels.rotary and attention. Every row is computed alone, in one order: its result does not
  * depend on its neighbours, to the bit. Widths are multiples of LANES.
  */
 #include <math.h>
 
 #include "pool.h"
 #include "vectors.h"
-
-/* x [rows, width], delta the same or NULL; added takes their sum, where there is one. */
-void rms_norm(float *out, float *added, const float *x, const float *delta, const float *weight, float floor, int64_t rows,
-              int64_t width) {
-    for (int64_t row = 0; row < rows; row++) {
-        const float *from = x + row * width;
-        if (delta) {
-            float *to = added + row * width;
-            for (int64_t i = 0; i < width; i += LANES) store(to + i, load(from + i) + load(delta + row * width + i));
-            from = to;
-        }
-        floats squares = {0};
-        for (int64_t i = 0; i < width; i += LANES) squares += load(from + i) * load(from + i);
-        float scale = 1.0f / sqrtf(sum(squares) / (float)width + floor);
-        for (int64_t i = 0; i < width; i += LANES) store(out + row * width + i, load(from + i) * scale * load(weight + i));
-    }
-}
 
 /* A row of a pool of 8 bits: codes, and a float32 scale behind them. Source: opsin_kernels.kv_rows. */
 #define LARGEST 127.0f

@@ -5,34 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opsin_kernels.cpu.library import LANES, can_run, loaded
+from opsin_kernels.cpu.native import LANES, can_run, loaded
 from opsin_kernels.layout import Layout
 
 POOLS = (torch.float32, torch.int8)  # the latter with rows of `opsin_kernels.kv_rows`
-
-
-def can_normalize(x: Tensor, weight: Tensor, one_plus: bool) -> bool:
-    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    fits = x.dtype == weight.dtype == torch.float32 and x.shape[-1] % LANES == 0 and not one_plus and not wanted
-    return fits and can_run(x, weight)
-
-
-def normalize(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
-    """x [..., N] -> its norm; see `opsin_kernels.rms_norm`."""
-    x, width = x.contiguous(), x.shape[-1]
-    out = torch.empty_like(x)
-    pointers = (out.data_ptr(), None, x.data_ptr(), None, weight.data_ptr())
-    loaded().rms_norm(*pointers, float(floor), x.numel() // width, width)
-    return out
-
-
-def add_and_normalize(x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """x and delta [..., N] -> their sum, and its norm."""
-    x, delta, width = x.contiguous(), delta.contiguous(), x.shape[-1]
-    out, added = torch.empty_like(x), torch.empty_like(x)
-    pointers = (part.data_ptr() for part in (out, added, x, delta, weight))
-    loaded().rms_norm(*pointers, float(floor), x.numel() // width, width)
-    return added, out
 
 
 def can_turn(qkv: Tensor, cos: Tensor, pool: Tensor, slots: Tensor) -> bool:

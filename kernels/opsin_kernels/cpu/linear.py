@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from opsin_kernels.cpu.library import LANES, can_run, loaded
+from opsin_kernels.cpu.native import LANES, can_run, loaded
 
 Form = Literal["int4", "int8", "fp8", "table4"]
 PARTS = {"int4": 2, "table4": 2}  # of a group, each in its own bits of the same bytes

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from opsin_kernels import fp8_linear, int4_linear, int8_linear, table4_linear
-from opsin_kernels.cpu.library import can_run
 from opsin_kernels.cpu.linear import NativeWeight
+from opsin_kernels.cpu.native import can_run
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.weight_format import Dense, Form, Quantized, WeightFormat
 from opsin_plugins.spec import CodeForm, SpecError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from opsin_plugins.loading.quantized.read import PLACES
 from opsin_plugins.spec import ModelFiles
 
-KEYS = ("quantization_config", "compression_config", "quantization")
 PACKED = (
     ".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".qscale_weight", ".SCB",
     ".absmax", ".quant_map",
@@ -16,7 +16,7 @@ PACKED = (
 def quantized(files: ModelFiles) -> str | None:
     """By what a model is known to be quantized, in a few words; None: it is not."""
     for where, section in _sections(files.config):
-        for key in KEYS:
+        for key in PLACES:
             if (value := section.get(key)) is not None:
                 fields = value if isinstance(value, Mapping) else {"quant_method": value}
                 scheme = fields.get("quant_method") or fields.get("quant_algo") or fields.get("qformat_weight")

@@ -1,1 +1,1 @@
-"""`opsin quantize`: a model directory in fewer bits, which this server, transformers and vLLM read."""
+"""`opsin quantize`: a model directory in fewer bits, which this server and transformers read."""

@@ -78,6 +78,8 @@ def no_such_group(tensors: dict[str, Tensor]) -> None:
         (lambda t: None, {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin' is not read"),
         (lambda t: None, {"dynamic": {"+:(": {"bits": 8}}}, "cannot be read"),
         (lambda t: None, {"quant_method": "aqlm"}, "'aqlm', which is not read; there are awq, bitsandbytes"),
+        (lambda t: None, {"quant_method": None, "quant_algo": "FP8"}, "'FP8', which is not read"),
+        (lambda t: None, {"quant_method": None}, "'unnamed', which is not read"),
         (lambda t: None, {"quant_method": "awq", "version": "gemv"}, "version 'gemv' is not read"),
         (lambda t: None, {"quant_method": "awq"}, "has the shape"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from opsin_kernels.cpu import library
+from opsin_kernels.cpu import native
 from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_server.ipc.messages import Sampling
 from support import engines, oracle, quantized_checks
@@ -19,7 +19,7 @@ PROMPTS = [list(range(5, 5 + length)) for length in (9, 30, 3, 17, 24, 9)]
 
 @pytest.fixture(params=["int4", "int8", "fp8"])
 def ours(request: pytest.FixtureRequest, tmp_path: Path) -> Ours:
-    if isinstance(found := library.library(), str):
+    if isinstance(found := native.native(), str):
         pytest.skip(found)
     quantized_checks.tiny(tie_word_embeddings=True).save_pretrained(tmp_path)
     return oracle.load(tmp_path, WeightPolicy(request.param))

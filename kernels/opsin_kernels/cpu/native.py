@@ -1,4 +1,4 @@
-"""The C sources of this folder, loaded for this processor."""
+"""The C of this folder, loaded for this processor."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from opsin_kernels.dispatch import forced
 LANES = 16  # what widths are multiples of, on whatever processor
 HERE = Path(__file__).parent
 
-_POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _LINEAR = (_POINTER, _POINTER, _COUNT, _POINTER, _COUNT)
 _FUNCTIONS = {
     **{f"linear_{form}": _LINEAR for form in ("int4", "int8", "fp8", "table4")},
-    "rms_norm": (*(_POINTER,) * 5, _FLOAT, _COUNT, _COUNT),
     "rotate_and_store": (*(_POINTER,) * 5, *(_COUNT,) * 5),
     "attend": (*(_POINTER,) * 5, *(_COUNT,) * 9),
 }
 
 
 @cache
-def library() -> ctypes.CDLL | str:
+def native() -> ctypes.CDLL | str:
     """Or why there is none, in a sentence."""
     if forced() == "torch":
         return "OPSIN_KERNELS=torch asks for the definitions"
@@ -48,14 +47,14 @@ def library() -> ctypes.CDLL | str:
 
 def loaded() -> ctypes.CDLL:
     """Where `can_run` says so."""
-    found = library()
+    found = native()
     assert not isinstance(found, str)
     return found
 
 
 def can_run(*tensors: Tensor) -> bool:
     """Whether these are in memory that C can read. (A tensor of a fake mode, which has none, is of another class.)"""
-    return all(x.is_cpu and type(x) in _PLAIN for x in tensors) and not isinstance(library(), str)
+    return all(x.is_cpu and type(x) in _PLAIN for x in tensors) and not isinstance(native(), str)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
