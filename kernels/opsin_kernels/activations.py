@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from opsin_kernels.cpu import rows as cpu
+from opsin_kernels.cpu.native import LANES
 from opsin_kernels.dispatch import uses_kernels
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
@@ -39,6 +41,8 @@ def gated(gate_up: Tensor, activation: Activation) -> Tensor:
         from opsin_kernels.gpu import activations as gpu
 
         return gpu.gated(gate_up, activation)
+    if activation == "silu" and gate_up.shape[-1] % (2 * LANES) == 0 and cpu.can_take(gate_up):
+        return cpu.silu_gated(gate_up)
     return gated_ref(gate_up, activation)
 
 

@@ -27,9 +27,10 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Ten
     token (the first of equally likely ones), bool [M]. Differentiable in x, once.
 
     Where x needs no gradient none is made, which saves a third of the time on CPUs. Raises ValueError for other shapes,
-    for a weight that is quantized, of another type than x or that needs a gradient, and for labels outside of the
-    vocabulary, -100 among them, where they lie on a CPU. A device is not waited for: there such a row's loss and
-    gradient are NaN, as are, anywhere, those of a row whose largest logit is no finite number. It is no hit.
+    for a weight that is quantized, of another type than x (on a CPU, rows in float32 may meet a weight in 16 bits) or
+    that needs a gradient, and for labels outside of the vocabulary, -100 among them, where they lie on a CPU. A device
+    is not waited for: there such a row's loss and gradient are NaN, as are, anywhere, those of a row whose largest
+    logit is no finite number. It is no hit.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         found: tuple[Tensor, Tensor] = LinearCrossEntropy.apply(x, weight, labels)  # type: ignore[no-untyped-call]
@@ -75,7 +76,8 @@ def _check(x: Tensor, weight: Tensor, labels: Tensor) -> None:
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or labels.shape != x.shape[:1]:
         shapes = f"x {list(x.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)}"
         raise ValueError(f"{shapes} are not [M, H], [N, H] and [M]")
-    if x.dtype != weight.dtype or x.dtype not in DTYPES:
+    widened = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype in DTYPES
+    if (x.dtype != weight.dtype and not widened) or x.dtype not in DTYPES:
         raise ValueError(f"x {x.dtype} and weight {weight.dtype}: a head is dense, and of the rows' own type")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels {labels.dtype} are not int64")

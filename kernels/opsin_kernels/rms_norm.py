@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from opsin_kernels.cpu import rows as cpu
 from opsin_kernels.dispatch import uses_kernels
 
 
@@ -21,6 +22,8 @@ def rms_norm(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -
         from opsin_kernels.gpu import rms_norm as gpu
 
         return gpu.rms_norm(x, weight, floor, one_plus)
+    if not one_plus and cpu.can_take(x, weight):
+        return cpu.rms_norm(x, weight, floor)
     return rms_norm_ref(x, weight, floor, one_plus)
 
 
@@ -32,6 +35,8 @@ def add_rms_norm(
         from opsin_kernels.gpu import rms_norm as gpu
 
         return gpu.add_rms_norm(x, delta, weight, floor, one_plus)
+    if not one_plus and cpu.can_take(x, delta, weight):
+        return cpu.add_rms_norm(x, delta, weight, floor)
     added = x + delta
     return added, rms_norm_ref(added, weight, floor, one_plus)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from opsin_kernels import fp8_linear, int4_linear, int8_linear, kv_rows, rotary, table4_linear
+from opsin_kernels import activations, fp8_linear, int4_linear, int8_linear, kv_rows, rms_norm, rotary, table4_linear
 from opsin_kernels.attention import paged_attention
-from opsin_kernels.cpu import build, decode, linear, native
+from opsin_kernels.cpu import build, decode, linear, native, rows
 from opsin_kernels.cpu.linear import Form
 from opsin_kernels.layout import Layout
 
@@ -28,7 +28,11 @@ FORMS: list[tuple[Form, int, bool, bool]] = [
     ("fp8", 128, False, False),
     ("fp8", 384, False, False),
     ("table4", 64, False, False),
+    ("float32", 384, False, False),
+    ("bfloat16", 384, False, False),
+    ("float16", 384, False, False),
 ]
+PLAIN = {name: dtype for dtype, name in linear.PLAIN.items()}
 INPUTS = 384
 
 
@@ -45,16 +49,20 @@ class Weight:
         torch.manual_seed(0)
         size = torch.float16 if half else torch.float32
         self.form, self.table = form, torch.randn(16) if form == "table4" else None
-        self.scale = torch.rand(outputs, INPUTS // group).to(size)
+        self.scale = None if form in PLAIN else torch.rand(outputs, INPUTS // group).to(size)
         self.offset = torch.randn(outputs, INPUTS // group).to(size) if offset else None
         packed = INPUTS // 2 if form in ("int4", "table4") else INPUTS
         self.codes = torch.randint(0, 256, (outputs, packed), dtype=torch.uint8)
         if form == "int8":
             self.codes = self.codes.view(torch.int8)
+        if form in PLAIN:
+            self.codes = torch.randn(outputs, INPUTS).to(PLAIN[form])
         if form == "fp8":
             self.codes = torch.randn(outputs, INPUTS).to(torch.float8_e4m3fn)
 
     def meant(self) -> Tensor:
+        if self.scale is None:
+            return self.codes.float()
         if self.form == "int4":
             assert self.offset is not None
             return int4_linear.dequantize_groups(self.codes, self.scale, self.offset, torch.float32)
@@ -66,9 +74,9 @@ class Weight:
         return table4_linear.dequantize(self.codes, self.scale, self.table, torch.float32)
 
     def product(self, x: Tensor) -> Tensor:
-        found = linear.native_product(self.form, x, self.codes, self.scale, self.offset, self.table)
-        assert found is not None
-        return found
+        weight = linear.NativeWeight(self.form, self.codes, self.scale, self.offset, self.table)
+        assert weight.fits
+        return weight.product(x)
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda count: f"{count} threads")
@@ -89,7 +97,7 @@ def test_products_are_those_of_the_weight_that_is_meant(
     wanted = x.double() @ meant.T
     whole = weight.product(x)
     assert (whole - wanted).abs().max() < 1e-6 * (x.double().abs() @ meant.abs().T).max()
-    for count in (1, 2, 3, 4, 5, 8, 13):
+    for count in (0, 1, 2, 3, 4, 5, 8, 13, 17):
         assert torch.equal(weight.product(x[:count]), whole[:count]), count
     assert torch.equal(weight.product(x[7:8]), whole[7:8])
 
@@ -107,6 +115,31 @@ def test_others_are_left_to_the_definitions() -> None:
     x = torch.randn(2, 64)
     assert linear.native_product("int4", x, codes, scale, scale) is None, "16 inputs a group are less than two vectors"
     assert linear.native_product("int8", x.to("meta"), codes, scale) is None
+
+
+@torch.no_grad()
+def test_rows_are_normed_and_gated_as_defined() -> None:
+    torch.manual_seed(0)
+    x, delta, weight, floor = torch.randn(5, 96), torch.randn(5, 96), torch.randn(96), torch.tensor(1e-5)
+    assert rows.can_take(x, weight)
+    assert torch.allclose(rows.rms_norm(x, weight, floor), rms_norm.rms_norm_ref(x, weight, floor), atol=1e-6)
+    added, normed = rows.add_rms_norm(x, delta, weight, floor)
+    assert torch.equal(added, x + delta)
+    assert torch.equal(normed, rows.rms_norm(added, weight, floor))
+    assert torch.equal(normed[2:3], rows.rms_norm(added[2:3].clone(), weight, floor)), "whoever its neighbours are"
+    gate_up = torch.cat([torch.randn(5, 32) * 30, torch.randn(5, 32)], 1)
+    gate_up[0, :4] = torch.tensor([0.0, -0.0, 200.0, -200.0])
+    assert torch.allclose(rows.silu_gated(gate_up), activations.gated_ref(gate_up, "silu"), atol=1e-6)
+    assert rows.silu_gated(torch.full((1, 32), torch.nan)).isnan().all()
+
+
+def test_rows_that_need_a_gradient_are_left_to_the_definitions() -> None:
+    x, weight = torch.randn(2, 32, requires_grad=True), torch.ones(32)
+    assert not rows.can_take(x, weight)
+    with torch.no_grad():
+        assert rows.can_take(x, weight)
+        assert not rows.can_take(x.bfloat16(), weight)
+        assert not rows.can_take(x[:, :24].contiguous())
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from opsin_kernels.int4_linear import pack_groups, quantize_groups, unpack_groups
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.segmented import Segmented
-from opsin_plugins.blocks.weight_format import Dense, WeightFormat
+from opsin_plugins.blocks.weight_format import Dense, Half, WeightFormat
 from opsin_plugins.blocks.weight_formats import FORMATS, Int4Groups, Int8Groups, form_of
 from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.spec import CodeForm
@@ -64,6 +66,27 @@ def test_codes_of_a_checkpoint_are_kept_as_they_are(form: CodeForm) -> None:
     dense = Dense(256, 12)
     dense.fill(0, codes)
     assert torch.equal(dense.weight, codes.dequantized())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_of_16_bits_are_kept_in_a_model_of_32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    meant, held = torch.randn(12, 256).to(dtype), Half(256, 12, dtype)
+    held.fill(0, meant[:5])
+    held.fill(5, meant[5:])
+    check(held, meant.float())
+    assert held.bytes == meant.nbytes
+
+
+def test_copies_have_weights_of_their_own() -> None:
+    held = Dense(32, 16)
+    held.fill(0, torch.ones(16, 32))
+    x = torch.ones(1, 32)
+    before = held.matmul(x)
+    copied = copy.deepcopy(held)
+    held.fill(0, torch.zeros(16, 32))
+    assert torch.equal(copied.matmul(x), before)
+    assert not held.matmul(x).any()
 
 
 def test_rows_of_one_linear_may_be_stored_in_several_ways() -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from opsin_plugins.blocks.checkpoint import load_weights, targets
 from opsin_plugins.blocks.model import Model, build_model
-from opsin_plugins.blocks.weight_policy import WeightPolicy, declared_forms
+from opsin_plugins.blocks.weight_policy import WeightPolicy, declared_forms, published_halves
 from opsin_plugins.conformance.batches import Prompt, whole
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.open_model import open_model
@@ -48,13 +48,14 @@ def load(
 
 
 def with_declared(path: Path) -> Ours:
-    """A checkpoint's packed weights as it has them."""
+    """A checkpoint's packed weights, and those of 16 bits, as it has them."""
     opened = open_model(path)
     rules = opened.architecture.weights(opened.spec)
     sketch = build_model(opened.spec, opened.registry, device="meta")
     places = {name: target.shape for name, target in targets(sketch).items()}
-    declared = declared_forms(assign(opened.files.tensors, rules, places), opened.files.tensors)
-    model = build_model(opened.spec, opened.registry, policy=WeightPolicy(declared=declared))
+    plan, tensors = assign(opened.files.tensors, rules, places), opened.files.tensors
+    policy = WeightPolicy(declared=declared_forms(plan, tensors), halves=published_halves(plan, tensors))
+    model = build_model(opened.spec, opened.registry, policy=policy)
     load_weights(model, rules, opened.files)
     return Ours(model, opened.architecture, opened.spec)
 

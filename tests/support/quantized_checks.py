@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from opsin_plugins.blocks.model import Model
 from support import oracle
 from support.packers import PackedWeight
 
 Pack = Callable[[str, Tensor], PackedWeight | None]
+Make = Callable[[], PreTrainedModel]
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
 
 

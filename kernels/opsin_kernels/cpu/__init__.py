@@ -1,1 +1,1 @@
-"""C for processors: products with quantized weights, and the turns and attention of decode steps."""
+"""C for processors: products with weights in any format, what stands between them, and whole layers of decode steps."""

@@ -13,8 +13,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.c", "decode.c", "pool.c"))
-READ = (*SOURCES, *(Path(__file__).with_name(name) for name in ("vectors.h", "pool.h")))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.c", "decode.c", "rows.c", "layer.c", "pool.c"))
+READ = (
+    *SOURCES,
+    *(Path(__file__).with_name(name) for name in ("vectors.h", "pool.h", "linear.h", "decode.h", "rows.h")),
+)
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 # By what torch says that the processor has.
 LEVELS: Mapping[str, Sequence[str]] = {

@@ -2,6 +2,8 @@
  * opsin_kernels.rotary and attention. Every row is computed alone, in one order: its result does not
  * depend on its neighbours, to the bit. Widths are multiples of LANES.
  */
+#include "decode.h"
+
 #include <math.h>
 
 #include "pool.h"
@@ -45,19 +47,6 @@ void rotate_and_store(float *qkv, const float *cos, const float *sin, char *pool
         else
             for (int64_t i = 0; i < 2 * kv_heads; i++) store_eight((int8_t *)to + i * size, kv + i * width, width);
     }
-}
-
-/* e^x of numbers up to 0, within 2 units of the last place: 2^n times a polynomial of what is left. */
-INLINE floats exponential(floats x) {
-    floats least = (floats){0} - 87.0f;
-    ints below = x < least;
-    x = (floats)(((ints)x & ~below) | ((ints)least & below));
-    ints n = __builtin_convertvector(x * 1.44269504f - 0.5f, ints);
-    floats whole = __builtin_convertvector(n, floats);
-    floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    floats p = ((((r * 1.9875691500e-4f + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
-                1.6666665459e-1f) * r + 5.0000001201e-1f;
-    return (p * r * r + r + 1.0f) * (floats)((n + 127) << 23);
 }
 
 #define GROUP 8 /* queries of a key's head that are worked on at a time */

@@ -17,12 +17,16 @@ LANES = 16  # what widths are multiples of, on whatever processor
 HERE = Path(__file__).parent
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
-_LINEAR = (_POINTER, _POINTER, _COUNT, _POINTER, _COUNT)
 _FUNCTIONS = {
-    **{f"linear_{form}": _LINEAR for form in ("int4", "int8", "fp8", "table4")},
+    "linear": (_POINTER, _POINTER, _COUNT, _POINTER, _COUNT),
+    "rms_norm": (*(_POINTER,) * 3, _COUNT, _COUNT, _POINTER),
+    "add_rms_norm": (*(_POINTER,) * 5, _COUNT, _COUNT, _POINTER),
+    "silu_gated": (_POINTER, _POINTER, _COUNT, _COUNT),
     "rotate_and_store": (*(_POINTER,) * 5, *(_COUNT,) * 5),
     "attend": (*(_POINTER,) * 5, *(_COUNT,) * 9),
+    "decode_layer": (_POINTER,) * 4,
 }
+_TELLING = ("linear", "decode_layer")  # whether there was memory
 
 
 @cache
@@ -41,7 +45,7 @@ def native() -> ctypes.CDLL | str:
         return str(error)
     for name, arguments in _FUNCTIONS.items():
         function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int if name.startswith("linear") else None
+        function.argtypes, function.restype = arguments, ctypes.c_int if name in _TELLING else None
     return loaded
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opsin_kernels.attention import packed_attention, paged_attention
+from opsin_kernels.cpu.layer import NativeLayer, NativeStep, step_of
 from opsin_kernels.layout import Layout
 from opsin_kernels.rotary import angles_to_tables, rotate_, rotate_and_store
 from opsin_plugins.blocks.codes import Codes
@@ -18,6 +20,7 @@ from opsin_plugins.blocks.fusion import Context, CrossInputs, Fusion, Visual
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import Lora
+from opsin_plugins.blocks.native_layer import layer_sizes, native_layer
 from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.blocks.weight_format import Form, WeightFormat
 from opsin_plugins.rope import axes, frequencies
@@ -113,11 +116,35 @@ class DecoderLayer(nn.Module):
         self.attention_norm, self.mlp_norm = (RMSNorm(spec.width, spec.norm_eps) for _ in range(2))
         self.attention = Attention(spec)
         self.mlp = GatedMLP(spec.width, spec.mlp, spec.activation, spec.mlp_bias)
+        self._native: NativeLayer | None = None
+        self._spec, self._looked_up = spec, False
+
+    def native(self) -> NativeLayer | None:
+        """Looked up once; None: it is computed part by part."""
+        if not self._looked_up:
+            self._native, self._looked_up = native_layer(self, self._spec), True
+        return self._native
+
+    def _apply(self, *how: Any, **given: Any) -> DecoderLayer:
+        """Tensors are replaced when a module is moved."""
+        self._native, self._looked_up = None, False
+        super()._apply(*how, **given)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(
-        self, x: Tensor, inputs: ModelInputs, turn: RotaryTables, pool: Tensor | None, last: bool = False
+        self,
+        x: Tensor,
+        inputs: ModelInputs,
+        turn: RotaryTables,
+        pool: Tensor | None,
+        last: bool = False,
+        step: NativeStep | None = None,
     ) -> Tensor:
-        """last: of the last layer only the wanted rows are computed, from its output projection on: [M, H]."""
+        """last: of the last layer only the wanted rows are computed, from its output projection on: [M, H]. step: where
+        one call may do all of it; then x is changed."""
+        if step is not None and (native := self.native()) is not None:
+            assert pool is not None
+            return native.run(x, pool, step)
         y, lora = self.attention.attend(self.attention_norm(x), inputs, turn, pool), inputs.lora
         if last and inputs.wanted is not None:
             x, y = x.index_select(0, inputs.wanted), y.index_select(0, inputs.wanted)
@@ -151,7 +178,7 @@ class Embedding(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self._sizes = spec, layer_sizes(spec)
         self.embedding = Embedding(spec.embeddings, spec.width)
         self.rotary = Rotary(spec.rope, spec.head_dim, spec.log_scale_from)
         own = [i for i in range(spec.layers) if i not in spec.replaced]
@@ -172,9 +199,15 @@ class Decoder(nn.Module):
         """Embeddings [T, H] to the last layer's states, not yet normalised: [T, H], or [M, H] of the wanted rows."""
         turn = self.rotary(inputs, x.dtype)
         context = self._context(inputs, fusion, visual)
+        step = self._native_step(x, inputs, turn, pool) if pool else None
         for i in range(len(self._stack)):
-            x = self._layer(i, x, inputs, turn, pool, fusion, context)
+            x = self._layer(i, x, inputs, turn, pool, fusion, context, step)
         return x
+
+    def _native_step(self, x: Tensor, inputs: ModelInputs, turn: RotaryTables, pool: KVPool) -> NativeStep | None:
+        if inputs.lora is not None or inputs.wanted is not None or turn.scale is not None:
+            return None
+        return step_of(self._sizes, x, turn.cos, turn.sin, inputs.layout, pool[0])
 
     def stages(self, inputs: ModelInputs, fusion: Fusion | None = None, visual: Visual | None = None) -> list[Stage]:
         """From embeddings "x" to the states "x", without a pool. A layer at which the fusion acts also takes the visual
@@ -213,11 +246,12 @@ class Decoder(nn.Module):
         pool: KVPool | None,
         fusion: Fusion | None,
         context: Context | None,
+        step: NativeStep | None = None,
     ) -> Tensor:
         """Layer i, with what the fusion does before it, after it, or in its place."""
         layer, last = self._stack[i], i == len(self._stack) - 1
         if layer is not None and (fusion is None or i not in fusion.layers):
-            return layer(x, inputs, turn, pool[self._places[i]] if pool else None, last)
+            return layer(x, inputs, turn, pool[self._places[i]] if pool else None, last, step)
         assert fusion is not None
         assert context is not None
         if i in fusion.layers:
@@ -225,7 +259,7 @@ class Decoder(nn.Module):
         if layer is None:
             x = fusion.replace_layer(i, x, context)
         else:
-            x = layer(x, inputs, turn, pool[self._places[i]] if pool else None)
+            x = layer(x, inputs, turn, pool[self._places[i]] if pool else None, step=step)
         if i in fusion.layers:
             x = fusion.after_layer(i, x, context)
         return x if not last or inputs.wanted is None else x.index_select(0, inputs.wanted)

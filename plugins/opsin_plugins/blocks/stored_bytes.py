@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from opsin_plugins.blocks.segmented import Segmented
-from opsin_plugins.blocks.weight_format import Dense, WeightFormat
+from opsin_plugins.blocks.weight_format import Dense, Half, WeightFormat
 from opsin_plugins.blocks.weight_formats import Groups
 
 
@@ -22,7 +22,7 @@ def stored_bytes(model: nn.Module) -> dict[str, int]:
                 found[name] = found.get(name, 0) + tensor.nbytes
 
     for module in model.modules():
-        if isinstance(module, WeightFormat) and not isinstance(module, Segmented | Dense):
+        if isinstance(module, WeightFormat) and not isinstance(module, Segmented | Dense | Half):
             add(_label(module), module, deep=True)
     for module in model.modules():
         add("", module, deep=False)

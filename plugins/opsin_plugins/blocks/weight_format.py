@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from opsin_kernels import float_blocks
+from opsin_kernels.cpu.linear import PLAIN, NativeWeight
+from opsin_kernels.cpu.native import LANES, can_run
+from opsin_kernels.cpu.rows import can_take
 from opsin_kernels.linear import linear
 from opsin_plugins.blocks.codes import Codes
 
@@ -26,6 +30,7 @@ class WeightFormat(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    _found: NativeWeight | None  # looked up once, and not in every step: attributes of modules are slow
 
     @classmethod
     def holds(cls, inputs: int, outputs: int) -> bool:
@@ -35,7 +40,7 @@ class WeightFormat(nn.Module, ABC):
     @abstractmethod
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self._found = inputs, outputs, None
 
     @abstractmethod
     def fill(self, start: int, weight: Tensor | Codes) -> None:
@@ -56,6 +61,20 @@ class WeightFormat(nn.Module, ABC):
     @abstractmethod
     def rows(self, ids: Tensor) -> Tensor:
         """ids I64 [T] -> these rows of the weight [T, inputs], as an embedding looks them up."""
+
+    def native(self) -> NativeWeight | None:
+        """As C on a processor takes it, for inputs in their own order; None: it does not."""
+        return None
+
+    def _apply(self, *how: Any, **given: Any) -> WeightFormat:
+        """Tensors are replaced when a module is moved."""
+        self._found = None
+        super()._apply(*how, **given)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tensors of its own."""
+        return {**self.__dict__, "_found": None}
 
     @property
     def bytes(self) -> int:
@@ -80,7 +99,18 @@ class Dense(WeightFormat):
         self.weight.data[start : start + len(numbers)].copy_(numbers)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return linear(x, self.weight, bias)
+        native = None if torch.is_grad_enabled() and x.requires_grad else self.native()
+        if native is None or not can_take(x):
+            return linear(x, self.weight, bias)
+        out = native.product(x)
+        return out if bias is None else out.add_(bias)
+
+    def native(self) -> NativeWeight | None:
+        if self.weight.dtype != torch.float32 or self.weight.requires_grad:
+            return None
+        found = self._found or NativeWeight("float32", self.weight)
+        self._found = found
+        return found if found.fits else None
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         return gradient @ self.weight
@@ -117,3 +147,43 @@ class _FrozenMatmul(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.weight.input_gradient(gradient), None  # type: ignore[attr-defined]
+
+
+class Half(Quantized):
+    """In the 16 bits in which it was published, of a model in float32: the same numbers in half the memory, for
+    processors whose C multiplies them as they are. weight [outputs, inputs]."""
+
+    name = "half"
+    weight: Tensor
+
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("weight", torch.empty(outputs, inputs, dtype=dtype))
+
+    @classmethod
+    def holds(cls, inputs: int, outputs: int) -> bool:
+        return inputs % LANES == 0
+
+    def fill(self, start: int, weight: Tensor | Codes) -> None:
+        numbers = weight.dequantized() if isinstance(weight, Codes) else weight
+        self.weight[start : start + len(numbers)].copy_(numbers)
+
+    def product(self, x: Tensor) -> Tensor:
+        native = self.native()
+        if native is not None and can_run(x):
+            return native.product(x)
+        return float_blocks.product(x, self.outputs, lambda block: self.weight[block].to(x.dtype))
+
+    def native(self) -> NativeWeight | None:
+        found = self._found or NativeWeight(PLAIN[self.weight.dtype], self.weight)
+        self._found = found
+        return found if found.fits else None
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        return float_blocks.input_gradient(gradient, self.inputs, lambda block: self.weight[block].to(gradient.dtype))
+
+    def dequantized(self) -> Tensor:
+        return self.weight.float()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight).float()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +29,10 @@ class Groups(Quantized):
     scale: Tensor
     offset: Tensor | None
     order: Tensor | None
-    _native: NativeWeight | None
 
     def __init__(self, inputs: int, outputs: int, form: CodeForm) -> None:
         super().__init__(inputs, outputs)
-        self.form, self._native = form, None
+        self.form = form
         groups, size = inputs // form.group, _scale_type(form)
         self.register_buffer("scale", torch.empty(outputs, groups, dtype=size))
         self.register_buffer("offset", torch.empty(outputs, groups, dtype=size) if form.offset else None)
@@ -80,19 +78,16 @@ class Groups(Quantized):
         if self.form.ordered:
             assert self.order is not None
             x = x.index_select(1, self.order)
-        native = self._native or self._look_up()
+        native = self._found or self._look_up()
         return native.product(x) if native.fits and can_run(x) else self._product(x)
 
-    def _look_up(self) -> NativeWeight:
-        """Once, and not in every step: attributes of modules are slow."""
-        self._native = NativeWeight(self.form.codes, *self._stored())
-        return self._native
+    def native(self) -> NativeWeight | None:
+        found = self._found or self._look_up()
+        return found if found.fits and not self.form.ordered else None
 
-    def _apply(self, *how: Any, **given: Any) -> Groups:
-        """Tensors are replaced when a module is moved."""
-        self._native = None
-        super()._apply(*how, **given)  # type: ignore[no-untyped-call]
-        return self
+    def _look_up(self) -> NativeWeight:
+        self._found = NativeWeight(self.form.codes, *self._stored())
+        return self._found
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         return self._in_order(self._input_gradient(gradient))

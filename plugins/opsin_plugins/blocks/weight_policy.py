@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
+
 from opsin_plugins.blocks.segmented import Segmented
-from opsin_plugins.blocks.weight_format import Dense, Form
+from opsin_plugins.blocks.weight_format import Dense, Form, Half
 from opsin_plugins.blocks.weight_formats import FORMATS, form_of
 from opsin_plugins.loading.weight_matching import Source
 from opsin_plugins.spec import CodeForm, TensorInfo
@@ -19,6 +21,7 @@ VISION = ("vision.", "projector.")
 # as slowly as all layers in 4. A tied head is the embedding.
 HEAD, EMBEDDING = "decoder.head", "decoder.embedding"
 HEAD_FORMATS = {"int4": "int8"}
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors writes them
 
 Segments = Sequence[tuple[int, CodeForm | None]]
 """Of a weight's rows, in order: how many, and as what a checkpoint has them (None: as floats)."""
@@ -27,20 +30,27 @@ Segments = Sequence[tuple[int, CodeForm | None]]
 @dataclass(frozen=True)
 class WeightPolicy:
     """format: the name of what the decoder's linears are stored as (and those of cross-attention). vision: the tower's
-    and the projector's too. declared: what a checkpoint has packed itself, by path: it is kept as it is."""
+    and the projector's too. declared: what a checkpoint has packed itself, by path: it is kept as it is. halves: the 16
+    bits that it has other weights in, by path, where a model of float32 is to keep them."""
 
     format: str = Dense.name
     vision: bool = False
     declared: Mapping[str, Segments] = field(default_factory=dict)
+    halves: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def choose(self, path: str, inputs: int, outputs: int, *, tied: bool = False) -> Form:
         """A weight that the format cannot hold stays as it is. tied: whether the head is the embedding."""
         if (segments := self.declared.get(path)) is not None:
             return _declared(segments)
+        dense = self._dense(path, inputs, outputs)
         if (path == EMBEDDING and not tied) or (path.startswith(VISION) and not self.vision):
-            return Dense
+            return dense
         wanted = FORMATS[HEAD_FORMATS.get(self.format, self.format) if path in (HEAD, EMBEDDING) else self.format]
-        return wanted if wanted.holds(inputs, outputs) else Dense
+        return wanted if wanted is not Dense and wanted.holds(inputs, outputs) else dense
+
+    def _dense(self, path: str, inputs: int, outputs: int) -> Form:
+        dtype = self.halves.get(path)
+        return Dense if dtype is None or not Half.holds(inputs, outputs) else partial(Half, dtype=dtype)
 
 
 def declared_forms(plan: Mapping[str, Sequence[Source]], tensors: Mapping[str, TensorInfo]) -> dict[str, Segments]:
@@ -49,6 +59,16 @@ def declared_forms(plan: Mapping[str, Sequence[Source]], tensors: Mapping[str, T
         name.removesuffix(".weight"): [_segment(s, tensors[s.key]) for s in sources] for name, sources in plan.items()
     }
     return {path: segments for path, segments in found.items() if any(form is not None for _, form in segments)}
+
+
+def published_halves(plan: Mapping[str, Sequence[Source]], tensors: Mapping[str, TensorInfo]) -> dict[str, torch.dtype]:
+    """By the paths of linears and embeddings, those whose numbers all have the same 16 bits."""
+    found = {}
+    for name, sources in plan.items():
+        stored = {tensors[source.key].dtype for source in sources}
+        if len(stored) == 1 and (dtype := HALVES.get(stored.pop())) is not None:
+            found[name.removesuffix(".weight")] = dtype
+    return found
 
 
 def _segment(source: Source, info: TensorInfo) -> tuple[int, CodeForm | None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from opsin_kernels.cpu.native import native
 from opsin_plugins.spec import ModelFiles
 from opsin_server.errors import ConfigError
 
@@ -26,13 +27,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dtype:
-    """auto: 16 bit as stored on a GPU; float32 on a CPU, where 16-bit products are slower and less exact."""
+    """auto: 16 bit as stored on a GPU; float32 on a CPU, where products of 16 bits are less exact and no faster: there
+    weights stay in the 16 bits that they have (`multiplies_halves`)."""
     if name != "auto":
         return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
     stored = {info.dtype for info in files.tensors.values()}
     return torch.float16 if stored == {"F16"} else torch.bfloat16
+
+
+def multiplies_halves(device: torch.device) -> bool:
+    """Whether products with a weight in 16 bits are made with rows in float32, and no copy of it in float32."""
+    return device.type == "cpu" and not isinstance(native(), str)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -13,7 +13,8 @@ import torch
 from opsin_plugins.blocks.checkpoint import targets
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.blocks.stored_bytes import stored_bytes
-from opsin_plugins.blocks.weight_policy import Segments, WeightPolicy, declared_forms
+from opsin_plugins.blocks.weight_format import Dense
+from opsin_plugins.blocks.weight_policy import Segments, WeightPolicy, declared_forms, published_halves
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.registry import Registry
@@ -30,7 +31,7 @@ from opsin_plugins.spec import (
 )
 from opsin_server.config import EngineConfig, image_limit
 from opsin_server.engine.startup.activations import encode_bytes
-from opsin_server.engine.startup.device import choose_dtype
+from opsin_server.engine.startup.device import choose_dtype, multiplies_halves
 from opsin_server.engine.startup.memory_plan import (
     ModelNeeds,
     ResolvedConfig,
@@ -68,15 +69,17 @@ class InspectedCheckpoint:
         return linears_of(self.spec, self.registry)
 
 
-def policy_of(config: EngineConfig, declared: Mapping[str, Segments]) -> WeightPolicy:
+def policy_of(
+    config: EngineConfig, declared: Mapping[str, Segments], halves: Mapping[str, torch.dtype]
+) -> WeightPolicy:
     """Raises ConfigError for what is packed already."""
     if config.quantization == "none":
         if config.quantize_vision:
             raise ConfigError("--quantize-vision says what --quantization is for too, which is not given")
-        return WeightPolicy(declared=declared)
+        return WeightPolicy(declared=declared, halves=halves)
     if declared:
         raise ConfigError(f"--quantization {config.quantization}: the weights are quantized already; leave it out")
-    return WeightPolicy(config.quantization, config.quantize_vision)
+    return WeightPolicy(config.quantization, config.quantize_vision, halves=halves)
 
 
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
@@ -88,7 +91,10 @@ def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedC
     places = {name: target.shape for name, target in targets(sketch).items()}
     parameters = sum(math.prod(shape) for shape in places.values())
     rules = architecture.weights(spec)
-    policy = policy_of(config, declared_forms(assign(files.tensors, rules, places), files.tensors))
+    plan = assign(files.tensors, rules, places)
+    in_c = dtype == torch.float32 and multiplies_halves(device)
+    halves = published_halves(plan, files.tensors) if in_c else {}
+    policy = policy_of(config, declared_forms(plan, files.tensors), halves)
     sketch = build_model(spec, registry, device="meta", dtype=dtype, policy=policy)
     stored = stored_bytes(sketch)
     return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, policy, parameters, stored)
@@ -182,7 +188,7 @@ def _images_that_fit(spec: ModelSpec, resolved: ResolvedConfig | None, largest: 
 
 def _remedy(inspected: InspectedCheckpoint, config: EngineConfig, device: torch.device, free: int) -> str:
     """Whether --quantization would help weights that do not fit."""
-    if inspected.weight_bytes <= free or inspected.policy != WeightPolicy():
+    if inspected.weight_bytes <= free or inspected.policy.format != Dense.name or inspected.policy.declared:
         return ""
     policy = WeightPolicy("int8")
     sketch = build_model(inspected.spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=policy)

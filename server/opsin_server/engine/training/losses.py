@@ -12,7 +12,7 @@ from torch import Tensor
 from opsin_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_gradient
 from opsin_plugins.blocks.decoder import HEAD, Decoder
 from opsin_plugins.blocks.trainee_lora import TraineeLora
-from opsin_plugins.blocks.weight_format import WeightFormat
+from opsin_plugins.blocks.weight_format import Half, WeightFormat
 from opsin_server.engine.training.pieces import Piece
 
 CHUNK = 64  # rows
@@ -101,7 +101,7 @@ def _chunk_of_trained_head(
 
 
 def head_weight(decoder: Decoder) -> Tensor:
-    """[vocab, H]."""
+    """[vocab, H], in 16 bits where it is kept so."""
     if decoder.head is None:
         return _floats(decoder.embedding.stored, decoder.embedding.dtype)[: decoder.spec.vocab]
     return _floats(decoder.head.stored, decoder.embedding.dtype)
@@ -109,4 +109,4 @@ def head_weight(decoder: Decoder) -> Tensor:
 
 def _floats(stored: WeightFormat, dtype: torch.dtype) -> Tensor:
     """The weight itself, where it is no codes."""
-    return stored.dequantized().to(dtype)
+    return stored.weight if isinstance(stored, Half) else stored.dequantized().to(dtype)
