@@ -10,6 +10,8 @@ Source: gradients in the forward pass, arXiv 2410.10989 (Liger); running sums of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,15 +24,29 @@ BLOCK = 2048  # tokens of the vocabulary that the definition looks at together
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class PackedHead:
+    """A weight [N, H] in codes or in 16 bits, of which a block at a time is float32, for rows in float32 on a CPU. rows:
+    I64 [n] -> these of its rows, F32 [n, H]."""
+
+    shape: tuple[int, int]
+    rows: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+Head = Tensor | PackedHead
+
+
+def linear_cross_entropy(x: Tensor, weight: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, H], weight [N, H], labels I64 [M] -> the loss F32 [M] in nats, and whether the label is the most likely
     token (the first of equally likely ones), bool [M]. Differentiable in x, once.
 
     Where x needs no gradient none is made, which saves a third of the time on CPUs. Raises ValueError for other shapes,
-    for a weight that is quantized, of another type than x (on a CPU, rows in float32 may meet a weight in 16 bits) or
-    that needs a gradient, and for labels outside of the vocabulary, -100 among them, where they lie on a CPU. A device
-    is not waited for: there such a row's loss and gradient are NaN, as are, anywhere, those of a row whose largest
-    logit is no finite number. It is no hit.
+    for a weight that is quantized and no `PackedHead`, of another type than x or that needs a gradient, and for labels
+    outside of the vocabulary, -100 among them, where they lie on a CPU. A device is not waited for: there such a row's
+    loss and gradient are NaN, as are, anywhere, those of a row whose largest logit is no finite number. It is no hit.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         found: tuple[Tensor, Tensor] = LinearCrossEntropy.apply(x, weight, labels)  # type: ignore[no-untyped-call]
@@ -39,7 +55,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Ten
     return loss, hit
 
 
-def linear_cross_entropy_with_gradient(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def linear_cross_entropy_with_gradient(x: Tensor, weight: Head, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its gradient [M, H] of x in the type of x, one row's loss to one row of x, and the hits; for who walks
     backwards without autograd. Raises like `linear_cross_entropy`."""
     loss, gradient, hit = _run(x, weight, labels, wants_gradient=True)
@@ -49,7 +65,7 @@ def linear_cross_entropy_with_gradient(x: Tensor, weight: Tensor, labels: Tensor
 
 class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss, gradient, hit = linear_cross_entropy_with_gradient(x, weight, labels)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(hit)
@@ -62,35 +78,43 @@ class LinearCrossEntropy(torch.autograd.Function):
         return (gradient * grad[:, None]).to(gradient.dtype), None, None
 
 
-def _run(x: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def _run(x: Tensor, weight: Head, labels: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     _check(x, weight, labels)
     with torch.no_grad():
         if uses_kernels(x):
             from opsin_kernels.gpu import linear_cross_entropy as gpu
 
+            assert isinstance(weight, Tensor)
             return gpu.linear_cross_entropy(x, weight, labels, wants_gradient)
         return linear_cross_entropy_ref(x, weight, labels, wants_gradient)
 
 
-def _check(x: Tensor, weight: Tensor, labels: Tensor) -> None:
-    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or labels.shape != x.shape[:1]:
+def _check(x: Tensor, weight: Head, labels: Tensor) -> None:
+    if x.dim() != 2 or len(weight.shape) != 2 or x.shape[1] != weight.shape[1] or labels.shape != x.shape[:1]:
         shapes = f"x {list(x.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)}"
         raise ValueError(f"{shapes} are not [M, H], [N, H] and [M]")
-    widened = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype in DTYPES
-    if (x.dtype != weight.dtype and not widened) or x.dtype not in DTYPES:
-        raise ValueError(f"x {x.dtype} and weight {weight.dtype}: a head is dense, and of the rows' own type")
+    if isinstance(weight, PackedHead):
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise ValueError(f"x {x.dtype} on {x.device.type}: a packed head is for float32 on a CPU")
+    else:
+        _check_dense(x, weight)
     if labels.dtype != torch.int64:
         raise ValueError(f"labels {labels.dtype} are not int64")
-    if weight.requires_grad:
-        raise ValueError("the weight needs a gradient, and a frozen head gets none")
     if labels.device.type == "cpu" and len(labels):
         least, most = (int(label) for label in labels.aminmax())
         if least < 0 or most >= len(weight):
             raise ValueError(f"label {least if least < 0 else most} is none of the {len(weight)} tokens")
 
 
+def _check_dense(x: Tensor, weight: Tensor) -> None:
+    if x.dtype != weight.dtype or x.dtype not in DTYPES:
+        raise ValueError(f"x {x.dtype} and weight {weight.dtype}: a head is dense, and of the rows' own type")
+    if weight.requires_grad:
+        raise ValueError("the weight needs a gradient, and a frozen head gets none")
+
+
 def linear_cross_entropy_ref(
-    x: Tensor, weight: Tensor, labels: Tensor, wants_gradient: bool = True
+    x: Tensor, weight: Head, labels: Tensor, wants_gradient: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """The definition of `linear_cross_entropy_with_gradient`; gradient None where it is not wanted.
 
@@ -108,7 +132,7 @@ def linear_cross_entropy_ref(
     gradient = torch.zeros_like(wide) if wants_gradient else None
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        block = weight[start:stop].float()
+        block = _block(weight, start, stop)
         logits = wide @ block.t()
         here, place = logits.max(-1, keepdim=True)
         picked = logits.gather(-1, (at - start).clamp(0, stop - start - 1))
@@ -123,5 +147,14 @@ def linear_cross_entropy_ref(
     loss = (largest - logit + total.log()).squeeze(-1)
     hit = (best == at).squeeze(-1) & loss.isfinite()
     if gradient is not None:
-        gradient = gradient.div_(total).sub_(weight[labels]).to(x.dtype)
+        gradient = gradient.div_(total).sub_(_rows(weight, labels)).to(x.dtype)
     return loss, gradient, hit
+
+
+def _block(weight: Head, start: int, stop: int) -> Tensor:
+    """F32 [stop - start, H]."""
+    return weight.rows(torch.arange(start, stop)) if isinstance(weight, PackedHead) else weight[start:stop].float()
+
+
+def _rows(weight: Head, ids: Tensor) -> Tensor:
+    return weight.rows(ids) if isinstance(weight, PackedHead) else weight[ids]

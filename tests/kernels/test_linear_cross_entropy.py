@@ -196,6 +196,22 @@ def test_what_is_no_number_stays_in_its_row(broken: float, block: int, monkeypat
     assert before[0].isfinite().all()
 
 
+@pytest.mark.parametrize("block", [3, losses.BLOCK])
+def test_a_packed_head_is_floats_a_block_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK", block)
+    x, weight, labels = made(3, 4, 11, torch.float32)
+    sizes = []
+
+    def rows(ids: Tensor) -> Tensor:
+        sizes.append(len(ids))
+        return weight[ids]
+
+    wanted = losses.linear_cross_entropy_with_gradient(x, weight, labels)
+    found = losses.linear_cross_entropy_with_gradient(x, losses.PackedHead((11, 4), rows), labels)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert max(sizes) == min(block, 11)
+
+
 def test_what_it_does_not_take_is_refused_by_name() -> None:
     x, weight, labels = made(3, 4, 7, torch.float32)
 
@@ -207,6 +223,8 @@ def test_what_it_does_not_take_is_refused_by_name() -> None:
     refused(r"label 7 is none of the 7 tokens", x, weight, torch.tensor([0, 7, 1]))
     refused(r"label -100 is none of the 7 tokens", x, weight, torch.tensor([0, -100, 1]))
     refused(r"labels torch.int32 are not int64", x, weight, labels.int())
+    packed = losses.PackedHead((7, 4), lambda ids: weight[ids])
+    refused(r"bfloat16 on cpu: a packed head is for float32 on a CPU", x.bfloat16(), packed, labels)
     refused(r"float32 and weight torch.bfloat16", x, weight.bfloat16(), labels)
     refused(r"torch.int8: a head is dense", x, weight.to(torch.int8), labels)
     refused(r"float64: a head is dense", x.double(), weight.double(), labels)

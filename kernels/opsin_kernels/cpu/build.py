@@ -25,7 +25,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
     "AVX2": ("-march=x86-64-v3",),
     "DEFAULT": (),
 }
-SECONDS = 60.0
+SECONDS = 240.0
 
 
 class NoCompilerError(Exception):

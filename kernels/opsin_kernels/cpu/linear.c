@@ -296,13 +296,13 @@ INLINE int some_rows(int form, const job_t *job, int64_t first, int64_t last, in
     return 1;
 }
 
-/* With the common groups as constants. */
+/* With the commonest groups as constants. */
 INLINE void part_of(int form, void *given, int64_t first, int64_t last) {
     const job_t *job = given;
     int done;
-    if (is_scaled(form) && job->w->group == 32)
+    if ((form == INT4 || form == INT8) && job->w->group == 32)
         done = some_rows(form, job, first, last, 32);
-    else if (is_scaled(form) && job->w->group == 128)
+    else if (form == INT4 && job->w->group == 128)
         done = some_rows(form, job, first, last, 128);
     else
         done = some_rows(form, job, first, last, is_scaled(form) ? job->w->group : job->w->k);

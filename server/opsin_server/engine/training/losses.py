@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opsin_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_gradient
+from opsin_kernels.linear_cross_entropy import (
+    Head,
+    PackedHead,
+    linear_cross_entropy,
+    linear_cross_entropy_with_gradient,
+)
 from opsin_plugins.blocks.decoder import HEAD, Decoder
 from opsin_plugins.blocks.trainee_lora import TraineeLora
-from opsin_plugins.blocks.weight_format import Half, WeightFormat
+from opsin_plugins.blocks.weight_format import Dense
 from opsin_server.engine.training.pieces import Piece
 
 CHUNK = 64  # rows
@@ -100,13 +105,12 @@ def _chunk_of_trained_head(
     return losses.detach(), x.grad / weights[:, None], logits.detach().argmax(1) == targets
 
 
-def head_weight(decoder: Decoder) -> Tensor:
-    """[vocab, H], in 16 bits where it is kept so."""
-    if decoder.head is None:
-        return _floats(decoder.embedding.stored, decoder.embedding.dtype)[: decoder.spec.vocab]
-    return _floats(decoder.head.stored, decoder.embedding.dtype)
-
-
-def _floats(stored: WeightFormat, dtype: torch.dtype) -> Tensor:
-    """The weight itself, where it is no codes."""
-    return stored.weight if isinstance(stored, Half) else stored.dequantized().to(dtype)
+def head_weight(decoder: Decoder) -> Head:
+    """[vocab, H]. What a model of float32 keeps in fewer bits is floats a block at a time."""
+    stored = decoder.embedding.stored if decoder.head is None else decoder.head.stored
+    dtype, vocab = decoder.embedding.dtype, decoder.spec.vocab
+    if isinstance(stored, Dense):
+        return stored.weight.detach()[:vocab]
+    if dtype == torch.float32 and next(stored.buffers()).is_cpu:
+        return PackedHead((vocab, stored.inputs), stored.rows)
+    return stored.dequantized().to(dtype)[:vocab]
