@@ -26,8 +26,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class PackedHead:
-    """A weight [N, H] in codes or in 16 bits, of which a block at a time is float32, for rows in float32 on a CPU. rows:
-    I64 [n] -> these of its rows, F32 [n, H]."""
+    """A weight [N, H] in codes or in 16 bits, of which a block at a time is float32, for rows in float32 on a CPU.
+    rows: I64 [n] -> these of its rows, F32 [n, H]."""
 
     shape: tuple[int, int]
     rows: Callable[[Tensor], Tensor]

@@ -89,7 +89,7 @@ class FineTuningService:
                 version=shape,
                 max_image_tokens=ready.max_image_tokens or None,
                 media=self._config.media,
-                beside_answers=True,
+                config=self._config.engine,
                 files=self._read_image,
             )
 

@@ -14,6 +14,7 @@ from opsin_server.fine_tuning.job_options import JobOptions
 from opsin_server.fine_tuning.lasting import lasting_in_thread
 from opsin_server.fine_tuning.workplace import Workplace
 from opsin_server.jobs.prepare import DataRefused, Source, prepare
+from opsin_server.jobs.prepare_process import prepare_apart
 from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.storage.records import Job, NewEvent
@@ -31,7 +32,8 @@ async def read_files(
     async def read(digest: str, source: Source, name: str) -> Prepared:
         path = await lasting_in_thread(job.id, lambda: place.state.blobs.local_path(place.tenant, digest), check)
         try:
-            return await asyncio.to_thread(prepare, path, source, folder / name, lambda lines: check())
+            how = prepare if source.config is None else prepare_apart
+            return await asyncio.to_thread(how, path, source, folder / name, lambda lines: check())
         except OSError as error:
             raise StorageFailed(f"the files cannot be prepared: {error.strerror or error}") from error
 

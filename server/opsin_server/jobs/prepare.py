@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ import msgspec
 import numpy as np
 
 from opsin_plugins.spec import ImageBudget
-from opsin_server.config import image_limit
+from opsin_server.config import EngineConfig, image_limit
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.ipc.training_rows import TrainingRow
 from opsin_server.jobs.collect import Collected
@@ -53,7 +51,6 @@ from opsin_server.text.encode_prompt import PromptEncoder
 
 Role = Literal["training", "validation"]
 
-NICEST = 19
 AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
 SAME = "the two answers of a preference are the same: there is nothing to choose"
 LEFT_OUT = "longer than max_seq_length, and left out"
@@ -78,12 +75,16 @@ class ValidationRefused(DataRefused):
     file = "validation_file"
 
 
+REFUSED: Mapping[Role, type[DataRefused]] = {"training": DataRefused, "validation": ValidationRefused}
+
+
 @dataclass(frozen=True)
 class Source:
     """What a file is prepared with. version: of the model, a part of the digest. max_image_tokens: visual tokens of one
     image, as the server has them; None: as one that is told nothing. base: the folder in which paths to images may
     lie; None: rows may hold no paths. files: of a server, which rows may name by id; None: there are none. network: of
-    the fetches. beside_answers: whether answers of this machine are waited for meanwhile. role: what it is for."""
+    the fetches. config: of a server, whose answers are waited for meanwhile: `prepare_process`. role: what it is
+    for."""
 
     encoder: PromptEncoder
     options: DataOptions = field(default_factory=DataOptions)
@@ -95,7 +96,7 @@ class Source:
     files: ReadFile | None = None
     network: Network | None = None
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    beside_answers: bool = False
+    config: EngineConfig | None = None
     role: Role = "training"
 
     @property
@@ -120,7 +121,7 @@ def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None]
     report = collected.report()
     if why := refusal(report, source.options, source.role):
         shutil.rmtree(out)
-        raise (DataRefused if source.role == "training" else ValidationRefused)(why, report)
+        raise REFUSED[source.role](why, report)
     with (out / FACTS).open("wb") as facts:
         np.savez(facts, **collected.facts()._asdict())
     manifest = Manifest(FORMAT, digest, content, source.version, source.options, report, collected.origins)
@@ -208,9 +209,8 @@ def _in_order(
     """Lines and what is made of them, in their order, a bounded number in work."""
     waiting: deque[tuple[Line, Future[_Made]]] = deque()
     size = 0
-    threads = max(1, source.threads // 2) if source.beside_answers else source.threads
-    begin = _step_back if source.beside_answers else None
-    with ThreadPoolExecutor(threads, thread_name_prefix="opsin-data", initializer=begin) as pool:
+    threads = source.threads
+    with ThreadPoolExecutor(threads, thread_name_prefix="opsin-data") as pool:
         try:
             for line in lines:
                 waiting.append((line, pool.submit(make, line)))
@@ -222,12 +222,6 @@ def _in_order(
                 yield waiting.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _step_back() -> None:
-    """This thread runs while nobody else on this machine wants to. (Of threads alone, only Linux can say so.)"""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
 
 
 def _make(data: bytes, source: Source, encoder: RowEncoder) -> _Made:

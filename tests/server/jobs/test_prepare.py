@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +19,6 @@ from opsin_server.api.answer.submit import to_prompt
 from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.ipc.messages import describe
-from opsin_server.jobs import prepare as prepare_module
 from opsin_server.jobs.image_store import ImageStore
 from opsin_server.jobs.limits import DataLimits
 from opsin_server.jobs.options import DataOptions, ImageOptions
@@ -47,29 +43,6 @@ def row(*turns: Any, **more: Any) -> dict[str, Any]:
 
 def picture_row(picture: Callable[..., Image.Image], seed: int, **sizes: int) -> dict[str, Any]:
     return row(talk.user(picture(seed, **sizes), "what is it?"), talk.assistant(f"a circle, {seed}"))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has threads that step back")
-def test_beside_answers_a_file_is_read_by_threads_that_step_back(
-    source: Source, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[int] = []
-
-    def make(*given: Any) -> Any:
-        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return made(*given)
-
-    made = prepare_module._make
-    monkeypatch.setattr(prepare_module, "_make", make)
-    file = write(*(row(talk.user(f"{n}"), talk.assistant("yes")) for n in range(8)))
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    whole = prepare(file, source, tmp_path / "alone")
-    assert set(found) == {own}
-    found.clear()
-    beside = prepare(file, replace(source, beside_answers=True), tmp_path / "beside")
-    assert set(found) == {prepare_module.NICEST}
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
-    assert [beside.row(n).ids.tolist() for n in range(8)] == [whole.row(n).ids.tolist() for n in range(8)]
 
 
 def test_rows_and_pixels_are_those_of_a_chat(
