@@ -1,10 +1,13 @@
-"""One system of bench/quant.py in a process of its own. It reads jobs from standard input, a line each, and answers
-with a line of JSON: milliseconds of each decode step ("decode BATCH STEPS"), or of each prefill ("prefill TOKENS
-ROUNDS").
+"""One system of bench/quant.py in a process of its own. It reads jobs from standard input, a line of JSON each, and
+answers with a line of JSON: milliseconds of each decode step, or of each prefill.
 
     python bench/quant_worker.py opsin|transformers|llama.cpp MODEL [OPTION=VALUE ...]
 
-Every sequence has CONTEXT tokens behind it, and every step gives each of them one more, drawn greedily.
+    {"kind": "decode", "batch": 8, "steps": 48, "context": 64, "pictures": 0}
+    {"kind": "prefill", "tokens": 512, "rounds": 2, "pictures": 0}
+
+Every sequence has `pictures` of EDGE x EDGE pixels and `context` tokens behind it, and every step gives each of them
+one more, drawn greedily.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-CONTEXT = 64
+EDGE = 512
 
 
 class System(Protocol):
-    def decode(self, batch: int, steps: int) -> list[float]: ...
+    def decode(self, batch: int, steps: int, context: int, pictures: int) -> list[float]: ...
 
-    def prefill(self, tokens: int, rounds: int) -> list[float]: ...
+    def prefill(self, tokens: int, rounds: int, pictures: int) -> list[float]: ...
 
 
 def timed(count: int, act: Callable[[], object]) -> list[float]:
@@ -48,18 +51,19 @@ class Opsin:
         opened = open_model(model)
         self._architecture, self._spec, self._count = opened.architecture, opened.spec, 0
 
-    def _submit(self, tokens: int, count: int) -> None:
+    def _submit(self, tokens: int, count: int, pictures: int) -> None:
         from opsin_server.engine.startup.warmup import made_up_request
         from opsin_server.ipc.messages import Sampling
 
         self._count += 1
         greedy = Sampling(temperature=0.0)
-        request = made_up_request(self._architecture, self._spec, str(self._count), tokens, (), count, greedy)
+        edges = (EDGE,) * pictures
+        request = made_up_request(self._architecture, self._spec, str(self._count), tokens, edges, count, greedy)
         self._engine.submit(*request)
 
-    def decode(self, batch: int, steps: int) -> list[float]:
+    def decode(self, batch: int, steps: int, context: int, pictures: int) -> list[float]:
         for _ in range(batch):
-            self._submit(CONTEXT, batch + steps + 16)
+            self._submit(context, batch * (1 + context // 256) + steps + 16, pictures)
         while len(self._engine.sequences) < batch or not all(s.generated for s in self._engine.sequences.values()):
             self._engine.step()
         self._engine.step()
@@ -67,10 +71,10 @@ class Opsin:
         self._drain()
         return found
 
-    def prefill(self, tokens: int, rounds: int) -> list[float]:
+    def prefill(self, tokens: int, rounds: int, pictures: int) -> list[float]:
         found = []
         for _ in range(rounds):
-            self._submit(tokens, 1)
+            self._submit(tokens, 1, pictures)
             found += timed(1, self._drain)
         return found
 
@@ -82,32 +86,42 @@ class Opsin:
 class Transformers:
     def __init__(self, model: Path, options: Mapping[str, str]) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
         torch.set_grad_enabled(False)
         how = {"dtype": getattr(torch, options.get("dtype", "float32"))}
         folder, how = (model.parent, how | {"gguf_file": model.name}) if model.suffix == ".gguf" else (model, how)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, **how).eval()
+        sees = model.is_dir() and hasattr(AutoConfig.from_pretrained(folder), "vision_config")
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        self._model = kind.from_pretrained(folder, **how).eval()
         self._torch = torch
 
-    def _asked(self, batch: int, tokens: int) -> Any:
-        return self._torch.randint(10, 1000, (batch, tokens))
+    def _asked(self, batch: int, tokens: int, pictures: int) -> dict[str, Any]:
+        """Of a model of the Idefics3 family a picture of EDGE pixels is one tile."""
+        ids = self._torch.randint(10, 1000, (batch, tokens))
+        if not pictures:
+            return {"input_ids": ids}
+        config = self._model.config
+        count = (EDGE // config.vision_config.patch_size // config.scale_factor) ** 2
+        places = self._torch.full((batch, pictures * count), config.image_token_id)
+        pixels = self._torch.randn(batch, pictures, 3, EDGE, EDGE, dtype=self._model.dtype)
+        return {"input_ids": self._torch.cat([places, ids], 1), "pixel_values": pixels}
 
-    def decode(self, batch: int, steps: int) -> list[float]:
-        kept, last = None, self._asked(batch, CONTEXT)
+    def decode(self, batch: int, steps: int, context: int, pictures: int) -> list[float]:
+        kept, given = None, self._asked(batch, context, pictures)
 
         def step() -> None:
-            nonlocal kept, last
-            found = self._model(last, past_key_values=kept, use_cache=True, logits_to_keep=1)
-            kept, last = found.past_key_values, found.logits[:, -1:].argmax(-1)
+            nonlocal kept, given
+            found = self._model(**given, past_key_values=kept, use_cache=True, logits_to_keep=1)
+            kept, given = found.past_key_values, {"input_ids": found.logits[:, -1:].argmax(-1)}
 
         step()
         step()
         return timed(steps, step)
 
-    def prefill(self, tokens: int, rounds: int) -> list[float]:
-        asked = self._asked(1, tokens)
-        return timed(rounds, lambda: self._model(asked, use_cache=True, logits_to_keep=1))
+    def prefill(self, tokens: int, rounds: int, pictures: int) -> list[float]:
+        asked = self._asked(1, tokens, pictures)
+        return timed(rounds, lambda: self._model(**asked, use_cache=True, logits_to_keep=1))
 
 
 class LlamaCpp:
@@ -139,13 +153,13 @@ class LlamaCpp:
     def _clear(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
-    def decode(self, batch: int, steps: int) -> list[float]:
+    def decode(self, batch: int, steps: int, context: int, pictures: int) -> list[float]:
         import numpy as np
 
         self._clear()
         for sequence in range(batch):
-            self._decode([(10 + i, i, sequence, i == CONTEXT - 1) for i in range(CONTEXT)])
-        size, at, last = self._lib.llama_vocab_n_tokens(self._vocab), CONTEXT, [20] * batch
+            self._decode([(10 + i, i, sequence, i == context - 1) for i in range(context)])
+        size, at, last = self._lib.llama_vocab_n_tokens(self._vocab), context, [20] * batch
 
         def step() -> None:
             nonlocal at, last
@@ -157,7 +171,7 @@ class LlamaCpp:
         step()
         return timed(steps, step)
 
-    def prefill(self, tokens: int, rounds: int) -> list[float]:
+    def prefill(self, tokens: int, rounds: int, pictures: int) -> list[float]:
         def run() -> None:
             self._clear()
             self._decode([(10 + i % 1000, i, 0, i == tokens - 1) for i in range(tokens)])
@@ -185,8 +199,8 @@ def main() -> None:
     system = SYSTEMS[name](Path(model), options)
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
-        kind, first, second = line.split()
-        found = getattr(system, kind)(int(first), int(second))
+        job = json.loads(line)
+        found = getattr(system, job.pop("kind"))(**job)
         print(json.dumps(found), file=answers, flush=True)
 
 
