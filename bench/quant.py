@@ -41,8 +41,8 @@ SMOLVLM = ROOT / "tests/fixtures/configs/SmolVLM-256M-Instruct"
 LLAMA = "llama.cpp Q4_1"
 NOTES = """\
 Tokens per second of all streams, drawn greedily, and of a prompt; medians of the rounds' medians, with their smallest
-and largest. "gguf": the file as it is. "16 bit": weights kept in the bfloat16 in which they are stored, rows in float32.
-One process a system."""
+and largest. "gguf": the file as it is. "16 bit": weights kept in the bfloat16 in which they are stored, rows
+in float32. One process a system."""
 
 
 def decodes(context: int, pictures: int = 0, batches: Sequence[int] = (1, 8, 16)) -> dict[str, dict[str, int | str]]:

@@ -16,7 +16,7 @@ from mini_opsin.encoder import Encoder
 from mini_opsin.exam import exam_batches, majority, overall, score
 from mini_opsin.fonts import add_font_options, fonts_from
 from mini_opsin.loading import load_model, load_tokenizer
-from mini_opsin.quantizing import quantize
+from mini_opsin.quantizing import kept_in_8_bits, quantize
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=150)
     parser.add_argument("--quantization", choices=["int8", "int4", "fp8"])
     parser.add_argument("--quantize-vision", action="store_true")
+    parser.add_argument("--kv-dtype", choices=["auto", "int8"], default="auto")
     add_font_options(parser)
     args = parser.parse_args()
     fonts = fonts_from(args)
@@ -33,7 +34,8 @@ def main() -> None:
     if args.quantization is not None:
         quantize(model, args.quantization, vision=args.quantize_vision)
     exam = exam_batches(encoder, args.seed, args.batches, fonts)
-    table, blind = score(model, exam, torch.float32), majority(exam)
+    keep = kept_in_8_bits if args.kv_dtype == "int8" else lambda rows: rows
+    table, blind = score(model, exam, torch.float32, keep), majority(exam)
     print(f"{'task':18s} {'right %':>8s} {'majority %':>10s} {'n':>6s}")
     for task, (right, n) in sorted(table.items()):
         print(f"{task:18s} {100 * right / n:8.1f} {blind[task]:10.1f} {n:6d}")

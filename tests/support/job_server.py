@@ -18,7 +18,7 @@ from opsin_plugins.loading.open_model import OpenModel, open_model
 from opsin_server.api.fine_tuning_service import FineTuningService
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import NotFound
-from opsin_server.fine_tuning import job_files, job_run, lasting
+from opsin_server.fine_tuning import job_run, lasting
 from opsin_server.fine_tuning.job_run import JobRun
 from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Ready, Reserve
 from opsin_server.job_metrics import JobMetrics
@@ -80,7 +80,6 @@ class JobServer:
         self.unprepared: set[str] = set()  # jobs that found the disk full as their files were read
         self._config = ServerConfig(EngineConfig(str(talk.MINI), max_train_jobs=most))
         self._patches = ExitStack()
-        self._patches.enter_context(patch.object(job_files, "prepare", self._prepare))
         self._patches.enter_context(patch.object(job_run, "RETRY_SECONDS", 0.0))
         self._patches.enter_context(patch.object(lasting, "RETRY_SECONDS", 0.0))
         self._open()
@@ -96,7 +95,7 @@ class JobServer:
         names = (talk.MODEL_NAME,)
         self.service = FineTuningService(
             self._config, self.state, self.engine, model, _encoder(), self.adapters, names, metrics,  # type: ignore[arg-type]
-            lambda file_id: b"",
+            lambda file_id: b"", self._prepare,
         )  # fmt: skip
         self.loop.run(self.service.open(READY))
 

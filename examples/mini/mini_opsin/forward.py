@@ -9,6 +9,7 @@ Shapes: B pictures, N patches, M = N / 4 visual tokens, R rows, K pictures a row
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ GELU = 1.702  # quick_gelu(y) = silu(1.702 y) / 1.702
 EMBEDDING = "model.language_model.embed_tokens.weight"
 
 Weights = dict[str, Tensor]
+Keep = Callable[[Tensor], Tensor]
+"""Rows of keys or values to what attention sees of them, [..., HEAD]."""
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> Weights:
@@ -121,7 +124,7 @@ def by_row(layout: Layout, visual: Tensor, per: int) -> Tensor:
     return visual[: rows * per].view(rows, per, *visual.shape[1:])
 
 
-def decoder(w: Weights, sizes: Sizes, layout: Layout, images: Tensor | None) -> Decoded:
+def decoder(w: Weights, sizes: Sizes, layout: Layout, images: Tensor | None, keep: Keep = lambda rows: rows) -> Decoded:
     """images [R, K, M, D]: the visual tokens of each row's K pictures, or None for rows without a picture."""
     table = w[EMBEDDING]
     prefix, visual_at = _embed_prefix(table, layout, images)
@@ -130,7 +133,7 @@ def decoder(w: Weights, sizes: Sizes, layout: Layout, images: Tensor | None) -> 
     cos, sin = _mrope(layout.positions().to(table.device), table.dtype)
     mask = layout.mask(p, table.dtype).to(table.device)
     for i in range(sizes.layers):
-        x = _decoder_layer(x, w, sizes, f"model.language_model.layers.{i}.", (cos, sin, mask))
+        x = _decoder_layer(x, w, sizes, f"model.language_model.layers.{i}.", (cos, sin, mask), keep)
         if i == 0 and visual_at:
             early = torch.cat([x[:, a : a + n] for a, n in visual_at], 1)
         taps.append(x[:, p:])
@@ -150,14 +153,16 @@ def _embed_prefix(table: Tensor, layout: Layout, images: Tensor | None) -> tuple
     return torch.cat(parts, 1), visual_at
 
 
-def _decoder_layer(x: Tensor, w: Weights, sizes: Sizes, layer: str, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def _decoder_layer(
+    x: Tensor, w: Weights, sizes: Sizes, layer: str, where: tuple[Tensor, Tensor, Tensor], keep: Keep
+) -> Tensor:
     cos, sin, mask = where
     q_heads, kv_heads = sizes.heads, sizes.kv_heads
     y = rms_norm(x, w, layer + "input_layernorm")
     qkv = split_heads(joined(y, w, [f"{layer}self_attn.{n}_proj" for n in "qkv"]))
     qk, v = torch.split(qkv, [q_heads + kv_heads, kv_heads], 1)
     q, k = torch.split(rotate(qk, cos, sin), [q_heads, kv_heads], 1)
-    groups = q_heads // kv_heads
+    k, v, groups = keep(k), keep(v), q_heads // kv_heads
     y = attend(q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), mask)
     x = x + linear(y.transpose(1, 2).flatten(2), w, layer + "self_attn.o_proj")
     y = rms_norm(x, w, layer + "post_attention_layernorm")

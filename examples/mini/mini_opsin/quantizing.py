@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from opsin_kernels import kv_rows
 from opsin_plugins.blocks.weight_formats import FORMATS
 from opsin_plugins.blocks.weight_policy import HEAD_FORMATS
 
@@ -18,6 +19,11 @@ def quantize(model: nn.Module, form: str, *, vision: bool) -> None:
             _round(module.weight, HEAD_FORMATS.get(form, form))
         elif isinstance(module, nn.Linear | nn.Conv3d) and "lm_head" not in name and (vision or "visual" not in name):
             _round(module.weight, form)
+
+
+def kept_in_8_bits(rows: Tensor) -> Tensor:
+    """Keys or values, as attention finds them behind `--kv-dtype int8`."""
+    return kv_rows.dequantize(kv_rows.quantize(rows), rows.dtype)
 
 
 def _round(weight: nn.Parameter, form: str) -> None:

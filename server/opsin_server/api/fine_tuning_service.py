@@ -23,10 +23,11 @@ from opsin_server.fine_tuning.job_queue import JobQueue
 from opsin_server.fine_tuning.job_run import JobRun
 from opsin_server.fine_tuning.starting_point import check_options, described_start, read_start
 from opsin_server.fine_tuning.tensorboard_log import check_installed
-from opsin_server.fine_tuning.workplace import Trainer, Workplace
+from opsin_server.fine_tuning.workplace import Prepare, Trainer, Workplace
 from opsin_server.ipc.messages import AdapterRoom, Ready
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source
+from opsin_server.jobs.prepare_process import prepare_apart
 from opsin_server.jobs.what_trains import chosen_modules
 from opsin_server.media.file_id import ReadFile
 from opsin_server.storage.job_records import ENDED
@@ -65,11 +66,12 @@ class FineTuningService:
         names: tuple[str, ...],
         metrics: JobMetrics,
         read_image: ReadFile,
+        prepare: Prepare = prepare_apart,
     ) -> None:
         """read_image: of a client's files, which rows may name."""
         self._config, self._state, self._trainer, self._model = config, state, trainer, model
         self._encoder, self._adapters, self._names, self._metrics = encoder, adapters, names, metrics
-        self._read_image = read_image
+        self._read_image, self._prepare = read_image, prepare
         self._records, self._folder = state.jobs, state.directory.path / "jobs"
         self._queue = JobQueue(config.engine.max_train_jobs, self._told)
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
@@ -101,6 +103,7 @@ class FineTuningService:
             trainer=self._trainer,
             publisher=_Publisher(self._adapters),
             source=source,
+            prepare=self._prepare,
             micro_batch_tokens=MICRO_BATCH["cpu" if ready.device.startswith("cpu") else "cuda"],
             folder=self._folder,
             turn=self._queue.turn,

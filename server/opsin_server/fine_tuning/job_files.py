@@ -13,8 +13,7 @@ from opsin_server.errors import BadRequest, StorageFailed
 from opsin_server.fine_tuning.job_options import JobOptions
 from opsin_server.fine_tuning.lasting import lasting_in_thread
 from opsin_server.fine_tuning.workplace import Workplace
-from opsin_server.jobs.prepare import DataRefused, Source, prepare
-from opsin_server.jobs.prepare_process import prepare_apart
+from opsin_server.jobs.prepare import DataRefused, Source
 from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.storage.records import Job, NewEvent
@@ -32,8 +31,7 @@ async def read_files(
     async def read(digest: str, source: Source, name: str) -> Prepared:
         path = await lasting_in_thread(job.id, lambda: place.state.blobs.local_path(place.tenant, digest), check)
         try:
-            how = prepare if source.config is None else prepare_apart
-            return await asyncio.to_thread(how, path, source, folder / name, lambda lines: check())
+            return await asyncio.to_thread(place.prepare, path, source, folder / name, lambda lines: check())
         except OSError as error:
             raise StorageFailed(f"the files cannot be prepared: {error.strerror or error}") from error
 

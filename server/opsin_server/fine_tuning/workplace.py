@@ -14,7 +14,11 @@ from opsin_server.fine_tuning.job_queue import Order
 from opsin_server.ipc.training_run import TrainingRun
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source
+from opsin_server.jobs.prepared import Prepared
 from opsin_server.storage.state import State
+
+Prepare = Callable[[Path, Source, Path, Callable[[int], None]], Prepared]
+"""`jobs.prepare.prepare`, or what does the same elsewhere."""
 
 
 class Publisher(Protocol):
@@ -39,8 +43,8 @@ class Trainer(Protocol):
 @dataclass(frozen=True)
 class Workplace:
     """What all jobs of a server share. names: what the model is called. source: what files are prepared with; a job's
-    own options replace its. turn: waited for before a job trains; it is told the place in the queue.
-    most_seconds: that a job may train."""
+    own options replace its. prepare: who does it. turn: waited for before a job trains; it is told the place in the
+    queue. most_seconds: that a job may train."""
 
     tenant: str
     state: State
@@ -49,6 +53,7 @@ class Workplace:
     trainer: Trainer
     publisher: Publisher
     source: Callable[[JobOptions], Source]
+    prepare: Prepare
     micro_batch_tokens: int
     folder: Path
     turn: Callable[[str, Order], AbstractAsyncContextManager[None]]
