@@ -17,6 +17,7 @@ from opsin_plugins.spec import CodeForm, TensorInfo
 # As they are, whatever the rest is, unless someone asks for it: tower and projector are few weights, run once a
 # picture, and what they lose nothing behind them can mend.
 VISION = ("vision.", "projector.")
+PROJECTOR = "projector."  # in float32 in a model of float32: it may be trained whole
 # The head's rounding falls on the logits themselves, so it is never stored in less than 8 bits; in 16 it would be read
 # as slowly as all layers in 4. A tied head is the embedding.
 HEAD, EMBEDDING = "decoder.head", "decoder.embedding"
@@ -49,7 +50,7 @@ class WeightPolicy:
         return wanted if wanted is not Dense and wanted.holds(inputs, outputs) else dense
 
     def _dense(self, path: str, inputs: int, outputs: int) -> Form:
-        dtype = self.halves.get(path)
+        dtype = None if path.startswith(PROJECTOR) else self.halves.get(path)
         return Dense if dtype is None or not Half.holds(inputs, outputs) else partial(Half, dtype=dtype)
 
 
