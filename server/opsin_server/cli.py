@@ -41,11 +41,11 @@ SERVE = tuple(fields_of(ServerConfig))
 STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "ephemeral")
 # What decides whether a checkpoint serves, and with how much memory.
 DECIDING = (
-    "dtype", "quantization", "quantize-vision", "max-context", "max-sequences", "max-image-tokens", "model-option",
-    "plugins", "kv-memory", "kv-dtype", "encoder-memory", "max-loras", "max-lora-rank", "max-cpu-loras",
-    "lora-projectors", "train-memory", "max-train-jobs",
+    "mmproj", "dtype", "quantization", "quantize-vision", "max-context", "max-sequences", "max-image-tokens",
+    "model-option", "plugins", "kv-memory", "kv-dtype", "encoder-memory", "max-loras", "max-lora-rank",
+    "max-cpu-loras", "lora-projectors", "train-memory", "max-train-jobs",
 )  # fmt: skip
-PROMPTS = ("model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
+PROMPTS = ("mmproj", "model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
 PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
 CHECK_DATA = tuple(fields_of(CheckConfig))
 DATA = (*CHECK_DATA, *PROMPT)
@@ -53,7 +53,8 @@ FINETUNE = tuple(fields_of(FinetuneConfig))
 TRAINED_IN = tuple(
     field for field in fields_of(EngineConfig)
     if field.name in (
-        "device", "dtype", "quantization", "quantize-vision", "threads", "model-option", "plugins", "train-memory",
+        "mmproj", "device", "dtype", "quantization", "quantize-vision", "threads", "model-option", "plugins",
+        "train-memory",
     )
 )  # fmt: skip
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)
@@ -137,7 +138,7 @@ def check(
     estimate = check_directory(config, gpu)
     read_encoder(config)  # tokenizer and chat template, too: no verdict before all is read
     console = Console()
-    show(console, [digest_row(console, model, computed=digest), *estimate_rows(estimate)])
+    show(console, [digest_row(console, model, config.tower_file(), computed=digest), *estimate_rows(estimate)])
     raise typer.Exit(1 if estimate.refusal else 0)
 
 

@@ -4,6 +4,7 @@ keys of a configuration file as well (`options.py` makes both of them), so that 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -36,6 +37,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     for a device that is written wrongly."""
 
     model: str
+    mmproj: Annotated[
+        str | None, Option("The vision tower of a model that is a GGUF: llama.cpp's mmproj file.", metavar="FILE")
+    ] = None
     device: Annotated[
         str, Option("Where the model runs. cuda:1 is the second GPU.", metavar="<auto|cpu|cuda|cuda:N>")
     ] = "auto"
@@ -114,6 +118,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"--device {self.device!r} is no device: write auto, cpu, cuda, or cuda:1 for the second GPU"
             )
+
+    def tower_file(self) -> Path | None:
+        return None if self.mmproj is None else Path(self.mmproj)
 
     def family_options(self) -> dict[str, str]:
         """`model_options` by name. Raises ConfigError for what is no pair, or gives a name two values."""

@@ -183,9 +183,10 @@ def memory_rows(ledger: MemoryLedger) -> list[tuple[str, str]]:
     return [("memory", f"{_size(ledger.free)} are free, for"), *lines]
 
 
-def digest_row(console: Console, directory: Path, *, computed: bool) -> tuple[str, str]:
-    """The content digest. computed: read the weights for it where it is not kept; a terminal says so meanwhile."""
-    content = ContentDigest(read_model_files(directory))
+def digest_row(console: Console, directory: Path, mmproj: Path | None, *, computed: bool) -> tuple[str, str]:
+    """The content digest. mmproj: as of `read_model_files`. computed: read the weights for it where it is not kept; a
+    terminal says so meanwhile."""
+    content = ContentDigest(read_model_files(directory, mmproj=mmproj))
     if not computed:
         return "digest", content.known() or f"not known yet: --digest reads {_size(content.nbytes)} for it"
     with console.status(f"reading {_size(content.nbytes)} of weights"):

@@ -8,6 +8,7 @@ from pathlib import Path
 # What no encoding has a place for, less those that stand for bytes which were no UTF-8 (PEP 383).
 LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 HUB_CACHE = re.compile("models--(.+)")  # .../models--Qwen--Qwen2-VL-2B-Instruct/snapshots/<commit>
+GGUF = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$")  # one of several, too
 NAMELESS = "model"  # in the root of a file system
 
 
@@ -25,5 +26,5 @@ def model_name(directory: Path) -> str:
         directory = directory.resolve()
     snapshots = directory.absolute().parent
     repository = HUB_CACHE.fullmatch(snapshots.parent.name) if snapshots.name == "snapshots" else None
-    name = repository[1].replace("--", "/") if repository else directory.name.removesuffix(".gguf")
+    name = repository[1].replace("--", "/") if repository else GGUF.sub("", directory.name)
     return readable(name) or NAMELESS

@@ -41,6 +41,11 @@ def test_a_link_has_a_name_of_its_own(here: Path) -> None:
     assert model_name(Path("latest/")) == "latest"
 
 
+def test_a_gguf_is_called_without_its_ending_and_its_number(here: Path) -> None:
+    assert model_name(Path("my.Q4_K_M.gguf")) == "my.Q4_K_M"
+    assert model_name(Path("my.Q4_K_M-00001-of-00003.gguf")) == "my.Q4_K_M"
+
+
 def test_the_root_has_a_name_too() -> None:
     assert model_name(Path("/")) == "model"
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map, quants
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFWriter, TokenType, quants
 from torch import Tensor
 
 from opsin_plugins.loading.gguf.decoder import NAMES, PARTS
@@ -16,33 +18,80 @@ from opsin_plugins.loading.gguf.decoder import NAMES, PARTS
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def write_llama(path: Path, model: Any, kinds: Mapping[str, Kind], extra: Mapping[str, Tensor] | None = None) -> Path:
-    """A tiny Llama of transformers'. kinds: of tensors, by parts of their names."""
-    config = model.config
-    writer = GGUFWriter(path, "llama")
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a file. numbers: a model's own, or some of its rows. heads: how many there are, where llama.cpp turns
+    neighbours, so that halves are to become some."""
+
+    name: str
+    numbers: Tensor
+    heads: int | None = None
+
+
+def write_llama(
+    path: Path,
+    model: Any,
+    kinds: Mapping[str, Kind],
+    extra: Mapping[str, Tensor] | None = None,
+    tensors_a_part: int = 0,
+) -> Path:
+    """A tiny Llama of transformers'. kinds: of tensors, by parts of their names. tensors_a_part: 0: all in one file."""
+    writer = GGUFWriter(path, "llama", split_max_tensors=tensors_a_part)
+    add_sizes(writer, model.config)
+    add_sentencepiece(writer, model.config.vocab_size)
+    add_parts(writer, decoder_parts(model.config, model.state_dict(), "llama"), kinds)
+    for name, tensor in (extra or {}).items():
+        add_tensor(writer, name, tensor, Kind.F32)
+    finish(writer)
+    return path
+
+
+def add_sizes(writer: GGUFWriter, config: Any) -> None:
+    """Of a language model."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
+    if (size := getattr(config, "head_dim", None)) is not None:
+        writer.add_key_length(size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    add_sentencepiece(writer, config.vocab_size)
-    for name, tensor in model.state_dict().items():
-        own = gguf_name(name)
+
+
+def decoder_parts(config: Any, state: Mapping[str, Tensor], architecture: str) -> Iterator[Part]:
+    """state: a language model's, by the names that it has alone."""
+    names = get_tensor_name_map(MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for name, tensor in state.items():
+        own = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if own is None or (own == "output.weight" and config.tie_word_embeddings):
             continue
-        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-        part = own.split(".")[-2]
-        stored = turned(tensor, heads[part]) if part in heads else tensor
-        kind = next((kind for word, kind in kinds.items() if word in own), Kind.F32)
-        add_tensor(writer, own, stored, kind if stored.ndim > 1 else Kind.F32)
-    for name, tensor in (extra or {}).items():
-        add_tensor(writer, name, tensor, Kind.F32)
-    finish(writer)
-    return path
+        yield Part(own, tensor, heads.get(own.split(".")[-2]) if architecture == "llama" else None)
+
+
+def kind_of(part: Part, kinds: Mapping[str, Kind]) -> Kind:
+    """Single rows stay F32; a row of which blocks would not fit is F16, as llama-quantize has it."""
+    kind = next((kind for word, kind in kinds.items() if word in part.name), Kind.F32)
+    if part.numbers.dim() < 2:
+        return Kind.F32
+    return Kind.F16 if part.numbers.shape[-1] % 32 and kind not in (Kind.F32, Kind.BF16) else kind
+
+
+def add_parts(writer: GGUFWriter, parts: Iterable[Part], kinds: Mapping[str, Kind]) -> None:
+    for part in parts:
+        stored = part.numbers if part.heads is None else turned(part.numbers, part.heads)
+        add_tensor(writer, part.name, stored, kind_of(part, kinds))
+
+
+def round_parts(parts: Iterable[Part], kinds: Mapping[str, Kind]) -> None:
+    """The model's numbers become those that a file of these kinds means. (Blocks lie within a row.)"""
+    for part in parts:
+        kind = kind_of(part, kinds)
+        if kind != Kind.F32:
+            blocks = quants.quantize(part.numbers.detach().float().contiguous().numpy(), kind)
+            part.numbers.copy_(torch.from_numpy(quants.dequantize(blocks, kind)))
 
 
 def turned(weight: Tensor, heads: int) -> Tensor:
@@ -51,7 +100,7 @@ def turned(weight: Tensor, heads: int) -> Tensor:
 
 
 def add_tensor(writer: GGUFWriter, name: str, tensor: Tensor, kind: Kind) -> None:
-    numbers = tensor.detach().float().numpy()
+    numbers = tensor.detach().float().contiguous().numpy()
     if kind == Kind.F32:
         writer.add_tensor(name, numbers)
         return
@@ -68,6 +117,33 @@ def add_sentencepiece(writer: GGUFWriter, size: int) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+
+
+def add_byte_pairs(writer: GGUFWriter, size: int, special: Mapping[int, str], pre: str) -> None:
+    """A vocabulary of bytes, as far as it reaches, and of one pair of them. special: tokens by their ids."""
+    plain: list[str] = [chr(code) for code in _byte_characters()]
+    free = [i for i in range(size) if i not in special]
+    texts = [*plain[: len(free) - 1], "th", *(f"[PAD{i}]" for i in range(size))]
+    found = dict(zip(free, texts, strict=False)) | dict(special)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([found[i] for i in range(size)])
+    writer.add_token_types([_token_type(i, found[i], special) for i in range(size)])
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def _token_type(number: int, text: str, special: Mapping[int, str]) -> TokenType:
+    if number in special:
+        return TokenType.CONTROL
+    return TokenType.UNUSED if text.startswith("[PAD") else TokenType.NORMAL
+
+
+def _byte_characters() -> Sequence[int]:
+    """GPT-2's: bytes that can be printed stand for themselves, and the others for characters from 256 on."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [*printed, *range(256, 256 + 256 - len(printed))]
 
 
 def finish(writer: GGUFWriter) -> None:

@@ -47,9 +47,9 @@ def load(
     return Ours(model, architecture, spec)
 
 
-def with_declared(path: Path) -> Ours:
+def with_declared(path: Path, mmproj: Path | None = None) -> Ours:
     """A checkpoint's packed weights, and those of 16 bits, as it has them."""
-    opened = open_model(path)
+    opened = open_model(path, mmproj=mmproj)
     rules = opened.architecture.weights(opened.spec)
     sketch = build_model(opened.spec, opened.registry, device="meta")
     places = {name: target.shape for name, target in targets(sketch).items()}

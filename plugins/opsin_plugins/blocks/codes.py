@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,3 +44,12 @@ class Codes:
         out = torch.empty_like(values)
         out[:, self.order] = values
         return out
+
+
+def joined_codes(parts: Sequence[Codes]) -> Codes:
+    """The rows of codes of one form, which have no order of their own, behind each other."""
+    first = parts[0]
+    offset = None if first.offset is None else torch.cat([part.offset for part in parts if part.offset is not None])
+    return replace(
+        first, codes=torch.cat([p.codes for p in parts]), scale=torch.cat([p.scale for p in parts]), offset=offset
+    )

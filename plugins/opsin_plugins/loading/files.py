@@ -17,12 +17,16 @@ MISTRAL_PARAMS = "mistral_params"
 CONFIGURATIONS = ("config.json", "params.json")
 
 
-def read_model_files(directory: Path, options: Mapping[str, str] | None = None) -> ModelFiles:
+def read_model_files(
+    directory: Path, options: Mapping[str, str] | None = None, mmproj: Path | None = None
+) -> ModelFiles:
     """options: of the family, see ModelFiles. Raises SpecError when the directory is no checkpoint, or has its weights
-    in a form that is not read. A GGUF is one as well, though it is no directory."""
+    in a form that is not read. A GGUF is one as well, though it is no directory; mmproj: the GGUF of its tower."""
     if is_gguf(directory):
-        return read_gguf(directory, options)
+        return read_gguf(directory, options, mmproj)
     _check_directory(directory)
+    if mmproj is not None:
+        raise SpecError(f"--mmproj {mmproj} goes with a GGUF, and {directory} is a directory, which has its own tower")
     processor, tokenizer_config = (read_json(directory / f"{n}_config.json") for n in ("processor", "tokenizer"))
     config, stem = _config(directory, processor)
     weights = find_weights(directory, stem)

@@ -22,13 +22,17 @@ class OpenModel:
 
 
 def open_model(
-    directory: Path, plugins: Iterable[str] | None = None, options: Mapping[str, str] | None = None
+    directory: Path,
+    plugins: Iterable[str] | None = None,
+    options: Mapping[str, str] | None = None,
+    mmproj: Path | None = None,
 ) -> OpenModel:
     """plugins: the only ones that may be used (`--plugins`); None: all that are installed. options: of the family.
+    mmproj: the vision tower of a model that is a GGUF.
 
     Raises SpecError, with a sentence for the operator, whatever it is that cannot be opened."""
     registry = Registry(plugins)
-    return open_files(read_model_files(directory, options), registry)
+    return open_files(read_model_files(directory, options, mmproj), registry)
 
 
 def open_files(files: ModelFiles, registry: Registry) -> OpenModel:

@@ -33,6 +33,7 @@ class ModelFiles:
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)  # the model's, by the names that families know
     stored: Mapping[str, TensorInfo] | None = None  # as the files name them; None: these are the same
     ignored: tuple[str, ...] = ()  # weight files beside those that are read
+    notes: tuple[str, ...] = ()  # sentences about the files that an operator may not expect
     options: Mapping[str, str] = field(default_factory=dict)  # what the operator asked of the family (--model-option)
     plugins: frozenset[str] | None = None  # the only plugins that may be used (--plugins); None: all that are installed
 

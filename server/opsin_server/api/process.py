@@ -74,13 +74,16 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
     for number in heeded():
         loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
-        opened = open_model(Path(config.engine.model), config.engine.plugins, config.engine.family_options())
+        given = config.engine
+        opened = open_model(Path(given.model), given.plugins, given.family_options(), given.tower_file())
         digest = ModelDigest(ContentDigest(opened.files))  # before the engine reads them: of what it will have read
     except SpecError as error:
         raise ConfigError(str(error)) from error
     families = installed(opened.registry.allowed)  # what families ask
     for fault in dict.fromkeys([*opened.registry.faults(), *families.faults()]):
         log.warning("%s", fault)
+    for note in opened.files.notes:
+        log.info("%s: %s", opened.files.directory, note)
     with ExitStack() as until_the_end:
         listeners = [until_the_end.enter_context(listener) for listener in bind(where, config.port)]
         # Before the engine starts: whoever may not have the directory is refused at once.

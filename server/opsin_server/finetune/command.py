@@ -79,7 +79,7 @@ def finetune(request: Request, engine: EngineConfig, config: FinetuneConfig) -> 
     _check_places(request, work)
     if request.valid is None and (config.training.eval_steps or config.training.early_stopping_patience):
         raise ConfigError("--eval-steps and --early-stopping-patience need rows to validate with (--valid)")
-    model = open_model(Path(engine.model), engine.plugins, engine.family_options())
+    model = open_model(Path(engine.model), engine.plugins, engine.family_options(), engine.tower_file())
     modules = chosen_modules(config.what, model)
     source = _Sources(
         read_encoder(engine), engine, config, BaseModel(model, AdapterLimits(config.training.rank)).shape_digest

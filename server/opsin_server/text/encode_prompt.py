@@ -192,7 +192,7 @@ class PromptEncoder:
 
 def read_encoder(config: EngineConfig) -> PromptEncoder:
     """The encoder of a model directory. Raises SpecError when its tokenizer or chat template cannot be used."""
-    opened = open_model(Path(config.model), config.plugins, config.family_options())
+    opened = open_model(Path(config.model), config.plugins, config.family_options(), config.tower_file())
     try:
         return PromptEncoder(opened.files, opened.architecture, opened.spec)
     except SpecError:

@@ -53,6 +53,7 @@ OTHERS = {
 class StoredTensor:
     """shape: rows first, as torch has it. begin: of its bytes in the file."""
 
+    file: Path
     kind: str
     shape: tuple[int, ...]
     begin: int
@@ -61,7 +62,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Container:
-    """fields: the metadata, by key: numbers, texts, and tuples of them."""
+    """fields: the metadata, by key: numbers, texts, and tuples of them. path: of the file that has it."""
 
     path: Path
     fields: Mapping[str, Any]
@@ -127,7 +128,7 @@ class _Reader:
             begin, nbytes = start + offset, math.prod(shape) // block * size
             if begin + nbytes > self._size:
                 raise self._wrong(f"{name} ends at byte {begin + nbytes:,}, behind the file's end (is it whole?)")
-            found[name] = StoredTensor(label, shape, begin, nbytes)
+            found[name] = StoredTensor(self._path, label, shape, begin, nbytes)
         return found
 
     def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from opsin_plugins.loading.gguf.container import Container, StoredTensor
 from opsin_plugins.loading.gguf.metadata import Fields
-from opsin_plugins.loading.gguf.packing import GgufBlocks
+from opsin_plugins.loading.gguf.packing import tensor_info
 from opsin_plugins.spec import Reorder, SpecError, TensorInfo
 
 # What llama.cpp calls an architecture, and its model_type. A Mistral is a llama there.
@@ -43,6 +43,10 @@ def decoder_config(container: Container) -> dict[str, Any]:
     """As config.json would have it. Raises SpecError for what is no decoder of ours."""
     said = Fields(container)
     architecture = said.text("general.architecture")
+    if architecture == "clip":
+        raise SpecError(
+            f"{container.path} is the vision tower of a model: give it as --mmproj beside the decoder's GGUF"
+        )
     if architecture not in KINDS:
         raise SpecError(
             f"{container.path}: the architecture {architecture!r} is not read from GGUF; there are "
@@ -91,9 +95,9 @@ def _rope_scaling(container: Container, own: Fields) -> dict[str, Any] | None:
     return {"rope_type": kind, "factor": own.number("rope.scaling.factor")}
 
 
-def decoder_tensors(container: Container, config: Mapping[str, Any], prefix: str = "") -> dict[str, TensorInfo]:
-    """By the names that transformers has for them, with `prefix` in front. llama.cpp turns neighbours where
-    transformers turns halves, so a llama's queries and keys stand in another order there."""
+def decoder_tensors(container: Container, config: Mapping[str, Any], prefix: str = "model.") -> dict[str, TensorInfo]:
+    """By the names that transformers has for them. prefix: what it puts in front of the language model's. llama.cpp
+    turns neighbours where transformers turns halves, so a llama's queries and keys stand in another order there."""
     turned = Fields(container).text("general.architecture") == "llama"
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found: dict[str, TensorInfo] = {}
@@ -102,20 +106,15 @@ def decoder_tensors(container: Container, config: Mapping[str, Any], prefix: str
             continue
         layer = LAYER.fullmatch(name)
         if layer is not None and layer["part"] in PARTS:
-            order = _halves(stored, heads[layer["part"]]) if turned and layer["part"] in heads else None
+            order = halves(stored, heads[layer["part"]]) if turned and layer["part"] in heads else None
             key = f"model.layers.{layer['layer']}.{PARTS[layer['part']]}.{layer['kind']}"
         else:
             order, key = None, NAMES.get(name, name)  # (an unknown one: the family refuses it by its name)
-        found[prefix + key] = tensor_info(container, stored, order)
+        found[prefix + key.removeprefix("model.") if key.startswith("model.") else key] = tensor_info(stored, order)
     return found
 
 
-def tensor_info(container: Container, stored: StoredTensor, order: Reorder | None = None) -> TensorInfo:
-    packing = GgufBlocks(stored.kind, stored.begin, stored.nbytes, order)
-    return TensorInfo(container.path, stored.kind, stored.shape, packing)
-
-
-def _halves(stored: StoredTensor, heads: int) -> Reorder:
+def halves(stored: StoredTensor, heads: int) -> Reorder:
     """From rows [heads, D / 2, 2] to [heads, 2, D / 2]."""
     half = stored.shape[0] // max(1, 2 * heads)
     return Reorder((heads, half, 2), (0, 2, 1))
@@ -130,4 +129,4 @@ def _tensor(container: Container, name: str) -> StoredTensor:
 def _numbers(container: Container, stored: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     if stored.kind != "F32" or len(stored.shape) != 1:
         raise SpecError(f"{container.path}: {ROPE_FACTORS} is {stored.kind} {list(stored.shape)}")
-    return np.fromfile(container.path, "<f4", stored.shape[0], offset=stored.begin)
+    return np.fromfile(stored.file, "<f4", stored.shape[0], offset=stored.begin)

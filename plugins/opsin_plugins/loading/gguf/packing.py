@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opsin_plugins.spec import CodeForm, Reorder
+from opsin_plugins.loading.gguf.container import StoredTensor
+from opsin_plugins.spec import CodeForm, Reorder, TensorInfo
 
 # Five and six bits are kept in eight: their blocks take a third more than in the file.
 FORMS: Mapping[str, CodeForm] = {
@@ -34,3 +35,38 @@ class GgufBlocks:
     @property
     def form(self) -> CodeForm | None:
         return FORMS.get(self.kind)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Tensors that are one where the model was published. axis: a new dimension along which they lie; None: their rows
+    follow each other."""
+
+    parts: tuple[TensorInfo, ...]
+    axis: int | None = None
+
+    @property
+    def form(self) -> CodeForm | None:
+        """Of rows, what all of them have."""
+        forms = {None if part.packing is None else part.packing.form for part in self.parts}
+        return forms.pop() if self.axis is None and len(forms) == 1 else None
+
+
+def tensor_info(stored: StoredTensor, order: Reorder | None = None) -> TensorInfo:
+    """order: of rows, from the file's to the published one."""
+    return TensorInfo(
+        stored.file, stored.kind, stored.shape, GgufBlocks(stored.kind, stored.begin, stored.nbytes, order)
+    )
+
+
+def joined_rows(parts: Sequence[TensorInfo]) -> TensorInfo:
+    """As many rows as all have together. The parts are alike but for the number of their rows."""
+    first, rows = parts[0], sum(part.shape[0] for part in parts)
+    return TensorInfo(first.file, first.dtype, (rows, *first.shape[1:]), Joined(tuple(parts)))
+
+
+def stacked(parts: Sequence[TensorInfo], axis: int) -> TensorInfo:
+    """The parts are alike."""
+    first = parts[0]
+    shape = (*first.shape[:axis], len(parts), *first.shape[axis:])
+    return TensorInfo(first.file, first.dtype, shape, Joined(tuple(parts), axis))

@@ -84,7 +84,7 @@ def policy_of(
 
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
     """Raises ConfigError or SpecError, with a sentence for the operator. free: bytes on the device."""
-    opened = open_model(Path(config.model), config.plugins, config.family_options())
+    opened = open_model(Path(config.model), config.plugins, config.family_options(), config.tower_file())
     registry, files, architecture, spec = opened.registry, opened.files, opened.architecture, opened.spec
     dtype = choose_dtype(config.dtype, device, files)
     sketch = build_model(spec, registry, device="meta", dtype=dtype)
