@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map, quants
+from gguf import MODEL_ARCH, GGUFReader, GGUFValueType, GGUFWriter, TokenType, get_tensor_name_map, quants
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
@@ -151,6 +151,34 @@ def finish(writer: GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def rewritten(
+    file: Path,
+    to: Path,
+    fields: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, str | None] | None = None,
+    more: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> Path:
+    """The same file with other fields (None: without), with tensors under other names (None: without), and more of
+    them."""
+    read, fields, tensors = GGUFReader(file), fields or {}, tensors or {}
+    writer = GGUFWriter(to, fields.get("general.architecture") or read.fields["general.architecture"].contents())
+    kept = {key: field for key, field in read.fields.items() if not key.startswith("GGUF.") and key not in fields}
+    for key, field in kept.items():
+        if key != "general.architecture":
+            inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
+    for key, value in fields.items():
+        if value is not None and key != "general.architecture":
+            writer.add_key_value(key, value, GGUFValueType.get_type(value))
+    for tensor in read.tensors:
+        if (name := tensors.get(tensor.name, tensor.name)) is not None:
+            writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    for name, numbers in (more or {}).items():
+        writer.add_tensor(name, numbers)
+    finish(writer)
+    return to
 
 
 def gguf_name(name: str) -> str | None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.loading.content_digest import ContentDigest
+from opsin_plugins.loading.files import read_model_files
+from opsin_plugins.loading.gguf.container import read_container
+from opsin_plugins.loading.linears import linears_of
+from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.loading.open_model import OpenModel, open_model
 from opsin_plugins.spec import ModelSpec
 from support import oracle, tiny
-from support.mmproj_files import Pair, write_pair
+from support.gguf_files import rewritten
+from support.mmproj_files import Pair, write_mmproj, write_pair
 
 
 def qwen2_5_vl(**changes: Any) -> Any:
@@ -75,13 +83,16 @@ PREPROCESSOR: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def settings(family: str) -> dict[str, Any]:
+    return {**tiny.PREPROCESSOR[family], **PREPROCESSOR.get(family, {})}
+
+
 @pytest.mark.parametrize("family", MAKERS)
 def test_it_is_the_model_that_the_directory_gives(tmp_path: Path, family: str) -> None:
     theirs = MAKERS[family]()
     pair = write_pair(tmp_path / "pair", theirs)
     directory = tiny.save(theirs, tmp_path / "directory")
-    settings = {**tiny.PREPROCESSOR[family], **PREPROCESSOR.get(family, {})}
-    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings(family)))
     mine, wanted = open_model(pair.model, mmproj=pair.mmproj).spec, open_model(directory).spec
     assert mine.family == {"smolvlm": "idefics3"}.get(family, family)  # (one class, under two names)
     if wanted.decoder.rope.scaling is not None:  # (in the file as factors, which the logits prove)
@@ -100,6 +111,44 @@ def rounded(spec: ModelSpec) -> Any:
         return f"{value:.5g}" if isinstance(value, float) else value
 
     return within(asdict(spec))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_adapters_know_its_linears_by_the_same_names(tmp_path: Path, family: str) -> None:
+    theirs = MAKERS[family]()
+    pair = write_pair(tmp_path / "pair", theirs)
+    directory = tiny.save(theirs, tmp_path / "directory")
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings(family)))
+    mine, wanted = (modules(open_model(*paths)) for paths in ((pair.model, None, None, pair.mmproj), (directory,)))
+    assert mine == wanted
+    assert {group.split(".")[0] for group in mine.values()} == {"language", "vision", "projector"}
+
+
+def modules(opened: OpenModel) -> dict[str, str]:
+    rules, groups = opened.architecture.weights(opened.spec), opened.architecture.lora_groups(opened.spec)
+    return LoraTargets(rules, linears_of(opened.spec, opened.registry), groups).modules(opened.files.tensors)
+
+
+def test_the_tower_is_part_of_what_the_model_is(tmp_path: Path) -> None:
+    theirs = tiny.qwen2_vl()
+    pair = write_pair(tmp_path, theirs)
+    before = ContentDigest(read_model_files(pair.model, mmproj=pair.mmproj)).compute()
+    assert before != ContentDigest(read_model_files(pair.model)).compute()
+    theirs.state_dict()["model.visual.blocks.1.attn.proj.bias"].add_(1.0)
+    other = write_mmproj(tmp_path / "other.gguf", theirs)
+    assert ContentDigest(read_model_files(pair.model, mmproj=other)).compute() != before
+
+
+def test_files_of_the_first_converter_are_read(tmp_path: Path) -> None:
+    """Of Qwen2-VL: the MLP's linears the wrong way round, no width of it, and a table of positions that nothing has."""
+    pair = write_pair(tmp_path, tiny.qwen2_vl())
+    swap, tensors = {"up": "down", "down": "up"}, read_container(pair.mmproj).tensors
+    names = {name: re.sub("(?<=ffn_)(up|down)", lambda found: swap[found[0]], name) for name in tensors}
+    table = {"v.position_embd.weight": np.zeros((10, 10), np.float32)}
+    first = rewritten(pair.mmproj, tmp_path / "first.gguf", {"clip.vision.feed_forward_length": 0}, names, table)
+    ours = [oracle.with_declared(pair.model, file) for file in (pair.mmproj, first)]
+    asked = oracle.prompt(ours[0], [5, IMAGE, 7], [oracle.picture(0, 60, 40)])
+    assert torch.equal(*(oracle.our_logits(one, [asked])[0] for one in ours))
 
 
 def held(pair: Pair) -> int:

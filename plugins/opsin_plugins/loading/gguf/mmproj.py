@@ -39,7 +39,7 @@ PROJECTORS: Mapping[str, Projector] = {
     "idefics3": Projector(
         "Idefics3, SmolVLM",
         ("llama",),
-        ("<image>", "<fake_token_around_image>", "<global-img>"),
+        ("<image>", "<fake_token_around_image>"),
         "mm.model.fc.weight",
         read_idefics3,
         "model.text_model.",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from opsin_plugins.loading.gguf.packing import joined_rows, stacked
-from opsin_plugins.loading.gguf.vision.tower_file import DOWN, PATCHES, UP, TowerFile, VisionHalf
+from opsin_plugins.loading.gguf.vision.tower_file import DOWN, PATCHES, POSITIONS, UP, TowerFile, VisionHalf
 from opsin_plugins.spec import TensorInfo
 
 TOWER = "model.visual."
@@ -89,7 +89,9 @@ def _half(file: TowerFile, vision: dict[str, Any], parts: dict[str, str]) -> Vis
 
 
 def _whole(file: TowerFile, found: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """With what was cut apart together again."""
+    """With what was cut apart together again, and without the table of positions that the first converter wrote for a
+    tower that has none."""
+    found.pop(POSITIONS, None)
     kernels = [file.tensor(name).shape for name in FRAMES]
     if kernels[0] != kernels[1]:
         raise file.wrong(f"{' and '.join(FRAMES)} have the shapes {list(map(list, kernels))}")
