@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,12 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 class PackedWeight(NamedTuple):
-    """tensors: by their names behind the module's. meant: the weight F32 [N, K]."""
+    """tensors: by their names behind the module's. meant: the weight F32 [N, K]. header: what the file says of it
+    beside them."""
 
     tensors: dict[str, Tensor]
     meant: Tensor
+    header: str | None = None
 
 
 def words(codes: Tensor, bits: int) -> Tensor:
@@ -93,3 +96,22 @@ def fp8_blocks(weight: Tensor, block: tuple[int, int], name: str = "weight_scale
     spread = scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :inputs]
     codes = (weight / spread).to(torch.float8_e4m3fn)
     return PackedWeight({"weight": codes, name: scale}, codes.float() * spread)
+
+
+def torchao(weight: Tensor, kind: str, block: tuple[int, int], zero: bool = False) -> PackedWeight:
+    """kind: of torchao's classes. block: rows and inputs that share a scale. zero: with points other than 0."""
+    header = json.dumps({"_type": kind, "_data": {"block_size": list(block)}})
+    codes, scale = fp8_blocks(weight, block, "scale").tensors.values()
+    if kind == "Float8Tensor":
+        names = {"_weight_qdata": codes, "_weight_scale": scale}
+        return PackedWeight(names, codes.float() * _spread(scale, block), header)
+    scale = scale * 448 / 127
+    point = torch.randint(-9 if zero else 0, 9 if zero else 1, scale.shape, dtype=torch.int8)
+    wide, points = _spread(scale, block), _spread(point, block).float()
+    whole = (weight / wide + points).round().clamp(-128, 127).to(torch.int8)
+    names = {"_weight_qdata": whole, "_weight_scale": scale, "_weight_zero_point": point}
+    return PackedWeight(names, (whole.float() - points) * wide, header)
+
+
+def _spread(table: Tensor, block: tuple[int, int]) -> Tensor:
+    return table.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)

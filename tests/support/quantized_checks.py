@@ -34,7 +34,7 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 def saved(model: LlamaForCausalLM, folder: Path, config: dict[str, Any], pack: Pack) -> None:
     """With all linears packed but the head; the model has then the weights that are meant."""
     model.save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
+    tensors, header = load_file(folder / "model.safetensors"), {"format": "pt"}
     for name, module in linears(model).items():
         packed = pack(name, module.weight.detach())
         if packed is None:
@@ -42,7 +42,8 @@ def saved(model: LlamaForCausalLM, folder: Path, config: dict[str, Any], pack: P
         del tensors[f"{name}.weight"]
         tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in packed.tensors.items()}
         module.weight.data.copy_(packed.meant)
-    save_file(tensors, folder / "model.safetensors")
+        header |= {} if packed.header is None else {f"{name}.weight": packed.header}
+    save_file(tensors, folder / "model.safetensors", header)
     document = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(document | {"quantization_config": config}))
 

@@ -28,10 +28,16 @@ def read_fp8(config: Mapping[str, Any], parts: Parts) -> dict[str, TensorInfo]:
 
 
 def plain_codes(
-    module: str, parts: Parts, scale_role: str, block: tuple[int, int], factor: float = 1.0, zero_role: str = ""
+    module: str,
+    parts: Parts,
+    scale_role: str,
+    block: tuple[int, int],
+    factor: float = 1.0,
+    zero_role: str = "",
+    role: str = "weight",
 ) -> TensorInfo:
-    """block: rows and inputs that share a scale; (0, 0): what the scale's own shape says."""
-    weight, scale = parts.take(module, "weight"), parts.take(module, scale_role)
+    """block: rows and inputs that share a scale; (0, 0): what the scale's own shape says. role: of the codes."""
+    weight, scale = parts.take(module, role), parts.take(module, scale_role)
     if weight.info.dtype not in KINDS:
         raise SpecError(f"{weight.key} is stored as {weight.info.dtype}; there are {', '.join(KINDS)}")
     shape, kind = shaped(weight, 2), KINDS[weight.info.dtype]

@@ -10,6 +10,7 @@ from opsin_plugins.loading.quantized.compressed_tensors import read_compressed_t
 from opsin_plugins.loading.quantized.fp8 import read_fp8
 from opsin_plugins.loading.quantized.gptq import read_awq, read_gptq
 from opsin_plugins.loading.quantized.parts import Parts
+from opsin_plugins.loading.quantized.torchao import read_torchao
 from opsin_plugins.spec import SpecError, TensorInfo
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], Parts], dict[str, TensorInfo]]] = {
@@ -19,6 +20,7 @@ READERS: Mapping[str, Callable[[Mapping[str, Any], Parts], dict[str, TensorInfo]
     "fbgemm_fp8": read_fp8,
     "fp8": read_fp8,
     "gptq": read_gptq,
+    "torchao": read_torchao,
 }
 PLACES = ("quantization_config", "compression_config", "quantization")
 
