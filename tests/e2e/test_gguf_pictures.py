@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from gguf import GGMLQuantizationType as Kind
 from PIL import Image
+from transformers import Qwen2VLForConditionalGeneration
 
 from opsin_plugins.families.qwen2_like import CHATML
 from opsin_plugins.loading.files import read_model_files
@@ -20,9 +22,10 @@ from opsin_server.api.answer.submit import to_prompt
 from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import oracle, tiny
+from support.local_server import LocalServer
 from support.mmproj_files import Pair, write_pair
 from support.served import OPSIN, Served
-from support.talk import assistant, user
+from support.talk import GALLERY, MINI, assistant, gallery_messages, user
 
 TOKENS, VOCABULARY = 10, {"vocab_size": 400}
 PICTURES = [oracle.picture(0, 60, 45), oracle.picture(1, 25, 60)]
@@ -86,6 +89,18 @@ def test_answers_and_counts_are_transformers_own(family: Family, count: int) -> 
     expected, tokenizer = oracle.their_tokens(family.pair.theirs, family.ours, asked, TOKENS), family.encoder.tokenizer
     got = [token.bytes for token in answer.choices[0].logprobs.content]
     assert got == [list(tokenizer.token_bytes(i)) for i in expected if not tokenizer.is_special(i)]
+
+
+def test_a_real_model_sees_the_same_in_its_files(tmp_path: Path) -> None:
+    """opsin-mini, with the tower in 8 bits and the decoder in floats. The rule by which its tokenizer cuts text is none
+    of llama.cpp's; of these questions they make the same tokens."""
+    theirs = Qwen2VLForConditionalGeneration.from_pretrained(MINI, dtype=torch.float32)
+    template = (MINI / "chat_template.jinja").read_text()
+    pair = write_pair(tmp_path, theirs, {"v.blk": Kind.Q8_0}, template, MINI)
+    server = LocalServer(pair.model, mmproj=pair.mmproj)
+    for row in GALLERY:
+        answer = server.ask(gallery_messages(row), max_tokens=48, temperature=0)
+        assert answer["choices"][0]["message"]["content"] == row["model"], row
 
 
 def test_check_says_what_the_pair_takes_and_the_decoder_alone_sees_nothing(tmp_path: Path) -> None:

@@ -134,6 +134,18 @@ def add_byte_pairs(writer: GGUFWriter, size: int, special: Mapping[int, str], pr
     writer.add_eos_token_id(2)
 
 
+def add_published_pairs(writer: GGUFWriter, document: Mapping[str, Any], pre: str) -> None:
+    """document: a tokenizer.json with byte pairs."""
+    special = {token["id"]: token["content"] for token in document["added_tokens"]}
+    texts = {number: text for text, number in document["model"]["vocab"].items()} | special
+    merges = document["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([texts[i] for i in range(len(texts))])
+    writer.add_token_types([_token_type(i, texts[i], special) for i in range(len(texts))])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+
+
 def _token_type(number: int, text: str, special: Mapping[int, str]) -> TokenType:
     if number in special:
         return TokenType.CONTROL

@@ -65,10 +65,17 @@ class LocalEngine:
 class LocalServer:
     """A directory, served with defaults but for a small context."""
 
-    def __init__(self, directory: Path, options: Mapping[str, str] | None = None, context: int = 512) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: Mapping[str, str] | None = None,
+        context: int = 512,
+        mmproj: Path | None = None,
+    ) -> None:
         flags = tuple(f"{name}={value}" for name, value in (options or {}).items())
-        engine = EngineConfig(str(directory), max_context=context, max_sequences=4, model_options=flags)
-        model = open_model(directory, options=options)
+        tower = None if mmproj is None else str(mmproj)
+        engine = EngineConfig(str(directory), mmproj=tower, max_context=context, max_sequences=4, model_options=flags)
+        model = open_model(directory, options=options, mmproj=mmproj)
         self.files, self.spec = model.files, model.spec
         self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
         self.sampling = read_sampling_defaults(self.files.generation)

@@ -20,6 +20,7 @@ from support.gguf_files import Part
 
 QWEN = {150: "<|image_pad|>", 151: "<|video_pad|>", 152: "<|vision_start|>", 153: "<|vision_end|>"}
 QWEN |= {154: "<|im_start|>", 155: "<|im_end|>"}
+EPS = 1e-6  # where a Qwen's configuration names none
 MISTRAL = {150: "[IMG]", 151: "[IMG_BREAK]", 152: "[IMG_END]", 153: "[INST]", 154: "[/INST]"}
 IDEFICS = {150: "<image>", 151: "<fake_token_around_image>", 152: "<global-img>", 153: "<end_of_utterance>"}
 LEGACY = (
@@ -126,7 +127,7 @@ def _qwen2_fields(writer: GGUFWriter, config: Any) -> None:
     vision = config.vision_config
     _shared(writer, config, vision.depth, vision.num_heads, vision.hidden_size, 560, vision.embed_dim)
     writer.add_clip_projector_type(VisionProjectorType.QWEN2VL)
-    writer.add_vision_attention_layernorm_eps(config.text_config.rms_norm_eps)
+    writer.add_vision_attention_layernorm_eps(EPS)
 
 
 def _qwen2_5_fields(writer: GGUFWriter, config: Any) -> None:
@@ -135,7 +136,7 @@ def _qwen2_5_fields(writer: GGUFWriter, config: Any) -> None:
     writer.add_clip_projector_type(VisionProjectorType.QWEN25VL)
     writer.add_vision_use_silu(True)
     writer.add_vision_n_wa_pattern(vision.fullatt_block_indexes[0] + 1)
-    writer.add_vision_attention_layernorm_eps(config.text_config.rms_norm_eps)
+    writer.add_vision_attention_layernorm_eps(EPS)
 
 
 def _qwen_parts(theirs: Any) -> Iterator[Part]:
