@@ -120,6 +120,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
     def tower_file(self) -> Path | None:
+        """`mmproj` as a path."""
         return None if self.mmproj is None else Path(self.mmproj)
 
     def family_options(self) -> dict[str, str]:

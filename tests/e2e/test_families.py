@@ -11,11 +11,9 @@ import pytest
 from PIL import Image
 
 from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.spec import U8, Expanded
-from opsin_server.api.answer.submit import to_prompt
-from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import oracle, tiny, words
+from support.encoded import encoded
 from support.served import Served
 from support.talk import assistant, user
 
@@ -83,7 +81,7 @@ def test_answers_and_counts_are_transformers_own(family: Family, kind: str) -> N
             ask(family, make(pictures(count)))
         return
     answer = ask(family, make(pictures(count)))
-    prompt = encoded(family, make(pictures(count)), PICTURES[:count])
+    prompt = encoded(family.encoder, make(pictures(count)), PICTURES[:count])
     assert answer.usage.prompt_tokens == len(prompt.ids)
     spans = sum(span.length for span in prompt.expanded.spans)
     assert answer.usage.prompt_tokens_details.image_tokens == spans
@@ -102,12 +100,3 @@ def ask(family: Family, messages: list[dict]):
         logprobs=True,
         extra_body={"ignore_eos": True},
     )
-
-
-def encoded(family: Family, messages: list[dict], images: list[U8]) -> oracle.Prompt:
-    """What the prompt code makes of the request (tests/server/text holds it against transformers')."""
-    request = ChatRequest.model_validate({"model": "tiny", "messages": messages})
-    prompt = family.encoder.encode(to_prompt(request, None), images)
-    made = Expanded(prompt.ids, prompt.spans, prompt.visible)
-    rope, sizes = family.encoder.spec.decoder.rope, [i.shape[:2] for i in images]
-    return oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, rope, sizes)

@@ -17,11 +17,9 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from opsin_plugins.families.qwen2_like import CHATML
 from opsin_plugins.loading.files import read_model_files
-from opsin_plugins.spec import Expanded
-from opsin_server.api.answer.submit import to_prompt
-from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import oracle, tiny
+from support.encoded import encoded
 from support.local_server import LocalServer
 from support.mmproj_files import Pair, write_pair
 from support.served import OPSIN, Served
@@ -78,15 +76,12 @@ def test_answers_and_counts_are_transformers_own(family: Family, count: int) -> 
         logprobs=True,
         extra_body={"ignore_eos": True},
     )
-    request = ChatRequest.model_validate({"model": "tiny", "messages": messages})
-    prompt = family.encoder.encode(to_prompt(request, None), PICTURES[:count])
+    prompt = encoded(family.encoder, messages, PICTURES[:count])
     assert answer.usage.prompt_tokens == len(prompt.ids)
-    assert answer.usage.prompt_tokens_details.image_tokens == sum(span.length for span in prompt.spans)
-    assert len(prompt.spans) >= count
-    made, sizes = Expanded(prompt.ids, prompt.spans, prompt.visible), [one.shape[:2] for one in PICTURES[:count]]
-    rope = family.encoder.spec.decoder.rope
-    asked = oracle.Prompt(made, prompt.items, prompt.positions, prompt.delta, rope, sizes)
-    expected, tokenizer = oracle.their_tokens(family.pair.theirs, family.ours, asked, TOKENS), family.encoder.tokenizer
+    visual = sum(span.length for span in prompt.expanded.spans)
+    assert answer.usage.prompt_tokens_details.image_tokens == visual
+    assert (visual > 0) is (count > 0)
+    expected, tokenizer = oracle.their_tokens(family.pair.theirs, family.ours, prompt, TOKENS), family.encoder.tokenizer
     got = [token.bytes for token in answer.choices[0].logprobs.content]
     assert got == [list(tokenizer.token_bytes(i)) for i in expected if not tokenizer.is_special(i)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,16 @@ def rewritten(
         writer.add_tensor(name, numbers)
     finish(writer)
     return to
+
+
+def mutated(whole: bytes, end: int, chance: random.Random) -> bytes:
+    """Some bytes before `end` changed, and maybe cut short."""
+    data = bytearray(whole)
+    for _ in range(chance.randrange(1, 9)):
+        data[chance.randrange(end)] = chance.choice([0, 1, 255, chance.randrange(256)])
+    if chance.random() < 0.3:
+        del data[chance.randrange(len(data)) :]
+    return bytes(data)
 
 
 def gguf_name(name: str) -> str | None:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opsin_plugins.loading.gguf.container import read_container
 from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.spec import SpecError
-from support.gguf_files import write_llama
+from support.gguf_files import mutated, write_llama
 
 MUTATIONS = 500
 
@@ -100,13 +100,8 @@ def test_no_mutation_is_worse_than_a_sentence(file: Path, tmp_path: Path) -> Non
     refused = 0
     tracemalloc.start()
     for _ in range(MUTATIONS):
-        data = bytearray(whole)
-        for _ in range(chance.randrange(1, 9)):
-            data[chance.randrange(end)] = chance.choice([0, 1, 255, chance.randrange(256)])
-        if chance.random() < 0.3:
-            del data[chance.randrange(len(data)) :]
         try:
-            open_model(changed(file, tmp_path, bytes(data)))
+            open_model(changed(file, tmp_path, mutated(whole, end, chance)))
         except SpecError:
             refused += 1
     _, most = tracemalloc.get_traced_memory()

@@ -18,7 +18,7 @@ from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import SpecError
 from support import tiny
-from support.gguf_files import rewritten
+from support.gguf_files import mutated, rewritten
 from support.mmproj_files import Pair, write_mmproj, write_pair
 
 MUTATIONS = 100
@@ -154,6 +154,7 @@ def test_a_field_that_lies_is_a_sentence(
         ("llava", {"v.blk.1.attn_q.weight": None}, "vision.layers.1.attention.qkv.weight"),
         ("llava", {"v.class_embd": "v.something"}, "keys that nothing takes: v.something"),
         ("llava", {"v.class_embd": "token_embd.weight"}, "token_embd.weight is in both"),
+        ("llava", {"v.class_embd": "model.language_model.norm.weight"}, "norm.weight is in both"),
         ("qwen2_vl", {"v.blk.1.attn_k.bias": None}, "attn.k.bias is missing"),
         ("qwen2_vl", {"v.patch_embd.weight.1": None}, "there is no v.patch_embd.weight.1"),
         ("idefics3", {"v.position_embd.weight": None}, "there is no v.position_embd.weight"),
@@ -175,12 +176,7 @@ def test_no_mutation_is_worse_than_a_sentence(pairs: dict[str, Pair], tmp_path: 
     planned(pair.model, pair.mmproj)  # (what is imported first does not count)
     tracemalloc.start()
     for _ in range(MUTATIONS):
-        data = bytearray(whole)
-        for _ in range(chance.randrange(1, 9)):
-            data[chance.randrange(end)] = chance.choice([0, 1, 255, chance.randrange(256)])
-        if chance.random() < 0.3:
-            del data[chance.randrange(len(data)) :]
-        other.write_bytes(bytes(data))
+        other.write_bytes(mutated(whole, end, chance))
         try:
             planned(pair.model, other)
         except SpecError:

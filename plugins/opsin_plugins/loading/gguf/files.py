@@ -33,15 +33,16 @@ def read_gguf(path: Path, options: Mapping[str, str] | None = None, mmproj: Path
         tensors=decoder_tensors(container, text),
         stored=_stored(container),
         options=options or {},
-        notes=() if mmproj or said.text("general.architecture") not in SEEING else (BLIND,),
+        notes=(BLIND,) if mmproj is None and said.text("general.architecture") in SEEING else (),
     )
     return files if mmproj is None else _with_vision(files, container, read_mmproj(mmproj))
 
 
 def _with_vision(files: ModelFiles, container: Container, vision: Mmproj) -> ModelFiles:
-    if twice := next((name for name in vision.container.tensors if name in container.tensors), None):
-        raise SpecError(f"{twice} is in both {container.path} and {vision.container.path}")
     decoder = decoder_tensors(container, files.config, vision.projector.language)
+    there = {*container.tensors, *decoder}  # (a name of the decoder's must not come from the tower's file)
+    if twice := next((name for name in (*vision.container.tensors, *vision.half.tensors) if name in there), None):
+        raise SpecError(f"{twice} is in both {container.path} and {vision.container.path}")
     return replace(
         files,
         config=vision.config(container, files.config),

@@ -21,7 +21,6 @@ PARTS = {
     "attn_qkv": "attn.qkv",
     "attn_out": "attn.proj",
 }
-GATED = {"ffn_gate": "mlp.gate_proj", UP: "mlp.up_proj", DOWN: "mlp.down_proj"}
 FRAMES = (PATCHES, f"{PATCHES}.1")
 OTHERS = {
     "v.post_ln.weight": f"{TOWER}merger.ln_q.weight",
@@ -52,16 +51,18 @@ def read_qwen2_5_vl(file: TowerFile) -> VisionHalf:
     every = file.own.integer("n_wa_pattern")
     if every < 1:
         raise file.wrong(f"clip.vision.n_wa_pattern is {every}")
+    first, second = (DOWN, UP) if file.swapped else (UP, DOWN)
     vision = {
         "model_type": "qwen2_5_vl",
         "hidden_size": file.width,
-        "intermediate_size": file.matrix(f"v.blk.0.{UP}.weight")[0],
+        "intermediate_size": file.mlp,
         "out_hidden_size": file.matrix("mm.2.weight")[0],
         "hidden_act": file.activation("gelu", "silu"),
         "window_size": file.own.integer("window_size", WINDOW),
         "fullatt_block_indexes": tuple(range(every - 1, file.layers, every)),
     }
-    return _half(file, vision, {**PARTS, **GATED})
+    gated = {"ffn_gate": "mlp.gate_proj", first: "mlp.up_proj", second: "mlp.down_proj"}
+    return _half(file, vision, {**PARTS, **gated})
 
 
 def _half(file: TowerFile, vision: dict[str, Any], parts: dict[str, str]) -> VisionHalf:
