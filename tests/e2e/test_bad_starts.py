@@ -156,6 +156,7 @@ def test_listening_beyond_this_machine_needs_a_key(host):
         (("--max-context", "1000", "--kv-memory", "1MB"), "--max-context"),
         (("--api-key", ""), "--api-key"),
         (("--plugins", "llava"), "qwen2_vl"),
+        (("--mmproj", "x.gguf"), "x.gguf goes with a GGUF"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

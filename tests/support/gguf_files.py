@@ -16,6 +16,8 @@ from torch import Tensor
 
 from opsin_plugins.loading.gguf.decoder import NAMES, PARTS
 
+TURNED = ("llama", "mistral3")  # architectures whose queries and keys the converter turns
+
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -69,7 +71,7 @@ def decoder_parts(config: Any, state: Mapping[str, Tensor], architecture: str) -
         own = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if own is None or (own == "output.weight" and config.tie_word_embeddings):
             continue
-        yield Part(own, tensor, heads.get(own.split(".")[-2]) if architecture == "llama" else None)
+        yield Part(own, tensor, heads.get(own.split(".")[-2]) if architecture in TURNED else None)
 
 
 def kind_of(part: Part, kinds: Mapping[str, Kind]) -> Kind:

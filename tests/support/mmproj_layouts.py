@@ -191,13 +191,13 @@ def _pixtral_parts(theirs: Any) -> Iterator[Part]:
 
 _QWEN = ("qwen2vl", "", QWEN, "qwen2", _qwen_parts)
 _SMALL = ("llama", "text_model.", IDEFICS, "smollm", _idefics_parts, _idefics_fields, (HALF, HALF))
-_PIXTRAL = ("llama", "language_model.", MISTRAL, "tekken", _pixtral_parts, _pixtral_fields)
+_PIXTRAL = ("language_model.", MISTRAL, "tekken", _pixtral_parts, _pixtral_fields)
 LAYOUTS: Mapping[str, Layout] = {
     "llava": Layout("llama", "language_model.", {150: "<image>"}, "llama-bpe", _llava_parts, _llava_fields),
     "qwen2_vl": Layout(*_QWEN, _qwen2_fields),
     "qwen2_5_vl": Layout(*_QWEN, _qwen2_5_fields),
     "idefics3": Layout(*_SMALL),
     "smolvlm": Layout(*_SMALL),
-    "llava.pixtral": Layout(*_PIXTRAL),
-    "mistral3": Layout(*_PIXTRAL),
+    "llava.pixtral": Layout("llama", *_PIXTRAL),
+    "mistral3": Layout("mistral3", *_PIXTRAL),
 }

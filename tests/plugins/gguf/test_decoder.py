@@ -11,9 +11,11 @@ from gguf import GGUFReader, quants
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.loading.gguf.container import read_container
 from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.spec import SpecError
 from support import oracle
-from support.gguf_files import gguf_name, write_llama
+from support.gguf_files import gguf_name, rewritten, write_llama
 from support.oracle import with_declared
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
@@ -94,3 +96,12 @@ def test_factors_of_frequencies_are_a_tensor(tmp_path: Path) -> None:
     (mine,) = oracle.our_logits(ours, [asked])
     wanted = oracle.their_logits(theirs, ours, asked)
     assert (mine - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def test_what_changes_queries_by_their_position_is_refused(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "m.gguf", tiny(), {})
+    fields = {"general.architecture": "mistral3", "mistral3.attention.temperature_scale": 0.1}
+    same = {key: value for key, value in read_container(path).fields.items() if key.startswith("llama.")}
+    fields |= {key.replace("llama.", "mistral3."): value for key, value in same.items()}
+    with pytest.raises(SpecError, match="scales queries by their position"):
+        open_model(rewritten(path, tmp_path / "other.gguf", fields))

@@ -13,8 +13,10 @@ from opsin_plugins.loading.gguf.metadata import Fields
 from opsin_plugins.loading.gguf.packing import tensor_info
 from opsin_plugins.spec import Reorder, SpecError, TensorInfo
 
-# What llama.cpp calls an architecture, and its model_type. A Mistral is a llama there.
-KINDS = {"llama": "llama", "qwen2": "qwen2", "qwen2vl": "qwen2", "qwen3": "qwen3"}
+# What llama.cpp calls an architecture, and its model_type. A Mistral is a llama there; the language model of Mistral
+# Small 3.1 is one too, or, of later converters, a mistral3, which is the same but for its name.
+KINDS = {"llama": "llama", "mistral3": "mistral", "qwen2": "qwen2", "qwen2vl": "qwen2", "qwen3": "qwen3"}
+TURNED = ("llama", "mistral3")  # whose neighbours are turned
 REFUSED = {"expert_count": "a mixture of experts", "ssm.state_size": "a state space model"}
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -56,6 +58,8 @@ def decoder_config(container: Container) -> dict[str, Any]:
     for key, what in REFUSED.items():
         if own.integer(key, 0):
             raise SpecError(f"{container.path} is {what}, which is not served")
+    if own.number("attention.temperature_scale", 0.0):
+        raise SpecError(f"{container.path} scales queries by their position (Ministral 3), which is not served")
     embedding = _tensor(container, "token_embd.weight")
     heads, width = own.integer("attention.head_count"), own.integer("embedding_length")
     return {
@@ -98,7 +102,7 @@ def _rope_scaling(container: Container, own: Fields) -> dict[str, Any] | None:
 def decoder_tensors(container: Container, config: Mapping[str, Any], prefix: str = "model.") -> dict[str, TensorInfo]:
     """By the names that transformers has for them. prefix: what it puts in front of the language model's. llama.cpp
     turns neighbours where transformers turns halves, so a llama's queries and keys stand in another order there."""
-    turned = Fields(container).text("general.architecture") == "llama"
+    turned = Fields(container).text("general.architecture") in TURNED
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found: dict[str, TensorInfo] = {}
     for name, stored in container.tensors.items():

@@ -45,7 +45,11 @@ PROJECTORS: Mapping[str, Projector] = {
         "model.text_model.",
     ),
     "pixtral": Projector(
-        "Pixtral, Mistral Small 3.1", ("llama",), ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "mm.2.weight", read_pixtral
+        "Pixtral, Mistral Small 3.1",
+        ("llama", "mistral3"),
+        ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        "mm.2.weight",
+        read_pixtral,
     ),
 }
 
