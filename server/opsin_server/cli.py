@@ -346,13 +346,21 @@ def quantize(
     quantize_vision: Annotated[
         bool, typer.Option("--quantize-vision", help="The vision tower and the projector too.")
     ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Rows as of a training file, by which weights are rounded."),
+    ] = None,
+    calibration_rows: Annotated[int, typer.Option(min=1, help="Rows of it that are read.")] = 128,
+    calibration_tokens: Annotated[int, typer.Option(min=1, help="Tokens of these rows, at most.")] = 32_768,
 ) -> None:
     """Write a model directory with its linears in fewer bits, as compressed-tensors: this server and transformers
-    read it. The output head and the embedding stay as they are."""
+    read it. The output head and the embedding stay as they are. A report beside the weights says what was lost."""
     from opsin_server.quantize.command import Request
     from opsin_server.quantize.command import quantize as write
+    from opsin_server.quantize.rows import Limits
 
-    typer.echo(write(Request(model, out, scheme, quantize_vision)))
+    limits = Limits(calibration_rows, calibration_tokens)
+    typer.echo(write(Request(model, out, scheme, quantize_vision, calibrate, limits)))
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -36,10 +37,16 @@ class Bars:
         self._progress.stop()
 
     def over(self, what: str, items: Iterable[Item], total: int | None = None) -> Iterator[Item]:
+        with self.task(what, total) as advance:
+            for item in items:
+                yield item
+                advance()
+
+    @contextmanager
+    def task(self, what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        """Gives what is called when a part of it is done."""
         task = self._progress.add_task(what, total=total)
-        for item in items:
-            yield item
-            self._progress.advance(task)
+        yield lambda: self._progress.advance(task)
         self._progress.remove_task(task)
 
     def note(self, sentence: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
@@ -54,40 +55,76 @@ def _rows_into(place: Tensor) -> Callable[[Sequence[Tensor | Codes]], None]:
     return fill
 
 
+class Checkpoint:
+    """The weights of a checkpoint as a model takes them, each read when it is asked for: the files are mapped, not read
+    in. Raises SpecError listing unmatched and missing keys, wrong shapes and types before any weight is read."""
+
+    def __init__(self, model: nn.Module, rules: Sequence[Rule], files: ModelFiles) -> None:
+        self._files, self._places = files, targets(model)
+        self.shapes = {name: place.shape for name, place in self._places.items()}
+        self.plan = assign(files.tensors, rules, self.shapes)
+        self._shards: dict[Path, object] = {}
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._opened.close()
+
+    def in_order(self) -> list[str]:
+        """Names of weights in the order of the files, so that pages are read once and forward."""
+        return sorted(
+            self.plan, key=lambda n: (str(self._files.tensors[self.plan[n][0].key].file), self.plan[n][0].key)
+        )
+
+    def size(self, name: str) -> int:
+        """Numbers that are stored for a weight."""
+        return sum(_numel(self._files.tensors[source.key]) for source in self.plan[name])
+
+    def shape(self, source: Source) -> tuple[int, ...]:
+        """Of what a source brings to its weight."""
+        return source.shape(self._files.tensors[source.key].shape)
+
+    def read(self, key: str) -> Tensor | Codes:
+        """As it is stored."""
+        info = self._files.tensors[key]
+        if info.packing is not None:
+            return unpack(key, info, lambda part, stored: self._stored(stored, part))
+        return self._stored(info, key)
+
+    def weight(self, name: str) -> Tensor:
+        """A weight of the model as numbers, F32."""
+        parts = [taken(source, self.read(source.key)) for source in self.plan[name]]
+        return torch.cat([(part.dequantized() if isinstance(part, Codes) else part).float() for part in parts])
+
+    @torch.no_grad()
+    def fill(self, name: str, instead: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """instead: tensors that are taken in place of the stored ones, by key."""
+        stored = ((s, instead[s.key] if s.key in instead else self.read(s.key)) for s in self.plan[name])
+        # What is stored is brought into the model's order first; the place then packs it in its own format.
+        self._places[name].fill([taken(source, tensor) for source, tensor in stored])
+
+    def _stored(self, info: TensorInfo, key: str) -> Tensor:
+        if info.file not in self._shards:
+            self._shards[info.file] = self._opened.enter_context(safe_open(info.file, framework="pt"))
+        found: Tensor = self._shards[info.file].get_tensor(key)  # type: ignore[attr-defined]
+        return found
+
+
 def load_weights(
     model: Model,
     rules: Sequence[Rule],
     files: ModelFiles,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Fills the model. Raises SpecError listing unmatched and missing keys, wrong shapes and types before any weight is
-    read. Peak private memory is the model and one tensor: the files are mapped, not read in."""
-    places = targets(model)
-    plan = assign(files.tensors, rules, {name: place.shape for name, place in places.items()})
-    sizes = {name: sum(_numel(files.tensors[s.key]) for s in sources) for name, sources in plan.items()}
-    total, done = sum(sizes.values()), 0
-    with ExitStack() as stack, torch.no_grad():
-        shards: dict[Path, object] = {}
-        # In the order of the files, so that pages are read once and forward.
-        for name in sorted(plan, key=lambda n: (str(files.tensors[plan[n][0].key].file), plan[n][0].key)):
-            stored = ((s, _read(shards, stack, files.tensors[s.key], s.key)) for s in plan[name])
-            # What is stored is brought into the model's order first; the place then packs it in its own format.
-            places[name].fill([taken(source, tensor) for source, tensor in stored])
-            done += sizes[name]
+    """Fills the model. Raises SpecError as `Checkpoint` does. Peak private memory is the model and one tensor."""
+    with Checkpoint(model, rules, files) as checkpoint:
+        total, done = sum(map(checkpoint.size, checkpoint.plan)), 0
+        for name in checkpoint.in_order():
+            checkpoint.fill(name)
+            done += checkpoint.size(name)
             progress(done, total)
-
-
-def _read(shards: dict[Path, object], stack: ExitStack, info: TensorInfo, key: str) -> Tensor | Codes:
-    if info.packing is not None:
-        return unpack(key, info, lambda part, stored: _stored(shards, stack, stored, part))
-    return _stored(shards, stack, info, key)
-
-
-def _stored(shards: dict[Path, object], stack: ExitStack, info: TensorInfo, key: str) -> Tensor:
-    if info.file not in shards:
-        shards[info.file] = stack.enter_context(safe_open(info.file, framework="pt"))
-    found: Tensor = shards[info.file].get_tensor(key)  # type: ignore[attr-defined]
-    return found
 
 
 def _numel(info: TensorInfo) -> int:

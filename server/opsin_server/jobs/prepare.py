@@ -49,7 +49,8 @@ from opsin_server.media_limits import MediaLimits
 from opsin_server.text.conversation import image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
 
-Role = Literal["training", "validation"]
+Role = Literal["training", "validation", "calibration"]
+USES: Mapping[Role, str] = {"training": "train on", "validation": "validate with", "calibration": "calibrate with"}
 
 AHEAD = 4  # rows in work for each thread: enough to keep all busy behind a slow one, few enough for memory
 SAME = "the two answers of a preference are the same: there is nothing to choose"
@@ -75,7 +76,11 @@ class ValidationRefused(DataRefused):
     file = "validation_file"
 
 
-REFUSED: Mapping[Role, type[DataRefused]] = {"training": DataRefused, "validation": ValidationRefused}
+REFUSED: Mapping[Role, type[DataRefused]] = {
+    "training": DataRefused,
+    "validation": ValidationRefused,
+    "calibration": DataRefused,
+}
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,8 @@ def refusal(report: Report, options: DataOptions, role: Role = "training") -> st
         lost = [f"{report.left_out:,} were too long"] * bool(report.left_out)
         lost += [f"{report.skipped:,} were wrong"] * bool(report.skipped)
         why = f" ({', '.join(lost)})" if lost else ""
-        use = "train on" if role == "training" else "validate with"
-        return f"the {role} file has {report.rows:,} rows to {use}{why}; at least {options.min_rows:,} are needed"
+        have = f"the {role} file has {report.rows:,} rows to {USES[role]}{why}"
+        return f"{have}; at least {options.min_rows:,} are needed"
     return ""
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from opsin_plugins.loading.open_model import open_model
 from opsin_server.cli import app
-from opsin_server.quantize.fit import MIDDLE, fit_groups
+from opsin_server.quantize.fit import fit_groups, nearest_levels
 from support import oracle, quantized_checks, tiny
 
 SCHEMES = ["int4", "int8", "fp8"]
@@ -88,13 +88,14 @@ def test_a_fitted_range_loses_less_than_a_whole_one(dtype: torch.dtype) -> None:
     weight[:, ::97] *= 6
     weight[0] = 0
 
-    def loss(codes: Tensor, scale: Tensor) -> float:
-        meant = (codes.float() - MIDDLE).unflatten(1, (-1, 128)) * scale[..., None].float()
-        return float((meant.flatten(1) - weight).norm())
-
-    codes, scale = fit_groups(weight, 128, dtype)
-    assert (int(codes.max()), scale.dtype) == (15, dtype)
     blocks = weight.unflatten(1, (-1, 128))
+
+    def loss(scale: Tensor) -> float:
+        return float((nearest_levels(blocks / scale[..., None]) * scale[..., None] - blocks).norm())
+
+    scale = fit_groups(weight, 128, dtype)
+    levels = nearest_levels(blocks / scale[..., None])
+    assert (int(levels.min()), int(levels.max())) == (-8, 7)
+    assert torch.equal(scale, scale.to(dtype).float())
     whole = (blocks.abs().amax(2) / 7).clamp(min=1e-12)
-    plain = (blocks / whole[..., None] + MIDDLE).round().flatten(1)
-    assert loss(codes, scale) < 0.9 * loss(plain, whole)
+    assert loss(scale) < 0.9 * loss(whole)
