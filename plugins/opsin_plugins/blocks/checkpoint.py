@@ -61,8 +61,7 @@ class Checkpoint:
 
     def __init__(self, model: nn.Module, rules: Sequence[Rule], files: ModelFiles) -> None:
         self._files, self._places = files, targets(model)
-        self.shapes = {name: place.shape for name, place in self._places.items()}
-        self.plan = assign(files.tensors, rules, self.shapes)
+        self.plan = assign(files.tensors, rules, {name: place.shape for name, place in self._places.items()})
         self._shards: dict[Path, object] = {}
         self._opened = ExitStack()
 

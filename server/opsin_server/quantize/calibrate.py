@@ -61,9 +61,8 @@ class Calibration:
         """Brings all walks to their ends, and rounds what they pass."""
         for number in range(len(walks[0]) if walks else 0):
             while gathered := self._gather(walks, number):
-                for name, moments in gathered.items():
-                    self._round(name, moments)
-                gathered.clear()
+                for name in list(gathered):
+                    self._round(name, gathered.pop(name))
             for walk in walks:
                 walk.step(number)
 

@@ -6,21 +6,24 @@ import re
 from collections.abc import Iterable, Mapping
 
 from opsin_plugins.blocks.checkpoint import Checkpoint
+from opsin_plugins.blocks.linear import Linear
+from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.weight_format import Dense
-from opsin_plugins.blocks.weight_policy import EMBEDDING, HEAD, WeightPolicy
+from opsin_plugins.blocks.weight_policy import HEAD, WeightPolicy
 from opsin_plugins.spec import TensorInfo
 
 
-def chosen_keys(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], policy: WeightPolicy) -> dict[str, str]:
+def chosen_keys(
+    model: Model, checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], policy: WeightPolicy
+) -> dict[str, str]:
     """Published weights of linears that the format can hold, and the path of the first linear that each is of, in the
     model's order. A head stays as it is: few programs read it packed."""
     found: dict[str, str] = {}
-    for name, shape in checkpoint.shapes.items():
-        path = name.removesuffix(".weight")
-        if path in (HEAD, EMBEDDING) or not name.endswith(".weight") or len(shape) != 2:
+    for path, module in model.named_modules():
+        if not isinstance(module, Linear) or path == HEAD:
             continue
-        if policy.choose(path, shape[1], shape[0]) is not Dense:
-            for source in checkpoint.plan[name]:
+        if policy.choose(path, module.inputs, module.outputs) is not Dense:
+            for source in checkpoint.plan[f"{path}.weight"]:
                 if len(tensors[source.key].shape) == 2:  # and no kernel of a convolution
                     found.setdefault(source.key, path)
     return found

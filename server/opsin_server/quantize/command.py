@@ -81,7 +81,7 @@ def _chosen(model: OpenModel, request: Request) -> tuple[dict[str, str], int]:
     scheme, tensors = SCHEMES[request.scheme], model.files.tensors
     sketch = build_model(model.spec, model.registry, device="meta")
     checkpoint = Checkpoint(sketch, model.architecture.weights(model.spec), model.files)
-    keys = chosen_keys(checkpoint, tensors, WeightPolicy(request.scheme, request.vision))
+    keys = chosen_keys(sketch, checkpoint, tensors, WeightPolicy(request.scheme, request.vision))
     if not keys:
         raise ConfigError(f"{request.model} has no weight that {request.scheme} can hold")
     group = scheme.group([tensors[key].shape[1] for key in keys])

@@ -65,6 +65,24 @@ def distance(model: Model, reference: Sequence[Tensor], others: Sequence[Tensor]
     return Distance(count, max(0.0, total / count), same / count)
 
 
+@torch.no_grad()
+def states(model: Model, rows: Rows) -> list[Tensor]:
+    """Of all tokens that are compared, before the final norm; a tensor [M, H] each batch."""
+    pictures = picture_walks(model, rows.compared.batches, rows.pixels_of)
+    return ends(row_walks(model, rows.compared.batches, tokens_of(pictures)), rows)
+
+
+def ends(walks: Sequence[Walk], rows: Rows, at: int = 0) -> list[Tensor]:
+    """The same of rows that are on their way, from a stage on."""
+    wanted = (batch.inputs.wanted for batch in rows.compared.batches)
+    return [walk.end(at) if want is None else walk.end(at)[want] for walk, want in zip(walks, wanted, strict=True)]
+
+
+def tokens_of(pictures: Mapping[bytes, Walk], at: int = 0) -> dict[bytes, Tensor]:
+    """Visual tokens of pictures that are on their way, from a stage on."""
+    return {digest: walk.end(at) for digest, walk in pictures.items()}
+
+
 class Comparison:
     """base, rounded: checkpoints of one model, which holds the weights of `base` before and behind each method. names:
     of the weights in which they differ."""
@@ -86,20 +104,25 @@ class Comparison:
     def run(self, tick: Callable[[], None]) -> Compared:
         """tick: called behind each step."""
         began = time.monotonic()
-        reference = self._states(self._pictures())
+        reference = states(self._model, self._rows)
         seconds = time.monotonic() - began
         tick()
         with self._holding(self._linears):
-            found = Compared(distance(self._model, reference, self._states(self._pictures())))
+            found = Compared(distance(self._model, reference, states(self._model, self._rows)))
         tick()
-        pictures = self._pictures()
+        batches = self._rows.compared.batches
+        pictures = picture_walks(self._model, batches, self._rows.pixels_of)
         stages = max(map(len, pictures.values()), default=0) if self._sees else 0
         if seconds * (self._model.spec.decoder.layers / 2 + stages) > LAYER_SECONDS:
             reference = []
+
+        def from_pictures(at: int) -> list[Tensor]:
+            return ends(row_walks(self._model, batches, tokens_of(pictures, at)), self._rows)
+
         if stages:
-            self._go_through(list(pictures.values()), lambda at: self._states(pictures, at), reference, found, tick)
-        rows = self._row_walks({digest: walk.end(stages) for digest, walk in pictures.items()})
-        self._go_through(rows, lambda at: self._ends(rows, at), reference, found, tick)
+            self._go_through(list(pictures.values()), from_pictures, reference, found, tick)
+        walks = row_walks(self._model, batches, tokens_of(pictures, stages))
+        self._go_through(walks, lambda at: ends(walks, self._rows, at), reference, found, tick)
         return found
 
     def _go_through(
@@ -161,18 +184,3 @@ class Comparison:
         finally:
             for name in weights:
                 self._base.fill(name)
-
-    def _pictures(self) -> dict[bytes, Walk]:
-        return picture_walks(self._model, self._rows.compared.batches, self._rows.pixels_of)
-
-    def _row_walks(self, tokens: Mapping[bytes, Tensor]) -> list[Walk]:
-        return row_walks(self._model, self._rows.compared.batches, tokens)
-
-    def _states(self, pictures: Mapping[bytes, Walk], at: int = 0) -> list[Tensor]:
-        """What is said behind pictures, from a stage of theirs on."""
-        return self._ends(self._row_walks({digest: walk.end(at) for digest, walk in pictures.items()}), 0)
-
-    def _ends(self, rows: Sequence[Walk], at: int) -> list[Tensor]:
-        """States of the tokens that are asked for, from a stage of the rows' on."""
-        wanted = (batch.inputs.wanted for batch in self._rows.compared.batches)
-        return [walk.end(at) if want is None else walk.end(at)[want] for walk, want in zip(rows, wanted, strict=True)]

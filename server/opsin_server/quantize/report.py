@@ -14,7 +14,7 @@ from opsin_server.quantize.compare import Compared
 from opsin_server.quantize.rows import Data, Rows
 
 WORST = 3  # layers that the summary names
-MEASURES = {"kl": "KL divergence", "output_error": "error of its outputs", "weight_error": "error of its weights"}
+MEASURES = {"kl": "KL divergence", "output_error": "error of outputs", "weight_error": "error of weights"}
 
 
 class TensorReport(msgspec.Struct, frozen=True):

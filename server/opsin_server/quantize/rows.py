@@ -89,9 +89,18 @@ def calibration_rows(
 def sample_rows(encoder: PromptEncoder, on_row: Callable[[int], None]) -> Iterator[Rows]:
     """A few short texts, and drawings where the model takes pictures."""
     files = [SAMPLES / "texts.jsonl", *([SAMPLES / "pictures.jsonl"] if encoder.takes_images else [])]
+    with compared_rows(files, "the samples of opsin", encoder, on_row) as rows:
+        yield rows
+
+
+@contextmanager
+def compared_rows(
+    files: Sequence[Path], name: str, encoder: PromptEncoder, on_row: Callable[[int], None]
+) -> Iterator[Rows]:
+    """All rows of the files, as far as there is room. Nothing is calibrated on them."""
     with _prepared(files, encoder, DataLimits().max_rows, on_row) as prepared:
         rows = _bounded(_rows(prepared), COMPARED_TOKENS)
-        yield Rows(None, _set("the samples of opsin", rows, encoder.spec), True, prepared.pixels)
+        yield Rows(None, _set(name, rows, encoder.spec), True, prepared.pixels)
 
 
 @contextmanager
