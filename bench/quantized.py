@@ -33,7 +33,6 @@ from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.loading.open_model import open_model
 from opsin_server.embedded import MODEL
-from opsin_server.quantize import compare
 from opsin_server.quantize.command import Request, quantize
 from opsin_server.quantize.compare import Distance, distance, states
 from opsin_server.quantize.loaded import loaded
@@ -52,10 +51,8 @@ def quantized(model: Path, rows: Path, folder: Path, schemes: Sequence[SchemeNam
         for calibrate in (None, rows):
             name = f"{scheme}, calibrated" if calibrate else scheme
             out = folder / name.replace(", ", "-")
-            print(
-                quantize(Request(model, out, scheme, calibrate=calibrate, limits=Limits(tokens=CALIBRATION_TOKENS))),
-                flush=True,
-            )
+            limits = Limits(tokens=CALIBRATION_TOKENS)
+            print(quantize(Request(model, out, scheme, False, calibrate, limits, compare=False)), flush=True)
             yield name, out
 
 
@@ -125,7 +122,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a .md; default: docs/benchmarks")
     given = parser.parse_args()
     began, shown = datetime.now(UTC), []
-    compare.LAYER_SECONDS = 0.0  # layers alone are not asked for
     with tempfile.TemporaryDirectory() as folder:
         for name in given.models.split(","):
             (Path(folder) / name).mkdir()

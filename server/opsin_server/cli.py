@@ -352,6 +352,9 @@ def quantize(
     ] = None,
     calibration_rows: Annotated[int, typer.Option(min=1, help="Rows of it that are read.")] = 128,
     calibration_tokens: Annotated[int, typer.Option(min=1, help="Tokens of these rows, at most.")] = 32_768,
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Run both models, so that the report says what was lost.")
+    ] = True,
 ) -> None:
     """Write a model directory with its linears in fewer bits, as compressed-tensors: this server and transformers
     read it. The output head and the embedding stay as they are. A report beside the weights says what was lost."""
@@ -360,7 +363,7 @@ def quantize(
     from opsin_server.quantize.rows import Limits
 
     limits = Limits(calibration_rows, calibration_tokens)
-    typer.echo(write(Request(model, out, scheme, quantize_vision, calibrate, limits)))
+    typer.echo(write(Request(model, out, scheme, quantize_vision, calibrate, limits, compare)))
 
 
 def main() -> None:

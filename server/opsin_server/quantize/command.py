@@ -26,12 +26,17 @@ from opsin_server.quantize.report import TensorReport, report_of, summary
 from opsin_server.quantize.rows import Limits, Rows, calibration_rows, sample_rows
 from opsin_server.quantize.schemes import SCHEMES, Rounded, SchemeName
 from opsin_server.quantize.write import configure, stored, write_report, write_shards
+from opsin_server.served_name import model_name
+from opsin_server.signals import signals_raise
 from opsin_server.text.encode_prompt import PromptEncoder
+
+NOT_ASKED = "--no-compare was given"
 
 
 @dataclass(frozen=True)
 class Request:
-    """calibrate: a file of rows; None: the weights alone say how they are rounded."""
+    """calibrate: a file of rows; None: the weights alone say how they are rounded. compare: whether the report says how
+    far the models are from each other, too."""
 
     model: Path
     out: Path
@@ -39,6 +44,7 @@ class Request:
     vision: bool = False
     calibrate: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    compare: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def quantize(request: Request) -> str:
         raise ConfigError(f"{request.model} is quantized already: give the unquantized checkpoint")
     keys, group = _chosen(model, request)
     check_room(out, sum(path.stat().st_size for path in {info.file for info in tensors.values()}))
-    with Bars() as bars, ExitStack() as stack:
+    with signals_raise(), Bars() as bars, ExitStack() as stack:  # rows lie in a folder that is to be removed
         job = _Job(request, model, keys, group, bars)
         run = job.opened(stack)
         known = {} if request.calibrate is None or isinstance(run, str) else job.calibrated(run)
@@ -69,7 +75,7 @@ def quantize(request: Request) -> str:
             written = open_model(folder)
             compared = run if isinstance(run, str) else job.compared(written, run)
             rows = None if isinstance(run, str) else run.rows
-            about = {"model": request.model.resolve().name, "scheme": request.scheme, "group_size": group or None}
+            about = {"model": model_name(request.model), "scheme": request.scheme, "group_size": group or None}
             report = report_of(rounded, compared, rows, **about, tensors_in_all=len(tensors))
             write_report(folder, report)
     first, *more = summary(report)
@@ -95,6 +101,8 @@ class _Job:
 
     def opened(self, stack: ExitStack) -> _Run | str:
         """What is run; or why nothing is. Raises ConfigError where rows were given."""
+        if self._request.calibrate is None and not self._request.compare:
+            return NOT_ASKED
         try:
             rows = self._rows(stack)
             return _Run(stack.enter_context(loaded(self._model, self._bars)), rows)
@@ -143,8 +151,10 @@ class _Job:
         configure(folder, self._scheme.config(self._group, ignored(tensors, self._keys)))
         return [found[key] for key in self._keys]
 
-    def compared(self, written: OpenModel, run: _Run) -> Compared:
+    def compared(self, written: OpenModel, run: _Run) -> Compared | str:
         """With what was written, as it is read."""
+        if not self._request.compare:
+            return NOT_ASKED
         model, base = run.loaded.model, run.loaded.base
         with Checkpoint(model, written.architecture.weights(written.spec), written.files) as packed:
             comparison = Comparison(model, base, packed, self._weights(base), run.rows)

@@ -84,8 +84,8 @@ def report_of(tensors: Sequence[TensorReport], compared: Compared | str, rows: R
     return Report(
         opsin=__version__,
         calibrated_on=None if rows is None or rows.calibrated is None else rows.calibrated.about,
-        compared_on=None if rows is None else rows.compared.about,
-        held_out=rows is not None and rows.held_out,
+        compared_on=None if rows is None or found is None else rows.compared.about,
+        held_out=rows is not None and found is not None and rows.held_out,
         why_not=compared if isinstance(compared, str) else "",
         kl=None if found is None else found.whole.kl,
         agreement=None if found is None else found.whole.agreement,

@@ -22,6 +22,7 @@ from opsin_server.jobs.prepare import Source, prepare
 from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.read_lines import read_lines
 from opsin_server.quantize.walk import PixelsOf
+from opsin_server.served_name import readable
 from opsin_server.text.encode_prompt import PromptEncoder
 
 SAMPLES = Path(__file__).with_name("samples")
@@ -78,8 +79,8 @@ def calibration_rows(
         compared = rows[HELD_OUT - 1 :: HELD_OUT]
         calibrated = [row for number, row in enumerate(rows, 1) if not compared or number % HELD_OUT]
         yield Rows(
-            _set(file.name, calibrated, encoder.spec),
-            _set(file.name, _bounded(compared or rows, COMPARED_TOKENS), encoder.spec),
+            _set(readable(file.name), calibrated, encoder.spec),
+            _set(readable(file.name), _bounded(compared or rows, COMPARED_TOKENS), encoder.spec),
             bool(compared),
             prepared.pixels,
         )

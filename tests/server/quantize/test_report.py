@@ -164,6 +164,16 @@ def test_layers_are_not_rounded_alone_where_that_takes_too_long(
     assert "layers that lose most, by error of outputs: decoder.layers." in done.output
 
 
+def test_nothing_is_run_where_that_is_not_wanted(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opsin_server.quantize.loaded.free_bytes", lambda device: 0)
+    done = quantizing.invoke(base, tmp_path / "out", "--scheme", "int4", "--no-compare")
+    assert done.exit_code == 0
+    assert "the models were not compared: --no-compare was given" in done.output
+    report = quantizing.report(tmp_path / "out")
+    assert (report["compared_on"], report["kl"], report["held_out"]) == (None, None, False)
+    assert {tensor["output_error"] for tensor in report["tensors"]} == {None}
+
+
 def test_a_model_that_cannot_be_run_is_written_and_the_report_says_why(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
