@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.loading.open_model import open_model
 from opsin_server.embedded import MODEL
-from opsin_server.quantize import calibrate
+from opsin_server.quantize import calibrate, loaded
 from opsin_server.quantize.compensate import Moments
 from support import oracle, quantizing
 
@@ -154,6 +158,29 @@ def test_a_row_that_is_too_long(base: Path, tmp_path: Path) -> None:
 def test_too_little_memory(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opsin_server.quantize.loaded.free_bytes", lambda device: 1000)
     assert "bytes of memory, and 1,000 are free" in refusal(base, quantizing.texts(tmp_path / "rows.jsonl", 2))
+
+
+def test_where_float32_does_not_fit_the_model_runs_in_16_bits(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = quantizing.texts(tmp_path / "rows.jsonl", 10)
+    numbers = sum(math.prod(info.shape) for info in open_model(base).files.tensors.values())
+    seen: list[torch.dtype] = []
+
+    def built(*given: Any, dtype: torch.dtype, **more: Any) -> Model:
+        seen.append(dtype)
+        return build_model(*given, dtype=dtype, **more)
+
+    monkeypatch.setattr("opsin_server.quantize.loaded.build_model", built)
+    for folder, each in (("wide", 4), ("narrow", 2)):
+        free = numbers * each + loaded.BESIDE
+        monkeypatch.setattr("opsin_server.quantize.loaded.free_bytes", lambda device, free=free: free)
+        done = quantizing.invoke(base, tmp_path / folder, "--scheme", "int4", "--calibrate", rows)
+        assert done.exit_code == 0, done.output
+    assert seen == [torch.float32, torch.bfloat16]
+    wide, narrow = (quantizing.report(tmp_path / folder) for folder in ("wide", "narrow"))
+    assert narrow["kl"] == pytest.approx(wide["kl"], rel=0.5)
+    assert narrow["layers"][0]["output_error"] == pytest.approx(wide["layers"][0]["output_error"], rel=0.1)
 
 
 def test_bars_are_for_terminals(base: Path, tmp_path: Path) -> None:
