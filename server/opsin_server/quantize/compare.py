@@ -56,13 +56,13 @@ def layer_of(path: str) -> str:
 @torch.no_grad()
 def distance(model: Model, reference: Sequence[Tensor], others: Sequence[Tensor]) -> Distance:
     """Of states before the final norm, [M, H] each."""
-    total, same, count = 0.0, 0, sum(map(len, reference))
+    total, same, count = torch.zeros((), dtype=torch.float64), 0, sum(map(len, reference))
     for one, other in zip(reference, others, strict=True):
         for a, b in zip(one.split(CHUNK), other.split(CHUNK), strict=True):
             was, became = (model.logits(states).float().log_softmax(-1) for states in (a, b))
-            total += float((was.exp() * (was - became)).sum(dtype=torch.float64))
+            total += (was.exp() * (was - became)).sum(dtype=torch.float64)
             same += int((was.argmax(-1) == became.argmax(-1)).sum())
-    return Distance(count, max(0.0, total / count), same / count)
+    return Distance(count, float((total / count).clamp(min=0)), same / count)  # (no number stays none)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from opsin_plugins.loading.open_model import open_model
 from opsin_server.ipc.training_rows import TrainingRow
+from opsin_server.quantize.compare import distance
 from opsin_server.quantize.rows import sample_rows
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import quantizing
@@ -125,6 +127,21 @@ def check_layers(
         for name in mine:
             modules[name].weight.copy_(before[name])
     assert sum(layer["bytes_after"] for layer in report["layers"]) == report["bytes_after"]
+
+
+def test_a_distance_is_its_definition_and_no_number_stays_none() -> None:
+    class Head:
+        def logits(self, states: Tensor) -> Tensor:
+            return states
+
+    torch.manual_seed(0)
+    one, other = torch.randn(300, 7), torch.randn(300, 7)
+    head: Any = Head()
+    found = distance(head, [one[:200], one[200:]], [other[:200], other[200:]])
+    assert (found.tokens, found.kl) == (300, pytest.approx(kl(one, other), rel=1e-5))
+    assert found.agreement == pytest.approx(float((one.argmax(-1) == other.argmax(-1)).float().mean()))
+    assert (distance(head, [one], [one]).kl, distance(head, [one], [one]).agreement) == (0, 1)
+    assert math.isnan(distance(head, [one], [other * torch.nan]).kl)
 
 
 def test_the_page_stands_alone_and_the_picture_is_one(base: Path, tmp_path: Path) -> None:
