@@ -74,10 +74,12 @@ def compared(
     count: int = COUNT,
     sequences: int = SEQUENCES,
     context: int = CONTEXT,
+    form: str = "dense",
 ) -> dict[str, float]:
     """Raises Wrong where answers differ. mix: tokens of each prompt, and the edge of its picture; sequences: how many
-    are answered at once. All are asked twice: with log probabilities, and so that steps run ahead."""
-    plain = RandomModel(name, torch.device("cpu"), torch.float32, "tiny")
+    are answered at once; form: of the weights. All are asked twice: with log probabilities, and so that steps run
+    ahead."""
+    plain = RandomModel(name, torch.device("cpu"), torch.float32, "tiny", form)
 
     def requests(*kinds: Sampling) -> list:
         return [
@@ -89,7 +91,7 @@ def compared(
     with definitions():
         defined = plain.engine(sequences, context, captured=False)
         wanted = [answers(defined, asked) for asked in rounds]
-    placed = RandomModel(name, device.device, torch.float32, "tiny")
+    placed = RandomModel(name, device.device, torch.float32, "tiny", form)
     placed.model.load_state_dict(plain.model.state_dict())
     engine = placed.engine(sequences, context, captured)
     if captured and engine.runner.graphs is None:

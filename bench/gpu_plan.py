@@ -108,7 +108,17 @@ class Stage:
 
 
 # of tests/kernels/interpreted
-NATIVE = ("attention", "bitmask", "gradients", "linear_cross_entropy", "lora", "penalties", "sampling", "small")
+NATIVE = (
+    "attention",
+    "bitmask",
+    "gradients",
+    "linear_cross_entropy",
+    "lora",
+    "penalties",
+    "quantized_linear",
+    "sampling",
+    "small",
+)
 PYTEST = Command(
     ("pytest", "-q", "-p", "xdist.plugin", "-p", "pytest_timeout", "-p", "pytest_rows", "--timeout", "60", "-n",
      "{workers}", *(f"tests/kernels/interpreted/test_{name}.py" for name in NATIVE)), (TESTS,), module=True,

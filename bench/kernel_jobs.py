@@ -11,6 +11,7 @@ from adapter_jobs import adapters
 from cross_entropy_jobs import cross_entropy
 from device import Device
 from kernel_job import Call, Job
+from quantized_jobs import quantized
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
@@ -323,6 +324,8 @@ def jobs(device: Device) -> Iterator[Job]:
     yield drawing(device, 32, 151_936)
     yield tower_norm(device, 5476, 1280)
     yield decode_8_bit(device, *DECODERS["Qwen2-VL-7B"], 32, 2048)
+    for form in ("int4", "int8", "fp8"):
+        yield quantized(device, form, "down", 1, 18944, 3584)
     yield from _rest(device)
 
 
@@ -341,6 +344,10 @@ def _rest(device: Device) -> Iterator[Job]:
     yield adapters(device, "Qwen2-VL-7B qkv", *QKV, 16, 1, 1)
     for distinct in (1, 4, 16):  # where one by one becomes the better way
         yield adapters(device, "Qwen2-VL-7B qkv", *QKV, 16, 2048, distinct)
+    for rows in (16, 32, 64, 128, 2048):
+        yield quantized(device, "int4", "gate and up", rows, 3584, 37888)
+    for form in ("int8", "fp8"):
+        yield quantized(device, form, "gate and up", 32, 3584, 37888)
     for rows in (1, 32, 2048):
         yield norm(device, rows, 3584)
     yield norm_of_sum(device, 1, 3584)
@@ -364,6 +371,9 @@ def _tiny(device: Device) -> Iterator[Job]:
     yield packed(device, "tiny", 2, 80, [40])
     yield packed(device, "tiny", 2, 80, [20, 5])
     yield adapters(device, "tiny", 48, (32, 16), 4, 6, 3)
+    for form in ("int4", "int8", "fp8"):
+        yield quantized(device, form, "tiny", 5, 96, 40)
+    yield quantized(device, "int8", "tiny", 130, 96, 40)
     yield norm(device, 5, 48)
     yield norm_of_sum(device, 5, 48)
     yield tower_norm(device, 5, 48)

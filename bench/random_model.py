@@ -15,6 +15,9 @@ from torch import nn
 from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.blocks.stored_bytes import stored_bytes
+from opsin_plugins.blocks.weight_format import Dense
+from opsin_plugins.blocks.weight_formats import Groups
+from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
@@ -66,17 +69,25 @@ def files(name: str, size: Size) -> ModelFiles:
 
 
 class RandomModel:
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, size: Size) -> None:
+    """form: what the weights of its linears are stored as."""
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, size: Size, form: str = Dense.name) -> None:
         self.name, self.device, self.dtype, self.size, self.count = name, device, dtype, size, 0
         self.batch_tokens = BATCH_TOKENS[size]
         of, registry = files(name, size), Registry()
         self.architecture = registry.architecture(of)
         self.spec: ModelSpec = self.architecture.spec(of)
         self.linears = linears_of(self.spec, registry)
-        self.model: Model = build_model(self.spec, registry, device=device, dtype=dtype)
+        self.model: Model = build_model(
+            self.spec, registry, device=device, dtype=dtype, policy=WeightPolicy(form, vision=True)
+        )
+        std = 0.2 if size == "tiny" else 0.02  # (narrow layers must matter, too)
         with torch.no_grad():
             for parameter in self.model.parameters():
-                nn.init.normal_(parameter, std=0.2 if size == "tiny" else 0.02)  # (narrow layers must matter, too)
+                nn.init.normal_(parameter, std=std)
+            for module in self.model.modules():
+                if isinstance(module, Groups):
+                    module.fill(0, std * torch.randn(module.outputs, module.inputs, device=device))
 
     def engine(self, sequences: int, context: int, captured: bool) -> Engine:
         """captured: its decode steps, where the device can; without one they run on a capture's fixed buffers."""

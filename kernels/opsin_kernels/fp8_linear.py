@@ -8,6 +8,7 @@ from torch import Tensor
 
 from opsin_kernels import float_blocks
 from opsin_kernels.cpu.linear import native_product
+from opsin_kernels.dispatch import uses_kernels
 
 LARGEST = 448.0
 
@@ -26,6 +27,11 @@ def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fp8_linear(x: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
     """x [M, K] -> [M, N]."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import quantized_linear as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.linear(x, Weight("fp8", quantized, scale))
     if (found := native_product("fp8", x, quantized, scale)) is not None:
         return found
     return float_blocks.product(x, len(quantized), lambda r: dequantize(quantized[r], scale[r], x.dtype))
@@ -33,6 +39,11 @@ def fp8_linear(x: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
 
 def fp8_input_gradient(gradient: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
     """gradient [M, N] -> that of x [M, K]."""
+    if uses_kernels(gradient):
+        from opsin_kernels.gpu import dequantize as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.input_gradient(gradient, Weight("fp8", quantized, scale))
     return float_blocks.input_gradient(
         gradient, quantized.shape[1], lambda r: dequantize(quantized[r], scale[r], gradient.dtype)
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opsin_kernels import float_blocks
 from opsin_kernels.cpu.linear import native_product
+from opsin_kernels.dispatch import uses_kernels
 
 LARGEST = 15
 GROUPS = (128, 64, 32)  # sizes that there are, the preferred one first
@@ -51,6 +52,11 @@ def dequantize_groups(packed: Tensor, scale: Tensor, offset: Tensor, dtype: torc
 
 def int4_linear(x: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """x [M, K] -> [M, N]."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import quantized_linear as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.linear(x, Weight("int4", packed, scale, offset))
     if (found := native_product("int4", x, packed, scale, offset)) is not None:
         return found
     return float_blocks.product(x, len(packed), lambda r: dequantize_groups(packed[r], scale[r], offset[r], x.dtype))
@@ -58,6 +64,11 @@ def int4_linear(x: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Ten
 
 def int4_input_gradient(gradient: Tensor, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """gradient [M, N] -> that of x [M, K]."""
+    if uses_kernels(gradient):
+        from opsin_kernels.gpu import dequantize as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.input_gradient(gradient, Weight("int4", packed, scale, offset))
     return float_blocks.input_gradient(
         gradient, 2 * packed.shape[1], lambda r: dequantize_groups(packed[r], scale[r], offset[r], gradient.dtype)
     )

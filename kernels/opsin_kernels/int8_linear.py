@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opsin_kernels import float_blocks
 from opsin_kernels.cpu.linear import native_product
+from opsin_kernels.dispatch import uses_kernels
 
 LARGEST = 127
 
@@ -33,6 +34,11 @@ def dequantize(quantized: Tensor, scale: Tensor, offset: Tensor | None, dtype: t
 def int8_linear(x: Tensor, quantized: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
     """x [M, K] -> [M, N]. In float16 the weight is scaled first: a sum of codes up to 127 overflows where the sum that
     is meant does not."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import quantized_linear as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.linear(x, Weight("int8", quantized, scale, offset))
     if (found := native_product("int8", x, quantized, scale, offset)) is not None:
         return found
     if offset is None and scale.shape[1] == 1 and x.dtype != torch.float16:
@@ -42,6 +48,11 @@ def int8_linear(x: Tensor, quantized: Tensor, scale: Tensor, offset: Tensor | No
 
 def int8_input_gradient(gradient: Tensor, quantized: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
     """gradient [M, N] -> that of x [M, K]."""
+    if uses_kernels(gradient):
+        from opsin_kernels.gpu import dequantize as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.input_gradient(gradient, Weight("int8", quantized, scale, offset))
     rows = _rows(quantized, scale, offset, gradient.dtype)
     return float_blocks.input_gradient(gradient, quantized.shape[1], rows)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from opsin_kernels import float_blocks
 from opsin_kernels.cpu.linear import native_product
+from opsin_kernels.dispatch import uses_kernels
 from opsin_kernels.int4_linear import unpack_groups
 
 
@@ -19,6 +20,11 @@ def dequantize(packed: Tensor, scale: Tensor, table: Tensor, dtype: torch.dtype)
 
 def table4_linear(x: Tensor, packed: Tensor, scale: Tensor, table: Tensor) -> Tensor:
     """x [M, K] -> [M, N]."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import quantized_linear as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.linear(x, Weight("table4", packed, scale, table=table))
     if (found := native_product("table4", x, packed, scale, table=table)) is not None:
         return found
     return float_blocks.product(x, len(packed), lambda r: dequantize(packed[r], scale[r], table, x.dtype))
@@ -26,6 +32,11 @@ def table4_linear(x: Tensor, packed: Tensor, scale: Tensor, table: Tensor) -> Te
 
 def table4_input_gradient(gradient: Tensor, packed: Tensor, scale: Tensor, table: Tensor) -> Tensor:
     """gradient [M, N] -> that of x [M, K]."""
+    if uses_kernels(gradient):
+        from opsin_kernels.gpu import dequantize as gpu
+        from opsin_kernels.gpu.codes import Weight
+
+        return gpu.input_gradient(gradient, Weight("table4", packed, scale, table=table))
     return float_blocks.input_gradient(
         gradient, 2 * packed.shape[1], lambda r: dequantize(packed[r], scale[r], table, gradient.dtype)
     )

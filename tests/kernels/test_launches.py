@@ -11,6 +11,7 @@ from opsin_kernels import activations, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import attention_shapes
 from opsin_kernels.linear_cross_entropy import linear_cross_entropy
+from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_server.config import EngineConfig
@@ -31,9 +32,9 @@ MIX = [
 ]
 
 
-def made(family: str, directory: Path) -> oracle.Ours:
+def made(family: str, directory: Path, form: str = "dense") -> oracle.Ours:
     oracle.saved(tiny.FAMILIES[family].make(), directory)
-    return oracle.load(directory, dtype=torch.bfloat16)
+    return oracle.load(directory, WeightPolicy(form, vision=True), dtype=torch.bfloat16)
 
 
 def start(ours: oracle.Ours, slots: int = 0) -> None:
@@ -48,13 +49,22 @@ def start(ours: oracle.Ours, slots: int = 0) -> None:
     )
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+QUANTIZED = {"multiply", "add_parts", "dequantize_rows"}
+
+
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [*((name, "dense") for name in tiny.FAMILIES), *(("qwen2_vl", f) for f in ("int4", "int8", "fp8"))],
+)
+def test_requests_find_every_kernel_compiled(
+    family: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In prompts of all lengths, alone and together, in recorded steps and not, with few processors and with many."""
-    ours = made(family, tmp_path)
+    ours = made(family, tmp_path, form)
     with absent_gpu.pretended(90, monkeypatch) as gpu:
         start(ours)
         assert {"attend", "merge", "draw_rows", "penalize_places", "turn_and_store"} <= set(gpu.launched)
+        assert form == "dense" or set(gpu.launched) >= QUANTIZED
         gpu.specialised.clear()
         for processors, recorded in ((4, False), (132, True)):
             gpu.launched.clear()
@@ -69,6 +79,7 @@ def test_requests_find_every_kernel_compiled(family: str, tmp_path: Path, monkey
             mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
             assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)
             assert {"attend", "draw_rows", "penalize_places"} <= set(gpu.launched)
+            assert form == "dense" or {"multiply", "dequantize_rows"} <= set(gpu.launched)
         assert not gpu.specialised
 
 

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from opsin_kernels.gpu.wide_product import wide_product
+
 STEP = 4096
 # Of 150,000 probabilities most are below float16's normal numbers: they pass the second product times this power of 2.
 FLOAT16_SCALE = 2.0**15
@@ -86,20 +88,11 @@ def linear_cross_entropy(
     hit = torch.empty(rows, device=x.device, dtype=torch.bool)
     if not rows:
         return loss, torch.empty_like(x) if wants_gradient else None, hit
-    logits = _product(x, weight.t())
+    logits = wide_product(x, weight.t())
     out = logits.view(weight.dtype)[:, :size]
     scale = FLOAT16_SCALE if weight.dtype == torch.float16 else 1.0
     cross_entropy_rows[(rows,)](
         logits, labels.contiguous(), loss, hit, out, logits.stride(0), out.stride(0), size, STEP=step, SCALE=scale,
         GRADIENT=wants_gradient, num_warps=8,
     )  # fmt: skip
-    return loss, _product(out, weight).div_(scale).to(x.dtype) if wants_gradient else None, hit
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a · b, F32. The library sums in float32 and would round to 16 bit, twice where it splits a long sum."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()  # a CPU, whose library has no such product, stands in for a device
+    return loss, wide_product(out, weight).div_(scale).to(x.dtype) if wants_gradient else None, hit

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from opsin_kernels.activations import ACTIVATIONS, Activation
+from opsin_kernels.cpu.linear import PARTS, Form
 from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, lora, penalties, rotary, sampling
+from opsin_kernels.gpu import dequantize as floats
 from opsin_kernels.gpu import linear_cross_entropy as losses
+from opsin_kernels.gpu import quantized_linear as quantized
 from opsin_kernels.gpu import rms_norm as norms
 from opsin_kernels.gpu.attention_shapes import Shape
+from opsin_kernels.gpu.codes import Weight
 from opsin_kernels.gpu.lora_shapes import Shape as LoraShape
 from opsin_kernels.gpu.lora_shapes import shapes_of
+from opsin_kernels.gpu.quantized_shapes import BUCKETS, shape_for
 from opsin_kernels.layout import Bounds
 from opsin_kernels.lora import SlotFactors
 from opsin_kernels.slot_rows import FEW, FEW_BLOCK, SlotRows
@@ -30,17 +35,25 @@ DECODERS = {
 TOWERS = {"Qwen2-VL tower": (16, 16, 80), "CLIP-L tower": (16, 16, 64), "SigLIP tower": (16, 16, 72)}
 # inputs and segments of linears with adapters: of SmolVLM-256M's q, k and v, of Qwen2-VL-7B's, and of its down
 LORA = ((576, (576, 192, 192)), (3584, (3584, 512, 512)), (18944, (3584,)))
+# of quantized weights: inputs of a group (0: whole rows), and whether there is an offset
+CODES: tuple[tuple[Form, int, bool], ...] = (
+    ("int4", 128, True), ("int4", 32, True), ("int8", 0, False), ("int8", 128, True), ("int8", 16, False),
+    ("fp8", 0, False), ("fp8", 128, False), ("table4", 64, False),
+)  # fmt: skip
+WIDTH = 3584  # of a quantized weight, both ways
 SLOTS = 32
 PAGE, VOCABULARY, ROWS = 16, 151_936, 32
 ODD_VOCABULARY = 49_155  # of Granite: rows that do not begin at multiples of 16 bytes
 FIRST = ("attention decode Qwen2-VL-7B", "attention decode split Qwen2-VL-7B", "attention prefill Qwen2-VL-7B",
          "attention packed Qwen2-VL tower", "lora shrink rank 16, tiles of 16",
-         "lora expand rank 16, tiles of 16, parts 8", f"cross-entropy and gradient {VOCABULARY}")  # fmt: skip
+         "lora expand rank 16, tiles of 16, parts 8", "int4 by 128, 16 rows", "int8 by row, 128 rows",
+         "fp8 by row, 16 rows", f"cross-entropy and gradient {VOCABULARY}")  # fmt: skip
 
 
 def launches() -> Iterator[Launch]:
     yield from _attention()
     yield from _lora()
+    yield from _quantized()
     yield from _norms()
     for activation in ACTIVATIONS:
         yield Launch(f"{activation} 4304", "activate", partial(_activate, activation, 4304, False))
@@ -143,6 +156,32 @@ def add_lora(rank: int, inputs: int, segments: Sequence[int], tile: tuple[LoraSh
     count = FEW if block == FEW_BLOCK else 2048
     rows = SlotRows(empty(count, dtype=torch.int64), empty(SLOTS + 1, dtype=torch.int64))
     lora.add_lora_slots(empty(count, sum(segments)), empty(count, inputs), factors, rows, shape)
+
+
+def _quantized() -> Iterator[Launch]:
+    for form, group, offset in CODES:
+        words = f"{form} by {group or 'row'}{' with offset' if offset and form == 'int8' else ''}"
+        weight = _weight(form, group, offset)
+        for rows in BUCKETS:
+            product = partial(multiply, rows, weight)
+            yield Launch(f"{words}, {rows} rows", "multiply", product, matrix=True, background=True)
+        dequantize = partial(floats.dequantize, weight, slice(0, WIDTH), torch.bfloat16)
+        yield Launch(f"{words}, as floats", "dequantize_rows", dequantize)
+    yield Launch("parts of a quantized product", "add_parts", partial(multiply, 16, _weight("int8", 0, False)))
+
+
+def multiply(rows: int, weight: Weight) -> None:
+    shape = shape_for(weight, rows, 16)
+    quantized.linear(empty(rows, WIDTH), weight, shape, parts=4)
+
+
+def _weight(form: Form, group: int, offset: bool) -> Weight:
+    groups = WIDTH // (group or WIDTH)
+    kind = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(form, torch.uint8)
+    scales = [empty(WIDTH, groups, dtype=torch.float16 if group and form != "fp8" else torch.float32) for _ in range(2)]
+    codes = empty(WIDTH, WIDTH // PARTS.get(form, 1), dtype=kind)
+    table = empty(16, dtype=torch.float32) if form == "table4" else None
+    return Weight(form, codes, scales[0], scales[1] if offset else None, table)
 
 
 def _norms() -> Iterator[Launch]:

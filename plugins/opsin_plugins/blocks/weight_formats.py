@@ -12,6 +12,7 @@ from torch import Tensor
 from opsin_kernels import fp8_linear, int4_linear, int8_linear, table4_linear
 from opsin_kernels.cpu.linear import NativeWeight
 from opsin_kernels.cpu.native import can_run
+from opsin_kernels.dispatch import uses_kernels
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.weight_format import Dense, Form, Quantized, WeightFormat
 from opsin_plugins.spec import CodeForm, SpecError
@@ -78,6 +79,8 @@ class Groups(Quantized):
         if self.form.ordered:
             assert self.order is not None
             x = x.index_select(1, self.order)
+        if uses_kernels(x):
+            return self._product(x)
         native = self._found or self._look_up()
         return native.product(x) if native.fits and can_run(x) else self._product(x)
 

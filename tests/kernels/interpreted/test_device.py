@@ -35,15 +35,21 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
 
 
-@pytest.mark.parametrize("model", ["Qwen2-VL-2B-Instruct", "Llama-3.2-11B-Vision-Instruct"])
-def test_models_give_the_definitions_tokens(model: str, gpu: Pretended, bench: None) -> None:
+QWEN, LLAMA = "Qwen2-VL-2B-Instruct", "Llama-3.2-11B-Vision-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("model", "form"), [(QWEN, "dense"), (LLAMA, "dense"), (QWEN, "int4"), (QWEN, "int8"), (QWEN, "fp8")]
+)
+def test_models_give_the_definitions_tokens(model: str, form: str, gpu: Pretended, bench: None) -> None:
     """Prompts are taken in by steps that are launched anew, decode steps are recorded ones."""
     from device import Device
     from engine_check import compared
 
-    found = compared(model, Device(tiny=True), True, MIX, count=3, sequences=2, context=100)
+    found = compared(model, Device(tiny=True), True, MIX, count=3, sequences=2, context=100, form=form)
     assert found["answers"] == 2 * len(MIX)
     assert {"attend", "rms_norm_rows", "turn_and_store", "draw_rows", "penalize_places"} <= set(gpu.launched)
+    assert ("multiply" in gpu.launched) == (form != "dense")
     assert gpu.recordings >= 2
 
 
@@ -64,10 +70,11 @@ def test_the_benchmark_brings_every_row_of_a_model(
 
 
 def test_native_tests_make_every_tensor_on_the_device() -> None:
-    names = ("bitmask", "linear_cross_entropy", "lora", "penalties", "sampling")
+    names = ("bitmask", "linear_cross_entropy", "lora", "penalties", "quantized_linear", "sampling")
     files = [f"tests/kernels/interpreted/test_{name}.py" for name in names]
     wanted = "inverse or places or (whose_bit and 31) or rows_are_their_own or (own_adapter and few)"
     wanted += " or (at_the_step and 4097) or equally_likely or beside_its_rows or normal_numbers or not_a_token"
+    wanted += " or zero_in_four"
     line = [sys.executable, "-m", "pytest", "-q", "-p", "support.on_pretended_cuda", "-k", wanted, *files]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "HYPOTHESIS_PROFILE": "default"}
