@@ -21,6 +21,7 @@ from random_model import RandomModel
 from stage import given
 
 from opsin_kernels import dispatch
+from opsin_server.config import KvDType
 from opsin_server.engine.engine import Engine
 from opsin_server.ipc.messages import Sampling
 
@@ -75,11 +76,12 @@ def compared(
     sequences: int = SEQUENCES,
     context: int = CONTEXT,
     form: str = "dense",
+    kv_dtype: KvDType = "auto",
 ) -> dict[str, float]:
     """Raises Wrong where answers differ. mix: tokens of each prompt, and the edge of its picture; sequences: how many
-    are answered at once; form: of the weights. All are asked twice: with log probabilities, and so that steps run
-    ahead."""
-    plain = RandomModel(name, torch.device("cpu"), torch.float32, "tiny", form)
+    are answered at once; form, kv_dtype: of the weights, of keys and values. All are asked twice: with log
+    probabilities, and so that steps run ahead."""
+    plain = RandomModel(name, torch.device("cpu"), torch.float32, "tiny", form, kv_dtype)
 
     def requests(*kinds: Sampling) -> list:
         return [
@@ -91,7 +93,7 @@ def compared(
     with definitions():
         defined = plain.engine(sequences, context, captured=False)
         wanted = [answers(defined, asked) for asked in rounds]
-    placed = RandomModel(name, device.device, torch.float32, "tiny", form)
+    placed = RandomModel(name, device.device, torch.float32, "tiny", form, kv_dtype)
     placed.model.load_state_dict(plain.model.state_dict())
     engine = placed.engine(sequences, context, captured)
     if captured and engine.runner.graphs is None:

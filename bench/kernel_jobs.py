@@ -15,9 +15,9 @@ from quantized_jobs import quantized
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from opsin_kernels import activations, attention, bitmask, cross_attention, layer_norm, penalties, rotary
+from opsin_kernels import activations, attention, bitmask, cross_attention, kv_rows, layer_norm, penalties, rotary
 from opsin_kernels import rms_norm as norms
-from opsin_kernels.layout import Bounds, Layout, Segments
+from opsin_kernels.layout import Layout, Segments
 from opsin_kernels.sampling import SamplingRow, sample_ref
 
 PAGE = 16
@@ -47,30 +47,19 @@ def decode(device: Device, model: str, heads: int, kv_heads: int, size: int, bat
     return Job(name, make, run, define, {"torch sdpa": dense}, moved, work)
 
 
-def decode_8_bit(device: Device, heads: int, kv_heads: int, size: int, batch: int, context: int) -> Job:
-    from opsin_kernels.gpu import attention as gpu
-
+def decode_8_bit(device: Device, kind: str, heads: int, kv_heads: int, size: int, batch: int, context: int) -> Job:
     pages = -(-context // PAGE)
-    table = torch.randperm(batch * pages, device=device.device).to(torch.int32).view(batch, pages)
-    starts, lengths = device.numbers(list(range(batch + 1))), device.numbers([context] * batch)
-    bounds = Bounds(starts, lengths, table, 1, context)
 
     def make() -> tuple:
-        shape = (batch * pages * PAGE, 2 * kv_heads)
-        numbers = torch.randint(-127, 128, (*shape, size), dtype=torch.int8, device=device.device)
-        return device.random(batch, heads, size), numbers, torch.rand(shape, device=device.device) / 60
+        pool = kv_rows.quantize(device.random(batch * pages, PAGE, 2 * kv_heads, size), kv_rows.KINDS[kind])
+        table = torch.randperm(batch * pages, device=device.device).view(batch, pages)
+        layout = Layout([1] * batch, [context] * batch, table)
+        _ = layout.launches  # (made once a step, not once a layer)
+        return device.random(batch, heads, size), pool, layout
 
-    def run(q: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
-        (k, v), (s, t) = numbers.split(kv_heads, 1), scales.split(kv_heads, 1)
-        return gpu.attention(q, k, v, bounds, PAGE, scales=(s, t))
-
-    def define(q: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
-        pool = (numbers.float() * scales[..., None]).to(q.dtype).view(-1, PAGE, 2 * kv_heads, size)
-        layout = Layout([1] * batch, [context] * batch, table.long())
-        return attention.paged_attention_ref(q, pool, layout)
-
-    moved = batch * context * 2 * kv_heads * (size + 4)
-    return Job(f"decode of int8 {heads}+{kv_heads} heads batch {batch} context {context}", make, run, define, {}, moved)
+    moved = batch * context * 2 * kv_heads * (size + kv_rows.SCALE_BYTES)
+    name = f"decode of {kind} {heads}+{kv_heads} heads batch {batch} context {context}"
+    return Job(name, make, attention.paged_attention, attention.paged_attention_ref, {}, moved)
 
 
 def prefill(device: Device, heads: int, kv_heads: int, size: int, queries: int, context: int) -> Job:
@@ -323,7 +312,8 @@ def jobs(device: Device) -> Iterator[Job]:
         yield adapters(device, "Qwen2-VL-7B qkv", *QKV, 16, 32, distinct)
     yield drawing(device, 32, 151_936)
     yield tower_norm(device, 5476, 1280)
-    yield decode_8_bit(device, *DECODERS["Qwen2-VL-7B"], 32, 2048)
+    for kind in kv_rows.KINDS:
+        yield decode_8_bit(device, kind, *DECODERS["Qwen2-VL-7B"], 32, 2048)
     for form in ("int4", "int8", "fp8"):
         yield quantized(device, form, "down", 1, 18944, 3584)
     yield from _rest(device)
@@ -365,7 +355,8 @@ def _rest(device: Device) -> Iterator[Job]:
 
 def _tiny(device: Device) -> Iterator[Job]:
     yield decode(device, "tiny", 6, 3, 32, 2, 40)
-    yield decode_8_bit(device, 6, 3, 32, 2, 40)
+    for kind in kv_rows.KINDS:
+        yield decode_8_bit(device, kind, 6, 3, 32, 2, 40)
     yield prefill(device, 4, 2, 32, 20, 40)
     yield crossing(device, 4, 2, 32, 2, 20)
     yield packed(device, "tiny", 2, 80, [40])

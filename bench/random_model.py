@@ -21,7 +21,7 @@ from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ImageBudget, ModelFiles, ModelSpec, VisualItem
-from opsin_server.config import EngineConfig, image_limit
+from opsin_server.config import EngineConfig, KvDType, image_limit
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.assemble import assemble
@@ -69,10 +69,19 @@ def files(name: str, size: Size) -> ModelFiles:
 
 
 class RandomModel:
-    """form: what the weights of its linears are stored as."""
+    """form: what the weights of its linears are stored as; kv_dtype: keys and values."""
 
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, size: Size, form: str = Dense.name) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        size: Size,
+        form: str = Dense.name,
+        kv_dtype: KvDType = "auto",
+    ) -> None:
         self.name, self.device, self.dtype, self.size, self.count = name, device, dtype, size, 0
+        self.kv_dtype = kv_dtype
         self.batch_tokens = BATCH_TOKENS[size]
         of, registry = files(name, size), Registry()
         self.architecture = registry.architecture(of)
@@ -115,6 +124,7 @@ class RandomModel:
         config = EngineConfig(
             model="", device=self.device.type, max_sequences=sequences, max_context=context,
             max_batch_tokens=self.batch_tokens, prefix_cache=False, eager=not captured,
+            kv_dtype=self.kv_dtype,
         )  # fmt: skip
         gc.collect()  # an engine before this one holds its pool in a circle
         if self.device.type == "cuda":

@@ -19,9 +19,10 @@ from opsin_kernels.layout import Layout, Segments
 
 
 def write_kv(kv: Tensor, pool: Tensor, slots: Tensor) -> None:
-    """kv [T, 2K, D], keys first, into the pool [blocks, block, 2K, D] at slots I64 [T]; in place. A pool of 8 bits has
+    """kv [T, 2K, D], keys first, into the pool [blocks, block, 2K, D] at slots I64 [T]; in place. One of 8 bits has
     rows of `kv_rows`."""
-    kv = kv_rows.quantize(kv) if pool.dtype == torch.int8 else kv
+    if pool.dtype in kv_rows.LARGEST:
+        kv, pool = kv_rows.quantize(kv, pool.dtype).view(torch.int8), pool.view(torch.int8)
     pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, kv)
 
 
@@ -121,8 +122,10 @@ def _gather(pool: Tensor, layout: Layout, sequences: slice, length: int, dtype: 
     8 bits."""
     _, block, heads, width = pool.shape
     blocks = layout.blocks_of(sequences, length, block)
-    rows = pool.index_select(0, blocks).view(sequences.stop - sequences.start, -1, heads, width)
-    rows = kv_rows.dequantize(rows, dtype) if pool.dtype == torch.int8 else rows
+    small = pool.dtype in kv_rows.LARGEST  # (not all of torch takes every such type: rows are moved as bytes)
+    rows = (pool.view(torch.int8) if small else pool).index_select(0, blocks)
+    rows = rows.view(sequences.stop - sequences.start, -1, heads, width)
+    rows = kv_rows.dequantize(rows.view(pool.dtype), dtype) if small else rows
     k, v = rows[:, :length].transpose(1, 2).chunk(2, 1)
     return k, v
 

@@ -28,7 +28,7 @@ ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-KvDType = Literal["auto", "int8"]
+KvDType = Literal["auto", "int8", "fp8"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
 
 
@@ -47,7 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantization: Annotated[
         Quantization, Option("Store the decoder's weights in fewer bits; its head in 8 at least.")
     ] = "none"
-    kv_dtype: Annotated[KvDType, Option("auto: as the model's own type. int8: in 8 bits, on a CPU.")] = "auto"
+    kv_dtype: Annotated[KvDType, Option("auto: as the model's own type. int8, fp8: in 8 bits.")] = "auto"
     quantize_vision: Annotated[bool, Option("With --quantization: the vision tower and the projector too.")] = False
     threads: Annotated[Count, Option("Threads of the engine on a CPU.")] = 1
     max_context: Annotated[

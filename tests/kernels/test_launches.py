@@ -14,7 +14,7 @@ from opsin_kernels.linear_cross_entropy import linear_cross_entropy
 from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
-from opsin_server.config import EngineConfig
+from opsin_server.config import EngineConfig, KvDType
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.warmup import warmup
@@ -37,14 +37,14 @@ def made(family: str, directory: Path, form: str = "dense") -> oracle.Ours:
     return oracle.load(directory, WeightPolicy(form, vision=True), dtype=torch.bfloat16)
 
 
-def start(ours: oracle.Ours, slots: int = 0) -> None:
+def start(ours: oracle.Ours, slots: int = 0, kv_dtype: KvDType = "auto") -> None:
     memory = MemoryLedger(0, (), 256, 256, 16, AdapterRoom(slots, 16, slots))
     resolved = ResolvedConfig(torch.device("cpu"), torch.bfloat16, 2000, 64, 4096, 64, memory)
     warmup(
         ours.model,
         ours.architecture,
         linears_of(ours.spec, Registry()),
-        EngineConfig(model=""),
+        EngineConfig(model="", kv_dtype=kv_dtype),
         resolved,
     )
 
@@ -53,16 +53,21 @@ QUANTIZED = {"multiply", "add_parts", "dequantize_rows"}
 
 
 @pytest.mark.parametrize(
-    ("family", "form"),
-    [*((name, "dense") for name in tiny.FAMILIES), *(("qwen2_vl", f) for f in ("int4", "int8", "fp8"))],
+    ("family", "form", "kv_dtype"),
+    [
+        *((name, "dense", "auto") for name in tiny.FAMILIES),
+        ("qwen2_vl", "int4", "auto"),
+        ("qwen2_vl", "int8", "int8"),
+        ("qwen2_vl", "fp8", "fp8"),
+    ],
 )
 def test_requests_find_every_kernel_compiled(
-    family: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, form: str, kv_dtype: KvDType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In prompts of all lengths, alone and together, in recorded steps and not, with few processors and with many."""
     ours = made(family, tmp_path, form)
     with absent_gpu.pretended(90, monkeypatch) as gpu:
-        start(ours)
+        start(ours, kv_dtype=kv_dtype)
         assert {"attend", "merge", "draw_rows", "penalize_places", "turn_and_store"} <= set(gpu.launched)
         assert form == "dense" or set(gpu.launched) >= QUANTIZED
         gpu.specialised.clear()
@@ -70,8 +75,9 @@ def test_requests_find_every_kernel_compiled(
             gpu.launched.clear()
             monkeypatch.setattr(attention_shapes, "processors_of", lambda device, n=processors: n)
             engine = engines.make_engine(
-                ours, blocks=128, block_size=16, max_context=1300, max_batch_tokens=500, dtype=torch.bfloat16
-            )
+                ours, blocks=128, block_size=16, max_context=1300, max_batch_tokens=500, dtype=torch.bfloat16,
+                kv_dtype=kv_dtype,
+            )  # fmt: skip
             runner = engine.runner
             if recorded:
                 runner.graphs = DecodeGraphs(ours.model, runner.pool, 16, 1300, lambda run: run, runner.cross_kv)

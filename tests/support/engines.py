@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 
@@ -12,7 +11,7 @@ from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import U8, ImageBudget
 from opsin_plugins.spec.visual_items import visible_images
-from opsin_server.config import EngineConfig
+from opsin_server.config import EngineConfig, KvDType
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
@@ -49,7 +48,7 @@ def make_engine(
     adapter_slots: int = 0,
     adapter_rank: int = 16,
     host_copies: int | None = None,
-    kv_dtype: Literal["auto", "int8"] = "auto",
+    kv_dtype: KvDType = "auto",
 ) -> Engine:
     config = EngineConfig(
         model="",

@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from opsin_kernels import kv_rows
 from opsin_kernels.gpu import attention_shapes as shapes
 from opsin_kernels.gpu import forms
 from opsin_kernels.gpu.attention_shapes import Shape
+from opsin_kernels.gpu.codes import FORMS, numbers_of, reads_e4m3
 from opsin_kernels.layout import Bounds
 
 # What differs from step to step must not be compiled into the kernel, or serving would stop to compile it again.
@@ -97,10 +99,16 @@ def _capped(scores, softcap):
     return scores * 1.4426950408889634
 
 
+@triton.jit
+def _numbers(found, FORM: tl.constexpr, HARDWARE: tl.constexpr):
+    """What was loaded of keys or values."""
+    return numbers_of(found, None, FORM, HARDWARE) if FORM != "" else found
+
+
 @triton.jit(do_not_specialize=["sequences", "rows", "table_stride"], do_not_specialize_on_alignment=NUMBERS)
 def attend(
     q_ptr,  # [T, H, D], rows `q_stride` apart
-    k_ptr,  # [P, K, D], rows `kv_stride` apart
+    k_ptr,  # [P, K, D], rows `kv_stride` apart, heads WIDTH; with FORM U8, the codes of `kv_rows`
     v_ptr,  # the same
     out_ptr,  # [T, H, D]; with SPLIT float32 [parts, T, H, D]
     norm_ptr,  # F32 [parts, T, H], the logarithm of each part's sum; only with SPLIT
@@ -108,19 +116,19 @@ def attend(
     starts_ptr,  # I32 [S + 1], first query row of each sequence
     lengths_ptr,  # I32 [S], cached rows with this step's
     ranges_ptr,  # I32 [T, 2], rows lo to hi - 1 that a query sees; only with RANGED
-    k_scale_ptr,  # F32 [P, K], rows `scale_stride` apart: what keys in 8 bit are times; only with SCALED
+    k_scale_ptr,  # F32 [P, K], a quarter of `kv_stride` and WIDTH apart: what codes are times; only with FORM
     v_scale_ptr,  # the same
     sequences,
     rows,  # T
     q_stride,
     kv_stride,
     table_stride,
-    scale_stride,
     scale,  # of the scores, times log2(e); with CAPPED without
     softcap,  # only with CAPPED
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,  # D
+    WIDTH: tl.constexpr,  # bytes of a row's head; numbers, without FORM
     LOW: tl.constexpr,
     HIGH: tl.constexpr,  # 0 when D is a power of two
     PAGE: tl.constexpr,  # rows of a page; 0: keys and values lie packed like the queries
@@ -131,7 +139,8 @@ def attend(
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
     RANGED: tl.constexpr,
-    SCALED: tl.constexpr,
+    FORM: tl.constexpr,  # of codes; "": numbers of some float type
+    HARDWARE: tl.constexpr,
     SINGLE: tl.constexpr,  # every sequence has one query at most: a tile each
 ):
     group: tl.constexpr = HEADS // KV_HEADS
@@ -176,32 +185,34 @@ def attend(
         j = at + tl.arange(0, TILE)
         there = j < end
         slot = _slots_of(table_ptr, table_stride, sequence, start, j, there, PAGE)
-        k_base = k_ptr + slot * kv_stride + kv_head * SIZE
-        k_low = tl.load(k_base[None, :] + d_low[:, None], mask=there[None, :] & (d_low < SIZE)[:, None], other=0.0)
-        scores = tl.dot(q_low, k_low.to(q_low.dtype), input_precision="ieee")
+        k_base = k_ptr + slot * kv_stride + kv_head * WIDTH
+        k_low = tl.load(k_base[None, :] + d_low[:, None], mask=there[None, :] & (d_low < SIZE)[:, None], other=0)
+        scores = tl.dot(q_low, _numbers(k_low, FORM, HARDWARE).to(q_low.dtype), input_precision="ieee")
         if HIGH:
             tall = there[None, :] & (d_high < SIZE)[:, None]
-            k_high = tl.load(k_base[None, :] + d_high[:, None], mask=tall, other=0.0)
-            scores = tl.dot(q_high, k_high.to(q_high.dtype), scores, input_precision="ieee")
+            k_high = tl.load(k_base[None, :] + d_high[:, None], mask=tall, other=0)
+            scores = tl.dot(q_high, _numbers(k_high, FORM, HARDWARE).to(q_high.dtype), scores, input_precision="ieee")
         scores = scores * scale
-        if SCALED:
-            factors = slot * scale_stride + kv_head
+        if FORM != "":
+            factors = slot * (kv_stride // 4) + kv_head * (WIDTH // 4)
             scores = scores * tl.load(k_scale_ptr + factors, mask=there, other=0.0)[None, :]
         if CAPPED:
             scores = _capped(scores, softcap)
         seen = (j[None, :] >= lo[:, None]) & (j[None, :] < hi[:, None]) & there[None, :]
         scores = tl.where(seen, scores, -float("inf"))
         weights, shrink, top, total = _online_softmax(scores, top, total)
-        if SCALED:
+        if FORM != "":
             weights = weights * tl.load(v_scale_ptr + factors, mask=there, other=0.0)[None, :]
-        v_base = v_ptr + slot * kv_stride + kv_head * SIZE
-        v_low = tl.load(v_base[:, None] + d_low[None, :], mask=there[:, None] & (d_low < SIZE)[None, :], other=0.0)
+        v_base = v_ptr + slot * kv_stride + kv_head * WIDTH
+        v_low = tl.load(v_base[:, None] + d_low[None, :], mask=there[:, None] & (d_low < SIZE)[None, :], other=0)
+        v_low = _numbers(v_low, FORM, HARDWARE).to(q_low.dtype)
         weights = weights.to(q_low.dtype)
-        acc_low = tl.dot(weights, v_low.to(q_low.dtype), acc_low * shrink[:, None], input_precision="ieee")
+        acc_low = tl.dot(weights, v_low, acc_low * shrink[:, None], input_precision="ieee")
         if HIGH:
             flat = there[:, None] & (d_high < SIZE)[None, :]
-            v_high = tl.load(v_base[:, None] + d_high[None, :], mask=flat, other=0.0)
-            acc_high = tl.dot(weights, v_high.to(q_low.dtype), acc_high * shrink[:, None], input_precision="ieee")
+            v_high = tl.load(v_base[:, None] + d_high[None, :], mask=flat, other=0)
+            v_high = _numbers(v_high, FORM, HARDWARE).to(q_low.dtype)
+            acc_high = tl.dot(weights, v_high, acc_high * shrink[:, None], input_precision="ieee")
 
     whole = tl.where(total > 0, total, 1.0)
     out_row = (row * HEADS + head) * SIZE
@@ -263,12 +274,10 @@ def attention(
     scale: float | None = None,
     splits: int | None = None,
     shape: Shape | None = None,
-    scales: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """q [T, H, D]; k, v [P, K, D] with equal row strides and dense heads -> [T, H, D]. ranges I32 [T, 2]. splits and
-    shape: None chooses. scales: of k and v in 8 bit, F32 [P, K] with equal row strides, a number a row and head. out:
-    where the result goes, dense.
+    """q [T, H, D]; k, v [P, K, D] with equal row strides and dense heads, or in 8 bits [P, K, D + 4] with rows of
+    `kv_rows` -> [T, H, D]. ranges I32 [T, 2]. splits and shape: None chooses. out: where the result goes, dense.
 
     Accumulates in float32; rounds once at the end (and the weights to v's type before their product). Deterministic.
     """
@@ -281,9 +290,11 @@ def attention(
     if splits is None:
         tiles = sequences if single else rows // shape.block_q + sequences
         splits = shapes.splits_for(tiles * shape.kv_heads, bounds.longest, shapes.processors_of(q.device), shape.tile)
-    if q.stride(1) != size or k.stride(1) != size or k.stride(0) != v.stride(0) or splits > shapes.MAX_SPLITS:
+    width = size + (kv_rows.SCALE_BYTES if k.dtype in kv_rows.LARGEST else 0)
+    dense = q.stride(1) == size and k.stride(1) == v.stride(1) == k.shape[2] == width and k.stride(0) == v.stride(0)
+    if not dense or splits > shapes.MAX_SPLITS:
         raise ValueError(f"heads must be dense, rows of k and v equally far apart, parts at most {shapes.MAX_SPLITS}")
-    call = Call(q, k, v, bounds, out, page, causal, window, float(softcap), ranges, scale or size**-0.5, scales)
+    call = Call(q, k, v, bounds, out, page, causal, window, float(softcap), ranges, scale or size**-0.5)
     if forms.every_form():
         for other, one in shapes.shapes_of(
             heads, k.shape[1], size, page, 8 * k.element_size(), shapes.name_of(q.device)
@@ -309,11 +320,11 @@ class Call:
     softcap: float
     ranges: Tensor | None
     scale: float
-    scales: tuple[Tensor, Tensor] | None
 
 
 def _launch(call: Call, shape: Shape, splits: int, single: bool) -> None:
-    q, k, v, bounds, out, scales = call.q, call.k, call.v, call.bounds, call.out, call.scales
+    q, k, v, bounds, out = call.q, call.k, call.v, call.bounds, call.out
+    form = FORMS.get(k.dtype, "")
     rows, heads, size = q.shape
     sequences, table = len(bounds.lengths), bounds.table
     tiles = sequences if single else rows // shape.block_q + sequences
@@ -321,14 +332,13 @@ def _launch(call: Call, shape: Shape, splits: int, single: bool) -> None:
     norms = out if splits == 1 else torch.empty((splits, rows, heads), device=q.device, dtype=torch.float32)
     low, high = halves(size)
     attend[(tiles, shape.kv_heads, splits)](
-        q, k, v, parts, norms, table, bounds.starts, bounds.lengths, call.ranges, *(scales or (None, None)), sequences,
-        rows, q.stride(0), k.stride(0), 0 if table is None else table.stride(0),
-        0 if scales is None else scales[0].stride(0), call.scale * (1.0 if call.softcap else LOG2_E),
-        call.softcap or 1.0,
-        HEADS=heads, KV_HEADS=shape.kv_heads, SIZE=size, LOW=low, HIGH=high, PAGE=call.page, BLOCK_M=shape.block_m,
-        TILE=shape.tile, SPLIT=splits > 1, WINDOW=call.window, CAUSAL=call.causal, CAPPED=call.softcap > 0,
-        RANGED=call.ranges is not None, SCALED=scales is not None, SINGLE=single,
-        num_warps=shape.warps, num_stages=shape.stages,
+        q, *(x.view(torch.uint8) if form else x for x in (k, v)), parts, norms, table, bounds.starts, bounds.lengths,
+        call.ranges, *(kv_rows.scales_of(x) if form else None for x in (k, v)), sequences, rows, q.stride(0),
+        k.stride(0), 0 if table is None else table.stride(0), call.scale * (1.0 if call.softcap else LOG2_E),
+        call.softcap or 1.0, HEADS=heads, KV_HEADS=shape.kv_heads, SIZE=size, WIDTH=k.shape[2], LOW=low, HIGH=high,
+        PAGE=call.page, BLOCK_M=shape.block_m, TILE=shape.tile, SPLIT=splits > 1, WINDOW=call.window,
+        CAUSAL=call.causal, CAPPED=call.softcap > 0, RANGED=call.ranges is not None, FORM=form,
+        HARDWARE=form == "fp8" and reads_e4m3(), SINGLE=single, num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
     if splits > 1:
         padded = triton.next_power_of_2(size)

@@ -46,9 +46,11 @@ def shape_for(
     least = max(16, triton.next_power_of_2(group))
     decode = longest_query == 1
     block_m, tile = (least, 64) if decode else (max(64, least), 32 if size > 128 else 64)
-    wide = not decode and 64 < size <= 128  # (where two stages spill on sm_120, as 8-bit decode does on sm_100)
+    # (Two stages spill on sm_120 with wide heads, as 8-bit decode does on sm_100; three with 8 bits and wide heads.)
+    wide = not decode and 64 < size <= 128 and bits == 16
     stages = 3 if wide or (bits == 8 and decode) else 2
-    return Shape(heads, kv_heads, size, page, block_m, tile, 8 if not decode and size > 64 else 4, stages)
+    warps = 8 if size > 64 and (not decode or bits == 8) else 4  # (rows of 8 bits lie 4 bytes apart: many addresses)
+    return Shape(heads, kv_heads, size, page, block_m, tile, warps, stages)
 
 
 def shapes_of(
@@ -60,10 +62,10 @@ def shapes_of(
 
 
 def decode_parts(
-    heads: int, kv_heads: int, size: int, page: int, sequences: int, longest: int, place: torch.device
+    heads: int, kv_heads: int, size: int, page: int, sequences: int, longest: int, place: torch.device, *, bits: int
 ) -> int:
-    """The parts that `attention` splits the keys of decoding sequences into."""
-    shape = shape_for(heads, kv_heads, size, page, 1, device=name_of(place))
+    """The parts that `attention` splits the keys of decoding sequences into. bits: of a key's number."""
+    shape = shape_for(heads, kv_heads, size, page, 1, bits=bits, device=name_of(place))
     return splits_for(sequences * kv_heads, longest, processors_of(place), shape.tile)
 
 

@@ -16,7 +16,9 @@ from triton import knobs
 from triton.runtime.driver import driver
 
 from opsin_kernels.cpu.linear import PARTS, Form
+from opsin_kernels.kv_rows import KINDS
 
+FORMS = {kind: name for name, kind in KINDS.items()}  # of codes that are one a byte
 E4M3 = 89  # the first chip with an instruction that reads float8 (e4m3)
 
 
@@ -120,6 +122,22 @@ def numbers_of(codes, table_ptr, FORM: tl.constexpr, HARDWARE: tl.constexpr):
         small = (((wide & 0x80) << 24) | ((wide & 0x7F) << 20)).to(tl.float32, bitcast=True)
         found = tl.where((wide & 0x7F) == 0x7F, float("nan"), small * 1.329227995784916e36)
     return found
+
+
+@triton.jit
+def codes_of(numbers, FORM: tl.constexpr):
+    """The opposite, of 8 bits: F32 that are no larger than the largest code -> U8, rounded to nearest, ties to even. By
+    bits, so that every chip and the interpreter do the same."""
+    bits = numbers.to(tl.int32, bitcast=True)
+    if FORM == "int8":
+        found = (numbers + 12582912.0).to(tl.int32, bitcast=True)
+    else:
+        size = tl.abs(numbers)
+        wide = size.to(tl.int32, bitcast=True)
+        normal = ((wide + 0x7FFFF + ((wide >> 20) & 1)) >> 20) - 960
+        subnormal = (size + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+        found = tl.where(size < 0.015625, subnormal, normal) | ((bits >> 24) & 0x80)
+    return (found & 0xFF).to(tl.uint8)
 
 
 @triton.jit

@@ -10,6 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from opsin_kernels.gpu.codes import FORMS, codes_of
+from opsin_kernels.kv_rows import LARGEST
+
 
 @triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def turn_and_store(
@@ -17,13 +20,16 @@ def turn_and_store(
     cos_ptr,  # [T, D]
     sin_ptr,  # [T, D], its first half negated
     slots_ptr,  # I64 [T]; -1: not stored
-    pool_ptr,  # [P, 2K, D]; only with STORED
+    pool_ptr,  # [P, 2K, D]; with FORM U8 [P, 2K, D + 4], rows of `kv_rows`; only with STORED
+    scale_ptr,  # F32, the same memory; only with FORM
     row_stride,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     STORED: tl.constexpr,  # whether keys and values go into the pool; else every head is turned where it is
+    FORM: tl.constexpr,  # of the pool's codes; "": numbers
+    LARGEST: tl.constexpr,  # code
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -46,16 +52,26 @@ def turn_and_store(
     else:
         slot = tl.load(slots_ptr + row)
         if slot >= 0:
-            place = pool_ptr + (slot * (2 * KV_HEADS) + head - HEADS) * SIZE
-            tl.store(place + d, x.to(pool_ptr.dtype.element_ty), mask=inside)
+            place = slot * (2 * KV_HEADS) + head - HEADS
+            if FORM != "":
+                x = x.to(kind).to(tl.float32)
+                scale = tl.div_rn(tl.maximum(tl.max(tl.abs(x), 0), 1e-12), LARGEST)
+                shares = tl.minimum(tl.maximum(tl.div_rn(x, scale), -LARGEST), LARGEST)
+                tl.store(pool_ptr + place * (SIZE + 4) + d, codes_of(shares, FORM), mask=inside)
+                tl.store(scale_ptr + place * (SIZE // 4 + 1) + SIZE // 4, scale)
+            else:
+                tl.store(pool_ptr + place * SIZE + d, x.to(pool_ptr.dtype.element_ty), mask=inside)
 
 
 def rotate_and_store(qkv: Tensor, heads: int, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor) -> None:
-    """qkv [T, H + 2K, D] of dense heads."""
+    """qkv [T, H + 2K, D] of dense heads; pool: with rows of `kv_rows`, if its type is that of codes."""
     rows, count, size = qkv.shape
+    form, largest, scales = FORMS.get(pool.dtype, ""), LARGEST.get(pool.dtype, 0.0), None
+    if form:
+        pool, scales = pool.view(torch.uint8), pool.view(torch.float32)
     turn_and_store[(rows, count)](
-        qkv, cos, sin, slots, pool, qkv.stride(0), HEADS=heads, KV_HEADS=(count - heads) // 2, SIZE=size,
-        PADDED=triton.next_power_of_2(size), STORED=True, num_warps=1,
+        qkv, cos, sin, slots, pool, scales, qkv.stride(0), HEADS=heads, KV_HEADS=(count - heads) // 2, SIZE=size,
+        PADDED=triton.next_power_of_2(size), STORED=True, FORM=form, LARGEST=largest, num_warps=1,
     )  # fmt: skip
 
 
@@ -90,6 +106,6 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     rows, count, size = x.shape
     if rows:
         turn_and_store[(rows, count)](
-            x, cos, sin, None, None, x.stride(0), HEADS=count, KV_HEADS=0, SIZE=size,
-            PADDED=triton.next_power_of_2(size), STORED=False, num_warps=1,
+            x, cos, sin, None, None, None, x.stride(0), HEADS=count, KV_HEADS=0, SIZE=size,
+            PADDED=triton.next_power_of_2(size), STORED=False, FORM="", LARGEST=0.0, num_warps=1,
         )  # fmt: skip

@@ -16,10 +16,11 @@ from opsin_kernels.gpu import linear_cross_entropy as losses
 from opsin_kernels.gpu import quantized_linear as quantized
 from opsin_kernels.gpu import rms_norm as norms
 from opsin_kernels.gpu.attention_shapes import Shape
-from opsin_kernels.gpu.codes import Weight
+from opsin_kernels.gpu.codes import FORMS, Weight
 from opsin_kernels.gpu.lora_shapes import Shape as LoraShape
 from opsin_kernels.gpu.lora_shapes import shapes_of
 from opsin_kernels.gpu.quantized_shapes import BUCKETS, shape_for
+from opsin_kernels.kv_rows import LARGEST
 from opsin_kernels.layout import Bounds
 from opsin_kernels.lora import SlotFactors
 from opsin_kernels.slot_rows import FEW, FEW_BLOCK, SlotRows
@@ -70,6 +71,9 @@ def launches() -> Iterator[Launch]:
     yield Launch("bitmask", "forbid_tokens", _forbid)
     for name, sizes in DECODERS.items():
         yield Launch(f"rotate and store {name}", "turn_and_store", partial(_store, *sizes))
+    for kind in LARGEST:
+        words = f"rotate and store {FORMS[kind]} Qwen2-VL-7B"
+        yield Launch(words, "turn_and_store", partial(_store, *DECODERS["Qwen2-VL-7B"], kind))
     for name, sizes in TOWERS.items():
         yield Launch(f"rotate {name}", "turn_and_store", partial(_rotate, *sizes))
 
@@ -91,7 +95,10 @@ def _attention() -> Iterator[Launch]:
     big = DECODERS["Llama-3.2-11B"]
     yield launch("cross Llama-3.2-11B", *big, page=1, queries=1, splits=8, causal=False)
     yield launch("cross prefill Llama-3.2-11B", *big, page=1, queries=1024, causal=False)
-    yield launch("decode of int8 Qwen2-VL-7B", *DECODERS["Qwen2-VL-7B"], page=PAGE, queries=1, splits=8, eight_bit=True)
+    for kind, name in ((torch.int8, "int8"), (torch.float8_e4m3fn, "fp8")):
+        for model in ("Qwen2-VL-2B", "Qwen2-VL-7B"):
+            yield launch(f"decode of {name} {model}", *DECODERS[model], page=PAGE, queries=1, splits=8, kind=kind)
+        yield launch(f"prefill of {name} Qwen2-VL-7B", *DECODERS["Qwen2-VL-7B"], page=PAGE, queries=1024, kind=kind)
     yield launch("prefill, window and softcap, 128", *big, page=PAGE, queries=1024, window=4096, softcap=50.0)
     yield launch("prefill, spans, 256", 8, 4, 256, page=PAGE, queries=1024, ranged=True)
     for name, sizes in TOWERS.items():
@@ -110,22 +117,20 @@ def attend(
     queries: int,
     splits: int = 1,
     causal: bool = True,
-    eight_bit: bool = False,
+    kind: torch.dtype = torch.bfloat16,
     ranged: bool = False,
     window: int = 0,
     softcap: float = 0.0,
     shape: Shape | None = None,
 ) -> None:
-    """One sequence; keys in pages of `page` rows, or 0: packed with the queries."""
+    """One sequence; keys in pages of `page` rows, of kind, or 0: packed with the queries."""
     q = empty(queries, heads + 2 * kv_heads, size)
-    kv = q[:, heads:] if page == 0 else empty(4096, 2 * kv_heads, size, dtype=torch.int8 if eight_bit else q.dtype)
+    kv = q[:, heads:] if page == 0 else empty(4096, 2 * kv_heads, size + (4 if kind in LARGEST else 0), dtype=kind)
     table = integers(1, 256) if page else None
     bounds = Bounds(integers(2), integers(1), table, queries, 4096)
-    scales = empty(4096, 2 * kv_heads, dtype=torch.float32) if eight_bit else None
     attention.attention(
         q[:, :heads], kv[:, :kv_heads], kv[:, kv_heads:], bounds, page, causal=causal, window=window, softcap=softcap,
         ranges=integers(queries, 2) if ranged else None, splits=splits, shape=shape,
-        scales=None if scales is None else (scales[:, :kv_heads], scales[:, kv_heads:]),
     )  # fmt: skip
 
 
@@ -220,8 +225,9 @@ def _activate(activation: Activation, width: int, gates: bool) -> None:
     run(x, activation).backward(empty(ROWS, width))
 
 
-def _store(heads: int, kv_heads: int, size: int) -> None:
-    qkv, pool = empty(ROWS, heads + 2 * kv_heads, size), empty(64, PAGE, 2 * kv_heads, size)
+def _store(heads: int, kv_heads: int, size: int, kind: torch.dtype = torch.bfloat16) -> None:
+    qkv = empty(ROWS, heads + 2 * kv_heads, size)
+    pool = empty(64, PAGE, 2 * kv_heads, size + (4 if kind in LARGEST else 0), dtype=kind)
     slots = empty(ROWS, dtype=torch.int64)
     rotary.rotate_and_store(qkv, heads, empty(ROWS, size), empty(ROWS, size), pool, slots)
 

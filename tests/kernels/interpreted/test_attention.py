@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opsin_kernels import kv_rows
 from opsin_kernels.gpu import attention as gpu
 from opsin_kernels.gpu.attention_shapes import splits_for
 from opsin_kernels.layout import Bounds
@@ -143,29 +144,33 @@ def test_the_number_of_parts_falls_off_no_cliff(heads: int) -> None:
         assert max(splits_for(1, longest, 132, 64), 1) <= max(1, longest // 128)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", kv_rows.LARGEST)
 @pytest.mark.parametrize("queries", [[1, 1], [3, 1]])
 @pytest.mark.parametrize("splits", [1, 2])
-def test_keys_and_values_in_8_bit_are_times_their_scales(queries: list[int], splits: int) -> None:
-    """The kernel against itself on the same numbers written out."""
+def test_rows_in_8_bits_are_what_they_mean(
+    queries: list[int], splits: int, kind: torch.dtype, dtype: torch.dtype
+) -> None:
+    """The kernel against itself on the same numbers written out. Where no sequence has rows, scales are NaN."""
     torch.manual_seed(1)
-    case = Case(4, 2, 80, 4, queries, [70, 9])
-    small = [torch.randint(-127, 128, (n, 2, 80), dtype=torch.int8) for n in case.lengths for _ in range(2)]
-    scales = [torch.rand(n, 2) / 60 for n in case.lengths for _ in range(2)]
-    wide = [x.float() * s[..., None] for x, s in zip(small, scales, strict=True)]
-    q = torch.randn(sum(queries), 4, 80)
+    lengths, heads = [70, 9], 2
+    q = torch.randn(sum(queries), 4, 80).to(dtype)
     starts = torch.tensor([0, *accumulate(queries)], dtype=torch.int32)
     table = torch.arange(36, dtype=torch.int32).view(2, 18)
-    batch = Bounds(starts, torch.tensor(case.lengths, dtype=torch.int32), table, max(queries), 70)
-
-    def pool(parts: list[Tensor]) -> Tensor:
-        rows = torch.zeros(2, 72, *parts[0].shape[1:], dtype=parts[0].dtype)
-        for i, part in enumerate(parts):
-            rows[i, : len(part)] = part
-        return rows.flatten(0, 1)
-
-    ours = gpu.attention(
-        q, pool(small[::2]), pool(small[1::2]), batch, 4, splits=splits, scales=(pool(scales[::2]), pool(scales[1::2]))
+    bounds = Bounds(starts, torch.tensor(lengths, dtype=torch.int32), table, max(queries), 70)
+    small = kv_rows.quantize(torch.randn(2, 72, 2 * heads, 80), kind)
+    for rows, length in zip(small, lengths, strict=True):
+        kv_rows.scales_of(rows[length:])[:] = torch.nan
+    small = small.flatten(0, 1)
+    wide = kv_rows.dequantize(small, torch.float32 if dtype == torch.float32 else dtype)
+    ours, theirs = (
+        gpu.attention(q, pool[:, :heads], pool[:, heads:], bounds, 4, splits=splits) for pool in (small, wide)
     )
-    theirs = gpu.attention(q, pool(wide[::2]), pool(wide[1::2]), batch, 4, splits=splits)
-    assert (ours - theirs).abs().max() < 2e-5
+    assert (ours - theirs).float().abs().max() < (2e-5 if dtype == torch.float32 else 2e-2)
     assert ours.abs().max() > 0.1
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    q, pool, bounds = torch.randn(1, 2, 16), torch.zeros(4, 2, 16, dtype=torch.int8), torch.ones(2, dtype=torch.int32)
+    with pytest.raises(ValueError, match="heads must be dense"):
+        gpu.attention(q, pool[:, :1], pool[:, 1:], Bounds(bounds, bounds[:1], bounds[None], 1, 1), 4, splits=1)

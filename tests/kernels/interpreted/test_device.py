@@ -39,14 +39,23 @@ QWEN, LLAMA = "Qwen2-VL-2B-Instruct", "Llama-3.2-11B-Vision-Instruct"
 
 
 @pytest.mark.parametrize(
-    ("model", "form"), [(QWEN, "dense"), (LLAMA, "dense"), (QWEN, "int4"), (QWEN, "int8"), (QWEN, "fp8")]
+    ("model", "form", "kv_dtype"),
+    [
+        (QWEN, "dense", "auto"),
+        (LLAMA, "dense", "int8"),
+        (QWEN, "int4", "auto"),
+        (QWEN, "int8", "int8"),
+        (QWEN, "fp8", "fp8"),
+    ],
 )
-def test_models_give_the_definitions_tokens(model: str, form: str, gpu: Pretended, bench: None) -> None:
+def test_models_give_the_definitions_tokens(model: str, form: str, kv_dtype: str, gpu: Pretended, bench: None) -> None:
     """Prompts are taken in by steps that are launched anew, decode steps are recorded ones."""
     from device import Device
     from engine_check import compared
 
-    found = compared(model, Device(tiny=True), True, MIX, count=3, sequences=2, context=100, form=form)
+    found = compared(
+        model, Device(tiny=True), True, MIX, count=3, sequences=2, context=100, form=form, kv_dtype=kv_dtype
+    )
     assert found["answers"] == 2 * len(MIX)
     assert {"attend", "rms_norm_rows", "turn_and_store", "draw_rows", "penalize_places"} <= set(gpu.launched)
     assert ("multiply" in gpu.launched) == (form != "dense")

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from opsin_kernels import dispatch
 from opsin_kernels.gpu import quantized_linear as gpu
 from opsin_plugins.blocks.weight_policy import WeightPolicy
+from opsin_server.config import KvDType
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs, batch_sizes, context_sizes
 from support import adapters, engines, oracle, tiny
@@ -66,13 +67,13 @@ def test_recorded_steps_give_the_same_tokens(family: str, tmp_path) -> None:
     assert len(set(sizes)) > 1, "of several sizes"
 
 
-@pytest.mark.parametrize("form", ["int4", "int8", "fp8"])
-def test_recorded_steps_over_quantized_weights_give_the_definitions_tokens(form: str, tmp_path) -> None:
+@pytest.mark.parametrize(("form", "kv_dtype"), [("int4", "auto"), ("int8", "int8"), ("fp8", "fp8")])
+def test_recorded_steps_of_few_bits_give_the_definitions_tokens(form: str, kv_dtype: KvDType, tmp_path) -> None:
     ours = oracle.saved(tiny.qwen2_vl(), tmp_path, policy=WeightPolicy(form, vision=True))
     mix = [Asked([5, 6, IMAGE, 7, 8, 9], [oracle.picture(0, 12, 20)], count=3), Asked([4, 3, 11], count=5)]
     with mock.patch.object(dispatch, "INTERPRETED", False):
-        expected = [answer.tokens for answer in engines.ask(engines.make_engine(ours), ours, mix)]
-    engine = engines.make_engine(ours)
+        expected = [answer.tokens for answer in engines.ask(engines.make_engine(ours, kv_dtype=kv_dtype), ours, mix)]
+    engine = engines.make_engine(ours, kv_dtype=kv_dtype)
     engine.runner.graphs = graphs = DecodeGraphs(ours.model, engine.runner.pool, 4, 400, record)
     graphs.prepare()
     with mock.patch.object(gpu, "linear", wraps=gpu.linear) as linear:

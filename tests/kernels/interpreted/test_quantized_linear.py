@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,9 @@ from opsin_kernels.gpu import dequantize as gpu_dequantize
 from opsin_kernels.gpu import quantized_linear as gpu
 from opsin_kernels.gpu.codes import Weight
 from opsin_kernels.gpu.quantized_shapes import BUCKETS, MANY_ROWS, parts_for, shape_for, shapes_of
+from opsin_plugins.blocks.codes import Codes
+from opsin_plugins.blocks.weight_formats import form_of
+from opsin_plugins.spec import CodeForm
 
 # Of a result, relative to itself and to the sum of the products' sizes: its own rounding, that of float32 sums.
 ROUNDED = {torch.float32: 2.0**-23, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -102,7 +107,7 @@ def check(found: Tensor, x: Tensor, weight: Weight, tiled: bool) -> None:
     assert ((found.double() - wanted).abs() <= bound).all(), float(((found.double() - wanted).abs() / bound).max())
 
 
-@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 384), (20, 66, 384)])
 @forms
 def test_products_are_those_of_the_weight_that_is_meant(
@@ -222,6 +227,23 @@ def test_shapes_that_are_compiled_are_all_that_are_chosen(form: tuple) -> None:
             assert shape.many in (1, shape.step // max(1, weight.span))
             for processors in (1, 132):
                 assert 1 <= parts_for(weight, shape, processors) <= 16
+
+
+@pytest.mark.parametrize("rows", [5, MANY_ROWS])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_formats_of_linears_run_the_kernels(ordered: bool, rows: int) -> None:
+    """With inputs in an order of the weight's own, a bias, and the gradient of x."""
+    form = CodeForm("int4", 32, offset=True, ordered=ordered)
+    held = form_of(form)(128, 9)
+    values, order = torch.randint(0, 16, (9, 128), dtype=torch.uint8), torch.randperm(128) if ordered else None
+    held.fill(0, Codes(form, values, torch.rand(9, 4), torch.randn(9, 4), order))
+    x, bias = torch.randn(rows, 128), torch.randn(9)
+    with mock.patch.object(gpu, "linear", wraps=gpu.linear) as linear:
+        found = held.matmul(x, bias)
+    assert linear.call_count == 1
+    wide, gradient = held.dequantized(), torch.randn(rows, 9)
+    assert torch.allclose(found, x @ wide.T + bias, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(held.input_gradient(gradient), gradient @ wide, rtol=1e-4, atol=1e-3)
 
 
 def test_a_gradient_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opsin_kernels import activations, layer_norm, rotary
+from opsin_kernels import activations, kv_rows, layer_norm, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import activations as gpu_activations
 from opsin_kernels.gpu import layer_norm as gpu_layer_norm
@@ -62,6 +62,44 @@ def test_turned_and_stored(heads: int, kv_heads: int, size: int, dtype: torch.dt
     assert close(ours[:, :heads], queries)
     assert close(pools[0], pools[1])
     assert (pools[0].view(12, -1)[[i for i in range(12) if i not in slots.tolist()]] == 7).all(), "nothing else changes"
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", kv_rows.LARGEST)
+@pytest.mark.parametrize("size", [32, 80, 4])
+def test_turned_and_stored_in_8_bits(size: int, kind: torch.dtype, dtype: torch.dtype) -> None:
+    """The definition's codes; where sums are rounded in another order, a neighbour's."""
+    torch.manual_seed(size)
+    tables = rotary.angles_to_tables(10 * torch.rand(6, size // 2), dtype)
+    qkv = (torch.randn(6, 8, size) * 10.0 ** torch.arange(-3, 3)[:, None, None]).to(dtype)
+    qkv[4, 6] = 0
+    slots = torch.tensor([3, 0, 7, -1, 5, 2])
+    pools = [torch.full((2, 4, 4, size + 4), 7, dtype=torch.int8).view(kind) for _ in range(2)]
+    gpu_rotary.rotate_and_store(qkv.clone(), 4, *tables, pools[0], slots)
+    there = slots >= 0
+    rotary.rotate_and_store_ref(qkv[there].clone(), 4, *(t[there] for t in tables), pools[1], slots[there])
+    ours, theirs = (pool.view(8, 4, size + 4) for pool in pools)
+    assert torch.equal(ours[:, 2:].view(torch.int8), theirs[:, 2:].view(torch.int8)), "values are not turned"
+    assert torch.allclose(*(kv_rows.scales_of(rows[slots[there], :2]) for rows in (ours, theirs)), rtol=1e-6, atol=0)
+    codes = [rows[..., :size].view(torch.int8) for rows in (ours, theirs)]
+    assert (codes[0].int() - codes[1].int()).abs().max() <= 1
+    assert (codes[0] == codes[1]).float().mean() > 0.97
+    assert (ours[[1, 4, 6]].view(torch.int8) == 7).all(), "nothing else changes"
+
+
+@pytest.mark.parametrize("kind", kv_rows.LARGEST)
+def test_every_number_gets_the_nearest_code(kind: torch.dtype) -> None:
+    """Ties to even, subnormal numbers of float8, and both ends."""
+    largest = kv_rows.LARGEST[kind]
+    numbers = torch.cat(
+        [torch.linspace(-largest, largest, 1001), torch.arange(-40, 41) / 1024, largest * torch.ones(22)]
+    )
+    rows = numbers.view(16, 1, 69)[..., :68].repeat(1, 3, 1)
+    rows[..., 0] = largest  # so that the scale is 1
+    pool, slots = torch.zeros(4, 4, 2, 72, dtype=torch.int8).view(kind), torch.arange(16)
+    tables = torch.ones(16, 1, 68), torch.zeros(16, 1, 68)
+    gpu_rotary.rotate_and_store(rows.clone(), 1, *tables, pool, slots)
+    assert torch.equal(pool.view(16, 2, 72).view(torch.int8), kv_rows.quantize(rows[:, 1:], kind).view(torch.int8))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -68,7 +68,7 @@ class DecodeGraphs:
         self.model, self.pool, self._record = model, pool, record
         self.sizes, self.contexts = batch_sizes(max_sequences), context_sizes(max_context)
         block = pool[0].shape[1]
-        self._buffers = Buffers(model, self.sizes[-1], -(-self.contexts[-1] // block), pool[0].device, pool[0].dtype)
+        self._buffers = Buffers(model, self.sizes[-1], -(-self.contexts[-1] // block), pool[0].device)
         self._cross = CrossBuffers(self.sizes[-1], cross_kv) if cross_kv else None
         self._made: dict[tuple[int, int, bool, bool], Callable[[], object]] = {}
 
@@ -135,7 +135,14 @@ class DecodeGraphs:
 
         decoder, pool = self.model.spec.decoder, self.pool[0]
         return decode_parts(
-            decoder.heads, decoder.kv_heads, decoder.head_dim, pool.shape[1], size, context, pool.device
+            decoder.heads,
+            decoder.kv_heads,
+            decoder.head_dim,
+            pool.shape[1],
+            size,
+            context,
+            pool.device,
+            bits=8 * pool.itemsize,
         )
 
 
@@ -144,7 +151,7 @@ class Buffers:
     block table, which most steps leave as it is, are moved in one copy. On the host there are two of each: while the
     numbers of one step may still be on their way, those of the next are written."""
 
-    def __init__(self, model: Model, size: int, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, size: int, blocks: int, device: torch.device) -> None:
         axes = max(1, len(model.spec.decoder.rope.sections))
         count = (3 + axes) * size + -(-size // 2)  # the lengths are 32 bit
         self._staging = [Staging(count, size, device) for _ in range(2)]
@@ -154,6 +161,7 @@ class Buffers:
         self.table = torch.zeros((size, blocks), dtype=torch.int32, device=device)
         self._last_table: Tensor | None = None
         self.starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+        dtype = model.decoder.embedding.dtype
         self.logits = torch.zeros((size, model.spec.decoder.vocab), dtype=dtype, device=device)
         self.empty()
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin_kernels.kv_rows import SCALE_BYTES
+from opsin_kernels.kv_rows import LARGEST, SCALE_BYTES
 from opsin_kernels.layout import Layout
 from opsin_kernels.transfer import moved, on_device
 from opsin_plugins.blocks.adapter_slots import AdapterSlots, AdapterWeights
@@ -37,9 +37,9 @@ def visual_levels(spec: ModelSpec) -> int:
 def make_pool(
     spec: DecoderSpec, layers: int, blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
 ) -> KVPool:
-    """A layer's keys and values, [blocks, block, 2K, D]; dtype int8: with rows of `kv_rows`. Zeros, since a row that
-    was never written must not be NaN (masked rows are still multiplied by zero)."""
-    width = spec.head_dim + (SCALE_BYTES if dtype == torch.int8 else 0)
+    """A layer's keys and values, [blocks, block, 2K, D]; dtype of 8 bits: with rows of `kv_rows`. Zeros, since a row
+    that was never written must not be NaN (masked rows are still multiplied by zero)."""
+    width = spec.head_dim + (SCALE_BYTES if dtype in LARGEST else 0)
     shape = (blocks, block_size, 2 * spec.kv_heads, width)
     if device.type != "cpu":
         return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]

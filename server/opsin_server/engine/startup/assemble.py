@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from opsin_kernels.dispatch import implementation
+from opsin_kernels.kv_rows import KINDS
 from opsin_plugins.blocks.adapter_slots import AdapterSlots
 from opsin_plugins.blocks.decoder import KVPool
 from opsin_plugins.blocks.model import Model
@@ -37,7 +38,7 @@ def assemble(model: Model, linears: Linears, config: EngineConfig, resolved: Res
     kept = resolved.memory.encoder_blocks
     cache: EncoderCache[torch.Tensor] = EncoderCache(kept, size, pinned_during_decode=spec.cross is not None)
     visual_pool = make_visual_pool(spec, kept, size, device, dtype)
-    kept_as = torch.int8 if config.kv_dtype == "int8" else dtype
+    kept_as = KINDS.get(config.kv_dtype, dtype)
     pool = make_pool(decoder, decoder.own_layers, blocks.total, size, device, kept_as)
     adapters, loader = None, None
     room = resolved.memory.adapters

@@ -20,6 +20,7 @@ from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Reserve
 
 GIB = 2**30
+FP8 = (8, 9)  # compute capability of GPUs that read float8 (e4m3)
 # On a CPU the pool shares memory with everything else that runs there; on a GPU it may have what the others leave.
 KV_SHARE = {"cpu": 0.25, "cuda": 0.9}
 KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
@@ -75,8 +76,7 @@ class ResolvedConfig:
 
 def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free: int) -> ResolvedConfig:
     """free: bytes on the device before anything is there. Raises ConfigError when the model does not fit."""
-    if config.kv_dtype == "int8" and device.type != "cpu":
-        raise ConfigError("--kv-dtype int8 is there on a CPU alone so far: leave it out")
+    _check_kv_dtype(config, model.spec.decoder, device)
     if model.weights > free:
         raise ConfigError(
             f"the weights need {model.weights:,} bytes as {str(model.dtype).removeprefix('torch.')}; {free:,} are free "
@@ -112,6 +112,16 @@ def resolve(config: EngineConfig, model: ModelNeeds, device: torch.device, free:
         max_image_tokens=model.image_tokens,
         memory=ledger,
     )
+
+
+def _check_kv_dtype(config: EngineConfig, spec: DecoderSpec, device: torch.device) -> None:
+    """Raises ConfigError for 8 bits that the device's kernels do not read."""
+    if config.kv_dtype == "auto" or device.type == "cpu":
+        return
+    if spec.head_dim % SCALE_BYTES:
+        raise ConfigError(f"--kv-dtype {config.kv_dtype} on a GPU: heads of {spec.head_dim} are no multiple of 4")
+    if config.kv_dtype == "fp8" and torch.cuda.get_device_capability(device) < FP8:
+        raise ConfigError("--kv-dtype fp8 needs a GPU of compute capability 8.9 or more; int8 does with any")
 
 
 def _check_room(config: EngineConfig, ledger: MemoryLedger, device: torch.device, context: int, per_block: int) -> None:
@@ -235,7 +245,7 @@ def _encoder_blocks(config: EngineConfig, model: ModelNeeds, free: int) -> int:
 
 def kv_bytes_per_token(spec: DecoderSpec, item: int, kept_as: KvDType = "auto") -> int:
     """item: bytes of a number of the model."""
-    row = spec.head_dim + SCALE_BYTES if kept_as == "int8" else spec.head_dim * item
+    row = spec.head_dim * item if kept_as == "auto" else spec.head_dim + SCALE_BYTES
     return 2 * spec.own_layers * spec.kv_heads * row
 
 
