@@ -125,19 +125,24 @@ def linear(x: Tensor, weight: Weight, shape: Shape | None = None, parts: int | N
     if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError("the product with a quantized weight has no backward pass of its own")
     x = x if x.stride(1) == 1 else x.contiguous()
-    out = torch.empty(len(x), weight.outputs, device=x.device, dtype=x.dtype)
-    bits, processors = 8 * x.itemsize, processors_of(x.device)
     if forms.every_form() and len(x):
-        for other in shapes_of(weight, bits):
-            for count in (1, 2):
-                _multiply(x, weight, out, other, count)
-        dequantize.dequantize(weight, slice(0, 1), x.dtype)
+        _compile(x, weight)
     if len(x) >= MANY_ROWS and shape is None:
         return dequantize.product(x, weight)
+    out = torch.empty(len(x), weight.outputs, device=x.device, dtype=x.dtype)
     if len(x):
-        shape = shape or shape_for(weight, len(x), bits)
-        _multiply(x, weight, out, shape, parts or parts_for(weight, shape, processors))
+        shape = shape or shape_for(weight, len(x), 8 * x.itemsize)
+        _multiply(x, weight, out, shape, parts or parts_for(weight, shape, processors_of(x.device)))
     return out
+
+
+def _compile(x: Tensor, weight: Weight) -> None:
+    """By a row, for any number of them."""
+    out = torch.empty(1, weight.outputs, device=x.device, dtype=x.dtype)
+    for shape in shapes_of(weight, 8 * x.itemsize):
+        for parts in (1, 2):
+            _multiply(x[:1], weight, out, shape, parts)
+    dequantize.dequantize(weight, slice(0, 1), x.dtype)
 
 
 def _multiply(x: Tensor, weight: Weight, out: Tensor, shape: Shape, parts: int) -> None:
