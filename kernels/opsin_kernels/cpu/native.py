@@ -32,8 +32,8 @@ _TELLING = ("linear", "decode_layer")  # whether there was memory
 @cache
 def native() -> ctypes.CDLL | str:
     """Or why there is none, in a sentence."""
-    if forced() == "torch":
-        return "OPSIN_KERNELS=torch asks for the definitions"
+    if (wanted := forced()) in ("torch", "interpret"):
+        return f"OPSIN_KERNELS={wanted} asks for {'the definitions' if wanted == 'torch' else 'kernels of a GPU'}"
     level = torch.backends.cpu.get_cpu_capability()
     level = level if level in ("AVX512", "AVX2") else "DEFAULT"
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsin"
