@@ -157,5 +157,7 @@ make_venv
 install_cpu_torch
 say "opsin and what it needs$([ "$MODE" = run ] || echo ', and the tools of the checks')"
 pip_install -c "$PINS" -e "$what" || explain
+say "the C kernels for this processor"
+"$VENV/bin/python" -c 'from opsin_kernels.cpu.native import native; native()' || true # (opsin doctor says why not)
 touch "$VENV/.setup-run" "$VENV/.setup-$MODE"
 say "ready"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=150)
     parser.add_argument("--quantization", choices=["int8", "int4", "fp8"])
     parser.add_argument("--quantize-vision", action="store_true")
-    parser.add_argument("--kv-dtype", choices=["auto", "int8"], default="auto")
+    parser.add_argument("--kv-dtype", choices=["auto", "int8", "fp8"], default="auto")
     add_font_options(parser)
     args = parser.parse_args()
     fonts = fonts_from(args)
@@ -34,7 +35,7 @@ def main() -> None:
     if args.quantization is not None:
         quantize(model, args.quantization, vision=args.quantize_vision)
     exam = exam_batches(encoder, args.seed, args.batches, fonts)
-    keep = kept_in_8_bits if args.kv_dtype == "int8" else lambda rows: rows
+    keep = (lambda rows: rows) if args.kv_dtype == "auto" else partial(kept_in_8_bits, kind=args.kv_dtype)
     table, blind = score(model, exam, torch.float32, keep), majority(exam)
     print(f"{'task':18s} {'right %':>8s} {'majority %':>10s} {'n':>6s}")
     for task, (right, n) in sorted(table.items()):

@@ -21,9 +21,9 @@ def quantize(model: nn.Module, form: str, *, vision: bool) -> None:
             _round(module.weight, form)
 
 
-def kept_in_8_bits(rows: Tensor) -> Tensor:
-    """Keys or values, as attention finds them behind `--kv-dtype int8`."""
-    return kv_rows.dequantize(kv_rows.quantize(rows), rows.dtype)
+def kept_in_8_bits(rows: Tensor, kind: str) -> Tensor:
+    """Keys or values, as attention finds them behind `--kv-dtype int8` or `fp8`."""
+    return kv_rows.dequantize(kv_rows.quantize(rows, kv_rows.KINDS[kind]), rows.dtype)
 
 
 def _round(weight: nn.Parameter, form: str) -> None:
