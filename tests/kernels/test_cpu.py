@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,16 +224,37 @@ def test_keys_and_values_in_8_bits(
     assert (pool != theirs).float().mean() < 0.01  # (a rounding that falls between two codes)
 
 
-@pytest.mark.parametrize("level", build.levels())
-def test_every_level_of_a_processor_computes_the_same(level: str, tmp_path: Path) -> None:
-    mine = torch.backends.cpu.get_cpu_capability()
-    if list(build.LEVELS).index(level) < list(build.LEVELS).index(mine if mine in build.LEVELS else "DEFAULT"):
-        pytest.skip(f"this processor has no {level}")
-    loaded = ctypes.CDLL(str(build.build(level, tmp_path)))
+@pytest.fixture(scope="module", params=build.levels())
+def of_level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    mine, levels = torch.backends.cpu.get_cpu_capability(), list(build.LEVELS)
+    if levels.index(request.param) < levels.index(mine if mine in build.LEVELS else "DEFAULT"):
+        pytest.skip(f"this processor has no {request.param}")
+    return native._opened(build.build(request.param, tmp_path_factory.mktemp("level")))
+
+
+@pytest.mark.parametrize(("form", "group", "offset", "half"), FORMS)
+def test_products_at_every_level_of_a_processor(
+    of_level: ctypes.CDLL, form: Form, group: int, offset: bool, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "loaded", lambda: of_level)
+    weight = Weight(form, group, offset, half, 67)
+    meant, x = weight.meant().double(), torch.randn(18, INPUTS)
+    whole = weight.product(x)
+    assert (whole - x.double() @ meant.T).abs().max() < 1e-6 * (x.double().abs() @ meant.abs().T).max()
+    for count in (1, 2, 3, 5, 8, 9):
+        assert torch.equal(weight.product(x[:count]), whole[:count]), count
+
+
+@torch.no_grad()
+def test_every_level_of_a_processor_computes_the_same(of_level: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = of_level
+    monkeypatch.setattr(rows, "loaded", lambda: of_level)
+    x, weight, floor = torch.randn(5, 96), torch.randn(96), torch.tensor(1e-5)
+    assert torch.allclose(rows.rms_norm(x, weight, floor), rms_norm.rms_norm_ref(x, weight, floor), atol=1e-6)
+    assert torch.allclose(rows.silu_gated(x * 9), activations.gated_ref(x * 9, "silu"), atol=1e-5)
     cos, sin = rotary.angles_to_tables(torch.randn(3, 32), torch.float32)
     qkv, slots, pools = torch.randn(3, 3, 64), torch.tensor([0, 5, 2]), [torch.zeros(2, 4, 2, 64) for _ in range(2)]
     turned = qkv.clone()
-    loaded.rotate_and_store.argtypes = (*(ctypes.c_void_p,) * 5, *(ctypes.c_int64,) * 5)
     pointers = (part.data_ptr() for part in (turned, cos, sin, pools[0], slots))
     loaded.rotate_and_store(*pointers, 3, 1, 1, 64, 0)
     rotary.rotate_and_store_ref(qkv, 1, cos, sin, pools[1], slots)
@@ -250,6 +272,35 @@ def test_without_a_compiler_there_is_a_sentence(tmp_path: Path, monkeypatch: pyt
     broken.chmod(0o755)
     with pytest.raises(build.NoCompilerError, match="cc failed: no such option"):
         build.build("DEFAULT", tmp_path)
+
+
+def test_a_damaged_library_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    level = torch.backends.cpu.get_cpu_capability()
+    name = build.library_name(level if level in build.LEVELS else "DEFAULT")
+    whole = (native.HERE / name).read_bytes()
+    made = []
+
+    def compiled(level: str, folder: Path, *, anew: bool = False) -> Path:
+        made.append(anew)
+        part = folder / "part"
+        part.write_bytes(whole)
+        return part.replace(folder / name)
+
+    monkeypatch.setattr(native, "HERE", tmp_path)
+    monkeypatch.setattr(native, "build", compiled)
+    (tmp_path / name).write_bytes(b"")
+    assert isinstance(native.native.__wrapped__(), ctypes.CDLL)
+    assert made == [True]
+    assert isinstance(native.native.__wrapped__(), ctypes.CDLL)
+    assert made == [True]
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    for name, age in (("old", 3600), ("new", 0)):
+        (tmp_path / f".build-{name}").mkdir()
+        os.utime(tmp_path / f".build-{name}", (time.time() - age,) * 2)
+    build._forget_killed(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".build-new"]
 
 
 def test_a_fork_has_threads_of_its_own() -> None:

@@ -4,12 +4,14 @@ needed."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sysconfig
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +28,10 @@ LEVELS: Mapping[str, Sequence[str]] = {
     "DEFAULT": (),
 }
 SECONDS = 240.0
+SCRATCH = ".build-"
+
+
+log = logging.getLogger("opsin.kernels")
 
 
 class NoCompilerError(Exception):
@@ -52,21 +58,33 @@ def compiler() -> str:
     raise NoCompilerError("there is no C compiler")
 
 
-def build(level: str, folder: Path) -> Path:
-    """The library in a folder. Whoever else makes it at the same time makes the same. Raises NoCompilerError."""
+def build(level: str, folder: Path, *, anew: bool = False) -> Path:
+    """The library in a folder. Whoever else makes it at the same time makes the same. anew: also where there is one.
+    Raises NoCompilerError."""
     target = folder / library_name(level)
-    if target.is_file():
+    if target.is_file() and not anew:
         return target
     program = compiler()
+    log.warning("compiling the C kernels for this processor, once, into %s: half a minute at most", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
+        _forget_killed(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             made = Path(scratch) / target.name
             command = [program, *FLAGS, *LEVELS[level], "-o", str(made), *map(str, SOURCES), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)  # noqa: S603
             if done.returncode:
                 raise NoCompilerError(f"{program} failed: {(done.stderr.splitlines() or ['no reason given'])[0]}")
+            with made.open("rb") as opened:
+                os.fsync(opened.fileno())  # a name that outlives a power cut has its content
             made.replace(target)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCompilerError(f"{folder}: {error}") from error
     return target
+
+
+def _forget_killed(folder: Path) -> None:
+    """What builds that were killed have left."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        if time.time() - left.stat().st_mtime > 2 * SECONDS:
+            shutil.rmtree(left, ignore_errors=True)

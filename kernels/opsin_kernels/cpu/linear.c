@@ -283,8 +283,8 @@ INLINE int many(int form, float *out, const float *x, int64_t m, const weight_t 
             numbers_of(form, kept + whole * w->k, w, row + whole, end, 1, group);
         }
         for (int64_t i = 0; i < m; i += 4)
-            for (int64_t r = 0; r < end - row; r += 4)
-                tile(FLOAT32, out + i * w->n + row, x + i * w->k, m - i, &numbers, r, end - row, 4, 4, w->k,
+            for (int64_t r = 0; r < end - row; r += SUMS / 4)
+                tile(FLOAT32, out + i * w->n + row, x + i * w->k, m - i, &numbers, r, end - row, SUMS / 4, 4, w->k,
                      form == FLOAT32 && i == 0);
     }
     return 1;

@@ -36,17 +36,30 @@ def native() -> ctypes.CDLL | str:
         return f"OPSIN_KERNELS={wanted} asks for {'the definitions' if wanted == 'torch' else 'kernels of a GPU'}"
     level = torch.backends.cpu.get_cpu_capability()
     level = level if level in ("AVX512", "AVX2") else "DEFAULT"
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsin"
-    ready = HERE / library_name(level)
     try:
-        found = ready if ready.is_file() else build(level, HERE if os.access(HERE, os.W_OK) else cached)
-        loaded = ctypes.CDLL(str(found))
-    except (NoCompilerError, OSError, RuntimeError) as error:
+        ready = HERE / library_name(level)
+        path = ready if ready.is_file() else build(level, _folder())
+        try:
+            return _opened(path)
+        except (OSError, AttributeError):  # it is damaged
+            return _opened(build(level, _folder(), anew=path.parent == _folder()))
+    except (NoCompilerError, OSError, AttributeError, RuntimeError) as error:
         return str(error)
+
+
+def _folder() -> Path:
+    """Where a library is made. Raises RuntimeError where nobody has a home."""
+    if os.access(HERE, os.W_OK):
+        return HERE
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsin"
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
     for name, arguments in _FUNCTIONS.items():
-        function = getattr(loaded, name)
+        function = getattr(found, name)
         function.argtypes, function.restype = arguments, ctypes.c_int if name in _TELLING else None
-    return loaded
+    return found
 
 
 def loaded() -> ctypes.CDLL:

@@ -166,4 +166,4 @@ def shown(measure: str, value: float | None) -> str:
 
 def _data(data: Data) -> str:
     pictures = f", {data.pictures:,} pictures" if data.pictures else ""
-    return f"{data.name}: {data.rows:,} rows{pictures}, {data.answers:,} tokens of answers"
+    return f"{data.name}: {data.rows:,} row{'s' * (data.rows != 1)}{pictures}, {data.answers:,} tokens of answers"

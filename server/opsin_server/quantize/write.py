@@ -40,6 +40,8 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], make: Make
         if size >= SHARD_BYTES:
             flush()
     flush()
+    for number in range(len(files)):  # safetensors makes them its user's alone; whoever reads one reads all
+        (folder / NAME.format(number=number + 1)).chmod((folder / "config.json").stat().st_mode)
     names = {name: NAME.format(number=i + 1) for i, file in enumerate(files) for name in file}
     total = sum((folder / name).stat().st_size for name in set(names.values()))
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}

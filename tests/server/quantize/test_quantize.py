@@ -76,6 +76,7 @@ def test_what_belongs_to_a_model_comes_along(tmp_path: Path) -> None:
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     run(str(tmp_path / "base"), str(tmp_path / "out"), "--scheme", "int4")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1, "whoever reads one file reads all"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert config["quantization_config"]["ignore"][0] == "lm_head"

@@ -80,11 +80,13 @@ def is_gguf(path: Path) -> bool:
 def read_container(path: Path) -> Container:
     """Raises SpecError for what is no whole GGUF file, with what is wrong."""
     try:
+        if path.stat().st_size == 0:
+            raise SpecError(f"{path} is empty")
         with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data).read()
     except SpecError:
         raise
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path}: {error}") from error
 
 

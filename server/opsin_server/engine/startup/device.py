@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
 from opsin_kernels.cpu.native import native
+from opsin_kernels.dispatch import forced, implementation
 from opsin_plugins.spec import ModelFiles
 from opsin_server.errors import ConfigError
 
+log = logging.getLogger("opsin.engine")
 CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +43,21 @@ def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dt
 def multiplies_halves(device: torch.device) -> bool:
     """Whether products with a weight in 16 bits are made with rows in float32, and no copy of it in float32."""
     return device.type == "cpu" and not isinstance(native(), str)
+
+
+def kernels_on(device: torch.device) -> str:
+    """Which run there, for the operator."""
+    chosen = implementation(device.type)
+    if chosen != "torch" or device.type != "cpu":
+        return chosen
+    found = native()
+    return f"torch, no C ({found})" if isinstance(found, str) else f"C for {torch.backends.cpu.get_cpu_capability()}"
+
+
+def warn_without_c(device: torch.device) -> None:
+    """Where nobody has asked for that."""
+    if device.type == "cpu" and forced() is None and isinstance(found := native(), str):
+        log.warning("no C kernels: %s. Quantized weights are slow, and weights of 16 bits take 32", found)
 
 
 def free_bytes(device: torch.device) -> int:

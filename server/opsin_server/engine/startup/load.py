@@ -16,7 +16,7 @@ from opsin_plugins.spec import SpecError
 from opsin_server.config import EngineConfig
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
-from opsin_server.engine.startup.device import choose_device, free_bytes
+from opsin_server.engine.startup.device import choose_device, free_bytes, kernels_on, warn_without_c
 from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.training_warmup import warm_training
@@ -47,6 +47,7 @@ def load_engine(
     device = choose_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    warn_without_c(device)
     free = free_bytes(device)
     inspected = examine(config, device, free)
     said, resolved = estimate(inspected, config, device, free)
@@ -89,7 +90,7 @@ def _allocated(
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} thread(s)",
         dtype=said.dtype,
-        kernels=implementation(device.type),
+        kernels=kernels_on(device),
         max_context=resolved.max_context,
         max_image_tokens=resolved.max_image_tokens,
         max_sequences=config.max_sequences,
