@@ -103,6 +103,13 @@ def test_products_are_those_of_the_weight_that_is_meant(
     assert torch.equal(weight.product(x[7:8]), whole[7:8])
 
 
+@pytest.mark.parametrize(("form", "group", "offset", "half"), [FORMS[0], FORMS[6], FORMS[-3]])
+def test_rows_of_a_large_picture_are_taken_some_at_a_time(form: Form, group: int, offset: bool, half: bool) -> None:
+    weight, x = Weight(form, group, offset, half, 67), torch.randn(523, INPUTS)
+    whole = weight.product(x)
+    assert torch.equal(torch.cat([weight.product(part) for part in x.split(100)]), whole)
+
+
 def test_16_bit_rows_are_multiplied_as_they_are_and_rounded_once() -> None:
     weight, x = Weight("int4", 32, True, True, 64), torch.randn(3, INPUTS).bfloat16()
     assert torch.equal(weight.product(x), weight.product(x.float()).bfloat16())

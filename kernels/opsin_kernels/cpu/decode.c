@@ -25,8 +25,6 @@ static inline int64_t row_bytes(int64_t width, int64_t eight) {
     return eight ? width + SCALE_BYTES : width * (int64_t)sizeof(float);
 }
 
-/* qkv [rows, heads + 2 * kv_heads, width], changed in place; cos, sin [rows, width], the first half of sin negated; pool
- * [slots, 2 * kv_heads, width], of float32 or in 8 bits. */
 void rotate_and_store(float *qkv, const float *cos, const float *sin, char *pool, const int64_t *slots, int64_t rows,
                       int64_t heads, int64_t kv_heads, int64_t width, int64_t eight) {
     const int64_t half = width / 2, all = (heads + 2 * kv_heads) * width, size = row_bytes(width, eight);
@@ -147,8 +145,6 @@ static void attend_part(void *given, int64_t from, int64_t to) {
     }
 }
 
-/* q: rows `q_stride` apart, [heads, width] each; pool [blocks, block, 2 * kv_heads, width], of float32 or in 8 bits; table
- * [sequences, pages]. out [sequences, heads, width]. One query row a sequence, its newest. */
 void attend(float *out, const float *q, const char *pool, const int64_t *table, const int64_t *lengths, int64_t sequences,
             int64_t pages, int64_t block, int64_t q_stride, int64_t heads, int64_t kv_heads, int64_t width, int64_t eight,
             int64_t threads) {

@@ -12,11 +12,12 @@
 #include "pool.h"
 #include "vectors.h"
 
-#define UNIT 64    /* rows of the weight that a thread has at least */
-#define FEW 8      /* rows of x for which codes are turned into numbers once more rather than kept */
-#define BLOCK 32768 /* bytes of numbers that are kept, which a second-level cache holds beside x */
-#define GROUPS 16  /* whose scales are read at a time */
-#define AHEAD 4    /* rows of the weight are asked for so many turns early: latency is most of a step of one row */
+#define UNIT 64     /* rows of the weight that a thread has at least */
+#define FEW 8       /* rows of x for which codes are turned into numbers once more rather than kept */
+#define MANY 256    /* rows of x at a time, of which a copy is kept: those of a large picture are many times as many */
+#define BLOCK 32768 /* bytes of the weight's numbers that are kept, which a cache holds beside a panel of x */
+#define GROUPS 16   /* whose scales are read at a time */
+#define AHEAD 4     /* rows of the weight are asked for so many turns early: latency is most of a step of one row */
 
 typedef struct {
     float *out;
@@ -256,14 +257,17 @@ INLINE void numbers_of(int form, float *to, const weight_t *w, int64_t row, int6
                 range_t of = !is_scaled(form) ? (range_t){0} : range_of(form, w, read.scale[r][g], read.offset[r][g]);
                 const uint8_t *from = at + r * bytes + (first + g) * size;
                 float *numbers = to + r * w->k + (first + g) * group;
-                for (int64_t i = 0; i < part_inputs; i += LANES) EACH for (int part = 0; part < parts_of(form); part++)
-                        store(numbers + part * part_inputs + i, numbers_at(form, w, from + size_of(form, i * parts_of(form)), part, of));
+                for (int64_t i = 0; i < part_inputs; i += LANES) {
+                    const uint8_t *codes = from + size_of(form, i * parts_of(form));
+                    EACH for (int part = 0; part < parts_of(form); part++)
+                        store(numbers + part * part_inputs + i, numbers_at(form, w, codes, part, of));
+                }
             }
         }
     }
 }
 
-/* Rows of the weight that a second-level cache holds as floats. */
+/* Rows of the weight that a cache holds as floats. */
 INLINE int64_t block_rows(const weight_t *w) {
     int64_t rows = BLOCK / (4 * w->k) / 4 * 4;
     return rows < 4 ? 4 : rows > UNIT ? UNIT : rows;
@@ -334,10 +338,13 @@ static const float *in_panels(const float *x, int64_t m, const weight_t *w) {
 int linear(float *out, const float *x, int64_t m, const weight_t *w, int64_t threads) {
     static part_t *const forms[] = {int4_part, int8_part, fp8_part, table4_part,
                                     dense_part, bfloat16_part, float16_part};
-    if (!m) return 1;
-    if (!(x = in_panels(x, m, w))) return 0;
     atomic_int failed = 0;
-    job_t job = {out, x, m, w, &failed};
-    shared(forms[w->form], &job, w->n, UNIT, threads);
+    for (int64_t first = 0; first < m && !atomic_load(&failed); first += MANY) {
+        const int64_t rows = m - first < MANY ? m - first : MANY;
+        const float *panels = in_panels(x + first * w->k, rows, w);
+        if (!panels) return 0;
+        job_t job = {out + first * w->n, panels, rows, w, &failed};
+        shared(forms[w->form], &job, w->n, UNIT, threads);
+    }
     return !atomic_load(&failed);
 }

@@ -131,6 +131,10 @@ class DecoderLayer(nn.Module):
         super()._apply(*how, **given)  # type: ignore[no-untyped-call]
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tensors of its own."""
+        return {**self.__dict__, "_native": None, "_looked_up": False}
+
     def forward(
         self,
         x: Tensor,

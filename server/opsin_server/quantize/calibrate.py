@@ -18,7 +18,7 @@ from opsin_plugins.spec import Reorder
 from opsin_server.quantize.compensate import Moments, compensation
 from opsin_server.quantize.rows import Rows
 from opsin_server.quantize.schemes import Rounded, Scheme, Seen
-from opsin_server.quantize.walk import Walk, picture_walks, row_walks
+from opsin_server.quantize.walk import Walk, picture_walks, row_walks, run_heard
 
 MOMENTS_BYTES = 2**30  # of the second moments that are gathered in one run through a layer; one linear's at least
 
@@ -80,13 +80,7 @@ class Calibration:
                 found[module.name] = Moments(module.inputs)
             found[module.name].add(given[0])
 
-        hooks = [module.register_forward_pre_hook(hear) for module in self._waiting.values()]
-        try:
-            for walk in walks:
-                walk.run(number)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        run_heard(walks, number, [module.register_forward_pre_hook(hear) for module in self._waiting.values()])
         return found
 
     def _round(self, name: str, moments: Moments) -> None:

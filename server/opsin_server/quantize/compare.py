@@ -20,7 +20,7 @@ from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.weight_policy import VISION
 from opsin_server.quantize.rows import Rows
-from opsin_server.quantize.walk import Walk, picture_walks, row_walks
+from opsin_server.quantize.walk import Walk, picture_walks, row_walks, run_heard
 
 CHUNK = 128  # tokens whose distributions are there at once
 LAYER_SECONDS = 180.0  # that all layers alone may take, as estimated beforehand
@@ -158,13 +158,7 @@ class Comparison:
             error = given[0].float() @ changes[module.name].T
             self._count(found, module.name, torch.stack([error, size.float()]).square().sum(1))
 
-        hooks = [module.register_forward_hook(hear) for module in self._linears.values()]
-        try:
-            for walk in walks:
-                walk.run(number)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        run_heard(walks, number, [module.register_forward_hook(hear) for module in self._linears.values()])
         return list(changes)
 
     def _count(self, found: Compared, linear: str, sums: Tensor) -> None:

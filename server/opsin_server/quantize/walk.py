@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.stages import Stage, run_stages
@@ -61,3 +62,13 @@ def row_walks(model: Model, batches: Iterable[MicroBatch], tokens: Mapping[bytes
             values = dict(zip(takes.gives, takes.run(*given.values()), strict=True))
         walks.append(Walk(model.stages(batch.ids, replace(batch.inputs, wanted=None), batch.visual), values))
     return walks
+
+
+def run_heard(walks: Iterable[Walk], number: int, hooks: Sequence[RemovableHandle]) -> None:
+    """One stage of all, nothing moved on, and the hooks that hear it are gone."""
+    try:
+        for walk in walks:
+            walk.run(number)
+    finally:
+        for hook in hooks:
+            hook.remove()

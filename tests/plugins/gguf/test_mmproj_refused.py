@@ -79,7 +79,9 @@ def test_the_projector_may_be_named_for_vision_alone(pairs: dict[str, Pair], tmp
     """As in files that have a tower for sounds as well."""
     pair = pairs["qwen2_vl"]
     fields = {"clip.projector_type": None, "clip.vision.projector_type": "qwen2vl_merger"}
-    planned(pair.model, rewritten(pair.mmproj, tmp_path / "other.gguf", fields))
+    other = rewritten(pair.mmproj, tmp_path / "other.gguf", fields)
+    planned(pair.model, other)
+    assert open_model(pair.model, mmproj=other).spec == open_model(pair.model, mmproj=pair.mmproj).spec
 
 
 def test_a_vocabulary_without_the_placeholder_is_refused(pairs: dict[str, Pair], tmp_path: Path) -> None:

@@ -105,5 +105,8 @@ def test_parts_that_are_missing_or_lie_are_refused(
 
 
 def test_scales_of_activations_are_left_alone(folder: Path) -> None:
-    changed(folder, lambda tensors: tensors.update({f"{NAME}._weight_act_quant_scale": torch.ones(1)}))
-    oracle.with_declared(folder)
+    before = oracle.with_declared(folder).model.state_dict()
+    changed(folder, lambda tensors: tensors.update({f"{NAME}._weight_act_quant_scale": torch.full((1,), 7.0)}))
+    after = oracle.with_declared(folder).model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

@@ -20,13 +20,6 @@ from opsin_server.quantize.compensate import Moments
 from support import oracle, quantizing
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("calibrate") / "base"
-    quantizing.text_model(folder)
-    return folder
-
-
 @torch.no_grad()
 def test_a_calibrated_model_is_nearer_and_transformers_reads_it(base: Path, tmp_path: Path) -> None:
     rows = quantizing.texts(tmp_path / "rows.jsonl", 40)

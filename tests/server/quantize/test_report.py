@@ -54,13 +54,6 @@ def weights(model: nn.Module, rows: list[TrainingRow]) -> dict[str, Tensor]:
     return {name: one.weight.detach().clone() for name, one in model.named_modules() if isinstance(one, nn.Linear)}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report") / "base"
-    quantizing.text_model(folder)
-    return folder
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["int4", "fp8"])
 def test_numbers_are_those_of_transformers(base: Path, tmp_path: Path, scheme: str) -> None:
