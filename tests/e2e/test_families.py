@@ -13,7 +13,7 @@ from PIL import Image
 from opsin_plugins.loading.files import read_model_files
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import oracle, tiny, words
-from support.encoded import encoded
+from support.encoded import ask_greedily, encoded
 from support.served import Served
 from support.talk import assistant, user
 
@@ -78,9 +78,9 @@ def test_answers_and_counts_are_transformers_own(family: Family, kind: str) -> N
     count, make = CONVERSATIONS[kind]
     if count and not takes_images(family):
         with pytest.raises(openai.BadRequestError, match="takes text only"):
-            ask(family, make(pictures(count)))
+            ask_greedily(family.server, make(pictures(count)), TOKENS)
         return
-    answer = ask(family, make(pictures(count)))
+    answer = ask_greedily(family.server, make(pictures(count)), TOKENS)
     prompt = encoded(family.encoder, make(pictures(count)), PICTURES[:count])
     assert answer.usage.prompt_tokens == len(prompt.ids)
     spans = sum(span.length for span in prompt.expanded.spans)
@@ -89,14 +89,3 @@ def test_answers_and_counts_are_transformers_own(family: Family, kind: str) -> N
     expected = oracle.their_tokens(family.theirs, family.ours, prompt, TOKENS)
     got, tokenizer = [t.bytes for t in answer.choices[0].logprobs.content], family.encoder.tokenizer
     assert got == [list(tokenizer.token_bytes(i)) for i in expected if not tokenizer.is_special(i)]
-
-
-def ask(family: Family, messages: list[dict]):
-    return family.server.client().chat.completions.create(
-        model="tiny",
-        messages=messages,
-        temperature=0,
-        max_tokens=TOKENS,
-        logprobs=True,
-        extra_body={"ignore_eos": True},
-    )

@@ -19,7 +19,7 @@ from opsin_plugins.families.qwen2_like import CHATML
 from opsin_plugins.loading.files import read_model_files
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import oracle, tiny
-from support.encoded import encoded
+from support.encoded import ask_greedily, encoded
 from support.local_server import LocalServer
 from support.mmproj_files import Pair, write_pair
 from support.served import OPSIN, Served
@@ -68,14 +68,7 @@ def test_answers_and_counts_are_transformers_own(family: Family, count: int) -> 
     pictures = [Image.fromarray(one) for one in PICTURES[:count]]
     turns = {0: [user("hello there")], 1: [user(*pictures, "what is it?")]}
     messages = turns.get(count) or [user(pictures[0], "this?"), assistant("yes"), user("that?", pictures[1])]
-    answer = family.server.client().chat.completions.create(
-        model="tiny",
-        messages=messages,
-        temperature=0,
-        max_tokens=TOKENS,
-        logprobs=True,
-        extra_body={"ignore_eos": True},
-    )
+    answer = ask_greedily(family.server, messages, TOKENS)
     prompt = encoded(family.encoder, messages, PICTURES[:count])
     assert answer.usage.prompt_tokens == len(prompt.ids)
     visual = sum(span.length for span in prompt.expanded.spans)

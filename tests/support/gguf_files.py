@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from gguf import MODEL_ARCH, GGUFReader, GGUFValueType, GGUFWriter, TokenType, g
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
+from opsin_plugins.loading.gguf.container import read_container
 from opsin_plugins.loading.gguf.decoder import NAMES, PARTS
+from opsin_plugins.spec import SpecError
 
 TURNED = ("llama", "mistral3")  # architectures whose queries and keys the converter turns
 
@@ -224,3 +227,20 @@ def random_blocks(kind: Kind, count: int, size: int, halves: list[int], seed: in
     for at in halves:
         blocks[:, at : at + 2] = (chance.standard_normal(count) / 8).astype(np.float16)[:, None].view(np.uint8)
     return blocks
+
+
+def check_mutations(file: Path, count: int, attempt: Callable[[bytes], object]) -> None:
+    """attempt: with a file's bytes, those of its header changed or the file cut anywhere. Each is opened, or refused in
+    a sentence, in bounded memory."""
+    whole, chance, refused = file.read_bytes(), random.Random(0), 0
+    end = min(tensor.begin for tensor in read_container(file).tensors.values())
+    tracemalloc.start()
+    for _ in range(count):
+        try:
+            attempt(mutated(whole, end, chance))
+        except SpecError:
+            refused += 1
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refused > count / 10
+    assert most < 64 * 2**20
