@@ -40,7 +40,7 @@ def reset(raw: socket.socket) -> None:
 
 def a_client_times_out(server: Served) -> None:
     with pytest.raises(openai.APITimeoutError):
-        server.client(timeout=0.2).chat.completions.create(**endless(extra_body={"ignore_eos": True}))
+        server.client(timeout=0.05).chat.completions.create(**endless(extra_body={"ignore_eos": True}))
 
 
 def a_stream_times_out_between_tokens(server: Served) -> None:
@@ -110,7 +110,7 @@ def test_what_a_leaving_client_held_is_given_back(served, leave):
 
 def test_one_that_leaves_does_not_disturb_the_others(served):
     alone = served.client().chat.completions.create(**endless(1, max_tokens=60, extra_body={"ignore_eos": True}))
-    leaving = [Reader(served.client(timeout=0.5), n, stream=False) for n in range(2, 5)]
+    leaving = [Reader(served.client(timeout=0.1), n, stream=False) for n in range(2, 5)]
     stays = served.client().chat.completions.create(**endless(1, max_tokens=60, extra_body={"ignore_eos": True}))
     assert stays.choices[0].message.content == alone.choices[0].message.content
     assert all(isinstance(reader.end().error, openai.APITimeoutError) for reader in leaving)
