@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from opsin_kernels.cpu import rows
 from opsin_kernels.dispatch import uses_kernels
 
 
@@ -17,6 +18,8 @@ def forbid_(logits: Tensor, mask: Tensor) -> None:
         from opsin_kernels.gpu import bitmask as gpu
 
         gpu.forbid_(logits, mask)
+    elif rows.can_forbid(logits, mask):
+        rows.forbid_(logits, mask)
     else:
         forbid_ref_(logits, mask)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -73,6 +74,8 @@ class Asked:
     images: Sequence[U8] = ()
     count: int = 16
     sampling: Sampling = GREEDY
+    guided: str | None = None
+    min_tokens: int = 0
 
 
 @dataclass
@@ -106,6 +109,8 @@ def submit(
         describe(items),
         visible_images(made.expanded.visible),
         adapter=adapter,
+        guided=asked.guided,
+        min_tokens=asked.min_tokens,
     )
     engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made
@@ -125,7 +130,9 @@ def run(engine: Engine, steps: int = 5000) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
     for _ in range(steps):
         if not engine.busy:
-            return answers
+            if not engine.sequences:
+                return answers
+            select.select(engine.wakers, [], [], 10)  # they wait for grammars or adapters
         collect(engine.step(), answers)
     raise AssertionError("the engine did not finish")
 

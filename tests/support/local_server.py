@@ -15,9 +15,10 @@ from opsin_plugins.loading.open_model import open_model
 from opsin_server import __version__
 from opsin_server.api.app import create_app
 from opsin_server.api.sampling_defaults import read_sampling_defaults
+from opsin_server.api.vocabulary import vocabulary_of
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.engine.startup.load import load_engine
-from opsin_server.ipc.messages import Arrays, Stats, Submit
+from opsin_server.ipc.messages import Arrays, Stats, Submit, Vocabulary
 from opsin_server.ipc.stream import Stream
 from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
@@ -48,6 +49,9 @@ class LocalEngine:
     def heard(self) -> float:
         return time.monotonic()
 
+    def teach(self, vocabulary: Vocabulary, tokens: list[bytes]) -> None:
+        self._engine.grammars.learn(tokens, vocabulary.special, vocabulary.ends)
+
     def submit(self, message: Submit, arrays: Arrays) -> Stream:
         self._engine.submit(message, arrays)
         self.submitted.append(message)
@@ -58,8 +62,11 @@ class LocalEngine:
     def _step(self) -> None:
         for output in self._engine.step():
             self._streams[output.request_id].push(output)
+        loop = asyncio.get_running_loop()
         if self._engine.busy:
-            asyncio.get_running_loop().call_soon(self._step)
+            loop.call_soon(self._step)
+        elif self._engine.sequences:  # they wait for a grammar
+            loop.call_later(0.001, self._step)
 
 
 class LocalServer:
@@ -80,6 +87,8 @@ class LocalServer:
         self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
         self.sampling = read_sampling_defaults(self.files.generation)
         self.engine = LocalEngine(engine)
+        if (vocabulary := vocabulary_of(self.encoder)) is not None:
+            self.engine.teach(*vocabulary)
         config, version = ServerConfig(engine), fingerprint(model.files, __version__)
         self._app = create_app(
             config, self.engine, self.encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Refusing(),
@@ -94,5 +103,6 @@ class LocalServer:
         transport = httpx.ASGITransport(self._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             answer = await client.post("/v1/chat/completions", json=body)
+        await self._app.state.services.grammars.close()
         assert answer.status_code == 200, answer.text
         return answer.json()

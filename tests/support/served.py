@@ -210,7 +210,7 @@ class Served(Process):
     @property
     def engine(self) -> int:
         """The engine's process id."""
-        (pid,) = self.children()
+        (pid,) = [pid for pid in self.children() if b"opsin_server.engine.worker" in command_of(pid)]
         return pid
 
     def client(self, **options: Any) -> openai.OpenAI:
@@ -278,6 +278,13 @@ def parent_of(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[1])
+
+
+def command_of(pid: int) -> bytes:
+    """Nothing for a process that is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def alive(pid: int) -> bool:

@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "rms_norm": (*(_POINTER,) * 3, _COUNT, _COUNT, _POINTER),
     "add_rms_norm": (*(_POINTER,) * 5, _COUNT, _COUNT, _POINTER),
     "silu_gated": (_POINTER, _POINTER, _COUNT, _COUNT),
+    "forbid": (_POINTER, _POINTER, *(_COUNT,) * 4),
     "rotate_and_store": (*(_POINTER,) * 5, *(_COUNT,) * 5),
     "attend": (*(_POINTER,) * 5, *(_COUNT,) * 9),
     "decode_layer": (_POINTER,) * 4,

@@ -41,3 +41,13 @@ void silu_gated(float *out, const float *gate_up, int64_t rows, int64_t width) {
             store(out + i, gate * (top / (1.0f + small)) * load(gate_up + width + i));
         }
 }
+
+void forbid(float *x, const uint32_t *mask, int64_t rows, int64_t width, int64_t stride, int64_t words) {
+    for (int64_t row = 0; row < rows; row++, x += stride, mask += words)
+        for (int64_t word = 0; 32 * word < width; word++) {
+            if (mask[word] == UINT32_MAX) continue;
+            int64_t left = width - 32 * word, count = left < 32 ? left : 32;
+            float *at = x + 32 * word;
+            for (int i = 0; i < count; i++) at[i] = mask[word] >> i & 1 ? at[i] : -INFINITY;
+        }
+}

@@ -12,3 +12,6 @@ void add_rms_norm(float *out, float *sum, const float *x, const float *delta, co
 
 /* gate_up [rows, 2 * width] -> out [rows, width] = gate / (1 + e^-gate) * up. */
 void silu_gated(float *out, const float *gate_up, int64_t rows, int64_t width);
+
+/* x [rows, width], `stride` apart, of any width: -inf where a bit of mask [rows, words] is 0, the lowest bit first. */
+void forbid(float *x, const uint32_t *mask, int64_t rows, int64_t width, int64_t stride, int64_t words);

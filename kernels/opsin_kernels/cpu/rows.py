@@ -42,3 +42,15 @@ def silu_gated(gate_up: Tensor) -> Tensor:
     out = torch.empty(*gate_up.shape[:-1], width)
     loaded().silu_gated(out.data_ptr(), gate_up.data_ptr(), out.numel() // max(1, width), width)
     return out
+
+
+def can_forbid(logits: Tensor, mask: Tensor) -> bool:
+    """Rows of any width."""
+    dense = logits.dtype == torch.float32 and logits.dim() == 2 and logits.stride(1) == 1 and mask.is_contiguous()
+    return dense and not _differentiates((logits,)) and can_run(logits, mask)
+
+
+def forbid_(logits: Tensor, mask: Tensor) -> None:
+    """See `opsin_kernels.bitmask`."""
+    (count, width), words = logits.shape, mask.shape[1]
+    loaded().forbid(logits.data_ptr(), mask.data_ptr(), count, width, logits.stride(0), words)

@@ -32,6 +32,7 @@ from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
 from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
+from opsin_server.guided.check_process import GrammarChecker
 from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
 
@@ -68,6 +69,7 @@ def create_app(
         fine_tuning=fine_tuning,
         webhooks=webhook_service,
         admission=Admission(config.max_queue),
+        grammars=GrammarChecker(),
         metrics=metrics,
         threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
     )
@@ -110,4 +112,5 @@ def _with_and_without_version(router: APIRouter) -> APIRouter:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
+    await app.state.services.grammars.close()
     app.state.services.threads.shutdown(wait=False, cancel_futures=True)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from opsin_server.api.adapter_service import AdapterService
     from opsin_server.api.fine_tuning_service import FineTuningService
     from opsin_server.storage.state import State
+    from opsin_server.text.encode_prompt import PromptEncoder
 
 log = logging.getLogger("opsin.launch")
 
@@ -144,7 +145,7 @@ async def _serve(
     files.open()
     webhooks.open()
     serving = asyncio.create_task(server.serve_until_stopped())
-    ready = asyncio.create_task(_ready(engine, adapters, jobs))
+    ready = asyncio.create_task(_ready(engine, encoder, adapters, jobs))
     try:
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         loading.done()
@@ -168,8 +169,14 @@ async def _serve(
         await adapters.close()
 
 
-async def _ready(engine: EngineClient, adapters: AdapterService, jobs: FineTuningService) -> Ready:
+async def _ready(
+    engine: EngineClient, encoder: PromptEncoder, adapters: AdapterService, jobs: FineTuningService
+) -> Ready:
     """When the engine has loaded, all adapters that are stored or named are known, and jobs go on."""
+    from opsin_server.api.vocabulary import vocabulary_of
+
+    if (vocabulary := await asyncio.to_thread(vocabulary_of, encoder)) is not None:
+        engine.teach(*vocabulary)
     ready = await engine.wait_ready()
     await adapters.open(ready)
     await jobs.open(ready)

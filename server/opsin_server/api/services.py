@@ -20,6 +20,7 @@ from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
+from opsin_server.guided.check_process import GrammarChecker
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
 from opsin_server.text.encode_prompt import Prompt, PromptEncoder
@@ -40,6 +41,7 @@ class Services:
     fine_tuning: FineTuningService
     webhooks: WebhookService
     admission: Admission
+    grammars: GrammarChecker
     metrics: Metrics
     threads: ThreadPoolExecutor
 

@@ -15,6 +15,8 @@ import torch
 from opsin_plugins.spec import SpecError
 from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.batch import build
+from opsin_server.engine.running.grammars import GrammarCompiler
+from opsin_server.engine.running.masks import masks_of
 from opsin_server.engine.running.runner import Runner
 from opsin_server.engine.running.sampler import DrawnTokens, draw, needs_tokens, sampling_inputs
 from opsin_server.engine.running.stopwatch import Stopwatch
@@ -22,11 +24,13 @@ from opsin_server.engine.scheduling.plan import Committed, Plan
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import check_items, check_sampling, check_spans, check_visible_images
+from opsin_server.ipc.engine_socket import HasFileno
 from opsin_server.ipc.messages import AdapterLoad, AdapterRef, AdapterReport, Arrays, Logprobs, Output, Stats, Submit
 
 log = logging.getLogger("opsin.engine")
 
 MOST_POSITIONS = 2**31 - 1
+NO_GRAMMAR = "the answer cannot be held to its grammar: {}"
 MAX_FAILURES = 3  # steps in a row: one request that fails by itself is not the engine's fault
 
 
@@ -46,6 +50,10 @@ class LaunchedStep:
 
 
 Images = list[tuple[Sequence, int]]
+
+
+def _why(refused: str) -> str:
+    return NO_GRAMMAR.format(refused) if refused else "the model's logits for this request are no numbers"
 
 
 def _error_of(work: Callable[[Images], None], images: Images) -> Exception | None:
@@ -70,6 +78,8 @@ class Engine:
         self.scheduler, self.runner, self.run_ahead, self.loader = scheduler, runner, run_ahead, loader
         self.sequences: dict[str, Sequence] = {}
         self.steps = self.decode_steps = self.steps_ahead = 0
+        self.grammars = GrammarCompiler(runner.model.spec.decoder.vocab)
+        self._compiling: dict[str, Sequence] = {}  # they wait for their grammars
         self._launched: LaunchedStep | None = None
         self._only_loads = False  # nothing can be computed before an adapter is loaded
         self._failures = 0  # steps in a row
@@ -81,12 +91,20 @@ class Engine:
     def busy(self) -> bool:
         """Whether a step may do something now. When all that is left waits for adapters, whoever drives the engine can
         wait as well, for messages and for `loader`. What it has read must be taken in any case, whoever wanted it."""
-        if self._launched is not None or (self.loader is not None and self.loader.has_results):
+        if self._launched is not None or self.grammars.has_results:
             return True
-        return bool(self.sequences) and not self._only_loads
+        if self.loader is not None and self.loader.has_results:
+            return True
+        return len(self.sequences) > len(self._compiling) and not self._only_loads
+
+    @property
+    def wakers(self) -> list[HasFileno]:
+        """What can be read while there is something beside messages that a step should take."""
+        return [self.grammars] if self.loader is None else [self.grammars, self.loader]
 
     def close(self) -> None:
         """Ends what runs beside the steps."""
+        self.grammars.close()
         if self.loader is not None:
             self.loader.close()
 
@@ -95,13 +113,20 @@ class Engine:
         self._check(message, arrays)
         sequence = Sequence.from_submit(message, arrays, self.runner.model.spec.decoder.rope)
         self.sequences[sequence.request_id] = sequence
+        if message.guided is None:
+            self._schedule(sequence)
+        else:
+            self._compiling[sequence.request_id] = sequence
+            self.grammars.request(sequence.request_id, message.guided)
+
+    def _schedule(self, sequence: Sequence) -> None:
         self.scheduler.add(sequence)
         self._only_loads = False
 
     def cancel(self, request_id: str) -> None:
         """Unknown ids are ignored: the request may have ended while the message travelled."""
         sequence = self.sequences.pop(request_id, None)
-        if sequence is not None:
+        if sequence is not None and self._compiling.pop(request_id, None) is None:
             self.scheduler.remove(sequence)
             self._only_loads = False  # (others may go on with what it held)
 
@@ -111,7 +136,7 @@ class Engine:
 
         A failure ends the requests that were in the batch, and no others. Raises EngineBroken when step after step
         fails, or the device does not answer any more."""
-        outputs = self._take_adapters()
+        outputs = self._take_adapters() + self._take_grammars()
         if self._launched is not None and not self.scheduler.can_run_ahead():
             outputs += self._commit_launched()
         started = time.perf_counter()
@@ -144,6 +169,21 @@ class Engine:
                 outputs.append(Output(sequence.request_id, finish="error", error=message))
         for ref in adapters.take_wanted():
             self.loader.request(ref)
+        return outputs
+
+    def _take_grammars(self) -> list[Output]:
+        """Requests whose grammars have been compiled since the last step wait from here on as others do."""
+        outputs = []
+        for result in self.grammars.results():
+            sequence = self._compiling.pop(result.request_id, None)
+            if sequence is None:  # cancelled meanwhile
+                continue
+            if result.guide is not None:
+                sequence.guide = result.guide
+                self._schedule(sequence)
+            else:
+                del self.sequences[result.request_id]
+                outputs.append(Output(result.request_id, finish="error", error=NO_GRAMMAR.format(result.error)))
         return outputs
 
     def keep_adapters(self, refs: tuple[AdapterRef, ...]) -> None:
@@ -224,7 +264,11 @@ class Engine:
         clock = self._lap(f"{kind}.model", clock)
         if not batch.sampled:
             return None
-        drawn = draw(logits, batch.sampled, rules)
+        masks = masks_of(batch.sampled, self.grammars.words)  # (while a GPU computes)
+        if masks is not None:
+            clock = self._lap(f"{kind}.grammar", clock)
+        drawn = draw(logits, batch.sampled, rules, masks)
+        drawn.refused = {} if masks is None else masks.refused
         runner.drawn = drawn.ids
         self._lap(f"{kind}.sample", clock)
         return drawn
@@ -244,19 +288,19 @@ class Engine:
         clock = self._lap(f"{step.kind}.sample", clock)
         self._failures = 0
         committed = self.scheduler.commit(step.plan, [sampled.token for sampled in drawn])
-        outputs = [self._output(one, drawn[one.row].logprobs) for one in committed]
+        outputs = [self._output(one, drawn[one.row].logprobs, drawn[one.row].refused) for one in committed]
         self._lap(f"{step.kind}.advance", clock)
         return outputs
 
-    def _output(self, committed: Committed, logprobs: Logprobs | None) -> Output:
+    def _output(self, committed: Committed, logprobs: Logprobs | None, refused: str) -> Output:
         sequence, token, finish = committed.sequence, committed.token, committed.finish
         if finish:
             self.sequences.pop(sequence.request_id, None)
         if finish == "error":
-            return Output(
-                sequence.request_id, finish=finish, error="the model's logits for this request are no numbers"
-            )
+            return Output(sequence.request_id, finish=finish, error=_why(committed.why or refused))
         first, kept = sequence.generated == 1, finish != "stop"
+        if finish == "complete":
+            finish = "stop"
         return Output(
             sequence.request_id,
             (token,) if kept else (),
@@ -291,8 +335,8 @@ class Engine:
             raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
         if message.axes != max(1, len(decoder.rope.sections)):
             raise SpecError(f"{message.axes} position axes; the model has {max(1, len(decoder.rope.sections))}")
-        if message.guided is not None:
-            raise SpecError("guided decoding is not served by this version")
+        if message.guided is not None and not self.grammars.knows_tokens:
+            raise SpecError("this engine has not been told what its tokens say")
         if message.adapter is not None and self.loader is None:
             raise SpecError("this engine has no slots for adapters")
         if message.max_tokens < 1 or abs(message.delta) > MOST_POSITIONS:
@@ -314,7 +358,7 @@ class Engine:
         scheduler, blocks, encoder = self.scheduler, self.scheduler.blocks, self.scheduler.encoder
         return Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + len(self._compiling),
             blocks_used=blocks.used,
             blocks_cached=blocks.cached,
             blocks_free=blocks.free,

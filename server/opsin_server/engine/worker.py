@@ -51,11 +51,13 @@ from opsin_server.ipc.messages import (  # noqa: E402
     Submit,
     ToEngine,
     Unreadable,
+    Vocabulary,
     read_config_line,
     unpack_to_engine,
 )
 from opsin_server.ipc.submit_frames import WrongFrames, arrays_from  # noqa: E402
 from opsin_server.ipc.training_messages import ToTraining  # noqa: E402
+from opsin_server.ipc.vocabulary_frames import tokens_from  # noqa: E402
 from opsin_server.served_name import readable  # noqa: E402
 
 gc.freeze()
@@ -116,7 +118,7 @@ def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: Engine
     said = 0.0
     while True:
         refused: list[Output] = []
-        for parts in door.receive(_patience(engine, training), engine.loader):
+        for parts in door.receive(_patience(engine, training), engine.wakers):
             try:
                 message, frames = unpack_to_engine(parts)
             except Unreadable as error:
@@ -182,6 +184,8 @@ def _handle(engine: Engine, training: TrainingJobs, message: ToEngine, frames: S
         training.take(message, frames)
     if isinstance(message, Submit):
         return _submit(engine, message, frames)
+    if isinstance(message, Vocabulary):
+        _learn(engine, message, frames)
     if isinstance(message, KeepAdapters):
         engine.keep_adapters(message.adapters)
     if isinstance(message, Cancel):
@@ -201,6 +205,14 @@ def _submit(engine: Engine, message: Submit, frames: Sequence[bytes]) -> list[Ou
         log.exception("request %s could not be taken", message.request_id)
         return [_refusal(message.request_id, "the engine could not take this request")]
     return []
+
+
+def _learn(engine: Engine, message: Vocabulary, frames: Sequence[bytes]) -> None:
+    """Without one, requests that want a grammar are refused."""
+    try:
+        engine.grammars.learn(tokens_from(frames), message.special, message.ends)
+    except Exception:
+        log.exception("the vocabulary could not be taken: answers cannot be held to grammars")
 
 
 def _refusal(request_id: str, why: str) -> Output:

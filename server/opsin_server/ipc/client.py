@@ -32,12 +32,14 @@ from opsin_server.ipc.messages import (
     Stop,
     Submit,
     Unreadable,
+    Vocabulary,
 )
 from opsin_server.ipc.restart_policy import RestartPolicy
 from opsin_server.ipc.stream import Stream
 from opsin_server.ipc.submit_frames import frames_of
 from opsin_server.ipc.training_messages import FromTraining, ToTraining
 from opsin_server.ipc.training_run import TrainingRun
+from opsin_server.ipc.vocabulary_frames import vocabulary_frames
 
 log = logging.getLogger("opsin.ipc")
 
@@ -63,6 +65,7 @@ class EngineClient:
         self.adapters = AdapterReport()
         self.on_adapters: Callable[[AdapterReport], None] = lambda report: None
         self._kept: tuple[AdapterRef, ...] = ()
+        self._vocabulary: tuple[Vocabulary, list[Frame]] | None = None
         self.failure: str | None = None
         self.heard = time.monotonic()
         self.restarts = 0
@@ -119,6 +122,17 @@ class EngineClient:
         if self.state == "ready":
             assert self._process is not None
             self._process.send(KeepAdapters(self._kept))
+
+    def teach(self, vocabulary: Vocabulary, tokens: Sequence[bytes]) -> None:
+        """What tokens say, for guided decoding; said again when the engine was started again."""
+        self._vocabulary = vocabulary, vocabulary_frames(tokens)
+        if self.state == "ready":
+            self._say_vocabulary()
+
+    def _say_vocabulary(self) -> None:
+        if self._vocabulary is not None:
+            assert self._process is not None
+            self._process.send(*self._vocabulary)
 
     def train(self, run: TrainingRun, resume: bool = False) -> None:
         """Starts a training run, or goes on with one; it goes on also when the engine was started again, unless it ran
@@ -209,6 +223,7 @@ class EngineClient:
             self.ready = message
             self._policy.ready(self.heard)
             self._set("ready")
+            self._say_vocabulary()
             if self._kept:
                 self.keep_adapters(self._kept)
             for run in self._runs.values():

@@ -25,13 +25,13 @@ class EngineSocket:
     def send(self, message: FromEngine, frames: Sequence[Frame] = ()) -> None:
         self._socket.send_multipart(pack(message, frames))
 
-    def receive(self, wait_seconds: float, other: HasFileno | None = None) -> Iterator[list[bytes]]:
+    def receive(self, wait_seconds: float, others: Sequence[HasFileno] = ()) -> Iterator[list[bytes]]:
         """Everything that has arrived, for `unpack_to_engine`; when nothing has, waits so long for the first, or until
-        `other` can be read."""
+        one of the others can be read."""
         if wait_seconds:
             poller = zmq.Poller()
             poller.register(self._socket, zmq.POLLIN)
-            if other is not None:
+            for other in others:
                 poller.register(other.fileno(), zmq.POLLIN)
             poller.poll(int(wait_seconds * 1000))
         while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:

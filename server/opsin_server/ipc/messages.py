@@ -62,11 +62,21 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     visible: tuple[VisibleImages, ...] = ()
     salt: bytes = b""  # a tenant's part of every cache key
     adapter: AdapterRef | None = None  # None: the base model
-    guided: bytes | None = None  # reserved for guided decoding
+    guided: str | None = None  # a grammar in llguidance's form, to which the answer is held
+    min_tokens: int = 0  # before which no end is drawn, unless nothing else may be
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     request_ids: tuple[str, ...]
+
+
+class Vocabulary(msgspec.Struct, frozen=True, tag=True):
+    """What tokens add to a text, for guided decoding: said once in an engine's life, before any answer is guided.
+    special: ids that add nothing. ends: ids that may end an answer. Raw frames (`ipc.vocabulary_frames`): the bytes of
+    all tokens, one behind another, and their lengths I32 [V]."""
+
+    special: tuple[int, ...]
+    ends: tuple[int, ...]
 
 
 class KeepAdapters(msgspec.Struct, frozen=True, tag=True):
@@ -80,7 +90,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Leave now; the API process has drained."""
 
 
-ToEngine: TypeAlias = Submit | Cancel | KeepAdapters | Stop | ToTraining
+ToEngine: TypeAlias = Submit | Cancel | Vocabulary | KeepAdapters | Stop | ToTraining
 
 # ----------------------------------------------------------------------------------- from the engine
 

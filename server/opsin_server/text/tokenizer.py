@@ -25,6 +25,7 @@ class Tokenizer:
     names: bos_token, eos_token and so on, as chat templates call them.
     opening: ids that the tokenizer itself puts in front of a prompt (BOS in many Llamas).
     byte_ids: byte-fallback tokens, whose text depends on their neighbours.
+    drops_first_blank: whether the blank that a word's token brings is no part of a text that begins with it.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, object] | None = None, guard: Iterable[int] = ()) -> None:
@@ -54,6 +55,7 @@ class Tokenizer:
         self.byte_ids = frozenset(_fallback_ids(document, backend))
         self._backend = backend
         self.opening = self._opening()
+        self.drops_first_blank = not self.byte_level and self._drops_first_blank()
         # A token that no text holds, to encode text around a gap as if a special token stood there.
         self._cut = f"\ue000{secrets.token_hex(16)}\ue001"
         backend.add_special_tokens([AddedToken(self._cut, normalized=False)])
@@ -126,6 +128,12 @@ class Tokenizer:
 
     def is_special(self, token: int) -> bool:
         return token in self._special
+
+    def _drops_first_blank(self) -> bool:
+        """SentencePiece writes a blank in front of every word, and drops that of a text's first one."""
+        words = (i for i in range(self.vocab_size) if (text := self.piece_bytes(i))[:1] == b" " and text[1:].isalpha())
+        word = next(words, None)
+        return word is not None and not self._backend.decode([word]).startswith(" ")
 
     def _opening(self) -> list[int]:
         bare, dressed = (self._backend.encode("0", add_special_tokens=add).ids for add in (False, True))

@@ -23,11 +23,13 @@ from opsin_server.errors import BadRequest
 from opsin_server.text.conversation import ImagePart, TextPart
 
 ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "stream"} | {
-    "stream_options", "temperature", "frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs", "top_p",
+    "stream_options", "temperature", "response_format", "frequency_penalty", "presence_penalty", "logit_bias",
+    "top_logprobs", "top_p",
 }  # fmt: skip
 ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"} | {
-    "continue_final_message", "add_generation_prompt",
+    "continue_final_message", "add_generation_prompt", "min_tokens", "stop_token_ids", "structured_outputs",
 }  # fmt: skip
+GUIDED = {f"guided_{name}" for name in ("json", "regex", "choice", "grammar", "whitespace_pattern", "decoding_backend")}
 IGNORED: dict[str, Any] = {
     "metadata": {"a": "b"},
     "parallel_tool_calls": True,
@@ -61,10 +63,6 @@ NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
     "moderation": ([None], [{"model": "omni-moderation-latest"}]),
     "n": ([None, 1, 1.0], [0, -1, 2, 2**31, 2**63, True, "1"]),
     "reasoning_effort": ([None, "none"], ["low", "high"]),
-    "response_format": (
-        [None, {"type": "text"}],
-        [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}],
-    ),
     "service_tier": ([None, "auto", "default"], ["flex", "priority"]),
     "store": ([None, False], [True, 0]),
     "tool_choice": ([None, "none", "auto"], ["required", {"type": "function", "function": {"name": "f"}}]),
@@ -93,7 +91,6 @@ NEUTRAL_DIALECTS: dict[str, tuple[list[Any], list[Any]]] = {
     "length_penalty": ([1, 1.0], [0.8]),
     "logits_processors": ([[]], [["x"]]),
     "media_io_kwargs": ([{}], [{"video": {}}]),
-    "min_tokens": ([0], [1]),
     "mirostat": ([0], [2]),
     "mirostat_mode": ([0], [2]),
     "models": ([[]], [["a", "b"]]),
@@ -110,7 +107,6 @@ NEUTRAL_DIALECTS: dict[str, tuple[list[Any], list[Any]]] = {
     "return_tokens_as_token_ids": ([False], [True]),
     "safe_prompt": ([False], [True]),
     "skip_special_tokens": ([True], [False]),
-    "stop_token_ids": ([[]], [[2]]),
     "tfs_z": ([1], [0.9]),
     "thinking": ([{"type": "disabled"}], [{"type": "enabled"}]),
     "timings_per_token": ([False], [True]),
@@ -128,7 +124,7 @@ def test_every_field_of_the_sdk_has_been_decided() -> None:
     fields = {*params.CompletionCreateParamsBase.__annotations__, "stream"}
     assert fields == ACT | IGNORED.keys() | NEUTRAL.keys()
     assert Dialects.model_fields.keys() == IGNORED_DIALECTS.keys() | NEUTRAL_DIALECTS.keys()
-    assert ChatRequest.model_fields.keys() == fields | ACT_OF_OURS | Dialects.model_fields.keys()
+    assert ChatRequest.model_fields.keys() == fields | ACT_OF_OURS | GUIDED | Dialects.model_fields.keys()
 
 
 @pytest.mark.parametrize(("field", "value"), (IGNORED | IGNORED_DIALECTS).items())
@@ -151,7 +147,7 @@ def test_what_would_change_the_answer_is_refused_by_name(field: str, value: Any)
     assert json.dumps(value)[:50] in error.message
 
 
-UNKNOWN = ["foo", "temprature", "guided_json", "cache_salt", "chat_template", "num_ctx", "model_config", "stop_regex"]
+UNKNOWN = ["foo", "temprature", "guided_jsn", "cache_salt", "chat_template", "num_ctx", "model_config", "stop_regex"]
 
 
 @pytest.mark.parametrize("field", UNKNOWN)

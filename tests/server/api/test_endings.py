@@ -287,6 +287,9 @@ def test_an_engine_that_gets_ready_while_the_server_ends_spoils_no_end(monkeypat
                         await asyncio.sleep(0.01)
 
     class Late(FakeEngine):
+        def teach(self, vocabulary: object, tokens: object) -> None:
+            pass
+
         async def wait_ready(self) -> Ready | None:
             while not closed.is_set():
                 await asyncio.sleep(0.01)

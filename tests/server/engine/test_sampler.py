@@ -15,7 +15,10 @@ GREEDY, WARM = Sampling(temperature=0.0), Sampling(temperature=1.0, seed=5)
 
 
 def tokens(logits: torch.Tensor, *settings: Sampling) -> list[int | None]:
-    chunks = [SimpleNamespace(sequence=SimpleNamespace(sampling=sampling), draw=3) for sampling in settings]
+    chunks = [
+        SimpleNamespace(sequence=SimpleNamespace(sampling=sampling, guide=None, min_tokens=0), draw=3)
+        for sampling in settings
+    ]
     rules = sampling_inputs(chunks, logits.shape[1], logits.device)
     return [drawn.token for drawn in draw(logits, chunks, rules).read()]
 
@@ -31,7 +34,7 @@ def test_a_row_that_is_no_numbers_draws_nothing_and_harms_no_other(kind: Samplin
     rows = [[nan] * 3, [-inf] * 3, [nan, -inf, nan], [1.0, nan, 2.0], [inf, 1.0, 2.0], [-inf, -inf, 1.0]]
     logits = torch.tensor(rows)
     assert tokens(logits, *[kind] * 6) == [None] * 5 + [2]
-    chunks = [SimpleNamespace(sequence=SimpleNamespace(sampling=kind), draw=3) for _ in rows]
+    chunks = [SimpleNamespace(sequence=SimpleNamespace(sampling=kind, guide=None, min_tokens=0), draw=3) for _ in rows]
     ids = draw(logits, chunks, sampling_inputs(chunks, 3, logits.device)).ids
     assert all(0 <= token < 3 for token in ids.tolist()), "a step that was launched ahead reads them"
 

@@ -6,12 +6,15 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from msgspec.structs import replace
+
 from opsin_plugins.spec import ImageBudget
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.adapter_use import AdapterUse
 from opsin_server.api.answer.generation import Generation, Identity
 from opsin_server.api.answer.output_text import OutputText
+from opsin_server.api.answer.structured_output import grammar_of
 from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
@@ -19,6 +22,7 @@ from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.services import Services
 from opsin_server.chat.to_messages import to_messages
 from opsin_server.errors import BadRequest
+from opsin_server.guided.grammar import Grammar, behind_blank
 from opsin_server.ipc.messages import AdapterRef, Sampling, Submit, arrays_of, describe
 from opsin_server.media.load_images import load_images
 from opsin_server.text.conversation import Message, image_parts, texts
@@ -42,15 +46,18 @@ async def submit(
     services.encoder.check(messages)
     check_length(messages, services.encoder.tokenizer.longest_token, context)
     check_bias(body, services.encoder.vocabulary)
+    grammar = grammar_of(body)
+    guided = None if grammar is None else await checked_grammar(grammar, body, services)
     images = image_parts(messages)
     media, params = services.config.media, [image.param for image in images]
     pixels = await load_images([image.source for image in images], media, params, files=services.files.read_image)
     prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
     log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body, context)
-    eos = () if body.ignore_eos else services.encoder.ends
+    eos = (*(() if body.ignore_eos else services.encoder.ends), *(body.stop_token_ids or ()))
     ref = None if adapter is None else adapter.ref
     message = submission(sampling(body, services.sampling), prompt, max_tokens, eos, ref)
+    message = replace(message, guided=guided, min_tokens=body.min_tokens or 0)
     stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     held.callback(stream.cancel)
     tokenizer = services.encoder.tokenizer
@@ -78,6 +85,17 @@ def check_length(messages: Sequence[Message], longest_token: int, context: int) 
             param="messages",
             code="context_length_exceeded",
         )
+
+
+async def checked_grammar(grammar: Grammar, body: ChatRequest, services: Services) -> str:
+    """What the engine holds the answer to. Raises BadRequest."""
+    if not services.encoder.ends:
+        raise BadRequest(
+            "This model has no token that ends an answer: none can be held to a grammar", param=grammar.param
+        )
+    text = await services.grammars.check(grammar)
+    drops_blank = services.encoder.tokenizer.drops_first_blank and not body.continue_final_message
+    return behind_blank(text) if drops_blank else text
 
 
 def check_bias(body: ChatRequest, vocabulary: int) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from opsin_server.api.schemas.dialects import Dialects
+from opsin_server.api.schemas.structured_outputs import GuidedFields, ResponseFormat, StructuredOutputs
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, only, shown, unsupported, wrong
 from opsin_server.chat.messages import ChatMessage, Pixels
 
@@ -20,6 +21,7 @@ class ProcessorOptions(Strict):
 
 MAX_STOPS = 16  # OpenAI takes 4
 MAX_BIASES = 1024
+MAX_STOP_TOKENS = 256
 
 TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -50,7 +52,7 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[None, only(False)] = None
 
 
-class ChatRequest(Dialects):
+class ChatRequest(Dialects, GuidedFields):
     model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
@@ -73,7 +75,16 @@ class ChatRequest(Dialects):
     ] = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
+    min_tokens: Annotated[
+        Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None, Field(description="before which no end is drawn")
+    ] = None
+    stop_token_ids: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**31), WHOLE]] | None,
+        Field(max_length=MAX_STOP_TOKENS, description="each ends the answer, and is no part of it"),
+    ] = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
@@ -100,7 +111,6 @@ class ChatRequest(Dialects):
     tool_choice: Annotated[None, only("none", "auto")] = None
     functions: Annotated[None, only([])] = None
     function_call: Annotated[None, only("none", "auto")] = None
-    response_format: Annotated[None, only({"type": "text"})] = None
     modalities: Annotated[None, only(["text"])] = None
     audio: Annotated[None, only()] = None
     reasoning_effort: Annotated[None, only("none")] = None
@@ -115,6 +125,8 @@ class ChatRequest(Dialects):
         self._check_last_turn()
         if self.top_logprobs and not self.logprobs:
             raise wrong("needs 'logprobs' to be true", "top_logprobs")
+        if self.output_limit is not None and (self.min_tokens or 0) > self.output_limit:
+            raise wrong(f"{self.min_tokens} are more than the answer may have, {self.output_limit}", "min_tokens")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             both = f"'max_tokens' is {self.max_tokens} and 'max_completion_tokens' is {self.max_completion_tokens}"
             raise wrong(f"{both}: give one", "max_tokens")

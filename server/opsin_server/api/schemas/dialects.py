@@ -30,8 +30,6 @@ class Dialects(Strict):
     use_beam_search: Annotated[None, only(False)] = None
     length_penalty: Annotated[None, only(1)] = None
     early_stopping: Annotated[None, only(False)] = None
-    min_tokens: Annotated[None, only(0)] = None
-    stop_token_ids: Annotated[None, only([])] = None
     bad_words: Annotated[None, only([])] = None
     echo: Annotated[None, only(False)] = None
     add_special_tokens: Annotated[None, only(False)] = None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions, StreamOptions
+from opsin_server.api.schemas.structured_outputs import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from opsin_server.chat.fields import Neutral, Unread, shown
 from opsin_server.chat.messages import ChatMessage, ContentPart, FilePart, ImageURL
 
@@ -32,6 +33,9 @@ and 16.0 for 16."""
 SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
     ChatRequest: ("The request", ""),
     StreamOptions: ("`stream_options`", "Without a stream they have no effect."),
+    ResponseFormat: ("`response_format`", "What the answer is held to."),
+    JsonSchemaFormat: ("`json_schema`", "Whether `strict` is true or not, the answer is held to the schema."),
+    StructuredOutputs: ("`structured_outputs`", "What the answer is held to, by vLLM's names: one of the first five."),
     ProcessorOptions: ("`mm_processor_kwargs`", "For all images of the request."),
     ChatMessage: ("A message", ""),
     ContentPart: (
@@ -50,10 +54,12 @@ def page() -> str:
 
 def section(model: type[BaseModel]) -> Iterator[str]:
     title, remark = SECTIONS[model]
-    fields = model.model_fields
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
     ignored = [name for name, field in fields.items() if validator(field, Unread)]
     neutral = {name: found for name, field in fields.items() if (found := validator(field, Neutral))}
     acting = {name: field for name, field in fields.items() if name not in ignored and name not in neutral}
+    own = model.__annotations__
+    acting = dict(sorted(acting.items(), key=lambda item: item[0] not in own))  # what is inherited comes last
     yield f"## {title}"
     if remark:
         yield remark
@@ -96,6 +102,8 @@ def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return " · ".join(f"`{shown(value)}`" for value in arguments)
     if origin is list:
         return f"list{extent(metadata)} of {words(arguments[0])}"
+    if origin is dict and arguments[1] is Any:
+        return "object"
     if origin is dict:
         return f"object{extent(metadata)} of {words(arguments[1])}"
     if annotation in SECTIONS:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opsin_kernels.bitmask import forbid_
 from opsin_kernels.penalties import DeviceAdjustments, LogitAdjustments, penalized
 from opsin_kernels.sampling import SamplingRow, log_probabilities, sample, settings_of
+from opsin_kernels.transfer import moved
+from opsin_server.engine.running.masks import Masks, unwanted_ends
 from opsin_server.engine.scheduling.plan import Chunk
 from opsin_server.ipc.messages import Logprobs
 
@@ -19,10 +22,11 @@ MASK = 2**64 - 1
 
 @dataclass(frozen=True)
 class SampledToken:
-    """token None: the row's logits were not numbers."""
+    """token None: the row's logits were not numbers, or its grammar has failed, which `refused` says."""
 
     token: int | None
     logprobs: Logprobs | None
+    refused: str = ""
 
 
 class DrawnTokens:
@@ -33,6 +37,7 @@ class DrawnTokens:
 
     def __init__(self, ids: Tensor, largest: Tensor, logprobs: dict[int, Logprobs]) -> None:
         self.ids, self._largest, self._logprobs = ids, largest, logprobs
+        self.refused: dict[int, str] = {}  # rows whose grammar has failed
         self._copied: torch.cuda.Event | None = None
         if ids.device.type == "cuda":
             self._host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
@@ -48,7 +53,10 @@ class DrawnTokens:
         else:
             pairs = zip(self.ids.tolist(), self._largest.tolist(), strict=True)
             tokens = [token if math.isfinite(largest) else None for token, largest in pairs]
-        return [SampledToken(token, self._logprobs.get(row)) for row, token in enumerate(tokens)]
+        return [
+            SampledToken(None if row in self.refused else token, self._logprobs.get(row), self.refused.get(row, ""))
+            for row, token in enumerate(tokens)
+        ]
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class SamplingInputs:
 
 def needs_tokens(chunks: list[Chunk]) -> bool:
     """Whether something that these chunks draw, or the next draws after them, is computed on the host from tokens."""
+    if any(chunk.sequence.guide is not None for chunk in chunks):
+        return True
     wanted = (chunk.sequence.sampling for chunk in chunks)
     return any(sampling.penalizes or sampling.top_logprobs >= 0 for sampling in wanted)
 
@@ -70,7 +80,8 @@ def needs_tokens(chunks: list[Chunk]) -> bool:
 def sampling_inputs(chunks: list[Chunk], vocabulary: int, device: torch.device) -> SamplingInputs:
     """chunks: those that draw a token, in the order of the logits."""
     wanted = [chunk.sequence.sampling for chunk in chunks]
-    placed = adjustments_of(chunks, vocabulary).to(device) if any(s.penalizes for s in wanted) else None
+    adjusted = any(s.penalizes for s in wanted) or any(c.draw < c.sequence.min_tokens for c in chunks)
+    placed = adjustments_of(chunks, vocabulary).to(device) if adjusted else None
     if device.type == "cpu" and all(s.temperature == 0 for s in wanted):
         return SamplingInputs(None, None, placed)
     rows = [
@@ -80,9 +91,13 @@ def sampling_inputs(chunks: list[Chunk], vocabulary: int, device: torch.device) 
     return SamplingInputs(rows, settings_of(rows, device) if device.type != "cpu" else None, placed)
 
 
-def draw(logits: Tensor, chunks: list[Chunk], rules: SamplingInputs) -> DrawnTokens:
-    """logits [M, vocab], one row a chunk."""
+def draw(logits: Tensor, chunks: list[Chunk], rules: SamplingInputs, masks: Masks | None = None) -> DrawnTokens:
+    """logits [M, vocab], one row a chunk; those of masked steps are changed where nobody wants log probabilities."""
     ruled = penalized(logits, rules.placed)
+    if masks is not None:
+        if ruled is logits and any(c.sequence.sampling.top_logprobs >= 0 for c in chunks):
+            ruled = logits.clone()
+        forbid_(ruled, moved(masks.words, logits.device))
     if rules.rows is None:
         largest, picked = ruled.max(-1)
     else:
@@ -119,11 +134,13 @@ def adjustments_of(chunks: list[Chunk], vocabulary: int) -> LogitAdjustments:
     The repetition penalty also looks at the prompt, as in transformers.
     """
     places = LogitAdjustments()
-    for row, sequence in enumerate(chunk.sequence for chunk in chunks):
+    for row, chunk in enumerate(chunks):
+        sequence = chunk.sequence
         rules = sequence.sampling
-        if not rules.penalizes:
+        banned = () if sequence.guide is not None else unwanted_ends(chunk)  # (a grammar's mask knows them)
+        if not (rules.penalizes or banned):
             continue
-        bias = dict(rules.logit_bias)
+        bias = dict(rules.logit_bias) | dict.fromkeys(banned, -math.inf)
         counts: Counter[int] = Counter()
         if rules.frequency_penalty or rules.presence_penalty:
             counts.update(sequence.tokens[sequence.prompt_length :])

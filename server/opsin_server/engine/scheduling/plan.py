@@ -50,12 +50,17 @@ class Plan:
         return not (self.chunks or self.encode or self.place)
 
 
+Finish = Literal["stop", "complete", "length", "error"]
+
+
 @dataclass(slots=True)
 class Committed:
-    """A token that a step drew as number `row`. finish: "stop" (the token is an end), "length", "error" (there is no
-    token: the logits were no numbers), or None: the answer goes on."""
+    """A token that a step drew as number `row`. finish: "stop" (the token is an end), "complete" (by its grammar the
+    answer ends with the token), "length", "error" (there is no token: the logits were no numbers, or no longer follow
+    the grammar, which `why` says), or None: the answer goes on."""
 
     sequence: Sequence
     row: int
     token: int
-    finish: Literal["stop", "length", "error"] | None
+    finish: Finish | None
+    why: str = ""

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Seq
-from typing import Any, Literal
+from typing import Any
 
 from opsin_server.engine.scheduling.adapter_turns import AdapterTurns
 from opsin_server.engine.scheduling.admission_order import AdmissionOrder
@@ -19,9 +19,9 @@ from opsin_server.engine.scheduling.encode_pace import EncodePace
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.image_planner import ImagePlanner
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.plan import Chunk, Committed, Limits, Plan
+from opsin_server.engine.scheduling.plan import Chunk, Committed, Finish, Limits, Plan
 from opsin_server.engine.scheduling.resident_adapters import ResidentAdapters
-from opsin_server.engine.scheduling.sequence import Sequence, SequenceStatus, visual_keys
+from opsin_server.engine.scheduling.sequence import GuideError, Sequence, SequenceStatus, visual_keys
 from opsin_server.ipc.messages import AdapterRef
 
 
@@ -209,14 +209,20 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, row: int, token: int) -> Committed:
         sequence.tokens.append(token)
-        finish: Literal["stop", "length"] | None = None
-        if token in sequence.eos:
-            finish = "stop"
-        elif self._is_full(sequence, len(sequence.tokens)):
-            finish = "length"
+        finish: Finish | None = None
+        why = ""
+        try:
+            if token in sequence.eos:
+                finish = "stop"
+            elif sequence.guide is not None and sequence.guide.accept(token):
+                finish = "complete"
+            elif self._is_full(sequence, len(sequence.tokens)):
+                finish = "length"
+        except GuideError as error:
+            finish, why = "error", str(error)
         if finish:
             self.remove(sequence)
-        return Committed(sequence, row, token, finish)
+        return Committed(sequence, row, token, finish, why)
 
     def _is_full(self, sequence: Sequence, length: int) -> bool:
         return length - sequence.prompt_length >= sequence.max_tokens or length >= self.limits.max_context

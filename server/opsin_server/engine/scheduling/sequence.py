@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +43,18 @@ class SequenceStatus(Enum):
     FINISHED = auto()
 
 
+class GuideError(ValueError):
+    """An answer cannot be held to its grammar any further. The text says why."""
+
+
+class AnswerGuide(Protocol):
+    """What an answer is held to (`engine.running.grammars`)."""
+
+    def fill(self, words: I32, unwanted: Collection[int]) -> None: ...
+
+    def accept(self, token: int) -> bool: ...
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """`tokens` is the prompt and what was generated; of `length`, the last `pending` are drawn by steps whose results
@@ -66,6 +80,8 @@ class Sequence:
     encoder_inputs: Seq[EncoderInput] = ()
     visible: Seq[VisibleImages] = ()
     arrange: Seq[I32 | None] = ()  # one an item
+    min_tokens: int = 0
+    guide: AnswerGuide | None = None
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter: AdapterRef | None = None
     adapter_slot: int = 0  # while it is running; 0: the base model
@@ -104,6 +120,7 @@ class Sequence:
             sampling=message.sampling,
             max_tokens=message.max_tokens,
             eos=frozenset(message.eos),
+            min_tokens=message.min_tokens,
             cache_root=root.digest(),
             salt=message.salt,
             adapter=message.adapter,

@@ -1,0 +1,47 @@
+"""Which tokens the rows of a step may draw, where grammars say so."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opsin_server.engine.scheduling.plan import Chunk
+from opsin_server.engine.scheduling.sequence import GuideError
+
+
+@dataclass(frozen=True)
+class Masks:
+    """words I32 [M, ceil(V / 32)], a bit a token; rows that no grammar guides may draw all. refused: rows whose grammar
+    has failed, and why: what they draw is no answer."""
+
+    words: Tensor
+    refused: dict[int, str] = field(default_factory=dict)
+
+
+def masks_of(chunks: Seq[Chunk], words: int) -> Masks | None:
+    """chunks: those that draw a token, in the order of the logits, when all that they drew before is known. None:
+    nothing is guided."""
+    if all(chunk.sequence.guide is None for chunk in chunks):
+        return None
+    table = np.full((len(chunks), words), -1, np.int32)
+    refused: dict[int, str] = {}
+    for row, chunk in enumerate(chunks):
+        guide = chunk.sequence.guide
+        if guide is None:
+            continue
+        try:
+            guide.fill(table[row], unwanted_ends(chunk))
+        except GuideError as error:
+            refused[row] = str(error)
+            table[row] = -1
+    return Masks(torch.from_numpy(table), refused)
+
+
+def unwanted_ends(chunk: Chunk) -> Collection[int]:
+    """What would end the answer too early."""
+    return chunk.sequence.eos if chunk.draw < chunk.sequence.min_tokens else ()

@@ -1,0 +1,1 @@
+"""Grammars that answers are held to: made of what a request says, and checked before an engine sees them."""

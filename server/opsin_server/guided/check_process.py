@@ -1,0 +1,128 @@
+"""Grammars tried out by a process of its own (`check_worker`), which ends with the server: what would hold up, fill or
+crash an engine is one request's fault."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+from collections import OrderedDict
+
+from opsin_server.errors import BadRequest, OpsinError, Unavailable
+from opsin_server.guided.check_messages import Asked, Found, found_of, line_of
+from opsin_server.guided.grammar import Grammar
+
+WORKER = ("-m", "opsin_server.guided.check_worker")
+CHECK_SECONDS = 1.0
+START_SECONDS = 30.0
+WAIT_SECONDS = 10.0  # behind others
+REMEMBERED = 256  # grammars and what was found of them
+MAX_LINE = 2**21  # bytes of an answer, which repeats the grammar
+
+
+class GrammarChecker:
+    """Starts the process when it is first asked, and again after a grammar was its end."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+        self._found: OrderedDict[Grammar, Found] = OrderedDict()
+
+    async def check(self, grammar: Grammar) -> str:
+        """The grammar in llguidance's form. Raises BadRequest for one that is wrong, empty or too much work."""
+        found = self._found.get(grammar)
+        if found is None:
+            found = await self._asked(grammar)
+            self._found[grammar] = found
+            if len(self._found) > REMEMBERED:
+                self._found.popitem(last=False)
+        else:
+            self._found.move_to_end(grammar)
+        if found.fault:
+            raise BadRequest(_sentence(found.fault), param=grammar.param, code="invalid_grammar")
+        return found.text
+
+    async def close(self) -> None:
+        if self._process is not None:
+            await self._end()
+
+    async def _asked(self, grammar: Grammar) -> Found:
+        try:
+            await asyncio.wait_for(self._turn.acquire(), WAIT_SECONDS)
+        except TimeoutError:
+            raise Unavailable("too many grammars wait to be checked") from None
+        try:
+            if grammar in self._found:  # another request asked the same meanwhile
+                return self._found[grammar]
+            return await self._ask(grammar)
+        finally:
+            self._turn.release()
+
+    async def _ask(self, grammar: Grammar) -> Found:
+        process = await self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        done = False
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                process.stdin.write(line_of(Asked(grammar.text, grammar.gbnf)) + b"\n")
+                await process.stdin.drain()
+                line = await process.stdout.readline()
+            done = bool(line)
+        except TimeoutError:
+            return Found(f"it takes more than {CHECK_SECONDS:g} s to compile", grammar.text)
+        except ConnectionError:
+            line = b""
+        finally:  # also where this request was cancelled: what comes now would be the next one's answer
+            if not done:
+                await self._end()
+        return found_of(line) if line else Found("it takes too much memory to compile", grammar.text)
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            pipe = asyncio.subprocess.PIPE
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, *WORKER, stdin=pipe, stdout=pipe, limit=MAX_LINE, start_new_session=True
+            )
+            assert self._process.stdout is not None
+            ready = False
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    ready = bool(await self._process.stdout.readline())
+            except TimeoutError:
+                pass
+            finally:
+                if not ready:
+                    await self._end()
+            if not ready:
+                raise OpsinError("the process that checks grammars does not start")
+        assert self._process is not None
+        return self._process
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        assert process is not None
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+PLACE = re.compile(r"^at \d+\(\d+\): ")  # in the grammar that was made of a schema
+MOST_WORDS = 200  # characters
+EMPTY = "NoExtension"  # in llguidance's words: nothing may follow, and nothing has been said
+
+
+def _sentence(fault: str) -> str:
+    """The library's words without its picture of where: the first line, and what stands behind "error:" in another."""
+    lines = [PLACE.sub("", line.strip()) for line in fault.replace("<non-verbose/>", "").splitlines()]
+    said = next((line for line in lines if line), EMPTY)
+    why = next((line.removeprefix("error:").strip() for line in lines if line.startswith("error:")), "")
+    what = (
+        "no answer fits it"
+        if said.startswith(EMPTY)
+        else said
+        if len(said) <= MOST_WORDS
+        else said[:MOST_WORDS] + "..."
+    )
+    return f"The grammar cannot be used: {what.rstrip(':')}{': ' if why else ''}{why[:MOST_WORDS]}"

@@ -1,0 +1,114 @@
+"""What a request wants of its answer, as a grammar in llguidance's form. Sizes are bounded here; whether it makes
+sense, and at what cost, `check_process` finds out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import regex_to_lark
+
+from opsin_server.errors import BadRequest
+from opsin_server.guided.limits import HEAD, MAX_DEPTH, MAX_GRAMMAR, MAX_REGEX, MAX_SCHEMA
+
+# Blanks between the parts of JSON, as models write it: one, or a new line and its indentation. Without an end to them a
+# model that is unsure writes blanks for ever.
+WHITESPACE = r" |\n[ \t]{0,40}"
+OPTIONS = "x-guidance"  # llguidance's own key in a schema
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """param: of the request, where it comes from. gbnf: in llama.cpp's form, which must still be translated."""
+
+    text: str
+    param: str
+    gbnf: bool = False
+
+
+def json_grammar(schema: Mapping[str, Any], param: str, whitespace: str | None = WHITESPACE) -> Grammar:
+    """An answer that is JSON of this schema. whitespace: a pattern of what may stand between its parts; None: nothing
+    may. Raises BadRequest."""
+    if OPTIONS in schema:
+        raise BadRequest(f"{OPTIONS!r} is not accepted in a schema", param=param, code="invalid_value")
+    _check_parts(schema, param)
+    blanks = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
+    text = json.dumps({**schema, OPTIONS: blanks}, ensure_ascii=False)
+    _check_size(text, MAX_SCHEMA, "schema", param)
+    return Grammar(f"{HEAD}start: %json {text}", param)
+
+
+def regex_grammar(pattern: str, param: str) -> Grammar:
+    """An answer that matches as a whole; "^" in front and "$" behind say so, and may be left out. Raises BadRequest."""
+    _check_size(pattern, MAX_REGEX, "pattern", param)
+    _check_escape(pattern, param)
+    pattern = pattern.removeprefix("^")
+    if pattern.endswith("$") and not _escapes_next(pattern[:-1]):
+        pattern = pattern[:-1]
+    if not pattern:
+        raise BadRequest("The pattern is empty", param=param, code="invalid_value")
+    return Grammar(f"{HEAD}start: TEXT\nTEXT: /{regex_to_lark(pattern)}/", param)
+
+
+def choice_grammar(choices: Iterable[str], param: str) -> Grammar:
+    """An answer that is one of these strings. Raises BadRequest."""
+    texts = list(choices)
+    _check_size("".join(texts), MAX_SCHEMA, "choices", param)
+    if "" in texts:
+        raise BadRequest("A choice must not be empty", param=param, code="invalid_value")
+    # One token of the grammar: thousands of alternatives are as cheap as one.
+    return Grammar(f"{HEAD}start: TEXT\nTEXT: /{'|'.join(map(_literal, texts))}/", param)
+
+
+def ebnf_grammar(text: str, param: str) -> Grammar:
+    """Lark's form, or llama.cpp's GBNF, which writes "::=". Raises BadRequest."""
+    _check_size(text, MAX_GRAMMAR, "grammar", param)
+    if "%llguidance" in text:
+        raise BadRequest("'%llguidance' is not accepted in a grammar", param=param, code="invalid_grammar")
+    return Grammar(text, param, gbnf=True) if "::=" in text else Grammar(HEAD + text, param)
+
+
+def behind_blank(text: str) -> str:
+    """The same answers, or a blank in front of them: of a vocabulary whose tokens bring it, and whose texts lose it."""
+    outer = {"lark_grammar": f'{HEAD}start: " "? @answer'}
+    return json.dumps({"grammars": [outer, {"name": "answer", "lark_grammar": text}]}, ensure_ascii=False)
+
+
+def _literal(text: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+def _check_size(text: str, limit: int, noun: str, param: str) -> None:
+    if len(text) > limit:
+        message = f"The {noun} has {len(text):,} characters; at most {limit:,} are accepted"
+        raise BadRequest(message, param=param, code="invalid_value")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"The {noun} holds half of a surrogate pair", param=param, code="invalid_value") from None
+
+
+def _check_escape(pattern: str, param: str) -> None:
+    """(It would escape what llguidance puts behind a pattern.)"""
+    if _escapes_next(pattern):
+        message = "A pattern ends with a backslash that escapes nothing"
+        raise BadRequest(message, param=param, code="invalid_grammar")
+
+
+def _escapes_next(text: str) -> bool:
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def _check_parts(schema: object, param: str) -> None:
+    """(A stack: what is too deep for a recursion is what this is about.)"""
+    open_: list[tuple[object, int]] = [(schema, 1)]
+    while open_:
+        value, depth = open_.pop()
+        if depth > MAX_DEPTH:
+            raise BadRequest(f"The schema is nested more than {MAX_DEPTH} deep", param=param, code="invalid_value")
+        if isinstance(value, dict) and isinstance(pattern := value.get("pattern"), str):
+            _check_escape(pattern, param)
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        open_ += [(part, depth + 1) for part in inner if isinstance(part, dict | list)]

@@ -1,0 +1,112 @@
+"""Hostile grammars: each is refused within a second by a sentence, the next one is checked as if nothing had been."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from opsin_server.errors import BadRequest, Unavailable
+from opsin_server.guided import check_process
+from opsin_server.guided.check_process import GrammarChecker
+from opsin_server.guided.grammar import Grammar, choice_grammar, ebnf_grammar, json_grammar, regex_grammar
+from support.hostile_grammars import hostile
+
+MAKE = {"guided_json": json_grammar, "guided_regex": regex_grammar, "guided_grammar": ebnf_grammar}
+GOOD = regex_grammar("[a-z]+", "good")
+ENDLESS = json_grammar(
+    {"allOf": [{"type": "string", "pattern": f"(.*[a-z]){{{i}}}.*[0-9]"} for i in range(2, 30)]}, "p"
+)
+
+
+def test_every_hostile_grammar_is_refused_in_time() -> None:
+    async def refused() -> int:
+        checker, count = GrammarChecker(), 0
+        await checker.check(GOOD)  # (the process has been started)
+        try:
+            for name, fields in hostile():
+                ((field, given),) = fields.items()
+                with pytest.raises(BadRequest) as caught:
+                    await checker.check(MAKE[field](given, field))
+                assert caught.value.param == field, name
+                assert caught.value.code in ("invalid_value", "invalid_grammar"), name
+                assert len(caught.value.message) < 600, name
+                assert "/" + "home" not in caught.value.message
+                count += 1
+        finally:
+            await checker.close()
+        return count
+
+    assert asyncio.run(refused()) >= 100
+
+
+def test_a_process_that_is_gone_is_started_again() -> None:
+    async def checks() -> None:
+        checker = GrammarChecker()
+        await checker.check(GOOD)
+        assert checker._process is not None
+        first = checker._process.pid
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(BadRequest, match="memory"):
+            await checker.check(choice_grammar(["a"], "p"))
+        assert await checker.check(choice_grammar(["b"], "p"))
+        assert checker._process.pid != first
+        await checker.close()
+        assert checker._process is None
+
+    asyncio.run(checks())
+
+
+def test_what_was_found_is_remembered_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_process, "REMEMBERED", 8)
+
+    async def checks() -> None:
+        checker = GrammarChecker()
+        for number in range(20):
+            await checker.check(choice_grammar([f"c{number}"], "p"))
+        assert len(checker._found) == 8
+        asked = []
+        monkeypatch.setattr(checker, "_ask", lambda grammar: asked.append(grammar))
+        await checker.check(choice_grammar(["c19"], "p"))
+        assert not asked
+        await checker.close()
+
+    asyncio.run(checks())
+
+
+def test_one_that_leaves_takes_no_other_ones_answer() -> None:
+    async def checks() -> str:
+        checker = GrammarChecker()
+        await checker.check(GOOD)
+        leaving = asyncio.create_task(checker.check(ENDLESS))
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        found = await checker.check(choice_grammar(["after"], "p"))
+        await checker.close()
+        return found
+
+    assert "after" in asyncio.run(checks())
+
+
+def test_nobody_waits_for_ever_behind_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_process, "WAIT_SECONDS", 0.05)
+
+    async def checks() -> None:
+        checker = GrammarChecker()
+        await checker.check(GOOD)
+        first = asyncio.create_task(checker.check(ENDLESS))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="wait to be checked"):
+            await checker.check(Grammar("start: /x/", "p"))
+        assert time.monotonic() - began < 1
+        with pytest.raises(BadRequest, match="more than 1 s"):
+            await first
+        await checker.close()
+
+    asyncio.run(checks())
