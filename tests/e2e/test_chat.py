@@ -446,7 +446,7 @@ def test_fields_without_effect_pass_and_those_with_effect_are_refused_by_name(as
     neutral = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "user": "me", "store": False, "tools": []}
     answer = ask(user("Hello"), response_format={"type": "text"}, metadata={"a": "b"}, logit_bias={}, **neutral)
     assert text_of(answer).startswith("Hello!")
-    for name, value in {"n": 2, "store": True}.items():
+    for name, value in {"verbosity": "low", "store": True}.items():
         with pytest.raises(openai.BadRequestError, match=name) as refused:
             ask(user("Hello"), **{name: value})
         assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")

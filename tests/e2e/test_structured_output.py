@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import openai
 import pytest
@@ -14,6 +14,20 @@ from support.served_checks import works
 from support.talk import MODEL_NAME, sample, user
 
 QUESTION = [user(sample("cat.png"), "What is this?")]
+
+
+SHAPES: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "shape",
+        "schema": {
+            "type": "object",
+            "properties": {"shape": {"enum": ["cat", "dog", "square"]}},
+            "required": ["shape"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 class Seen(BaseModel, extra="forbid"):
@@ -69,3 +83,17 @@ def test_what_cannot_be_kept_to_is_refused_by_name(served, fields: dict[str, obj
         served.client().chat.completions.create(model=MODEL_NAME, messages=QUESTION, extra_body=fields)
     assert str(caught.value.param).startswith(param)
     works(served)
+
+
+def test_several_choices_share_a_prompt(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL_NAME, messages=QUESTION, n=8, temperature=1.5, seed=3, max_tokens=150, response_format=SHAPES
+    )
+    found = [json.loads(choice.message.content or "")["shape"] for choice in answer.choices]
+    assert set(found) <= {"cat", "dog", "square"}
+    assert len(found) == 8
+    usage = answer.usage
+    assert usage is not None
+    alone = client.chat.completions.create(model=MODEL_NAME, messages=QUESTION, max_tokens=1).usage
+    assert alone is not None
+    assert usage.prompt_tokens == alone.prompt_tokens

@@ -18,7 +18,7 @@ from opsin_server.api.sampling_defaults import read_sampling_defaults
 from opsin_server.api.vocabulary import vocabulary_of
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.engine.startup.load import load_engine
-from opsin_server.ipc.messages import Arrays, Stats, Submit, Vocabulary
+from opsin_server.ipc.messages import Arrays, Stats, Submit, Vocabulary, choice_ids
 from opsin_server.ipc.stream import Stream
 from opsin_server.metrics import Metrics
 from opsin_server.text.encode_prompt import PromptEncoder
@@ -52,12 +52,13 @@ class LocalEngine:
     def teach(self, vocabulary: Vocabulary, tokens: list[bytes]) -> None:
         self._engine.grammars.learn(tokens, vocabulary.special, vocabulary.ends)
 
-    def submit(self, message: Submit, arrays: Arrays) -> Stream:
+    def submit_choices(self, message: Submit, arrays: Arrays) -> list[Stream]:
         self._engine.submit(message, arrays)
         self.submitted.append(message)
-        stream = self._streams[message.request_id] = Stream(message.request_id, self._engine.cancel)
+        streams = [Stream(name, self._engine.cancel) for name in choice_ids(message.request_id, message.choices)]
+        self._streams |= {stream.request_id: stream for stream in streams}
         asyncio.get_running_loop().call_soon(self._step)
-        return stream
+        return streams
 
     def _step(self) -> None:
         for output in self._engine.step():

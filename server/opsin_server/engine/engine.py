@@ -25,11 +25,22 @@ from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import check_items, check_sampling, check_spans, check_visible_images
 from opsin_server.ipc.engine_socket import HasFileno
-from opsin_server.ipc.messages import AdapterLoad, AdapterRef, AdapterReport, Arrays, Logprobs, Output, Stats, Submit
+from opsin_server.ipc.messages import (
+    AdapterLoad,
+    AdapterRef,
+    AdapterReport,
+    Arrays,
+    Logprobs,
+    Output,
+    Stats,
+    Submit,
+    choice_ids,
+)
 
 log = logging.getLogger("opsin.engine")
 
 MOST_POSITIONS = 2**31 - 1
+MOST_CHOICES = 16
 NO_GRAMMAR = "the answer cannot be held to its grammar: {}"
 MAX_FAILURES = 3  # steps in a row: one request that fails by itself is not the engine's fault
 
@@ -79,7 +90,8 @@ class Engine:
         self.sequences: dict[str, Sequence] = {}
         self.steps = self.decode_steps = self.steps_ahead = 0
         self.grammars = GrammarCompiler(runner.model.spec.decoder.vocab)
-        self._compiling: dict[str, Sequence] = {}  # they wait for their grammars
+        self._unscheduled: set[str] = set()  # they wait for grammars, or for the first choice of their prompt
+        self._held: dict[str, list[Sequence]] = {}  # further choices, by the first one's id
         self._launched: LaunchedStep | None = None
         self._only_loads = False  # nothing can be computed before an adapter is loaded
         self._failures = 0  # steps in a row
@@ -95,7 +107,7 @@ class Engine:
             return True
         if self.loader is not None and self.loader.has_results:
             return True
-        return len(self.sequences) > len(self._compiling) and not self._only_loads
+        return len(self.sequences) > len(self._unscheduled) and not self._only_loads
 
     @property
     def wakers(self) -> list[HasFileno]:
@@ -111,24 +123,49 @@ class Engine:
     def submit(self, message: Submit, arrays: Arrays) -> None:
         """Raises SpecError for a prompt that must not reach the model; nothing of it is kept then."""
         self._check(message, arrays)
-        sequence = Sequence.from_submit(message, arrays, self.runner.model.spec.decoder.rope)
-        self.sequences[sequence.request_id] = sequence
-        if message.guided is None:
+        rope, ids = self.runner.model.spec.decoder.rope, choice_ids(message.request_id, message.choices)
+        made = [Sequence.from_submit(message, arrays, rope, name, number) for number, name in enumerate(ids)]
+        self.sequences |= zip(ids, made, strict=True)
+        if message.choices > 1:
+            self._held[message.request_id] = made[1:]
+            self._unscheduled |= set(ids[1:])
+        self._begin(made[0])
+
+    def _begin(self, sequence: Sequence) -> None:
+        """It waits for its grammar, or as all others do."""
+        if sequence.grammar is None:
             self._schedule(sequence)
         else:
-            self._compiling[sequence.request_id] = sequence
-            self.grammars.request(sequence.request_id, message.guided)
+            self._unscheduled.add(sequence.request_id)
+            self.grammars.request(sequence.request_id, sequence.grammar)
 
     def _schedule(self, sequence: Sequence) -> None:
+        self._unscheduled.discard(sequence.request_id)
         self.scheduler.add(sequence)
         self._only_loads = False
 
+    def _release_choices(self, request_id: str) -> None:
+        """Further answers to a prompt begin when its keys and values are there to be shared, or will never be."""
+        for sequence in self._held.pop(request_id, ()):
+            if sequence.request_id in self.sequences:
+                self._begin(sequence)
+
+    def _forget(self, request_id: str) -> Sequence | None:
+        """Of one that has ended. None: it is not known."""
+        sequence = self.sequences.pop(request_id, None)
+        self._release_choices(request_id)
+        return sequence
+
     def cancel(self, request_id: str) -> None:
         """Unknown ids are ignored: the request may have ended while the message travelled."""
-        sequence = self.sequences.pop(request_id, None)
-        if sequence is not None and self._compiling.pop(request_id, None) is None:
-            self.scheduler.remove(sequence)
-            self._only_loads = False  # (others may go on with what it held)
+        sequence = self._forget(request_id)
+        if sequence is None:
+            return
+        if request_id in self._unscheduled:
+            self._unscheduled.remove(request_id)
+            return
+        self.scheduler.remove(sequence)
+        self._only_loads = False  # (others may go on with what it held)
 
     @torch.no_grad()
     def step(self) -> list[Output]:
@@ -165,7 +202,7 @@ class Engine:
             message = f"the adapter cannot be loaded: {result.error}"
             log.warning("%s", message)
             for sequence in self.scheduler.fail_adapter(result.ref):
-                self.sequences.pop(sequence.request_id, None)
+                self._forget(sequence.request_id)
                 outputs.append(Output(sequence.request_id, finish="error", error=message))
         for ref in adapters.take_wanted():
             self.loader.request(ref)
@@ -175,14 +212,15 @@ class Engine:
         """Requests whose grammars have been compiled since the last step wait from here on as others do."""
         outputs = []
         for result in self.grammars.results():
-            sequence = self._compiling.pop(result.request_id, None)
+            sequence = self.sequences.get(result.request_id)
             if sequence is None:  # cancelled meanwhile
                 continue
             if result.guide is not None:
                 sequence.guide = result.guide
                 self._schedule(sequence)
             else:
-                del self.sequences[result.request_id]
+                self._unscheduled.remove(result.request_id)
+                self._forget(result.request_id)
                 outputs.append(Output(result.request_id, finish="error", error=NO_GRAMMAR.format(result.error)))
         return outputs
 
@@ -295,7 +333,9 @@ class Engine:
     def _output(self, committed: Committed, logprobs: Logprobs | None, refused: str) -> Output:
         sequence, token, finish = committed.sequence, committed.token, committed.finish
         if finish:
-            self.sequences.pop(sequence.request_id, None)
+            self._forget(sequence.request_id)
+        elif self._held:
+            self._release_choices(sequence.request_id)
         if finish == "error":
             return Output(sequence.request_id, finish=finish, error=_why(committed.why or refused))
         first, kept = sequence.generated == 1, finish != "stop"
@@ -319,7 +359,7 @@ class Engine:
         """What requests hear that have been failed. Raises EngineBroken."""
         self._failures += 1
         for sequence in failed:
-            self.sequences.pop(sequence.request_id, None)
+            self._forget(sequence.request_id)
         if self._failures >= MAX_FAILURES or isinstance(error, torch.AcceleratorError):
             raise EngineBroken(f"{self._failures} steps in a row failed: {type(error).__name__}") from error
         message = "the engine could not compute this request"
@@ -327,7 +367,9 @@ class Engine:
 
     def _check(self, message: Submit, arrays: Arrays) -> None:
         total, decoder = len(arrays.ids), self.runner.model.spec.decoder
-        if message.request_id in self.sequences:
+        if not 1 <= message.choices <= MOST_CHOICES:
+            raise SpecError(f"{message.choices} choices; this engine takes 1 to {MOST_CHOICES}")
+        if not self.sequences.keys().isdisjoint(choice_ids(message.request_id, message.choices)):
             raise SpecError(f"request {message.request_id} is already here")
         if not 0 < total < self.scheduler.limits.max_context:
             raise SpecError(f"{total} prompt tokens; this engine takes 1 to {self.scheduler.limits.max_context - 1}")
@@ -358,7 +400,7 @@ class Engine:
         scheduler, blocks, encoder = self.scheduler, self.scheduler.blocks, self.scheduler.encoder
         return Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting) + len(self._compiling),
+            waiting=len(scheduler.waiting) + len(self._unscheduled),
             blocks_used=blocks.used,
             blocks_cached=blocks.cached,
             blocks_free=blocks.free,

@@ -33,6 +33,7 @@ from opsin_server.ipc.messages import (
     Submit,
     Unreadable,
     Vocabulary,
+    choice_ids,
 )
 from opsin_server.ipc.restart_policy import RestartPolicy
 from opsin_server.ipc.stream import Stream
@@ -104,17 +105,23 @@ class EngineClient:
         return self.ready
 
     def submit(self, message: Submit, arrays: Arrays) -> Stream:
-        """Raises Unavailable when the engine is not ready, and ValueError for what it would refuse: an id that is in
-        use, arrays that are not what the message says (WrongFrames)."""
+        """The outputs of a message with one choice. Raises what `submit_choices` does."""
+        return self.submit_choices(message, arrays)[0]
+
+    def submit_choices(self, message: Submit, arrays: Arrays) -> list[Stream]:
+        """The outputs of each choice. Raises Unavailable when the engine is not ready, and ValueError for what it would
+        refuse: an id that is in use, arrays that are not what the message says (WrongFrames)."""
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
         assert self._process is not None
-        if message.request_id in self._streams:
+        ids = choice_ids(message.request_id, message.choices)
+        if not self._streams.keys().isdisjoint(ids):
             raise ValueError(f"request {message.request_id} is already open")
         frames = frames_of(message, arrays)
         self._process.send(message, frames)  # (first: what cannot be packed raises, and nothing of it is kept)
-        stream = self._streams[message.request_id] = Stream(message.request_id, self._cancel)
-        return stream
+        streams = [Stream(name, self._cancel) for name in ids]
+        self._streams |= zip(ids, streams, strict=True)
+        return streams
 
     def keep_adapters(self, refs: Sequence[AdapterRef]) -> None:
         """These stay on the device, and are there again when the engine was started again."""

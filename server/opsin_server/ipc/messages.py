@@ -64,6 +64,12 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     adapter: AdapterRef | None = None  # None: the base model
     guided: str | None = None  # a grammar in llguidance's form, to which the answer is held
     min_tokens: int = 0  # before which no end is drawn, unless nothing else may be
+    choices: int = 1  # answers to the prompt, each a request of its own from here on: see `choice_ids`
+
+
+def choice_ids(request_id: str, choices: int) -> list[str]:
+    """What the answers of one Submit are called in outputs, and when they are cancelled."""
+    return [request_id, *(f"{request_id}#{number}" for number in range(1, choices))]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

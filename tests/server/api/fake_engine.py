@@ -123,11 +123,14 @@ class FakeEngine:
         limit, ledger = image_limit(None, self.max_context), MemoryLedger(1, (), 1, 1, 16)
         return Ready("cpu", "float32", "torch", self.max_context, limit, 8, ledger)
 
-    def submit(self, message: Submit, arrays: Arrays) -> FakeStream:
+    def submit_choices(self, message: Submit, arrays: Arrays) -> list[FakeStream]:
+        """Each choice follows the script that there is when it is asked for."""
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
-        script = self.script(message) if callable(self.script) else self.script
-        stream = FakeStream(self, message, script)
-        self.streams.append(stream)
+        streams = []
+        for _ in range(message.choices):
+            script = self.script(message) if callable(self.script) else self.script
+            streams.append(FakeStream(self, message, script))
+        self.streams += streams
         self.arrays.append(arrays)
-        return stream
+        return streams

@@ -86,7 +86,7 @@ def test_other_origins_are_told_nothing(opened: RunningServer, origin: str) -> N
         ("POST", "/v1/chat/completions", BEARER, {**CHAT, "stream": True}, 200),
         ("GET", "/v1/models", BEARER, None, 200),
         ("HEAD", "/v1/models", BEARER, None, 200),
-        ("POST", "/v1/chat/completions", BEARER, {**CHAT, "n": 2}, 400),
+        ("POST", "/v1/chat/completions", BEARER, {**CHAT, "verbosity": "low"}, 400),
         ("POST", "/v1/chat/completions", "", CHAT, 401),
         ("GET", "/nothing", BEARER, None, 404),
         ("GET", "/v1/chat/completions", BEARER, None, 405),

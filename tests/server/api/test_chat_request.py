@@ -23,7 +23,7 @@ from opsin_server.errors import BadRequest
 from opsin_server.text.conversation import ImagePart, TextPart
 
 ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "stream"} | {
-    "stream_options", "temperature", "response_format", "frequency_penalty", "presence_penalty", "logit_bias",
+    "stream_options", "temperature", "n", "response_format", "frequency_penalty", "presence_penalty", "logit_bias",
     "top_logprobs", "top_p",
 }  # fmt: skip
 ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"} | {
@@ -61,7 +61,6 @@ NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
     "functions": ([None, []], [[{"name": "f"}]]),
     "modalities": ([None, ["text"]], [["text", "audio"], "text", []]),
     "moderation": ([None], [{"model": "omni-moderation-latest"}]),
-    "n": ([None, 1, 1.0], [0, -1, 2, 2**31, 2**63, True, "1"]),
     "reasoning_effort": ([None, "none"], ["low", "high"]),
     "service_tier": ([None, "auto", "default"], ["flex", "priority"]),
     "store": ([None, False], [True, 0]),

@@ -26,11 +26,12 @@ def shaped(error: openai.APIStatusError) -> dict[str, Any]:
 
 def test_400_names_the_field(plain: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        plain.client().chat.completions.create(**CHAT, n=2)
+        plain.client().chat.completions.create(**CHAT, verbosity="low")
     assert shaped(caught.value) == {
-        "message": "Unsupported value for 'n': 2 is not supported here: 'n' must be null or 1 or left out",
+        "message": "Unsupported value for 'verbosity': \"low\" is not supported here: 'verbosity' must be null or "
+        '"medium" or left out',
         "type": "invalid_request_error",
-        "param": "n",
+        "param": "verbosity",
         "code": "unsupported_parameter",
     }
 

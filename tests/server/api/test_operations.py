@@ -88,7 +88,7 @@ def test_metrics_count_what_happened(start: Any) -> None:
     list(client.chat.completions.create(**CHAT, stream=True))
     client.chat.completions.create(**CHAT)
     with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(**CHAT, n=2)
+        client.chat.completions.create(**CHAT, verbosity="low")
     get(server, "/nothing/here")
     get(server, "/nothing/there")
     _, head, body = get(server, "/metrics")

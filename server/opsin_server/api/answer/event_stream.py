@@ -72,19 +72,26 @@ class EventStream(Response):
             await send(_more(data))
 
     async def _events(self) -> AsyncIterator[bytes]:
-        """The first bytes hold the role and the first text, the last ones the finish, the usage and [DONE]."""
-        opening = self._event(ChunkChoice(Delta(role="assistant", content="")))
+        """The first bytes hold the role of each choice and the first text, the last ones a finish, the usage and
+        [DONE]."""
+        left = len(self._generation.choices)
+        opening = b"".join(
+            self._event(ChunkChoice(Delta(role="assistant", content=""), index=index)) for index in range(left)
+        )
         async for piece in self._generation.pieces():
             data = opening + self._text(piece)
             if piece.finish is not None:
-                data += self._event(ChunkChoice(Delta(), None, piece.finish)) + self._closing()
+                data += self._event(ChunkChoice(Delta(), None, piece.finish, piece.choice))
+                left -= 1
+                data += b"" if left else self._closing()
             yield data
             opening = b""
 
     def _text(self, piece: Piece) -> bytes:
         if not piece.text and not piece.logprobs:
             return b""
-        return self._event(ChunkChoice(Delta(content=piece.text), self._generation.logprobs(piece.logprobs)))
+        logprobs = self._generation.logprobs(piece.logprobs)
+        return self._event(ChunkChoice(Delta(content=piece.text), logprobs, None, piece.choice))
 
     def _event(self, choice: ChunkChoice) -> bytes:
         chunk = self._generation.chunk(choice)

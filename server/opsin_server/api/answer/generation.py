@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from opsin_server.api.answer.adapter_use import AdapterUse
@@ -36,14 +37,35 @@ class Identity:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
+@dataclass(eq=False)
+class ChoiceStream:
+    """One of the answers to a prompt: what the engine says of it, and the text that this becomes."""
+
+    index: int
+    stream: TokenStream
+    text: OutputText
+    last_token: float = 0.0
+
+    async def pieces(self, note: Callable[[ChoiceStream, Output], None]) -> AsyncIterator[Piece]:
+        """Ends after one with `finish`. The engine is told at once when a stop string ended it. note: is told of every
+        output. Raises EngineFailed."""
+        async for output in self.stream:
+            piece = self.text.read(output)
+            note(self, output)
+            piece.choice = self.index
+            if piece.finish is not None and output.finish is None:
+                self.stream.cancel()
+            if piece:
+                yield piece
+
+
 class Generation:
     """started: when the request came, by `time.perf_counter`. usage: is filled while the answer comes."""
 
     def __init__(
         self,
         identity: Identity,
-        stream: TokenStream,
-        text: OutputText,
+        choices: Sequence[ChoiceStream],
         wants_logprobs: bool,
         usage: TokenUsage,
         started: float,
@@ -51,26 +73,23 @@ class Generation:
         adapter_use: AdapterUse | None = None,
     ) -> None:
         self._who, self._wants_logprobs = identity, wants_logprobs
-        self._stream, self._text = stream, text
+        self.choices = choices
         self._usage, self._metrics, self._adapter_use = usage, metrics, adapter_use
-        self._started, self._last_token = started, 0.0
+        self._started = started
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Ends after one with `finish`. The engine is told at once when a stop string ended it. Raises EngineFailed."""
-        async for output in self._stream:
-            self._note(output)
-            piece = self._text.read(output)
-            self._usage.completion_tokens = self._text.tokens
+        """Of all choices, as they come: each choice ends with one that has a `finish`. Raises EngineFailed."""
+        readers = [choice.pieces(self._note) for choice in self.choices]
+        async for piece in readers[0] if len(readers) == 1 else interleaved(readers):
             if piece.finish is not None:
                 self._usage.finish = piece.finish
-                if output.finish is None:
-                    self._stream.cancel()
-            if piece:
-                yield piece
+            yield piece
 
-    def _note(self, output: Output) -> None:
+    def _note(self, choice: ChoiceStream, output: Output) -> None:
         usage, now = self._usage, time.perf_counter()
-        usage.cached_tokens = max(usage.cached_tokens, output.cached_tokens)
+        usage.completion_tokens = sum(one.text.tokens for one in self.choices)
+        if not choice.index:  # (the others find what the first one has computed)
+            usage.cached_tokens = max(usage.cached_tokens, output.cached_tokens)
         if usage.queue_seconds is None:
             usage.queue_seconds = output.queue_seconds
             self._metrics.queue.observe(output.queue_seconds)
@@ -81,9 +100,9 @@ class Generation:
         if usage.first_token_seconds is None:
             usage.first_token_seconds = now - self._started
             self._metrics.first_token.observe(usage.first_token_seconds)
-        else:
-            self._metrics.inter_token.observe((now - self._last_token) / len(output.ids))
-        self._last_token = now
+        elif choice.last_token:
+            self._metrics.inter_token.observe((now - choice.last_token) / len(output.ids))
+        choice.last_token = now
 
     def usage(self) -> Usage:
         used = self._usage
@@ -93,16 +112,15 @@ class Generation:
 
     async def completion(self) -> Completion:
         """The whole answer."""
-        text: list[str] = []
-        logprobs: list[TokenLogprob] = []
-        finish: Finish = "stop"
+        found = [WholeChoice() for _ in self.choices]
         async for piece in self.pieces():
-            text.append(piece.text)
-            logprobs += piece.logprobs
-            finish = piece.finish or finish
+            found[piece.choice].add(piece)
         who = self._who
-        choice = Choice(AssistantMessage("".join(text)), finish, self.logprobs(logprobs))
-        return Completion(who.id, who.created, who.model, who.fingerprint, [choice], self.usage())
+        choices = [
+            Choice(AssistantMessage("".join(whole.text)), whole.finish, self.logprobs(whole.logprobs), index)
+            for index, whole in enumerate(found)
+        ]
+        return Completion(who.id, who.created, who.model, who.fingerprint, choices, self.usage())
 
     def logprobs(self, content: list[TokenLogprob]) -> Logprobs | None:
         return Logprobs(content) if self._wants_logprobs else None
@@ -110,3 +128,35 @@ class Generation:
     def chunk(self, *choices: ChunkChoice) -> Chunk:
         who = self._who
         return Chunk(who.id, who.created, who.model, who.fingerprint, list(choices))
+
+
+@dataclass
+class WholeChoice:
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish = "stop"
+
+    def add(self, piece: Piece) -> None:
+        self.text.append(piece.text)
+        self.logprobs += piece.logprobs
+        self.finish = piece.finish or self.finish
+
+
+async def interleaved(readers: Sequence[AsyncIterator[Piece]]) -> AsyncIterator[Piece]:
+    """What each reader gives, in the order in which it comes."""
+    waiting = {asyncio.ensure_future(_next(reader)): reader for reader in readers}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: readers.index(waiting[task])):
+                reader = waiting.pop(task)
+                if (piece := task.result()) is not None:
+                    waiting[asyncio.ensure_future(_next(reader))] = reader
+                    yield piece
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _next(reader: AsyncIterator[Piece]) -> Piece | None:
+    return await anext(reader, None)

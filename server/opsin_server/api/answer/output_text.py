@@ -16,6 +16,7 @@ UNLIKELY = -9999.0  # OpenAI's number for what JSON cannot hold: minus infinity
 
 @dataclass(slots=True)
 class Piece:
+    choice: int = 0
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None

@@ -12,7 +12,7 @@ from opsin_plugins.spec import ImageBudget
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.adapter_use import AdapterUse
-from opsin_server.api.answer.generation import Generation, Identity
+from opsin_server.api.answer.generation import ChoiceStream, Generation, Identity
 from opsin_server.api.answer.output_text import OutputText
 from opsin_server.api.answer.structured_output import grammar_of
 from opsin_server.api.engine_status import facts
@@ -57,16 +57,19 @@ async def submit(
     eos = (*(() if body.ignore_eos else services.encoder.ends), *(body.stop_token_ids or ()))
     ref = None if adapter is None else adapter.ref
     message = submission(sampling(body, services.sampling), prompt, max_tokens, eos, ref)
-    message = replace(message, guided=guided, min_tokens=body.min_tokens or 0)
-    stream = services.engine.submit(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
-    held.callback(stream.cancel)
+    message = replace(message, guided=guided, min_tokens=body.min_tokens or 0, choices=body.n or 1)
+    streams = services.engine.submit_choices(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     tokenizer = services.encoder.tokenizer
-    text = OutputText(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
+    choices = []
+    for index, stream in enumerate(streams):
+        held.callback(stream.cancel)
+        text = OutputText(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
+        choices.append(ChoiceStream(index, stream, text))
     identity = Identity(message.request_id, body.model, fingerprint(services.version, adapter))
     use = (
         None if adapter is None else held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
     )
-    return Generation(identity, stream, text, bool(body.logprobs), log.usage, log.started, services.metrics, use)
+    return Generation(identity, choices, bool(body.logprobs), log.usage, log.started, services.metrics, use)
 
 
 def fingerprint(version: str, adapter: ServedAdapter | None) -> str:

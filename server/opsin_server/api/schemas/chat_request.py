@@ -22,6 +22,7 @@ class ProcessorOptions(Strict):
 MAX_STOPS = 16  # OpenAI takes 4
 MAX_BIASES = 1024
 MAX_STOP_TOKENS = 256
+MAX_CHOICES = 16
 
 TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -65,6 +66,10 @@ class ChatRequest(Dialects, GuidedFields):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     logit_bias: Annotated[dict[str, Bias] | None, Field(max_length=MAX_BIASES), BeforeValidator(_by_token)] = None
+    n: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None,
+        Field(description="answers, to a prompt computed once"),
+    ] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
@@ -106,7 +111,6 @@ class ChatRequest(Dialects, GuidedFields):
     parallel_tool_calls: Ignored = None  # there are no tools to call
 
     # These would change the answer, and pass only where they would not.
-    n: Annotated[None, only(1)] = None
     tools: Annotated[None, only([])] = None
     tool_choice: Annotated[None, only("none", "auto")] = None
     functions: Annotated[None, only([])] = None

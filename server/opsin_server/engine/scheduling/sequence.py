@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
 from opsin_plugins.spec import I32, U8, RopeSpec, Span, VisibleImages
 from opsin_server.ipc.item import Item
@@ -81,7 +82,8 @@ class Sequence:
     visible: Seq[VisibleImages] = ()
     arrange: Seq[I32 | None] = ()  # one an item
     min_tokens: int = 0
-    guide: AnswerGuide | None = None
+    grammar: str | None = None
+    guide: AnswerGuide | None = None  # made of the grammar
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter: AdapterRef | None = None
     adapter_slot: int = 0  # while it is running; 0: the base model
@@ -100,7 +102,10 @@ class Sequence:
     needs_images_until: int = field(init=False)  # no row from here on needs any
 
     @classmethod
-    def from_submit(cls, message: Submit, arrays: Arrays, rope: RopeSpec) -> Sequence:
+    def from_submit(
+        cls, message: Submit, arrays: Arrays, rope: RopeSpec, request_id: str = "", choice: int = 0
+    ) -> Sequence:
+        """request_id: its own, where it is not the first of several choices, which draw by seeds of their own."""
         stretch = rope.stretch(len(arrays.ids))
         root = hashlib.sha256(len(message.salt).to_bytes(4, "little") + message.salt)
         root.update(b"" if message.adapter is None else message.adapter.digest)
@@ -109,7 +114,7 @@ class Sequence:
             root.update(b"".join(item.digest for item in message.items))
         arranged = iter(arrays.arrange)
         return cls(
-            request_id=message.request_id,
+            request_id=request_id or message.request_id,
             tokens=arrays.ids.tolist(),
             prompt_length=len(arrays.ids),
             positions=arrays.positions,
@@ -117,10 +122,11 @@ class Sequence:
             spans=message.spans,
             items=message.items,
             pixels=arrays.pixels,
-            sampling=message.sampling,
+            sampling=replace(message.sampling, seed=(message.sampling.seed + choice) % 2**63),
             max_tokens=message.max_tokens,
             eos=frozenset(message.eos),
             min_tokens=message.min_tokens,
+            grammar=message.guided,
             cache_root=root.digest(),
             salt=message.salt,
             adapter=message.adapter,
