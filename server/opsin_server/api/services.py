@@ -24,6 +24,7 @@ from opsin_server.guided.check_process import GrammarChecker
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
 from opsin_server.text.encode_prompt import Prompt, PromptEncoder
+from opsin_server.text.prompt_options import PLAIN, PromptOptions
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class Services:
     metrics: Metrics
     threads: ThreadPoolExecutor
 
-    async def encode(self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool) -> Prompt:
+    async def encode(
+        self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool, options: PromptOptions = PLAIN
+    ) -> Prompt:
         """In a thread: tokenizing and resizing take milliseconds, and release the interpreter's lock."""
         loop, encode = asyncio.get_running_loop(), self.encoder.encode
-        return await loop.run_in_executor(self.threads, encode, messages, images, continue_final)
+        return await loop.run_in_executor(self.threads, encode, messages, images, continue_final, options)
 
     def check_open(self) -> None:
         """Raises Unavailable while no new work is taken."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, missing, only, unsupported, wrong
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 # What a part of each type must hold. The types with "input" and "output" are those of OpenAI's Responses API.
 PartType = Literal["text", "input_text", "output_text", "image_url", "input_image", "image", "file"]
 # One of these; the others: a field of their own name.
@@ -16,7 +17,7 @@ _HOLDS = {"input_text": ("text",), "output_text": ("text",), "input_image": ("im
 _HELD = ("text", "image_url", "image", "file", "file_id")
 
 
-def _known(literal: Any, noun: str) -> BeforeValidator:
+def known(literal: Any, noun: str) -> BeforeValidator:
     kinds: tuple[str, ...] = get_args(literal)
     words = ", ".join(f'"{kind}"' for kind in kinds)
 
@@ -77,7 +78,7 @@ class FilePart(Strict):
 class ContentPart(Strict):
     """One part of a message."""
 
-    type: Annotated[PartType, _known(PartType, "content parts")]
+    type: Annotated[PartType, known(PartType, "content parts")]
     text: str | None = None
     image_url: Annotated[ImageURL | None, Field(description="or its URL alone"), BeforeValidator(_object_of_url)] = None
     image: str | None = None
@@ -133,13 +134,37 @@ _unread = Unread()
 Thoughts = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else _unread(value))]
 
 
+class CalledFunction(Strict):
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: Annotated[str, Field(description="a JSON object; nothing stands for an empty one")] = "{}"
+
+    @model_validator(mode="after")
+    def _holds_an_object(self) -> CalledFunction:
+        try:
+            found = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise wrong("it must be a JSON object", "arguments")
+        return self
+
+
+class MessageToolCall(Strict):
+    """A call that an assistant made."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    function: CalledFunction
+    type: Annotated[None, only("function")] = None
+    index: Ignored = None
+
+
 THOUGHTS = "an assistant's; some chat templates show it. Ignored where it is no string, or another role's"
 
 
 class ChatMessage(Strict):
     """A message as clients send it. An answer, ours or another server's, is accepted as it came."""
 
-    role: Annotated[Role, _known(Role, "roles")]
+    role: Annotated[Role, known(Role, "roles")]
     content: Annotated[Content, Field(description="an assistant's may be null, empty or left out")] = None
 
     # What an assistant thought before it said this, by the names that servers give it. The first that is there counts.
@@ -149,6 +174,11 @@ class ChatMessage(Strict):
     ] = None
     reasoning: Annotated[Thoughts, Field(description="the same")] = None
     thinking: Annotated[Thoughts, Field(description="the same")] = None
+
+    tool_calls: Annotated[list[MessageToolCall] | None, Field(max_length=128, description="an assistant's")] = None
+    tool_call_id: Annotated[
+        str | None, Field(max_length=256, description="a tool's: the id of the call whose result this is")
+    ] = None
 
     # These cannot change an answer: no chat template sees them.
     name: Ignored = None
@@ -171,11 +201,11 @@ class ChatMessage(Strict):
     audio: Annotated[None, only()] = None
     images: Annotated[None, only([])] = None
     function_call: Annotated[None, only()] = None
-    tool_calls: Annotated[None, only([])] = None
     prefix: Annotated[None, only(False)] = None
 
     @model_validator(mode="after")
     def _holds_what_its_role_may(self) -> ChatMessage:
+        self._check_tools()
         if self.role == "assistant":
             if not self.content:
                 return self
@@ -186,10 +216,21 @@ class ChatMessage(Strict):
         elif self.content == []:
             raise wrong("must hold at least one part", "content")
         for index, part in enumerate(self.content if isinstance(self.content, list) else ()):
-            if not part.is_text and self.role != "user":
+            if not part.is_text and self.role not in ("user", "tool"):
                 where = f"content[{index}].type"
-                raise wrong(f'"{part.type}" is accepted in user messages only, not from "{self.role}"', where)
+                raise wrong(
+                    f'"{part.type}" is accepted in user messages only, and in results of tools, not from "{self.role}"',
+                    where,
+                )
         return self
+
+    def _check_tools(self) -> None:
+        if self.tool_calls and self.role != "assistant":
+            raise wrong(f'only the assistant\'s messages may have them, not "{self.role}"', "tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            if self.role == "tool":
+                raise missing("tool_call_id")
+            raise wrong(f'only a tool\'s messages may have it, not "{self.role}"', "tool_call_id")
 
     @property
     def thoughts(self) -> str | None:

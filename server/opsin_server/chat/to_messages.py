@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from opsin_plugins.spec import ImageBudget
 from opsin_server.chat.messages import ChatMessage, ContentPart
 from opsin_server.media.file_id import FileId
-from opsin_server.text.conversation import ImagePart, Message, Role, TextPart
+from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, ToolCall
 
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
@@ -21,6 +21,11 @@ def to_messages(messages: Sequence[ChatMessage], default: ImageBudget, path: str
             _parts(message.content, f"{path}[{index}].content", default),
             message.thoughts,
             is_string=not isinstance(message.content, list),
+            tool_calls=tuple(
+                ToolCall(call.id, call.function.name, call.function.arguments or "{}")
+                for call in message.tool_calls or ()
+            ),
+            tool_call_id=message.tool_call_id,
         )
         for index, message in enumerate(messages)
     ]

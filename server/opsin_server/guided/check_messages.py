@@ -7,7 +7,8 @@ import msgspec
 
 class Asked(msgspec.Struct, frozen=True):
     text: str
-    gbnf: bool
+    gbnf: bool = False
+    other: str = ""
 
 
 class Found(msgspec.Struct, frozen=True):

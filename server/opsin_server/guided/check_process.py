@@ -66,7 +66,7 @@ class GrammarChecker:
         done = False
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                process.stdin.write(line_of(Asked(grammar.text, grammar.gbnf)) + b"\n")
+                process.stdin.write(line_of(Asked(grammar.text, grammar.gbnf, grammar.other)) + b"\n")
                 await process.stdin.drain()
                 line = await process.stdout.readline()
             done = bool(line)

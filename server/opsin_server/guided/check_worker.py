@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from opsin_server.guided.check_messages import Asked, Found, asked_of, line_of
+from opsin_server.guided.grammar import either
 from opsin_server.guided.limits import HEAD, parser_limits
 
 MEMORY = 2**29  # bytes of addresses beside those of an empty process
@@ -60,6 +61,8 @@ def found_in(asked: Asked, tokenizer: LLTokenizer) -> Found:
             text = HEAD + gbnf_to_lark(text).replace("%llguidance {}", "")
         except Exception as error:  # (whatever its parser met)
             return Found(f"it is no GBNF: {error}", text)
+    if asked.other:
+        text = either(text, asked.other)
     return Found(fault_of(text, tokenizer), text)
 
 

@@ -21,23 +21,30 @@ OPTIONS = "x-guidance"  # llguidance's own key in a schema
 
 @dataclass(frozen=True)
 class Grammar:
-    """param: of the request, where it comes from. gbnf: in llama.cpp's form, which must still be translated."""
+    """param: of the request, where it comes from. gbnf: in llama.cpp's form, which must still be translated. other: an
+    answer may keep to this one instead."""
 
     text: str
     param: str
     gbnf: bool = False
+    other: str = ""
 
 
 def json_grammar(schema: Mapping[str, Any], param: str, whitespace: str | None = WHITESPACE) -> Grammar:
     """An answer that is JSON of this schema. whitespace: a pattern of what may stand between its parts; None: nothing
     may. Raises BadRequest."""
+    return Grammar(f"{HEAD}start: %json {schema_text(schema, param, whitespace)}", param)
+
+
+def schema_text(schema: Mapping[str, Any], param: str, whitespace: str | None = WHITESPACE) -> str:
+    """A schema as it stands in a grammar. Raises BadRequest."""
     if OPTIONS in schema:
         raise BadRequest(f"{OPTIONS!r} is not accepted in a schema", param=param, code="invalid_value")
     _check_parts(schema, param)
     blanks = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
     text = json.dumps({**schema, OPTIONS: blanks}, ensure_ascii=False)
     _check_size(text, MAX_SCHEMA, "schema", param)
-    return Grammar(f"{HEAD}start: %json {text}", param)
+    return text
 
 
 def regex_grammar(pattern: str, param: str) -> Grammar:
@@ -59,7 +66,7 @@ def choice_grammar(choices: Iterable[str], param: str) -> Grammar:
     if "" in texts:
         raise BadRequest("A choice must not be empty", param=param, code="invalid_value")
     # One token of the grammar: thousands of alternatives are as cheap as one.
-    return Grammar(f"{HEAD}start: TEXT\nTEXT: /{'|'.join(map(_literal, texts))}/", param)
+    return Grammar(f"{HEAD}start: TEXT\nTEXT: /{'|'.join(map(literal, texts))}/", param)
 
 
 def ebnf_grammar(text: str, param: str) -> Grammar:
@@ -70,13 +77,21 @@ def ebnf_grammar(text: str, param: str) -> Grammar:
     return Grammar(text, param, gbnf=True) if "::=" in text else Grammar(HEAD + text, param)
 
 
+def either(first: str, second: str) -> str:
+    """Answers of the one or the other."""
+    outer = {"lark_grammar": f"{HEAD}start: @first | @second"}
+    inner = [{"name": "first", "lark_grammar": first}, {"name": "second", "lark_grammar": second}]
+    return json.dumps({"grammars": [outer, *inner]}, ensure_ascii=False)
+
+
 def behind_blank(text: str) -> str:
     """The same answers, or a blank in front of them: of a vocabulary whose tokens bring it, and whose texts lose it."""
     outer = {"lark_grammar": f'{HEAD}start: " "? @answer'}
     return json.dumps({"grammars": [outer, {"name": "answer", "lark_grammar": text}]}, ensure_ascii=False)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """A pattern of exactly this text, also in a class of characters."""
     return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_validator
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.chat.describe_error import describe
 from opsin_server.chat.fields import unsupported, whole, wrong
-from opsin_server.chat.messages import ChatMessage
+from opsin_server.chat.messages import ChatMessage, known
 from opsin_server.chat.to_messages import to_messages
 from opsin_server.errors import BadRequest
 from opsin_server.text.conversation import Message
@@ -42,13 +42,21 @@ def _weight(value: Any) -> Any:
     return whole(value)
 
 
+TrainingRole = Literal["system", "developer", "user", "assistant"]
+
+
 class TrainingMessage(ChatMessage):
     """A chat's message, and whether it is learned: `weight` 0 takes an assistant's out."""
 
+    role: Annotated[TrainingRole, known(TrainingRole, "roles")]
     weight: Annotated[int | None, BeforeValidator(_weight)] = None
 
     @model_validator(mode="after")
     def _weighs_an_answer(self) -> TrainingMessage:
+        if self.tool_calls:
+            raise unsupported(
+                [call.id for call in self.tool_calls], "rows with tools are not trained here", "tool_calls"
+            )
         if self.weight is not None and self.role != "assistant":
             raise wrong(f'only the assistant\'s messages may have one, not "{self.role}"', "weight")
         if self.role == "assistant" and not self.content:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from opsin_plugins.spec import ImageBudget
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,26 @@ Part = TextPart | ImagePart
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """What an assistant asked for. arguments: a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Message:
     """reasoning: what an assistant thought before it said this, where a client sends it apart from the text.
-    is_string: its content came as a string, not as a list of parts; it is then one text."""
+    is_string: its content came as a string, not as a list of parts; it is then one text. tool_calls: an assistant's.
+    tool_call_id: what a tool's message is the result of."""
 
     role: Role
     parts: tuple[Part, ...]
     reasoning: str | None = None
     is_string: bool = False
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
@@ -54,3 +66,6 @@ def texts(messages: Sequence[Message]) -> Iterator[str]:
         for part in message.parts:
             if isinstance(part, TextPart):
                 yield part.text
+        for call in message.tool_calls:
+            yield call.name
+            yield call.arguments

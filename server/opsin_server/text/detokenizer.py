@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from opsin_server.text.tokenizer import Tokenizer
 
@@ -11,11 +11,25 @@ from opsin_server.text.tokenizer import Tokenizer
 class Detokenizer:
     """Never gives half a character; special tokens add nothing. Bytes that are no UTF-8 become U+FFFD."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._stream: _Bytes | _Window = _Bytes(tokenizer) if tokenizer.byte_level else _Window(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, markers: Set[int] = frozenset()) -> None:
+        """markers: special tokens of which the text has the strings."""
+        self._tokenizer, self._markers = tokenizer, markers
+        self._stream: _Bytes | _Window = self._new()
+
+    def _new(self) -> _Bytes | _Window:
+        return _Bytes(self._tokenizer) if self._tokenizer.byte_level else _Window(self._tokenizer)
 
     def push(self, ids: Sequence[int]) -> str:
-        return self._stream.push(ids)
+        if not self._markers or self._markers.isdisjoint(ids):
+            return self._stream.push(ids)
+        text = ""
+        for token in ids:
+            if token in self._markers:
+                text += self._stream.finish() + self._tokenizer.token_text(token)
+                self._stream = self._new()
+            else:
+                text += self._stream.push((token,))
+        return text
 
     def finish(self) -> str:
         """What was held back: the start of a character that never ended."""

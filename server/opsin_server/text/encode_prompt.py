@@ -31,6 +31,7 @@ from opsin_server.text.end_tokens import answer_ends
 from opsin_server.text.image_digest import image_digest
 from opsin_server.text.merge_turns import merge_answers
 from opsin_server.text.plain_text import ConversationEncoder, LostMarkerError
+from opsin_server.text.prompt_options import PLAIN, PromptOptions
 from opsin_server.text.template import read_chat_template
 from opsin_server.text.tokenizer import Tokenizer
 
@@ -86,20 +87,28 @@ class PromptEncoder:
             if part.demanded and image is not None and not image.resizable:
                 raise BadRequest(f"max_pixels: {self.spec.family} gives every image one size", param=part.param)
 
-    def text_ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
+    def text_ids(
+        self, messages: Sequence[Message], continue_final: bool = False, options: PromptOptions = PLAIN
+    ) -> list[int]:
         """The rendered conversation, each image one placeholder. Raises BadRequest.
 
         continue_final: the last message is the assistant's, and what is generated goes on where its text ends.
         """
         self.check(messages)
-        return self._conversation.ids(messages, continue_final)
+        return self._conversation.ids(messages, continue_final, options)
 
-    def encode(self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool = False) -> Prompt:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[U8],
+        continue_final: bool = False,
+        options: PromptOptions = PLAIN,
+    ) -> Prompt:
         """images: U8 [H, W, 3], RGB, in the order of `image_parts(messages)`. continue_final: as of `text_ids`.
 
         Raises BadRequest.
         """
-        return self._prompt(self.text_ids(messages, continue_final), messages, images)
+        return self._prompt(self.text_ids(messages, continue_final, options), messages, images)
 
     def encode_labelled(
         self, messages: Sequence[Message], images: Sequence[U8], learned: Sequence[bool], everything: bool = False

@@ -33,8 +33,13 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def merge_turns(messages: Sequence[Message]) -> list[Message]:
-    """Consecutive turns of one role become one."""
-    return [_merged(list(group)) for _, group in groupby(messages, key=lambda message: message.role)]
+    """Consecutive turns of one role become one; calls of tools and their results stay as they are."""
+    groups = groupby(enumerate(messages), key=lambda pair: (pair[1].role, pair[0] if _is_of_tools(pair[1]) else -1))
+    return [_merged([message for _, message in group]) for _, group in groups]
+
+
+def _is_of_tools(message: Message) -> bool:
+    return message.role == "tool" or bool(message.tool_calls)
 
 
 def merge_answers(messages: Sequence[Message], learned: Sequence[bool]) -> tuple[list[Message], list[bool]]:
@@ -49,6 +54,8 @@ def merge_answers(messages: Sequence[Message], learned: Sequence[bool]) -> tuple
 
 
 def _merged(turns: Sequence[Message]) -> Message:
+    if len(turns) == 1:
+        return turns[0]
     thoughts = [message.reasoning for message in turns if message.reasoning is not None]
     parts = reduce(_joined, (message.parts for message in turns))
     is_string = all(message.is_string for message in turns)

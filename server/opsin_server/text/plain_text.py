@@ -10,6 +10,7 @@ template's part is encoded from the same pieces.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,10 @@ from functools import lru_cache
 from opsin_plugins.spec import ImageBudget
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.text.continue_final import Ending
-from opsin_server.text.conversation import ImagePart, Message, Part, TextPart, texts
+from opsin_server.text.conversation import ImagePart, Message, Part, TextPart, ToolCall, texts
 from opsin_server.text.markers import marker_pattern
+from opsin_server.text.prompt_options import PLAIN, PromptOptions
+from opsin_server.text.spelled_tools import spelled_out
 from opsin_server.text.template import ChatTemplate
 from opsin_server.text.tokenizer import Tokenizer
 from opsin_server.text.trusted import MAX_MESSAGES, runs, said_in, trust_of
@@ -57,15 +60,17 @@ class ConversationEncoder:
         self._check_shape = lru_cache(SHAPES)(self._render_shape)
         self._own_markers = lru_cache(SHAPES)(self._encode_own)
 
-    def ids(self, messages: Sequence[Message], continue_final: bool = False) -> list[int]:
+    def ids(
+        self, messages: Sequence[Message], continue_final: bool = False, options: PromptOptions = PLAIN
+    ) -> list[int]:
         """Image placeholders as the template writes them. Raises BadRequest for what the template refuses.
 
         continue_final: the prompt ends where the text of the last message, the assistant's, ends.
         """
         _check_unicode(messages)
-        shape = _shape(messages)
-        self._check(shape, continue_final)
-        rendered = self._render(messages, continue_final)
+        messages, options = self._with_tools(messages, options)
+        self._check(_shape(messages), continue_final, options.shape())
+        rendered = self._render(messages, continue_final, options)
         own, typed = runs(rendered)
         ids = self._tokenizer.encode_around(*self._cut_out(rendered, own, typed))
         if not self._keeps_markers(ids, own):
@@ -78,7 +83,7 @@ class ConversationEncoder:
         _check_unicode(messages)
         if len(messages) > MAX_MESSAGES:
             raise BadRequest(f"{len(messages)} messages; the limit is {MAX_MESSAGES}", param="messages")
-        self._check(_shape(messages), True)
+        self._check(_shape(messages), True, PLAIN)
         rendered = self._template.render(messages, generation_prompt=False)
         own, typed = runs(rendered)
         signed = self._template.render([_signed(m, n) for n, m in enumerate(messages)], generation_prompt=False)
@@ -90,20 +95,35 @@ class ConversationEncoder:
         opening = self._opening(own)
         return Located([*opening, *ids], [(-1, -1)] * len(opening) + places, str.__str__(rendered), trust_of(signed))
 
-    def _check(self, shape: tuple[Message, ...], continue_final: bool) -> None:
+    def _with_tools(
+        self, messages: Sequence[Message], options: PromptOptions
+    ) -> tuple[Sequence[Message], PromptOptions]:
+        """As the template takes them: its own way, or spelled out."""
+        called = any(message.role == "tool" or message.tool_calls for message in messages)
+        if not (called or options.tools):
+            return messages, options
+        support = self._template.tools
+        if not support.native:
+            return spelled_out(messages, options.tools), replace(options, tools=())
+        if support.format is not None and support.format.short_ids:
+            messages = [with_short_ids(message) for message in messages]
+        return messages, options
+
+    def _check(self, shape: tuple[Message, ...], continue_final: bool, options: PromptOptions) -> None:
         check = self._check_shape if len(shape) + sum(len(m.parts) for m in shape) <= LONG else self._render_shape
-        check(shape, continue_final)
+        check(shape, continue_final, options)
 
     def _opening(self, own: Sequence[str]) -> list[int]:
         bos = self._tokenizer.names.get("bos_token")
         opens = self._opens and not (bos is not None and own[0].startswith(bos))
         return self._tokenizer.opening if opens else []
 
-    def _render(self, messages: Sequence[Message], continue_final: bool) -> str:
+    def _render(self, messages: Sequence[Message], continue_final: bool, options: PromptOptions) -> str:
+        given = options.for_template()
         if not continue_final:
-            return self._template.render(messages)
+            return self._template.render(messages, variables=given)
         ending = Ending(messages)
-        return ending.cut(self._template.render(ending.messages, generation_prompt=False))
+        return ending.cut(self._template.render(ending.messages, generation_prompt=False, variables=given))
 
     def _cut_out(self, rendered: str, own: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list[str]]:
         """Strings of added tokens that stand in one text are plain; nothing else is looked at."""
@@ -133,7 +153,7 @@ class ConversationEncoder:
     def _encode_own(self, own: tuple[str, ...]) -> tuple[int, ...]:
         return self._markers(self._tokenizer.encode_around(own, [""] * (len(own) - 1)))
 
-    def _render_shape(self, messages: tuple[Message, ...], continue_final: bool) -> None:
+    def _render_shape(self, messages: tuple[Message, ...], continue_final: bool, options: PromptOptions) -> None:
         """Renders the shape of a conversation with texts that say nothing. Raises where one of them does not appear,
         or where the template makes a special token in a way that loses who wrote it."""
         mark = f"\ue002{secrets.randbelow(10**18):018d}:"  # as filters for case and blanks leave it
@@ -143,7 +163,8 @@ class ConversationEncoder:
             replace(m, parts=tuple(TextPart(f"{mark}{next(numbers)}\ue003") if p == SOME_TEXT else p for p in m.parts))
             for m in messages
         ]
-        rendered = self._template.render(filled, generation_prompt=not continue_final)
+        given = options.for_template()
+        rendered = self._template.render(filled, generation_prompt=not continue_final, variables=given)
         for number, owner in enumerate(owners):
             if f"{mark}{number}\ue003" not in rendered:
                 what = f"message {owner} ({messages[owner].role})"
@@ -156,6 +177,20 @@ class ConversationEncoder:
 
 
 SOME_TEXT = TextPart("x")
+SHORT_ID = "abcdef123"
+A_CALL = ToolCall(SHORT_ID, "x", "{}")
+
+
+def with_short_ids(message: Message) -> Message:
+    """Mistral's templates refuse ids that have not nine letters and digits."""
+    calls = tuple(replace(call, id=short_id(call.id)) for call in message.tool_calls)
+    return replace(message, tool_calls=calls, tool_call_id=message.tool_call_id and short_id(message.tool_call_id))
+
+
+def short_id(call_id: str) -> str:
+    if len(call_id) == len(SHORT_ID) and call_id.isascii() and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[: len(SHORT_ID)]
 
 
 def _signed(message: Message, number: int) -> Message:
@@ -176,7 +211,14 @@ def _shape(messages: Sequence[Message]) -> tuple[Message, ...]:
         )  # (it may ask whether there is a text at all)
 
     return tuple(
-        Message(message.role, tuple(map(shape, message.parts)), message.reasoning and "x", message.is_string)
+        Message(
+            message.role,
+            tuple(map(shape, message.parts)),
+            message.reasoning and "x",
+            message.is_string,
+            tuple(A_CALL for _ in message.tool_calls),
+            message.tool_call_id and SHORT_ID,
+        )
         for message in messages
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
@@ -14,6 +16,7 @@ from opsin_server.text.merge_turns import fold_system
 from opsin_server.text.sandbox import Program, RefusalError
 from opsin_server.text.template_budget import TemplateStopError
 from opsin_server.text.template_format import TemplateFormat, observe
+from opsin_server.text.tool_format import Tools, observe_tools
 from opsin_server.text.trusted import own
 
 FRAME = 100  # what a message or a part weighs beside its text: its names, and their places
@@ -26,32 +29,44 @@ class ChatTemplate:
         self._program = Program(source)
         self._variables = {name: own(text) for name, text in names.items()} | {"tools": None, "documents": None}
         self.template_format = observe(self._show)
+        self.tools = observe_tools(self._show_tools)
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], generation_prompt: bool = True, variables: Mapping[str, Any] | None = None
+    ) -> str:
         """Raises BadRequest with the template's own message when it refuses the conversation.
 
-        generation_prompt: whether the head of the assistant's next turn stands at the end.
+        generation_prompt: whether the head of the assistant's next turn stands at the end. variables: `tools`, and
+        what a request may set of the template's own.
 
         A system message may be refused in some company only (Llama 3.2: beside pictures). It is then tried once more in
         front of the first user turn.
         """
         try:
-            return self._show(messages, self.template_format, generation_prompt)
+            return self._show(messages, self.template_format, generation_prompt, variables)
         except BadRequest as refused:
             if not isinstance(refused.__cause__, RefusalError) or all(m.role != "system" for m in messages):
                 raise
             try:
-                return self._show(fold_system(messages), self.template_format, generation_prompt)
+                return self._show(fold_system(messages), self.template_format, generation_prompt, variables)
             except BadRequest:
                 raise refused from refused.__cause__
 
+    def _show_tools(self, messages: Sequence[Message], tools: Tools | None) -> str:
+        return self.render(messages, False, {"tools": tools})
+
     def _show(
-        self, messages: Sequence[Message], template_format: TemplateFormat, generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        template_format: TemplateFormat,
+        generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         size = sum(map(len, texts(messages))) + sum(FRAME * (1 + len(message.parts)) for message in messages)
+        size += len(json.dumps(variables)) if variables else 0
         try:
             given = {"messages": template_format.arrange(messages), "add_generation_prompt": generation_prompt}
-            return self._program.run({**self._variables, **given}, size)
+            return self._program.run({**self._variables, **(variables or {}), **given}, size)
         except OpsinError:
             raise
         except RefusalError as refusal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
-from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart
+from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart, ToolCall
 from opsin_server.text.merge_turns import fold_system, merge_turns, one_text
 from opsin_server.text.trusted import joined, own
 
@@ -35,12 +36,16 @@ class TemplateFormat:
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn: dict[str, Any] = {"role": ROLES[message.role], "content": self._content(message)}
+        if message.tool_calls:
+            turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = message.tool_call_id
         if message.reasoning is not None:  # the names under which transformers hands it over
             turn |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
         return turn
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
-        parts, accepted = message.parts, self.forms.get(message.role, FORMS)
+        parts, accepted = message.parts, self.forms.get(message.role, FORMS[::-1] if message.role == "tool" else FORMS)
         sent: Form = "text" if message.is_string else "parts"
         if (sent if sent in accepted else accepted[0]) == "text":
             return joined([part.text for part in parts if isinstance(part, TextPart)])
@@ -49,12 +54,26 @@ class TemplateFormat:
 
 
 # Templates build special tokens of these ("<|" + role + "|>"): they are no text of a user's.
-ROLES: Mapping[Role, str] = {"system": own("system"), "user": own("user"), "assistant": own("assistant")}
+ROLES: Mapping[Role, str] = {
+    "system": own("system"),
+    "user": own("user"),
+    "assistant": own("assistant"),
+    "tool": own("tool"),
+}
 IMAGE, TEXT = own("image"), own("text")
 
 
 def _part(part: Part) -> dict[str, str]:
     return {"type": IMAGE} if isinstance(part, ImagePart) else {"type": TEXT, "text": part.text}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """In OpenAI's form, but that the arguments are no text: as transformers hands it over."""
+    return {
+        "type": own("function"),
+        "id": call.id,
+        "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+    }
 
 
 Show = Callable[[Sequence[Message], TemplateFormat], str]

@@ -13,6 +13,7 @@ from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
 from opsin_server.text import token_bytes as pieces
 from opsin_server.text.load_tokenizer import add_configured, named_tokens, plain_tokenizer, read_tokenizer
+from opsin_server.text.markers import marker_pattern
 from opsin_server.text.token_bytes import Json
 
 
@@ -48,6 +49,8 @@ class Tokenizer:
         self.longest_token = max(len(text.encode()) for text in backend.get_vocab())
         self._added = {i: token.content.encode() for i, token in tokens.items()}
         self._special = frozenset(i for i, token in tokens.items() if token.special)
+        self._special_ids = {tokens[i].content: i for i in self._special}
+        self._special_pattern = marker_pattern(self._special_ids)
         self._plain = plain_tokenizer(document, backend, markers.values())
         self._read = pieces.reader(document.get("decoder"))
         self._bytes: dict[int, bytes] = {}
@@ -125,6 +128,16 @@ class Tokenizer:
     def token_id(self, text: str | None) -> int | None:
         """The id of a token by its string; None where there is none."""
         return None if text is None else self._backend.token_to_id(text)
+
+    def split_special(self, text: str) -> list[str | int]:
+        """A text as strings, and the ids of the special tokens that stand in it."""
+        found: list[str | int] = []
+        at = 0
+        for match in self._special_pattern.finditer(text):
+            found += [text[at : match.start()]] if match.start() > at else []
+            found.append(self._special_ids[match[0]])
+            at = match.end()
+        return [*found, text[at:]] if at < len(text) else found
 
     def is_special(self, token: int) -> bool:
         return token in self._special

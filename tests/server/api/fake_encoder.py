@@ -56,7 +56,9 @@ class FakeEncoder:
     def check(self, messages: Sequence[Message]) -> None:
         pass
 
-    def encode(self, messages: Sequence[Message], images: Sequence[Any], continue_final: bool = False) -> Prompt:
+    def encode(
+        self, messages: Sequence[Message], images: Sequence[Any], continue_final: bool = False, options: Any = None
+    ) -> Prompt:
         self.calls += 1
         self.continued = continue_final
         time.sleep(self.seconds)

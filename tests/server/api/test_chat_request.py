@@ -24,7 +24,7 @@ from opsin_server.text.conversation import ImagePart, TextPart
 
 ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "stream"} | {
     "stream_options", "temperature", "n", "response_format", "frequency_penalty", "presence_penalty", "logit_bias",
-    "top_logprobs", "top_p",
+    "top_logprobs", "top_p", "tools", "tool_choice", "parallel_tool_calls",
 }  # fmt: skip
 ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"} | {
     "continue_final_message", "add_generation_prompt", "min_tokens", "stop_token_ids", "structured_outputs",
@@ -32,7 +32,6 @@ ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_process
 GUIDED = {f"guided_{name}" for name in ("json", "regex", "choice", "grammar", "whitespace_pattern", "decoding_backend")}
 IGNORED: dict[str, Any] = {
     "metadata": {"a": "b"},
-    "parallel_tool_calls": True,
     "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "key",
     "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
@@ -64,8 +63,6 @@ NEUTRAL: dict[str, tuple[list[Any], list[Any]]] = {
     "reasoning_effort": ([None, "none"], ["low", "high"]),
     "service_tier": ([None, "auto", "default"], ["flex", "priority"]),
     "store": ([None, False], [True, 0]),
-    "tool_choice": ([None, "none", "auto"], ["required", {"type": "function", "function": {"name": "f"}}]),
-    "tools": ([None, []], [[{"type": "function", "function": {"name": "f"}}]]),
     "verbosity": ([None, "medium"], ["low", "high"]),
     "web_search_options": ([None], [{}]),
 }

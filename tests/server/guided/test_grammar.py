@@ -34,8 +34,8 @@ def accepts(grammar: str, text: str) -> bool:
 
 
 def made(grammar: Grammar) -> str:
-    found = found_in(Asked(grammar.text, grammar.gbnf), TOKENIZER)
-    assert not found.fault
+    found = found_in(Asked(grammar.text, grammar.gbnf, grammar.other), TOKENIZER)
+    assert not found.fault, found.fault
     return found.text
 
 

@@ -149,7 +149,7 @@ def test_labels_of_sentencepiece(name: str, cases: dict[str, Any], encoders: dic
 class Whole(ConversationEncoder):
     """Prompts without the head of a next answer."""
 
-    def _render(self, messages: Any, continue_final: bool) -> str:
+    def _render(self, messages: Any, continue_final: bool, options: Any) -> str:
         return self._template.render(messages, generation_prompt=False)
 
 

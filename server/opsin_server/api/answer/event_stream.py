@@ -14,7 +14,8 @@ from opsin_server.api.answer.generation import Generation
 from opsin_server.api.answer.output_text import Piece
 from opsin_server.api.cancellation import CancelScope, ClientGone
 from opsin_server.api.middleware import error_responses
-from opsin_server.api.schemas.chat_response import ChunkChoice, Delta, event
+from opsin_server.api.schemas.chat_response import CallDelta, ChunkChoice, Delta, FunctionDelta, event
+from opsin_server.text.tool_reader import ToolCallDelta
 
 STATUS_SECONDS = 0.5  # so long the status line waits for the first token: a failure until then is still a real 5xx
 PING_SECONDS = 10.0  # between comments that keep a reader's timeout from running out before the first token
@@ -88,10 +89,13 @@ class EventStream(Response):
             opening = b""
 
     def _text(self, piece: Piece) -> bytes:
-        if not piece.text and not piece.logprobs:
-            return b""
-        logprobs = self._generation.logprobs(piece.logprobs)
-        return self._event(ChunkChoice(Delta(content=piece.text), logprobs, None, piece.choice))
+        data = b""
+        if piece.text or piece.logprobs:
+            logprobs = self._generation.logprobs(piece.logprobs)
+            data = self._event(ChunkChoice(Delta(content=piece.text), logprobs, None, piece.choice))
+        for call in piece.calls:
+            data += self._event(ChunkChoice(Delta(tool_calls=[_call(call)]), None, None, piece.choice))
+        return data
 
     def _event(self, choice: ChunkChoice) -> bytes:
         chunk = self._generation.chunk(choice)
@@ -120,6 +124,12 @@ async def paced(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first.result()
     async for data in events:
         yield data
+
+
+def _call(delta: ToolCallDelta) -> CallDelta:
+    if delta.id is None:
+        return CallDelta(delta.index, function=FunctionDelta(arguments=delta.arguments))
+    return CallDelta(delta.index, delta.id, "function", FunctionDelta(delta.name, delta.arguments))
 
 
 def _more(data: bytes) -> Message:

@@ -12,6 +12,7 @@ from opsin_server.api.answer.output_text import OutputText, Piece
 from opsin_server.api.engine_status import TokenStream
 from opsin_server.api.schemas.chat_response import (
     AssistantMessage,
+    CalledFunction,
     Choice,
     Chunk,
     ChunkChoice,
@@ -20,11 +21,13 @@ from opsin_server.api.schemas.chat_response import (
     Logprobs,
     PromptDetails,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from opsin_server.api.token_usage import TokenUsage
 from opsin_server.ipc.messages import Output
 from opsin_server.metrics import Metrics
+from opsin_server.text.tool_reader import ToolCallReader
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class ChoiceStream:
     index: int
     stream: TokenStream
     text: OutputText
+    tools: ToolCallReader | None = None
     last_token: float = 0.0
 
     async def pieces(self, note: Callable[[ChoiceStream, Output], None]) -> AsyncIterator[Piece]:
@@ -55,8 +59,21 @@ class ChoiceStream:
             piece.choice = self.index
             if piece.finish is not None and output.finish is None:
                 self.stream.cancel()
+            if self.tools is not None:
+                _read_calls(piece, self.tools)
             if piece:
                 yield piece
+
+
+def _read_calls(piece: Piece, reader: ToolCallReader) -> None:
+    """Takes the calls out of a piece's text."""
+    found = [reader.push(piece.text)]
+    if piece.finish is not None:
+        found.append(reader.finish())
+        if reader.count and piece.finish == "stop":
+            piece.finish = "tool_calls"
+    piece.text = "".join(part.text for part in found)
+    piece.calls = tuple(call for part in found for call in part.calls)
 
 
 class Generation:
@@ -117,7 +134,7 @@ class Generation:
             found[piece.choice].add(piece)
         who = self._who
         choices = [
-            Choice(AssistantMessage("".join(whole.text)), whole.finish, self.logprobs(whole.logprobs), index)
+            Choice(whole.message(), whole.finish, self.logprobs(whole.logprobs), index)
             for index, whole in enumerate(found)
         ]
         return Completion(who.id, who.created, who.model, who.fingerprint, choices, self.usage())
@@ -135,11 +152,20 @@ class WholeChoice:
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish = "stop"
+    calls: list[ToolCall] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
+        for delta in piece.calls:
+            if delta.id is not None and delta.name is not None:
+                self.calls.append(ToolCall(delta.id, CalledFunction(delta.name, "")))
+            self.calls[delta.index].function.arguments += delta.arguments
         self.text.append(piece.text)
         self.logprobs += piece.logprobs
         self.finish = piece.finish or self.finish
+
+    def message(self) -> AssistantMessage:
+        text = "".join(self.text)
+        return AssistantMessage(text or None, tool_calls=self.calls) if self.calls else AssistantMessage(text)
 
 
 async def interleaved(readers: Sequence[AsyncIterator[Piece]]) -> AsyncIterator[Piece]:

@@ -10,6 +10,7 @@ from opsin_server.ipc.messages import Logprobs, Output
 from opsin_server.text.detokenizer import Detokenizer
 from opsin_server.text.stops import StopFinder
 from opsin_server.text.tokenizer import Tokenizer
+from opsin_server.text.tool_reader import ToolCallDelta
 
 UNLIKELY = -9999.0  # OpenAI's number for what JSON cannot hold: minus infinity
 
@@ -20,9 +21,10 @@ class Piece:
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
+    calls: tuple[ToolCallDelta, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.logprobs or self.finish)
+        return bool(self.text or self.logprobs or self.finish or self.calls)
 
 
 class OutputText:

@@ -12,6 +12,7 @@ from opsin_plugins.spec import ImageBudget
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.adapter_use import AdapterUse
+from opsin_server.api.answer.answer_tools import answer_tools, prompt_options
 from opsin_server.api.answer.generation import ChoiceStream, Generation, Identity
 from opsin_server.api.answer.output_text import OutputText
 from opsin_server.api.answer.structured_output import grammar_of
@@ -46,12 +47,15 @@ async def submit(
     services.encoder.check(messages)
     check_length(messages, services.encoder.tokenizer.longest_token, context)
     check_bias(body, services.encoder.vocabulary)
+    tools = answer_tools(body, services.encoder)
     grammar = grammar_of(body)
+    if tools is not None:
+        grammar = tools.grammar(services.encoder.tokenizer, grammar)
     guided = None if grammar is None else await checked_grammar(grammar, body, services)
     images = image_parts(messages)
     media, params = services.config.media, [image.param for image in images]
     pixels = await load_images([image.source for image in images], media, params, files=services.files.read_image)
-    prompt = await services.encode(messages, pixels, bool(body.continue_final_message))
+    prompt = await services.encode(messages, pixels, bool(body.continue_final_message), prompt_options(body))
     log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body, context)
     eos = (*(() if body.ignore_eos else services.encoder.ends), *(body.stop_token_ids or ()))
@@ -60,11 +64,12 @@ async def submit(
     message = replace(message, guided=guided, min_tokens=body.min_tokens or 0, choices=body.n or 1)
     streams = services.engine.submit_choices(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     tokenizer = services.encoder.tokenizer
+    markers = frozenset[int]() if tools is None else tools.markers(tokenizer)
     choices = []
     for index, stream in enumerate(streams):
         held.callback(stream.cancel)
-        text = OutputText(detokenizer(tokenizer, body), StopFinder(body.stop or ()), tokenizer)
-        choices.append(ChoiceStream(index, stream, text))
+        text = OutputText(detokenizer(tokenizer, body, markers), StopFinder(body.stop or ()), tokenizer)
+        choices.append(ChoiceStream(index, stream, text, None if tools is None else tools.reader()))
     identity = Identity(message.request_id, body.model, fingerprint(services.version, adapter))
     use = (
         None if adapter is None else held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
@@ -113,10 +118,10 @@ def check_bias(body: ChatRequest, vocabulary: int) -> None:
             )
 
 
-def detokenizer(tokenizer: Tokenizer, body: ChatRequest) -> Detokenizer:
+def detokenizer(tokenizer: Tokenizer, body: ChatRequest, markers: frozenset[int] = frozenset()) -> Detokenizer:
     """One that reads the answer's first token as the middle of a text, where it continues one: SentencePiece drops the
-    blank in front of a text's first word."""
-    reads = Detokenizer(tokenizer)
+    blank in front of a text's first word. markers: special tokens whose strings the text has."""
+    reads = Detokenizer(tokenizer, markers)
     if body.continue_final_message:
         reads.push(tokenizer.encode_plain("x"))
     return reads

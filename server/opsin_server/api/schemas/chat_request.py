@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from opsin_server.api.schemas.dialects import Dialects
 from opsin_server.api.schemas.structured_outputs import GuidedFields, ResponseFormat, StructuredOutputs
+from opsin_server.api.schemas.tools import MAX_TOOLS, Tool, ToolChoice
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, only, shown, unsupported, wrong
 from opsin_server.chat.messages import ChatMessage, Pixels
 
@@ -90,6 +91,9 @@ class ChatRequest(Dialects, GuidedFields):
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: Annotated[ToolChoice, Field(description="or a function by name")] = None
+    parallel_tool_calls: Annotated[bool | None, Field(description="false: at most one call")] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
@@ -108,11 +112,8 @@ class ChatRequest(Dialects, GuidedFields):
     prompt_cache_key: Ignored = None
     prompt_cache_retention: Ignored = None
     prompt_cache_options: Ignored = None
-    parallel_tool_calls: Ignored = None  # there are no tools to call
 
     # These would change the answer, and pass only where they would not.
-    tools: Annotated[None, only([])] = None
-    tool_choice: Annotated[None, only("none", "auto")] = None
     functions: Annotated[None, only([])] = None
     function_call: Annotated[None, only("none", "auto")] = None
     modalities: Annotated[None, only(["text"])] = None
@@ -127,6 +128,7 @@ class ChatRequest(Dialects, GuidedFields):
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:
         self._check_last_turn()
+        self._check_tools()
         if self.top_logprobs and not self.logprobs:
             raise wrong("needs 'logprobs' to be true", "top_logprobs")
         if self.output_limit is not None and (self.min_tokens or 0) > self.output_limit:
@@ -135,6 +137,18 @@ class ChatRequest(Dialects, GuidedFields):
             both = f"'max_tokens' is {self.max_tokens} and 'max_completion_tokens' is {self.max_completion_tokens}"
             raise wrong(f"{both}: give one", "max_tokens")
         return self
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise wrong("two tools have one name", "tools")
+        if not names and self.tool_choice not in (None, "none", "auto"):
+            raise wrong("it is allowed where there are tools", "tool_choice")
+        called = set[str]()
+        for index, message in enumerate(self.messages):
+            called |= {call.id for call in message.tool_calls or ()}
+            if message.tool_call_id is not None and message.tool_call_id not in called:
+                raise wrong("no message before it calls a tool by this id", f"messages[{index}].tool_call_id")
 
     def _check_last_turn(self) -> None:
         """An answer follows a user's message, or continues an assistant's."""

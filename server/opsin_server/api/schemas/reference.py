@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 
 from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions, StreamOptions
 from opsin_server.api.schemas.structured_outputs import JsonSchemaFormat, ResponseFormat, StructuredOutputs
+from opsin_server.api.schemas.tools import FunctionDefinition, NamedChoice, NamedFunction, Tool
 from opsin_server.chat.fields import Neutral, Unread, shown
-from opsin_server.chat.messages import ChatMessage, ContentPart, FilePart, ImageURL
+from opsin_server.chat.messages import CalledFunction, ChatMessage, ContentPart, FilePart, ImageURL, MessageToolCall
 
 HEAD = """# Fields of a chat request
 
@@ -33,11 +34,17 @@ and 16.0 for 16."""
 SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
     ChatRequest: ("The request", ""),
     StreamOptions: ("`stream_options`", "Without a stream they have no effect."),
+    Tool: ("A tool", "A function that the answer may call."),
+    FunctionDefinition: ("`function`", ""),
+    NamedChoice: ("`tool_choice` by name", "This function must be called."),
+    NamedFunction: ("its `function`", ""),
     ResponseFormat: ("`response_format`", "What the answer is held to."),
     JsonSchemaFormat: ("`json_schema`", "Whether `strict` is true or not, the answer is held to the schema."),
     StructuredOutputs: ("`structured_outputs`", "What the answer is held to, by vLLM's names: one of the first five."),
     ProcessorOptions: ("`mm_processor_kwargs`", "For all images of the request."),
     ChatMessage: ("A message", ""),
+    MessageToolCall: ("A call", "Of an assistant's message."),
+    CalledFunction: ("a call's `function`", ""),
     ContentPart: (
         "A part of a message's content",
         "The types that begin with `input` and `output` are those of OpenAI's Responses API.",
