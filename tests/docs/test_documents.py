@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import tokenize
 from collections.abc import Iterator
@@ -30,13 +31,16 @@ VARIABLE = re.compile(r"(?:OPSIN|OPENAI|OMP|TRITON|XDG)_[A-Z_]+|TMPDIR")
 
 def files() -> Iterator[Path]:
     """Everything that a clone holds, and what a build has left beside it."""
-    for path in sorted(ROOT.rglob("*")):
-        parts = path.relative_to(ROOT).parts
-        if not NOT_OURS & set(parts) and not any(part.endswith((".dist-info", "_cache")) for part in parts):
-            yield path
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = filter(ours, folders)  # (`.venv` has more files than all the rest, and is not entered)
+        yield from (Path(folder, name) for name in filter(ours, names))
 
 
-FILES = [path for path in files() if path.is_file()]
+def ours(name: str) -> bool:
+    return name not in NOT_OURS and not name.endswith((".dist-info", "_cache"))
+
+
+FILES = sorted(path for path in files() if path.is_file())
 NAMES = ["/" + str(path.relative_to(ROOT)) for path in FILES]
 DOCUMENTS = [path for path in FILES if path.suffix == ".md"]
 SOURCES = [ROOT / name[1:] for name in NAMES if name.endswith(".py") and name[1:].startswith(PACKAGES)]
