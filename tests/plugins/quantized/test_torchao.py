@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,10 +31,17 @@ def test_torchao(tmp_path: Path, kind: str, block: tuple[int, int], zero: bool) 
     check(model, tmp_path, 3)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("torchao")
+    saved(tiny(), folder, CONFIG, lambda name, weight: packers.torchao(weight, "Int8Tensor", (1, 32)))
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    saved(tiny(), tmp_path, CONFIG, lambda name, weight: packers.torchao(weight, "Int8Tensor", (1, 32)))
-    return tmp_path
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy, to change."""
+    return shutil.copytree(whole, tmp_path / "model")
 
 
 def changed(
