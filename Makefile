@@ -51,8 +51,8 @@ test: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup -m 'not nightly' $(PYTEST_ARGS)
-	$(INTERPRETED) -n $(WORKERS) --maxprocesses 8 --dist loadgroup -m 'not nightly' tests/kernels/interpreted
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile -m 'not nightly' $(PYTEST_ARGS)
+	$(INTERPRETED) -n $(WORKERS) --maxprocesses 8 --dist loadfile -m 'not nightly' tests/kernels/interpreted
 
 nightly: setup-test
 	$(INTERPRETED) -m nightly tests/kernels/interpreted

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
     from support.served import Served
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +32,15 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from support.scheduling import ModuleScheduling  # only where there are workers
+
+    return ModuleScheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,6 @@ from support import small_adapters
 from support.served import OPSIN, Served
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-pytestmark = pytest.mark.xdist_group("opsin adapters")  # one worker starts the server
 
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
 

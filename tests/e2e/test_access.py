@@ -12,8 +12,6 @@ from support.served import Process, Served
 from support.talk import MODEL_NAME, png, sample, user
 
 KEY, PAGE = "correct-horse", "https://app.example.com"
-pytestmark = pytest.mark.xdist_group("guarded")  # one worker starts the server
-
 QUESTION = [user(png(sample("red_circle.png")), "What is in the picture?")]
 
 

@@ -17,8 +17,6 @@ from support import small_adapters
 from support.adapter_answers import BASE, PROMPTS, Adapters, ask, kill_engine, packed, refused, upload
 from support.served import Served, wait_for
 
-pytestmark = pytest.mark.xdist_group("adapters")  # one worker makes them, and one server
-
 
 def test_the_life_of_a_version(server: Served, http: httpx.Client, adapters: Adapters) -> None:
     first = upload(server.url, "acme/stars", adapters.archives[0])

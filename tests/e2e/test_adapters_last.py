@@ -16,8 +16,6 @@ import pytest
 from support.adapter_answers import BASE, Adapters, ask, kill_engine, packed, refused, upload
 from support.served import Served
 
-pytestmark = pytest.mark.xdist_group("adapters")  # one worker makes them, and one server
-
 
 @pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.nightly)])
 def test_nothing_acknowledged_is_lost(adapters: Adapters, tmp_path: Path, kills: int) -> None:

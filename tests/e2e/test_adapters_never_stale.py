@@ -13,8 +13,6 @@ import pytest
 from support.adapter_answers import BASE, PROMPTS, Adapters, ask, kill_engine, upload
 from support.served import Served
 
-pytestmark = pytest.mark.xdist_group("adapters")  # one worker makes them, and one server
-
 
 class Machine:
     """Draws what happens next, by a seed, and knows what names must mean."""

@@ -30,8 +30,6 @@ from support.media_host import MediaHost, drip, flood, hang_up, ok, redirect, si
 from support.served import Served, open_files, resident, threads, wait_for
 from support.talk import MODEL_NAME, data_url, png, sample, user
 
-pytestmark = pytest.mark.xdist_group("small limits")  # one worker starts the server
-
 MIB = 2**20
 
 

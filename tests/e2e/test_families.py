@@ -31,11 +31,7 @@ class Family:
     server: Served
 
 
-# One worker makes a family and starts its server.
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"served {name}")) for name in tiny.FAMILIES],
-)
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     name: str = request.param
     theirs = tiny.FAMILIES[name].make()

@@ -44,10 +44,7 @@ class Family:
     server: Served
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"served pair {name}")) for name in FAMILIES],
-)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     pair = write_pair(tmp_path_factory.mktemp(request.param), FAMILIES[request.param](), {"blk": Kind.Q8_0})
     server = Served(

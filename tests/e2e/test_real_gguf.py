@@ -15,8 +15,6 @@ from opsin_plugins.loading.open_model import open_model
 from support.local_server import LocalServer
 from support.oracle import Ours, our_logits, prompt, with_declared
 
-pytestmark = pytest.mark.xdist_group("real-gguf")
-
 QUESTIONS = {
     "What is the capital of France?": "Paris",
     "What is the capital of Japan?": "Tokyo",

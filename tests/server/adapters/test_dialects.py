@@ -15,7 +15,6 @@ from opsin_server.adapters.convert import Converted
 from support import mistral_format, peft, tiny
 
 OUTER = "base_model.model."
-pytestmark = pytest.mark.xdist_group("dialects")  # each family is made once
 # From the names of transformers 5, which PEFT saves today, to those of others. {layer} is a number.
 RENAMED: dict[str, dict[str, dict[str, str]]] = {
     "qwen2_vl": {

@@ -45,7 +45,6 @@ PARTS = (
 )
 ASKED = [([5, IMAGE, 7, 8, 9], (44, 52)), ([4, 3, 11, 12, 13, 14], None)]
 LIMIT = 1e-4
-pytestmark = pytest.mark.xdist_group("adapters that equal PEFT's")
 
 
 @dataclass

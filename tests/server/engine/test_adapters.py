@@ -58,10 +58,9 @@ class Case:
         return [engines.ask(engines.make_engine(ours), ours, [asked])[0].tokens for asked in PROMPTS]
 
 
-# One worker makes a family.
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(o, marks=pytest.mark.xdist_group(f"adapters {o}")) for o in ORDERS],
+    params=ORDERS,
     ids=[name + "-ahead" * ahead for name, ahead in ORDERS],
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:

@@ -33,10 +33,9 @@ AHEAD = ["qwen2_vl", "mllama", "qwen"]
 ORDERS = [(name, False) for name in FAMILIES] + [(name, True) for name in AHEAD]
 
 
-# One worker makes a family.
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(o, marks=pytest.mark.xdist_group(f"engine {o}")) for o in ORDERS],
+    params=ORDERS,
     ids=[name + "-ahead" * ahead for name, ahead in ORDERS],
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
