@@ -1,10 +1,13 @@
-"""Before torch is imported: one thread, and waiting threads sleep. And the server that end-to-end tests share."""
+"""Before torch is imported: one thread, and waiting threads sleep. And what tests share: a server, and a wheel."""
 
 from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
     from support.served import Served
+
+ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -62,3 +67,14 @@ def served() -> Iterator[Served]:
         server.close()
     finally:
         server.discard()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install` makes of the checkout. To compile the C kernels for every level takes 20 s of CPU."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built

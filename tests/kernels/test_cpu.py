@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -232,11 +233,16 @@ def test_keys_and_values_in_8_bits(
 
 
 @pytest.fixture(scope="module", params=build.levels())
-def of_level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def of_level(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """As the wheel brings it."""
     mine, levels = torch.backends.cpu.get_cpu_capability(), list(build.LEVELS)
     if levels.index(request.param) < levels.index(mine if mine in build.LEVELS else "DEFAULT"):
         pytest.skip(f"this processor has no {request.param}")
-    return native._opened(build.build(request.param, tmp_path_factory.mktemp("level")))
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.extract(
+            f"opsin_kernels/cpu/{build.library_name(request.param)}", tmp_path_factory.mktemp("level")
+        )
+    return native._opened(Path(library))
 
 
 @pytest.mark.parametrize(("form", "group", "offset", "half"), FORMS)

@@ -6,7 +6,12 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-TOGETHER = ("tests/e2e/test_adapters",)  # adapters that take long to make, and one server
+# What begins with one of these, as if it were one module, for what takes long to make.
+TOGETHER = (
+    ("tests/e2e/test_adapters",),  # adapters, what is said with each of them, and one server
+    ("tests/server/storage/",),  # PostgreSQL and S3
+    ("tests/deploy/test_wheel.py", "tests/kernels/test_cpu.py"),  # the C kernels of every level
+)
 
 
 class ModuleScheduling(LoadFileScheduling):
@@ -18,4 +23,4 @@ class ModuleScheduling(LoadFileScheduling):
         config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((name for name in TOGETHER if nodeid.startswith(name)), super()._split_scope(nodeid))
+        return next((names[0] for names in TOGETHER if nodeid.startswith(names)), super()._split_scope(nodeid))
