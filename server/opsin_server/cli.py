@@ -135,8 +135,8 @@ def check(
     from opsin_server.text.encode_prompt import read_encoder
 
     config = build(EngineConfig, given, CHECK, {"model": str(model)})
+    read_encoder(config)  # tokenizer and chat template, too: no verdict before all is read, and seconds before the rest
     estimate = check_directory(config, gpu)
-    read_encoder(config)  # tokenizer and chat template, too: no verdict before all is read
     console = Console()
     show(console, [digest_row(console, model, config.tower_file(), computed=digest), *estimate_rows(estimate)])
     raise typer.Exit(1 if estimate.refusal else 0)

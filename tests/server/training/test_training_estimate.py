@@ -37,7 +37,9 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> EngineConfig:
 def test_without_memory_the_same_is_counted(config: EngineConfig) -> None:
     inspected = examine(config, torch.device("cpu"), FREE)
     item = largest_image(inspected.architecture, inspected.spec, 64)
-    said, numbers = training_estimate._count(inspected, config, item)
+    sketch = training_estimate._Sketch(inspected)
+    assert sketch.count(item) == (said := sketch.count(item))
+    numbers = sketch.numbers
     loaded = load_engine(config, lambda done, total: None)
     base, (row, visual) = loaded.base, made_up_row(inspected, item)
     modules = trained_modules(tuple(base.targets.modules(inspected.files.tensors)), base.targets)

@@ -25,4 +25,4 @@ def check_directory(config: EngineConfig, gpu: int | None) -> Estimate:
     said, resolved = estimate(inspected, config, device, free)
     if resolved is None:
         return said
-    return msgspec.structs.replace(said, training=estimate_training(inspected, config, resolved))
+    return msgspec.structs.replace(said, training=estimate_training(inspected, resolved))

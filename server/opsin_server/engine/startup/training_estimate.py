@@ -5,7 +5,7 @@ It is counted as every run counts it before its first step, on tensors that have
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.loading.lora_targets import LoraTargets
 from opsin_plugins.spec import VisualItem
-from opsin_server.config import EngineConfig
 from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, largest_image
 from opsin_server.engine.startup.made_up_row import TEXT, made_up_row, to_the_end
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
@@ -32,13 +31,14 @@ SMALLER = (1024, 256, 64)  # visual tokens of pictures that are tried where the 
 MICRO_BATCH = TrainingSettings(modules=()).micro_batch_tokens
 
 
-def estimate_training(
-    inspected: InspectedCheckpoint, config: EngineConfig, resolved: ResolvedConfig
-) -> TrainingEstimate:
+def estimate_training(inspected: InspectedCheckpoint, resolved: ResolvedConfig) -> TrainingEstimate:
     """Of a run that goes on alone, over all linears that may be trained."""
-    pool, least = resolved.memory["training"], 0
-    for item in _pictures(inspected, resolved.max_image_tokens):
-        counted, numbers = _count(inspected, config, item)
+    pool, least, sketch = resolved.memory["training"], 0, _Sketch(inspected)
+    pictures: Iterable[VisualItem | None] = _pictures(inspected, resolved.max_image_tokens)
+    if not pool:  # what the smallest needs is said, and nothing else
+        pictures = list(pictures)[-1:]
+    for item in pictures:
+        counted, numbers = sketch.count(item), sketch.numbers
         row = _largest(inspected, item)
         for rank in RANKS:
             of_rank = replace(counted, fixed=counted.fixed - trainee_bytes(numbers - numbers * rank // RANKS[0]))
@@ -70,20 +70,28 @@ def _largest(inspected: InspectedCheckpoint, item: VisualItem | None) -> Largest
     return LargestRow(TEXT + in_prompt, item.pixels.shape[0])
 
 
-def _count(inspected: InspectedCheckpoint, config: EngineConfig, item: VisualItem | None) -> tuple[TrainingMemory, int]:
-    """What a run of the largest rank needs, and how many numbers it trains. item: the picture of its row."""
-    spec, linears = inspected.spec, inspected.linears
-    targets = LoraTargets(inspected.rules, linears, inspected.architecture.lora_groups(spec))
-    settings = TrainingSettings(modules=tuple(targets.modules(inspected.files.tensors)), rank=RANKS[0])
-    row, visual = made_up_row(inspected, item)
-    sketch = build_model(spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=inspected.policy)
-    # What the host computes (places, lengths) is there; what the device would hold has shapes alone.
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model, device = _weightless(sketch), torch.device("cpu")
-        trainee = Trainee(trained_modules(settings.modules, targets), linears, settings, device)
-        numbers = len(trainee.flat)
-        counting = memory.count(model, collate([row], spec, device), visual, trainee.lora(None), numbers)
-        return to_the_end(counting), numbers
+class _Sketch:
+    """A model, and what a run of the largest rank trains of it, that have shapes and no memory."""
+
+    def __init__(self, inspected: InspectedCheckpoint) -> None:
+        spec, linears, device = inspected.spec, inspected.linears, torch.device("cpu")
+        targets = LoraTargets(inspected.rules, linears, inspected.architecture.lora_groups(spec))
+        settings = TrainingSettings(modules=tuple(targets.modules(inspected.files.tensors)), rank=RANKS[0])
+        sketch = build_model(spec, inspected.registry, device="meta", dtype=inspected.dtype, policy=inspected.policy)
+        self._inspected, self._device = inspected, device
+        # What the host computes (places, lengths) is there; what the device would hold has shapes alone.
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._mode:
+            self._model = _weightless(sketch)
+            self._trainee = Trainee(trained_modules(settings.modules, targets), linears, settings, device)
+        self.numbers = len(self._trainee.flat)
+
+    def count(self, item: VisualItem | None) -> TrainingMemory:
+        """What the run needs. item: the picture of its row."""
+        row, visual = made_up_row(self._inspected, item)
+        with self._mode:
+            batch, lora = collate([row], self._inspected.spec, self._device), self._trainee.lora(None)
+            return to_the_end(memory.count(self._model, batch, visual, lora, self.numbers))
 
 
 def _weightless(sketch: Model) -> Model:
