@@ -52,7 +52,7 @@ test: setup-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile -m 'not nightly' $(PYTEST_ARGS)
-	$(INTERPRETED) -n $(WORKERS) --maxprocesses 8 --dist loadfile -m 'not nightly' tests/kernels/interpreted
+	$(INTERPRETED) -n $(WORKERS) --maxprocesses 8 --dist worksteal -m 'not nightly' tests/kernels/interpreted
 
 nightly: setup-test
 	$(INTERPRETED) -m nightly tests/kernels/interpreted
