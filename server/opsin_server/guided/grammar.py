@@ -4,7 +4,7 @@ sense, and at what cost, `check_process` finds out."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,24 @@ def either(first: str, second: str) -> str:
     outer = {"lark_grammar": f"{HEAD}start: @first | @second"}
     inner = [{"name": "first", "lark_grammar": first}, {"name": "second", "lark_grammar": second}]
     return json.dumps({"grammars": [outer, *inner]}, ensure_ascii=False)
+
+
+def behind_thoughts(text: str, begin: Sequence[str | int], end: Sequence[str | int], inside: bool) -> str:
+    """The same answers, and thoughts in front of them if there are any. begin, end: what stands around thoughts, as
+    strings and the ids of special tokens. inside: they have begun."""
+    first = "" if inside else terms(begin)
+    rules = [f"start: {'thoughts' if inside else f'({first} thoughts)?'} @answer", "ANY: /(.|\\n)*/"]
+    if isinstance(end[0], int):
+        rules.append(f"thoughts: ANY {terms(end)} /[ \\n]{{0,4}}/")
+    else:
+        rules += ["thoughts: end /[ \\n]{0,4}/", f"end[lazy]: ANY {terms(end)}"]
+    outer = {"lark_grammar": HEAD + "\n".join(rules)}
+    return json.dumps({"grammars": [outer, {"name": "answer", "lark_grammar": text}]}, ensure_ascii=False)
+
+
+def terms(parts: Iterable[str | int]) -> str:
+    """Strings and special tokens as terminals of a rule."""
+    return " ".join(f"<[{part}]>" if isinstance(part, int) else f"/{literal(part)}/" for part in parts)
 
 
 def behind_blank(text: str) -> str:

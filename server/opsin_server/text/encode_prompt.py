@@ -32,6 +32,7 @@ from opsin_server.text.image_digest import image_digest
 from opsin_server.text.merge_turns import merge_answers
 from opsin_server.text.plain_text import ConversationEncoder, LostMarkerError
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
+from opsin_server.text.reasoning import TAIL
 from opsin_server.text.template import read_chat_template
 from opsin_server.text.tokenizer import Tokenizer
 
@@ -61,7 +62,7 @@ class Labelled:
 class PromptEncoder:
     """Holds nothing of a request: threads may share one. Raises SpecError for a model that it cannot prompt.
 
-    ends: the ids that end an answer.
+    ends: the ids that end an answer. reasoning: how thoughts stand in one, where the template knows of any.
     """
 
     def __init__(self, files: ModelFiles, architecture: Architecture, spec: ModelSpec) -> None:
@@ -69,6 +70,7 @@ class PromptEncoder:
         self.tokenizer = Tokenizer(files.directory, files.tokenizer_config, guard)
         self.template = read_chat_template(files, architecture, self.tokenizer.names)
         self.ends = answer_ends(spec, self.tokenizer, self.template)
+        self.reasoning = self.template.reasoning
         self._architecture = architecture
         self.spec = spec
         self.vocabulary = spec.decoder.vocab  # tokens that can be drawn
@@ -164,6 +166,13 @@ class PromptEncoder:
         out = np.zeros(len(prompt.ids), bool)
         out[is_text] = labels[kept]
         return out
+
+    def thinks_already(self, prompt: Prompt) -> bool:
+        """Whether a prompt ends within thoughts, which the answer goes on with."""
+        if self.reasoning is None:
+            return False
+        tail = b"".join(map(self.tokenizer.token_bytes, prompt.ids[-TAIL:].tolist())).decode("utf-8", "replace")
+        return tail.rfind(self.reasoning.begin) > tail.rfind(self.reasoning.end)
 
     def visual_item(self, part: ImagePart, image: U8) -> VisualItem:
         """One picture as the tower takes it, with its digest. Raises BadRequest."""

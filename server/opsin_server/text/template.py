@@ -13,6 +13,7 @@ from opsin_plugins.spec import Architecture, ModelFiles, SpecError
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.text.conversation import Message, texts
 from opsin_server.text.merge_turns import fold_system
+from opsin_server.text.reasoning import observe_reasoning
 from opsin_server.text.sandbox import Program, RefusalError
 from opsin_server.text.template_budget import TemplateStopError
 from opsin_server.text.template_format import TemplateFormat, observe
@@ -30,6 +31,7 @@ class ChatTemplate:
         self._variables = {name: own(text) for name, text in names.items()} | {"tools": None, "documents": None}
         self.template_format = observe(self._show)
         self.tools = observe_tools(self._show_tools)
+        self.reasoning = observe_reasoning(lambda messages: self.render(messages, False))
 
     def render(
         self, messages: Sequence[Message], generation_prompt: bool = True, variables: Mapping[str, Any] | None = None

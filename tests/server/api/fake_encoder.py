@@ -49,12 +49,16 @@ class FakeEncoder:
         self.tokenizer = byte_tokenizer()
         self.seconds = seconds
         self.vocabulary = END + 1
+        self.reasoning = None
         self.ends: tuple[int, ...] = (END,)
         self.calls = 0
         self.continued = False
 
     def check(self, messages: Sequence[Message]) -> None:
         pass
+
+    def thinks_already(self, prompt: Prompt) -> bool:
+        return False
 
     def encode(
         self, messages: Sequence[Message], images: Sequence[Any], continue_final: bool = False, options: Any = None

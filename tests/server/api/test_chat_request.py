@@ -28,6 +28,7 @@ ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "
 }  # fmt: skip
 ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"} | {
     "continue_final_message", "add_generation_prompt", "min_tokens", "stop_token_ids", "structured_outputs",
+    "chat_template_kwargs",
 }  # fmt: skip
 GUIDED = {f"guided_{name}" for name in ("json", "regex", "choice", "grammar", "whitespace_pattern", "decoding_backend")}
 IGNORED: dict[str, Any] = {
@@ -70,7 +71,6 @@ NEUTRAL_DIALECTS: dict[str, tuple[list[Any], list[Any]]] = {
     "add_special_tokens": ([False], [True]),
     "bad_words": ([[]], [["no"]]),
     "best_of": ([1, 1.0], [2, True]),
-    "chat_template_kwargs": ([{}], [{"enable_thinking": False}]),
     "documents": ([[]], [[{"text": "x"}]]),
     "dry_multiplier": ([0, 0.0], [0.8]),
     "dynatemp_range": ([0], [0.5]),

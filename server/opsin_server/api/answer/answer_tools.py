@@ -38,10 +38,10 @@ class AnswerTools:
     def _new_id(self) -> str:
         return secrets.token_hex(5)[:9] if self.form.short_ids else f"call_{secrets.token_hex(12)}"
 
-    def markers(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Special tokens that stand around calls: the text of an answer has them, for the reader."""
-        parts = (self.form.begin, self.form.middle, self.form.between, self.form.end)
-        return frozenset(part for text in parts for part in tokenizer.split_special(text) if isinstance(part, int))
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What stands around calls."""
+        return self.form.begin, self.form.middle, self.form.between, self.form.end
 
     def grammar(self, tokenizer: Tokenizer, answer: Grammar | None) -> Grammar | None:
         """answer: what it is held to where it calls nothing. None: it is free. Raises BadRequest."""
@@ -83,7 +83,7 @@ def answer_tools(body: ChatRequest, encoder: PromptEncoder) -> AnswerTools | Non
 def prompt_options(body: ChatRequest) -> PromptOptions:
     """All tools are shown, also where one must be called; where none may be, none is."""
     tools = () if body.tool_choice == "none" else tuple(tool.as_json() for tool in body.tools or ())
-    return PromptOptions(tools)
+    return PromptOptions(tools, tuple(sorted((body.chat_template_kwargs or {}).items())))
 
 
 def _function(tool: Tool, number: int) -> ToolFunction:

@@ -90,9 +90,11 @@ class EventStream(Response):
 
     def _text(self, piece: Piece) -> bytes:
         data = b""
+        if piece.thoughts:
+            data += self._event(ChunkChoice(Delta(reasoning_content=piece.thoughts), None, None, piece.choice))
         if piece.text or piece.logprobs:
             logprobs = self._generation.logprobs(piece.logprobs)
-            data = self._event(ChunkChoice(Delta(content=piece.text), logprobs, None, piece.choice))
+            data += self._event(ChunkChoice(Delta(content=piece.text), logprobs, None, piece.choice))
         for call in piece.calls:
             data += self._event(ChunkChoice(Delta(tool_calls=[_call(call)]), None, None, piece.choice))
         return data

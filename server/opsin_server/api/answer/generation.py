@@ -27,6 +27,7 @@ from opsin_server.api.schemas.chat_response import (
 from opsin_server.api.token_usage import TokenUsage
 from opsin_server.ipc.messages import Output
 from opsin_server.metrics import Metrics
+from opsin_server.text.reasoning import ReasoningReader
 from opsin_server.text.tool_reader import ToolCallReader
 
 
@@ -48,6 +49,7 @@ class ChoiceStream:
     stream: TokenStream
     text: OutputText
     tools: ToolCallReader | None = None
+    reasoning: ReasoningReader | None = None
     last_token: float = 0.0
 
     async def pieces(self, note: Callable[[ChoiceStream, Output], None]) -> AsyncIterator[Piece]:
@@ -59,10 +61,21 @@ class ChoiceStream:
             piece.choice = self.index
             if piece.finish is not None and output.finish is None:
                 self.stream.cancel()
+            if self.reasoning is not None:
+                _read_thoughts(piece, self.reasoning)
             if self.tools is not None:
                 _read_calls(piece, self.tools)
             if piece:
                 yield piece
+
+
+def _read_thoughts(piece: Piece, reader: ReasoningReader) -> None:
+    """Takes the thoughts out of a piece's text."""
+    found = [reader.push(piece.text)]
+    if piece.finish is not None:
+        found.append(reader.finish())
+    piece.text = "".join(part.text for part in found)
+    piece.thoughts = "".join(part.thoughts for part in found)
 
 
 def _read_calls(piece: Piece, reader: ToolCallReader) -> None:
@@ -153,6 +166,7 @@ class WholeChoice:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish = "stop"
     calls: list[ToolCall] = field(default_factory=list)
+    thoughts: str = ""
 
     def add(self, piece: Piece) -> None:
         for delta in piece.calls:
@@ -160,12 +174,16 @@ class WholeChoice:
                 self.calls.append(ToolCall(delta.id, CalledFunction(delta.name, "")))
             self.calls[delta.index].function.arguments += delta.arguments
         self.text.append(piece.text)
+        self.thoughts += piece.thoughts
         self.logprobs += piece.logprobs
         self.finish = piece.finish or self.finish
 
     def message(self) -> AssistantMessage:
         text = "".join(self.text)
-        return AssistantMessage(text or None, tool_calls=self.calls) if self.calls else AssistantMessage(text)
+        made = AssistantMessage(text or None, tool_calls=self.calls) if self.calls else AssistantMessage(text)
+        if self.thoughts:
+            made.reasoning_content = self.thoughts
+        return made
 
 
 async def interleaved(readers: Sequence[AsyncIterator[Piece]]) -> AsyncIterator[Piece]:

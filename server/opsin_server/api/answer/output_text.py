@@ -22,9 +22,10 @@ class Piece:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
     calls: tuple[ToolCallDelta, ...] = ()
+    thoughts: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.logprobs or self.finish or self.calls)
+        return bool(self.text or self.logprobs or self.finish or self.calls or self.thoughts)
 
 
 class OutputText:

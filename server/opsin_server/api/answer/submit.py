@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from msgspec.structs import replace
@@ -23,12 +23,13 @@ from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.services import Services
 from opsin_server.chat.to_messages import to_messages
 from opsin_server.errors import BadRequest
-from opsin_server.guided.grammar import Grammar, behind_blank
+from opsin_server.guided.grammar import Grammar, behind_blank, behind_thoughts
 from opsin_server.ipc.messages import AdapterRef, Sampling, Submit, arrays_of, describe
 from opsin_server.media.load_images import load_images
 from opsin_server.text.conversation import Message, image_parts, texts
 from opsin_server.text.detokenizer import Detokenizer
-from opsin_server.text.encode_prompt import Prompt
+from opsin_server.text.encode_prompt import Prompt, PromptEncoder
+from opsin_server.text.reasoning import ReasoningReader
 from opsin_server.text.stops import StopFinder
 from opsin_server.text.tokenizer import Tokenizer
 
@@ -51,25 +52,31 @@ async def submit(
     grammar = grammar_of(body)
     if tools is not None:
         grammar = tools.grammar(services.encoder.tokenizer, grammar)
-    guided = None if grammar is None else await checked_grammar(grammar, body, services)
+    checked = None if grammar is None else await checked_grammar(grammar, services)
     images = image_parts(messages)
     media, params = services.config.media, [image.param for image in images]
     pixels = await load_images([image.source for image in images], media, params, files=services.files.read_image)
     prompt = await services.encode(messages, pixels, bool(body.continue_final_message), prompt_options(body))
     log.usage.prompt_tokens, log.usage.image_tokens = len(prompt.ids), image_tokens(prompt)
     max_tokens = room(prompt, body, context)
+    thinks = services.encoder.thinks_already(prompt)
+    guided = None if checked is None else in_its_place(checked, body, services.encoder, thinks)
     eos = (*(() if body.ignore_eos else services.encoder.ends), *(body.stop_token_ids or ()))
     ref = None if adapter is None else adapter.ref
     message = submission(sampling(body, services.sampling), prompt, max_tokens, eos, ref)
     message = replace(message, guided=guided, min_tokens=body.min_tokens or 0, choices=body.n or 1)
     streams = services.engine.submit_choices(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     tokenizer = services.encoder.tokenizer
-    markers = frozenset[int]() if tools is None else tools.markers(tokenizer)
+    reasoning = None if body.continue_final_message else services.encoder.reasoning
+    markers = special_in(tokenizer, () if tools is None else tools.marks)
+    markers |= special_in(tokenizer, () if reasoning is None else (reasoning.begin, reasoning.end))
     choices = []
     for index, stream in enumerate(streams):
         held.callback(stream.cancel)
         text = OutputText(detokenizer(tokenizer, body, markers), StopFinder(body.stop or ()), tokenizer)
-        choices.append(ChoiceStream(index, stream, text, None if tools is None else tools.reader()))
+        calls = None if tools is None else tools.reader()
+        thoughts = None if reasoning is None else ReasoningReader(reasoning, thinks)
+        choices.append(ChoiceStream(index, stream, text, calls, thoughts))
     identity = Identity(message.request_id, body.model, fingerprint(services.version, adapter))
     use = (
         None if adapter is None else held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
@@ -95,15 +102,29 @@ def check_length(messages: Sequence[Message], longest_token: int, context: int) 
         )
 
 
-async def checked_grammar(grammar: Grammar, body: ChatRequest, services: Services) -> str:
-    """What the engine holds the answer to. Raises BadRequest."""
+async def checked_grammar(grammar: Grammar, services: Services) -> str:
+    """In the engine's form. Raises BadRequest."""
     if not services.encoder.ends:
         raise BadRequest(
             "This model has no token that ends an answer: none can be held to a grammar", param=grammar.param
         )
-    text = await services.grammars.check(grammar)
-    drops_blank = services.encoder.tokenizer.drops_first_blank and not body.continue_final_message
-    return behind_blank(text) if drops_blank else text
+    return await services.grammars.check(grammar)
+
+
+def in_its_place(grammar: str, body: ChatRequest, encoder: PromptEncoder, thinks: bool) -> str:
+    """What the engine holds the whole answer to: before what the grammar is about, a model may think, and
+    SentencePiece may write a blank. thinks: the prompt has begun to think."""
+    if body.continue_final_message:
+        return grammar
+    if encoder.reasoning is not None:
+        begin, end = map(encoder.tokenizer.split_special, (encoder.reasoning.begin, encoder.reasoning.end))
+        grammar = behind_thoughts(grammar, begin, end, thinks)
+    return behind_blank(grammar) if encoder.tokenizer.drops_first_blank else grammar
+
+
+def special_in(tokenizer: Tokenizer, texts: Iterable[str]) -> frozenset[int]:
+    """Special tokens that stand around what is read out of an answer: its text has their strings, for who reads."""
+    return frozenset(part for text in texts for part in tokenizer.split_special(text) if isinstance(part, int))
 
 
 def check_bias(body: ChatRequest, vocabulary: int) -> None:

@@ -44,6 +44,24 @@ def _listed(value: Any) -> Any:
     return [string for string in strings if string != ""] if isinstance(strings, list) else strings
 
 
+# What published templates ask for. No template is given any other variable, nor one of its own by these names.
+TEMPLATE_VARIABLES = (
+    "add_vision_id", "date_string", "enable_thinking", "preserve_thinking", "reasoning_effort", "thinking",
+    "tools_in_user_message",
+)  # fmt: skip
+TEMPLATE_VARIABLES_WORDS = f"variables of the chat template: {', '.join(f'`{name}`' for name in TEMPLATE_VARIABLES)}"
+MAX_VARIABLE = 256  # characters
+
+
+def _template_variables(value: Any) -> Any:
+    for name, given in value.items() if isinstance(value, dict) else ():
+        if name not in TEMPLATE_VARIABLES:
+            raise unsupported(name, f"the variables accepted are {', '.join(TEMPLATE_VARIABLES)}")
+        if not isinstance(given, bool | int | str) or len(str(given)) > MAX_VARIABLE:
+            raise wrong(f"'{name}' must be true or false, a number or a short string")
+    return value
+
+
 class StreamOptions(Strict):
     """Without a stream they have no effect."""
 
@@ -97,6 +115,9 @@ class ChatRequest(Dialects, GuidedFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, BeforeValidator(_template_variables), Field(description=TEMPLATE_VARIABLES_WORDS)
+    ] = None
     continue_final_message: Annotated[
         bool | None, Field(description="the last message is the assistant's, and the answer is what follows it")
     ] = None
