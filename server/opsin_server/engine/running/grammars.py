@@ -6,14 +6,12 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from opsin_plugins.spec import I32
 from opsin_server.engine.scheduling.sequence import GuideError
 from opsin_server.guided.limits import parser_limits
 
@@ -28,19 +26,10 @@ class Guide:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
-    def fill(self, words: I32, unwanted: Collection[int]) -> None:
-        """Writes which tokens may follow, one bit each, into I32 [ceil(V / 32)]: the unwanted only where nothing else
-        may. Raises GuideError."""
-        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+    def fill(self, address: int, size: int) -> None:
+        """Writes which tokens may follow, one bit each, into `size` bytes of memory. Raises GuideError."""
+        self._matcher.unsafe_compute_mask_ptr(address, size)
         self._check()
-        if unwanted:
-            rest = words.view(np.uint32).copy()
-            for token in unwanted:
-                rest[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
-            if rest.any():
-                words[:] = rest.view(np.int32)
-        if not words.any():
-            raise GuideError("no token may follow")
 
     def accept(self, token: int) -> bool:
         """Takes the token that was drawn; whether nothing may follow it. Raises GuideError."""

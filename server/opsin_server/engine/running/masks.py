@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opsin_plugins.spec import I32
 from opsin_server.engine.scheduling.plan import Chunk
 from opsin_server.engine.scheduling.sequence import GuideError
 
@@ -29,17 +30,32 @@ def masks_of(chunks: Seq[Chunk], words: int) -> Masks | None:
     if all(chunk.sequence.guide is None for chunk in chunks):
         return None
     table = np.full((len(chunks), words), -1, np.int32)
+    address, size = table.ctypes.data, table.strides[0]
     refused: dict[int, str] = {}
     for row, chunk in enumerate(chunks):
         guide = chunk.sequence.guide
         if guide is None:
             continue
         try:
-            guide.fill(table[row], unwanted_ends(chunk))
+            guide.fill(address + row * size, size)
+            if unwanted := unwanted_ends(chunk):
+                _take_away(table[row], unwanted)
         except GuideError as error:
             refused[row] = str(error)
             table[row] = -1
+    for row in np.flatnonzero(~table.any(1)).tolist():
+        refused[row] = "no token may follow"
+        table[row] = -1
     return Masks(torch.from_numpy(table), refused)
+
+
+def _take_away(words: I32, unwanted: Collection[int]) -> None:
+    """Their bits, unless no other is set."""
+    rest = words.view(np.uint32).copy()
+    for token in unwanted:
+        rest[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
+    if rest.any():
+        words[:] = rest.view(np.int32)
 
 
 def unwanted_ends(chunk: Chunk) -> Collection[int]:

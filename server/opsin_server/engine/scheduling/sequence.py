@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -51,7 +50,7 @@ class GuideError(ValueError):
 class AnswerGuide(Protocol):
     """What an answer is held to (`engine.running.grammars`)."""
 
-    def fill(self, words: I32, unwanted: Collection[int]) -> None: ...
+    def fill(self, address: int, size: int) -> None: ...
 
     def accept(self, token: int) -> bool: ...
 
