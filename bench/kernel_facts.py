@@ -14,7 +14,7 @@ import tables
 import triton
 
 from opsin_kernels.tools import launches as catalogue
-from opsin_kernels.tools.compile_facts import CHIPS, Facts, Launch, facts
+from opsin_kernels.tools.compile_facts import Facts, Launch, facts
 from opsin_kernels.tools.stand_in_driver import SHARED
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
@@ -32,7 +32,7 @@ def row(launch: Launch, chip: int, found: Facts) -> list[str]:
 
 
 def rows(launches: Iterable[Launch]) -> list[list[str]]:
-    return [row(launch, chip, facts(launch, chip)) for launch in launches for chip in CHIPS]
+    return [row(launch, chip, facts(launch, chip)) for launch in launches for chip in launch.chips]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from mini_opsin.encoder import Encoder
 from mini_opsin.exam import exam_batches, majority, overall, score
 from mini_opsin.fonts import add_font_options, fonts_from
 from mini_opsin.loading import load_model, load_tokenizer
-from mini_opsin.quantizing import kept_in_8_bits, quantize
+from mini_opsin.quantizing import kept_in_8_bits, quantize, quantize_activations
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=150)
     parser.add_argument("--quantization", choices=["int8", "int4", "fp8"])
     parser.add_argument("--quantize-vision", action="store_true")
+    parser.add_argument("--quantize-activations", action="store_true", help="with --quantization int8 or fp8")
     parser.add_argument("--kv-dtype", choices=["auto", "int8", "fp8"], default="auto")
     add_font_options(parser)
     args = parser.parse_args()
@@ -34,6 +35,8 @@ def main() -> None:
     encoder, model = Encoder(load_tokenizer(args.model)), load_model(args.model)
     if args.quantization is not None:
         quantize(model, args.quantization, vision=args.quantize_vision)
+    if args.quantize_activations:
+        quantize_activations(model, args.quantization, vision=args.quantize_vision)
     exam = exam_batches(encoder, args.seed, args.batches, fonts)
     keep = (lambda rows: rows) if args.kv_dtype == "auto" else partial(kept_in_8_bits, kind=args.kv_dtype)
     table, blind = score(model, exam, torch.float32, keep), majority(exam)

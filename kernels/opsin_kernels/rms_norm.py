@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from opsin_kernels.cpu import rows as cpu
 from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.row_codes import RowCodes, RowForm, quantize_rows_ref
 
 
 def rms_norm(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -> Tensor:
@@ -39,6 +40,29 @@ def add_rms_norm(
         return cpu.add_rms_norm(x, delta, weight, floor)
     added = x + delta
     return added, rms_norm_ref(added, weight, floor, one_plus)
+
+
+def rms_norm_codes(x: Tensor, weight: Tensor, floor: Tensor, form: RowForm) -> RowCodes:
+    """x [T, N] -> its norm in 8 bits, row by row, for a product with a weight in 8 bits. No gradient."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import rms_norm as gpu
+
+        return gpu.norm_codes(x, None, weight, floor, form)[1]
+    return quantize_rows_ref(rms_norm(x, weight, floor), form)
+
+
+def add_rms_norm_codes(
+    x: Tensor, delta: Tensor, weight: Tensor, floor: Tensor, form: RowForm
+) -> tuple[Tensor, RowCodes]:
+    """x and delta [T, N] -> their sum, and its norm in 8 bits. No gradient."""
+    if uses_kernels(x):
+        from opsin_kernels.gpu import rms_norm as gpu
+
+        added, codes = gpu.norm_codes(x, delta, weight, floor, form)
+        assert added is not None
+        return added, codes
+    added, normed = add_rms_norm(x, delta, weight, floor)
+    return added, quantize_rows_ref(normed, form)
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, floor: Tensor, one_plus: bool = False) -> Tensor:

@@ -41,9 +41,9 @@ SERVE = tuple(fields_of(ServerConfig))
 STORED = tuple(field for field in fields_of(StorageConfig) if field.name != "ephemeral")
 # What decides whether a checkpoint serves, and with how much memory.
 DECIDING = (
-    "mmproj", "dtype", "quantization", "quantize-vision", "max-context", "max-sequences", "max-image-tokens",
-    "model-option", "plugins", "kv-memory", "kv-dtype", "encoder-memory", "max-loras", "max-lora-rank",
-    "max-cpu-loras", "lora-projectors", "train-memory", "max-train-jobs",
+    "mmproj", "dtype", "quantization", "quantize-activations", "quantize-vision", "max-context", "max-sequences",
+    "max-image-tokens", "model-option", "plugins", "kv-memory", "kv-dtype", "encoder-memory", "max-loras",
+    "max-lora-rank", "max-cpu-loras", "lora-projectors", "train-memory", "max-train-jobs",
 )  # fmt: skip
 PROMPTS = ("mmproj", "model-option", "plugins", "max-image-tokens")  # what decides how a row is encoded
 PROMPT = tuple(field for field in fields_of(EngineConfig) if field.name in PROMPTS)
@@ -53,8 +53,8 @@ FINETUNE = tuple(fields_of(FinetuneConfig))
 TRAINED_IN = tuple(
     field for field in fields_of(EngineConfig)
     if field.name in (
-        "mmproj", "device", "dtype", "quantization", "quantize-vision", "threads", "model-option", "plugins",
-        "train-memory",
+        "mmproj", "device", "dtype", "quantization", "quantize-activations", "quantize-vision", "threads",
+        "model-option", "plugins", "train-memory",
     )
 )  # fmt: skip
 CHECK = tuple(field for field in fields_of(EngineConfig) if field.name in DECIDING)

@@ -30,6 +30,7 @@ Bytes = Annotated[int, Meta(ge=1)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KvDType = Literal["auto", "int8", "fp8"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
+Activations = Literal["auto", "always", "never"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +49,12 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Quantization, Option("Store the decoder's weights in fewer bits; its head in 8 at least.")
     ] = "none"
     kv_dtype: Annotated[KvDType, Option("auto: as the model's own type. int8, fp8: in 8 bits.")] = "auto"
+    quantize_activations: Annotated[
+        Activations,
+        Option(
+            "Multiply weights of 8 bits with activations of 8 bits. auto: on CUDA, where the checkpoint declares it."
+        ),
+    ] = "auto"
     quantize_vision: Annotated[bool, Option("With --quantization: the vision tower and the projector too.")] = False
     threads: Annotated[Count, Option("Threads of the engine on a CPU.")] = 1
     max_context: Annotated[

@@ -11,6 +11,7 @@ from opsin_kernels import activations, rotary
 from opsin_kernels import rms_norm as norms
 from opsin_kernels.gpu import attention_shapes
 from opsin_kernels.linear_cross_entropy import linear_cross_entropy
+from opsin_plugins.blocks.activation_policy import ActivationPolicy
 from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
@@ -33,8 +34,12 @@ MIX = [
 
 
 def made(family: str, directory: Path, form: str = "dense") -> oracle.Ours:
+    """form: of the weights; with " w8a8" activations are in 8 bits, too."""
     oracle.saved(tiny.FAMILIES[family].make(), directory)
-    return oracle.load(directory, WeightPolicy(form, vision=True), dtype=torch.bfloat16)
+    name, both = form.removesuffix(" w8a8"), form.endswith(" w8a8")
+    activations = ActivationPolicy(frozenset({"int8", "fp8"}), always=True) if both else ActivationPolicy()
+    policy = WeightPolicy(name, vision=True, activations=activations)
+    return oracle.load(directory, policy, dtype=torch.bfloat16)
 
 
 def start(ours: oracle.Ours, slots: int = 0, kv_dtype: KvDType = "auto") -> None:
@@ -50,6 +55,7 @@ def start(ours: oracle.Ours, slots: int = 0, kv_dtype: KvDType = "auto") -> None
 
 
 QUANTIZED = {"multiply", "add_parts", "dequantize_rows"}
+W8A8 = {"multiply_codes", "finish_sums", "code_rows"}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +65,7 @@ QUANTIZED = {"multiply", "add_parts", "dequantize_rows"}
         ("qwen2_vl", "int4", "auto"),
         ("qwen2_vl", "int8", "int8"),
         ("qwen2_vl", "fp8", "fp8"),
+        ("qwen2_vl", "int8 w8a8", "auto"),
     ],
 )
 def test_requests_find_every_kernel_compiled(
@@ -70,6 +77,7 @@ def test_requests_find_every_kernel_compiled(
         start(ours, kv_dtype=kv_dtype)
         assert {"attend", "merge", "draw_rows", "penalize_places", "turn_and_store"} <= set(gpu.launched)
         assert form == "dense" or set(gpu.launched) >= QUANTIZED
+        assert "w8a8" not in form or set(gpu.launched) >= W8A8
         gpu.specialised.clear()
         for processors, recorded in ((4, False), (132, True)):
             gpu.launched.clear()
@@ -85,16 +93,17 @@ def test_requests_find_every_kernel_compiled(
             mix = [asked for asked in MIX if ours.spec.vision is not None or not asked.images]
             assert [a.error for a in engines.ask(engine, ours, mix)] == [None] * len(mix)
             assert {"attend", "draw_rows", "penalize_places"} <= set(gpu.launched)
-            assert form == "dense" or {"multiply", "dequantize_rows"} <= set(gpu.launched)
+            products = {"multiply_codes", "code_rows"} if "w8a8" in form else {"multiply", "dequantize_rows"}
+            assert form == "dense" or products <= set(gpu.launched)
         assert not gpu.specialised
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "mllama"])
+@pytest.mark.parametrize(("family", "form"), [("qwen2_vl", "dense"), ("mllama", "dense"), ("mllama", "fp8 w8a8")])
 def test_requests_with_adapters_find_every_kernel_compiled(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In steps of few rows and of many, recorded and not, of a model's language side and of its tower."""
-    ours = made(family, tmp_path)
+    ours = made(family, tmp_path, form)
     refs = [None] + [adapters.write(tmp_path / f"{n}.safetensors", adapters.random(ours, 2 + n, n)) for n in range(2)]
     with absent_gpu.pretended(90, monkeypatch) as gpu:
         start(ours, slots=2)
@@ -122,6 +131,7 @@ def test_requests_with_adapters_find_every_kernel_compiled(
                 answers |= engines.run(engine)
             assert {answer.error for answer in answers.values()} == {None}
             assert {"attend", "shrink", "expand"} <= set(gpu.launched)
+            assert form == "dense" or {"multiply_codes", "code_rows"} <= set(gpu.launched)
         assert not gpu.specialised
 
 

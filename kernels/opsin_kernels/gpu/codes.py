@@ -141,6 +141,18 @@ def codes_of(numbers, FORM: tl.constexpr):
 
 
 @triton.jit
+def scale_for(largest, LARGEST: tl.constexpr):
+    """largest F32: the size of the largest of some numbers -> the scale of their codes, as the definitions have it."""
+    return tl.div_rn(tl.maximum(largest, 1e-12), LARGEST)
+
+
+@triton.jit
+def scaled_codes(numbers, scale, FORM: tl.constexpr, LARGEST: tl.constexpr):
+    """numbers F32 -> U8."""
+    return codes_of(tl.minimum(tl.maximum(tl.div_rn(numbers, scale), -LARGEST), LARGEST), FORM)
+
+
+@triton.jit
 def sixteenths_of(codes):
     """codes U8 of twice four bits -> 1 + code / 16 of the low and of the high ones, F32: numbers that cost less, and of
     which a scale and an offset make the weight, but for a millionth of the scale."""

@@ -1,4 +1,4 @@
-"""RMSNorm, alone or of a sum, one row a program; its backward, some rows a program."""
+"""RMSNorm, alone or of a sum, also as codes of 8 bits, one row a program; its backward, some rows a program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from opsin_kernels.gpu import forms
+from opsin_kernels.gpu.codes import FORMS, scale_for, scaled_codes
+from opsin_kernels.gpu.row_codes import empty_codes
+from opsin_kernels.kv_rows import LARGEST
+from opsin_kernels.row_codes import RowCodes, RowForm
+
 PROGRAMS = 256  # of a backward pass: each leaves one row of the weight's gradient to be summed
 
 
@@ -20,19 +26,24 @@ def rms_norm_rows(
     sum_ptr,  # [T, N], dense; only with ADDED
     weight_ptr,  # [N]
     floor_ptr,  # F32 [], epsilon
-    out_ptr,  # [T, N], dense
+    out_ptr,  # [T, N], dense; only with KEEP
+    codes_ptr,  # U8 [T, N], dense; only with FORM
+    scale_ptr,  # F32 [T]; only with FORM
     stride,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     ROUNDED: tl.constexpr,  # whether the quotient is rounded before it meets the weight
     ADDED: tl.constexpr,
     ONE_PLUS: tl.constexpr,  # the factor is 1 + weight
+    KEEP: tl.constexpr = True,
+    FORM: tl.constexpr = "",  # of the codes that the norm is wanted in, too
+    LARGEST: tl.constexpr = 0.0,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PADDED)
     inside = at < SIZE
     x = tl.load(x_ptr + row * stride + at, mask=inside, other=0.0).to(tl.float32)
-    kind = out_ptr.dtype.element_ty
+    kind = x_ptr.dtype.element_ty
     if ADDED:
         x += tl.load(delta_ptr + row * SIZE + at, mask=inside, other=0.0).to(tl.float32)
         x = x.to(kind).to(tl.float32)  # what goes on is what is normalised
@@ -43,7 +54,14 @@ def rms_norm_rows(
     scaled = x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + tl.load(floor_ptr))
     if ROUNDED:
         scaled = scaled.to(kind).to(tl.float32)
-    tl.store(out_ptr + row * SIZE + at, (scaled * weight).to(kind), mask=inside)
+    normed = (scaled * weight).to(kind)
+    if KEEP:
+        tl.store(out_ptr + row * SIZE + at, normed, mask=inside)
+    if FORM != "":
+        numbers = normed.to(tl.float32)
+        scale = scale_for(tl.max(tl.abs(numbers), 0), LARGEST)
+        tl.store(codes_ptr + row * SIZE + at, scaled_codes(numbers, scale, FORM, LARGEST), mask=inside)
+        tl.store(scale_ptr + row, scale)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -102,6 +120,32 @@ def add_rms_norm(
     return added.view(x.shape), out.view(x.shape)
 
 
+def norm_codes(
+    x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor, form: RowForm
+) -> tuple[Tensor | None, RowCodes]:
+    """x and delta [T, N] -> (their sum, its norm as codes), or (None, the norm of x)."""
+    if forms.every_form():  # (rows with adapters, which want them as they are)
+        _codes(x[:1], None if delta is None else delta[:1], weight, floor, RowForm(form.kind, not form.keep))
+    return _codes(x, delta, weight, floor, form)
+
+
+def _codes(
+    x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor, form: RowForm
+) -> tuple[Tensor | None, RowCodes]:
+    rows, size = x if x.stride(-1) == 1 else x.contiguous(), x.shape[1]
+    added = None if delta is None else torch.empty(x.shape, device=x.device, dtype=x.dtype)
+    out = empty_codes(x, size, form)
+    if len(rows):
+        padded = triton.next_power_of_2(size)
+        rms_norm_rows[(len(rows),)](
+            rows, None if delta is None else delta.contiguous(), added, weight, floor, out.values,
+            out.codes.view(torch.uint8), out.scale, rows.stride(0), SIZE=size, PADDED=padded,
+            ROUNDED=x.dtype != torch.float32, ADDED=delta is not None, ONE_PLUS=False, KEEP=form.keep,
+            FORM=FORMS[form.kind], LARGEST=LARGEST[form.kind], num_warps=4 if padded <= 2048 else 8,
+        )  # fmt: skip
+    return added, out
+
+
 def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, floor: Tensor, one_plus: bool) -> tuple[Any, Tensor]:
     inputs = (x, weight) if delta is None else (x, delta, weight)
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -143,7 +187,7 @@ def _forward(
     if len(rows):
         size, padded = rows.shape[-1], triton.next_power_of_2(rows.shape[-1])
         rms_norm_rows[(len(rows),)](
-            rows, None if delta is None else delta.contiguous(), added, weight, floor, out, rows.stride(0),
+            rows, None if delta is None else delta.contiguous(), added, weight, floor, out, None, None, rows.stride(0),
             SIZE=size, PADDED=padded, ROUNDED=x.dtype != torch.float32 and not one_plus, ADDED=delta is not None,
             ONE_PLUS=one_plus, num_warps=4 if padded <= 2048 else 8,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opsin_kernels.gpu.codes import FORMS, codes_of
+from opsin_kernels.gpu.codes import FORMS, scale_for, scaled_codes
 from opsin_kernels.kv_rows import LARGEST
 
 
@@ -55,9 +55,8 @@ def turn_and_store(
             place = slot * (2 * KV_HEADS) + head - HEADS
             if FORM != "":
                 x = x.to(kind).to(tl.float32)
-                scale = tl.div_rn(tl.maximum(tl.max(tl.abs(x), 0), 1e-12), LARGEST)
-                shares = tl.minimum(tl.maximum(tl.div_rn(x, scale), -LARGEST), LARGEST)
-                tl.store(pool_ptr + place * (SIZE + 4) + d, codes_of(shares, FORM), mask=inside)
+                scale = scale_for(tl.max(tl.abs(x), 0), LARGEST)
+                tl.store(pool_ptr + place * (SIZE + 4) + d, scaled_codes(x, scale, FORM, LARGEST), mask=inside)
                 tl.store(scale_ptr + place * (SIZE // 4 + 1) + SIZE // 4, scale)
             else:
                 tl.store(pool_ptr + place * SIZE + d, x.to(pool_ptr.dtype.element_ty), mask=inside)

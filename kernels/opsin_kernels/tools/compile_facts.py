@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import triton
 from opsin_kernels.tools.stand_in_driver import SHARED, Binary, absent
 
 CHIPS = tuple(SHARED)
-TENSOR_CORES = ("HMMA", "HGMMA", "UTCHMMA")
+TENSOR_CORES = ("HMMA", "HGMMA", "UTCHMMA", "IMMA", "IGMMA", "UTCIMMA", "QMMA", "QGMMA", "UTCQMMA")
 SPILLS = ("LDL", "STL")
 TOLERATED_STACK, TOLERATED_SPILLS = 16, 4  # bytes, instructions; Triton 3.9 adds 8 to 16 bytes where 3.6 has none
 
@@ -26,13 +26,15 @@ TOLERATED_STACK, TOLERATED_SPILLS = 16, 4  # bytes, instructions; Triton 3.9 add
 @dataclass(frozen=True)
 class Launch:
     """A kernel as the code launches it. run: does so with meta tensors; kernel: which one, should `run` launch several;
-    matrix: whether it multiplies matrices, with tensor cores; background: whether it loads what a loop needs next."""
+    matrix: whether it multiplies matrices, with tensor cores; background: whether it loads what a loop needs next;
+    chips: that it is launched on."""
 
     name: str
     kernel: str
     run: Callable[[], object]
     matrix: bool = False
     background: bool = False
+    chips: Sequence[int] = CHIPS
 
 
 @dataclass(frozen=True)

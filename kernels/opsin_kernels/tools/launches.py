@@ -10,21 +10,25 @@ from torch import Tensor
 
 from opsin_kernels.activations import ACTIVATIONS, Activation
 from opsin_kernels.cpu.linear import PARTS, Form
-from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, lora, penalties, rotary, sampling
+from opsin_kernels.gpu import activations, attention, bitmask, layer_norm, lora, penalties, rotary, row_codes, sampling
 from opsin_kernels.gpu import dequantize as floats
 from opsin_kernels.gpu import linear_cross_entropy as losses
 from opsin_kernels.gpu import quantized_linear as quantized
 from opsin_kernels.gpu import rms_norm as norms
+from opsin_kernels.gpu import w8a8_linear as w8a8
 from opsin_kernels.gpu.attention_shapes import Shape
-from opsin_kernels.gpu.codes import FORMS, Weight
+from opsin_kernels.gpu.codes import E4M3, FORMS, Weight
 from opsin_kernels.gpu.lora_shapes import Shape as LoraShape
 from opsin_kernels.gpu.lora_shapes import shapes_of
 from opsin_kernels.gpu.quantized_shapes import BUCKETS, shape_for
+from opsin_kernels.gpu.w8a8_shapes import BUCKETS as W8A8_ROWS
+from opsin_kernels.gpu.w8a8_shapes import shape_for as w8a8_shape_for
 from opsin_kernels.kv_rows import LARGEST
 from opsin_kernels.layout import Bounds
 from opsin_kernels.lora import SlotFactors
+from opsin_kernels.row_codes import RowCodes, RowForm
 from opsin_kernels.slot_rows import FEW, FEW_BLOCK, SlotRows
-from opsin_kernels.tools.compile_facts import Launch
+from opsin_kernels.tools.compile_facts import CHIPS, Launch
 
 # heads, key heads, head size, and whose decoder that is
 DECODERS = {
@@ -48,13 +52,15 @@ ODD_VOCABULARY = 49_155  # of Granite: rows that do not begin at multiples of 16
 FIRST = ("attention decode Qwen2-VL-7B", "attention decode split Qwen2-VL-7B", "attention prefill Qwen2-VL-7B",
          "attention packed Qwen2-VL tower", "lora shrink rank 16, tiles of 16",
          "lora expand rank 16, tiles of 16, parts 8", "int4 by 128, 16 rows", "int8 by row, 128 rows",
-         "fp8 by row, 16 rows", f"cross-entropy and gradient {VOCABULARY}")  # fmt: skip
+         "fp8 by row, 16 rows", "w8a8 int8 by row, 16 rows", "w8a8 fp8 by 128, 128 rows",
+         f"cross-entropy and gradient {VOCABULARY}")  # fmt: skip
 
 
 def launches() -> Iterator[Launch]:
     yield from _attention()
     yield from _lora()
     yield from _quantized()
+    yield from _w8a8()
     yield from _norms()
     for activation in ACTIVATIONS:
         yield Launch(f"{activation} 4304", "activate", partial(_activate, activation, 4304, False))
@@ -187,6 +193,34 @@ def _weight(form: Form, group: int, offset: bool) -> Weight:
     codes = empty(WIDTH, WIDTH // PARTS.get(form, 1), dtype=kind)
     table = empty(16, dtype=torch.float32) if form == "table4" else None
     return Weight(form, codes, scales[0], scales[1] if offset else None, table)
+
+
+def _w8a8() -> Iterator[Launch]:
+    for kind, name in FORMS.items():
+        chips = [chip for chip in CHIPS if name != "fp8" or chip >= E4M3]
+        for group in (0, 128):
+            for rows in W8A8_ROWS:
+                product = partial(multiply_codes, rows, kind, group, 4)
+                words = f"w8a8 {name} by {group or 'row'}, {rows} rows"
+                yield Launch(words, "multiply_codes", product, matrix=True, background=True, chips=chips)
+        product = partial(multiply_codes, 16, kind, 0, 4)
+        yield Launch(f"parts of a w8a8 product {name}", "finish_sums", product, chips=chips)
+        form, gated = RowForm(kind, keep=True), partial(row_codes.gated_codes, empty(ROWS, 2 * 18944), "silu")
+        yield Launch(f"rows to {name} {WIDTH}", "code_rows", partial(row_codes.quantize_rows, empty(ROWS, WIDTH), form))
+        yield Launch(f"silu gated to {name} 18944", "code_rows", partial(gated, form))
+        for width in (WIDTH, 8192):
+            yield Launch(f"add and rms_norm to {name} {width}", "rms_norm_rows", partial(_norm_codes, width, form))
+
+
+def multiply_codes(rows: int, kind: torch.dtype, group: int, parts: int) -> None:
+    given = RowCodes(empty(rows, WIDTH, dtype=kind), empty(rows, 1, dtype=torch.float32), torch.bfloat16)
+    scale = empty(WIDTH, WIDTH // (group or WIDTH), dtype=torch.float32)
+    w8a8.linear(given, empty(WIDTH, WIDTH, dtype=kind), scale, w8a8_shape_for(rows, group), parts)
+
+
+def _norm_codes(width: int, form: RowForm) -> None:
+    x, delta = empty(ROWS, width), empty(ROWS, width)
+    norms.norm_codes(x, delta, empty(width), empty(dtype=torch.float32), form)
 
 
 def _norms() -> Iterator[Launch]:

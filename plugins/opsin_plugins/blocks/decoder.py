@@ -15,6 +15,7 @@ from opsin_kernels.attention import packed_attention, paged_attention
 from opsin_kernels.cpu.layer import NativeLayer, NativeStep, step_of
 from opsin_kernels.layout import Layout
 from opsin_kernels.rotary import angles_to_tables, rotate_, rotate_and_store
+from opsin_kernels.row_codes import RowCodes
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.fusion import Context, CrossInputs, Fusion, Visual
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, constants
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         self.out = Linear(sizes[0], [spec.width], spec.out_bias)
         self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, spec.norm_eps) if spec.head_norm else None for _ in range(2))
 
-    def attend(self, x: Tensor, inputs: ModelInputs, turn: RotaryTables, pool: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor | RowCodes, inputs: ModelInputs, turn: RotaryTables, pool: Tensor | None) -> Tensor:
         """What stands before the output projection, [T, H·D]."""
         qkv = self.qkv(x, inputs.lora).view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
@@ -149,11 +150,14 @@ class DecoderLayer(nn.Module):
         if step is not None and (native := self.native()) is not None:
             assert pool is not None
             return native.run(x, pool, step)
-        y, lora = self.attention.attend(self.attention_norm(x), inputs, turn, pool), inputs.lora
+        lora = inputs.lora
+        normed = self.attention_norm.as_rows(x, self.attention.qkv.row_form(lora))
+        y = self.attention.attend(normed, inputs, turn, pool)
         if last and inputs.wanted is not None:
             x, y = x.index_select(0, inputs.wanted), y.index_select(0, inputs.wanted)
             lora = inputs.lora_of_wanted
-        x, normed = self.mlp_norm.after(x, self.attention.out(y, lora))
+        added = self.attention.out(y, lora)
+        x, normed = self.mlp_norm.after_as_rows(x, added, self.mlp.gate_up.row_form(lora))
         return x + self.mlp(normed, lora)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from opsin_kernels.activations import Activation, activated, gated
+from opsin_kernels.activations import Activation, activated, gated, gated_codes
 from opsin_kernels.layer_norm import add_layer_norm, layer_norm
-from opsin_kernels.rms_norm import add_rms_norm, rms_norm
+from opsin_kernels.rms_norm import add_rms_norm, add_rms_norm_codes, rms_norm, rms_norm_codes
+from opsin_kernels.row_codes import RowCodes, RowForm
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.spec import Norm
@@ -42,6 +43,16 @@ class RMSNorm(nn.Module):
     def after(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """x + delta, and its norm."""
         return add_rms_norm(x, delta, self.weight, self.floor)
+
+    def as_rows(self, x: Tensor, form: RowForm | None) -> Tensor | RowCodes:
+        """The norm as a linear takes its rows (`Linear.row_form`)."""
+        return self(x) if form is None else rms_norm_codes(x, self.weight, self.floor, form)
+
+    def after_as_rows(self, x: Tensor, delta: Tensor, form: RowForm | None) -> tuple[Tensor, Tensor | RowCodes]:
+        """x + delta, and its norm so."""
+        if form is None:
+            return self.after(x, delta)
+        return add_rms_norm_codes(x, delta, self.weight, self.floor, form)
 
 
 class LayerNorm(nn.Module):
@@ -81,7 +92,10 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = Linear(width, [hidden, hidden], bias)
         self.down = Linear(hidden, [width], bias)
-        self.activation = activation
+        self.activation: Activation = activation
 
-    def forward(self, x: Tensor, lora: Lora | None) -> Tensor:
-        return self.down(gated(self.gate_up(x, lora), self.activation), lora)
+    def forward(self, x: Tensor | RowCodes, lora: Lora | None) -> Tensor:
+        gate_up, form = self.gate_up(x, lora), self.down.row_form(lora)
+        if form is not None:
+            return self.down(gated_codes(gate_up, self.activation, form), lora)
+        return self.down(gated(gate_up, self.activation), lora)

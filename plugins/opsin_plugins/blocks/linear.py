@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from opsin_kernels.row_codes import RowCodes, RowForm
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.weight_format import Form, WeightFormat
@@ -32,9 +33,23 @@ class Linear(nn.Module):
         """Room for the weight, on the default device and in the default type."""
         self.name, self.stored = name, form(self.inputs, self.outputs)
 
-    def forward(self, x: Tensor, lora: Lora | None = None) -> Tensor:
+    def forward(self, x: Tensor | RowCodes, lora: Lora | None = None) -> Tensor:
         """x [T, in] -> [T, out]. lora: the adapters of the batch's rows; None: all are the base model's."""
+        if isinstance(x, RowCodes):
+            out = self.stored.matmul_codes(x, self.bias)
+            if lora is None:
+                return out
+            assert x.values is not None
+            return lora.add(self.name, x.values, out)
         return self.stored.matmul(x, self.bias) if lora is None else lora.applied(self, x)
+
+    def row_form(self, lora: Lora | None) -> RowForm | None:
+        """As what the operation before this linear may hand it rows, since it quantizes them anyway; adapters want them
+        as they are, too. None: as they are."""
+        kind = self.stored.row_kind
+        if kind is None or torch.is_grad_enabled() or not (lora is None or lora.takes_codes):
+            return None
+        return RowForm(kind, keep=lora is not None)
 
     def fill(self, tensors: Sequence[Tensor | Codes]) -> None:
         """Takes the published weights of all segments, in order; some families publish the fused tensor itself."""

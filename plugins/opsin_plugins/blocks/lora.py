@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -20,7 +20,10 @@ class FrozenLinear(Protocol):
 
 
 class Lora(ABC):
-    """Of the rows of one batch, which lie in runs: a sequence's of a step, or a picture's."""
+    """Of the rows of one batch, which lie in runs: a sequence's of a step, or a picture's. takes_codes: whether rows
+    may reach a linear as codes, to whose product `add` then adds."""
+
+    takes_codes: ClassVar[bool] = False
 
     @abstractmethod
     def resized(self, counts: Sequence[int]) -> Lora:

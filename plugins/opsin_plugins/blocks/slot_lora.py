@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class SlotLora(Lora):
     slots: AdapterSlots
     runs: tuple[Run, ...] | None
     slot_of_row: Tensor | None = None
+    takes_codes: ClassVar[bool] = True
 
     def resized(self, counts: Sequence[int]) -> SlotLora:
         assert self.runs is not None

@@ -10,7 +10,8 @@ from opsin_plugins.blocks.weight_formats import Groups
 
 
 def stored_bytes(model: nn.Module) -> dict[str, int]:
-    """By the name of the format, the largest first: "int4 by 128", "int8", "bfloat16" (of what is no codes)."""
+    """By the name of the format, the largest first: "int4 by 128", "int8", "int8 w8a8" (whose activations are in 8
+    bits, too), "bfloat16" (of what is no codes)."""
     found: dict[str, int] = {}
     counted: set[int] = set()
 
@@ -30,6 +31,7 @@ def stored_bytes(model: nn.Module) -> dict[str, int]:
 
 
 def _label(module: WeightFormat) -> str:
-    if isinstance(module, Groups) and module.form.group != module.inputs:
-        return f"{module.name} by {module.form.group}"
-    return module.name
+    if not isinstance(module, Groups):
+        return module.name
+    groups = f" by {module.form.group}" if module.form.group != module.inputs else ""
+    return f"{module.name}{groups}{' w8a8' if module.form.activations else ''}"

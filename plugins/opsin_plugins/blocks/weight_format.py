@@ -20,6 +20,7 @@ from opsin_kernels.cpu.linear import PLAIN, NativeWeight
 from opsin_kernels.cpu.native import LANES, can_run
 from opsin_kernels.cpu.rows import can_take
 from opsin_kernels.linear import linear
+from opsin_kernels.row_codes import RowCodes
 from opsin_plugins.blocks.codes import Codes
 
 
@@ -30,6 +31,7 @@ class WeightFormat(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    row_kind: torch.dtype | None = None  # of the codes that rows are multiplied as; None: they are as they are
     _found: NativeWeight | None  # looked up once, and not in every step: attributes of modules are slow
 
     @classmethod
@@ -49,6 +51,10 @@ class WeightFormat(nn.Module, ABC):
     @abstractmethod
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, inputs] -> x · Wᵀ + bias [T, outputs], a tensor of its own."""
+
+    def matmul_codes(self, rows: RowCodes, bias: Tensor | None = None) -> Tensor:
+        """As `matmul`, of rows that are codes of `row_kind` already. No gradient."""
+        raise NotImplementedError(f"{self.name} takes no codes")
 
     @abstractmethod
     def input_gradient(self, gradient: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from opsin_kernels import fp8_linear, int4_linear, int8_linear, table4_linear
+from opsin_kernels import fp8_linear, int4_linear, int8_linear, table4_linear, w8a8_linear
 from opsin_kernels.cpu.linear import NativeWeight
 from opsin_kernels.cpu.native import can_run
 from opsin_kernels.dispatch import uses_kernels
+from opsin_kernels.kv_rows import KINDS
+from opsin_kernels.row_codes import RowCodes, quantize_rows
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.weight_format import Dense, Form, Quantized, WeightFormat
 from opsin_plugins.spec import CodeForm, SpecError
@@ -34,6 +36,7 @@ class Groups(Quantized):
     def __init__(self, inputs: int, outputs: int, form: CodeForm) -> None:
         super().__init__(inputs, outputs)
         self.form = form
+        self.row_kind = KINDS[form.codes] if form.activations else None
         groups, size = inputs // form.group, _scale_type(form)
         self.register_buffer("scale", torch.empty(outputs, groups, dtype=size))
         self.register_buffer("offset", torch.empty(outputs, groups, dtype=size) if form.offset else None)
@@ -76,6 +79,8 @@ class Groups(Quantized):
         """Rows of the weight that is meant, inputs in the order of the codes."""
 
     def product(self, x: Tensor) -> Tensor:
+        if self.row_kind is not None:
+            return self.matmul_codes(quantize_rows(x, self.row_kind))
         if self.form.ordered:
             assert self.order is not None
             x = x.index_select(1, self.order)
@@ -84,9 +89,16 @@ class Groups(Quantized):
         native = self._found or self._look_up()
         return native.product(x) if native.fits and can_run(x) else self._product(x)
 
+    def matmul_codes(self, rows: RowCodes, bias: Tensor | None = None) -> Tensor:
+        codes, scale, *_ = self._stored()
+        out = w8a8_linear.w8a8_linear(rows, codes, scale)
+        return out if bias is None else out + bias
+
     def native(self) -> NativeWeight | None:
+        if self.form.ordered or self.form.activations:
+            return None
         found = self._found or self._look_up()
-        return found if found.fits and not self.form.ordered else None
+        return found if found.fits else None
 
     def _look_up(self) -> NativeWeight:
         self._found = NativeWeight(self.form.codes, *self._stored())

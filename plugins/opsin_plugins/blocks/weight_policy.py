@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 
+from opsin_plugins.blocks.activation_policy import ActivationPolicy
 from opsin_plugins.blocks.segmented import Segmented
 from opsin_plugins.blocks.weight_format import Dense, Form, Half
 from opsin_plugins.blocks.weight_formats import FORMATS, form_of
@@ -22,6 +24,7 @@ PROJECTOR = "projector."  # in float32 in a model of float32: it may be trained 
 # as slowly as all layers in 4. A tied head is the embedding.
 HEAD, EMBEDDING = "decoder.head", "decoder.embedding"
 HEAD_FORMATS = {"int4": "int8"}
+EIGHT_BITS: Sequence[Literal["int8", "fp8"]] = ("int8", "fp8")
 HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors writes them
 
 Segments = Sequence[tuple[int, CodeForm | None]]
@@ -32,22 +35,32 @@ Segments = Sequence[tuple[int, CodeForm | None]]
 class WeightPolicy:
     """format: the name of what the decoder's linears are stored as (and those of cross-attention). vision: the tower's
     and the projector's too. declared: what a checkpoint has packed itself, by path: it is kept as it is. halves: the 16
-    bits that it has other weights in, by path, where a model of float32 is to keep them."""
+    bits that it has other weights in, by path, where a model of float32 is to keep them. activations: which weights of
+    8 bits meet activations of 8 bits; the head's never do."""
 
     format: str = Dense.name
     vision: bool = False
     declared: Mapping[str, Segments] = field(default_factory=dict)
     halves: Mapping[str, torch.dtype] = field(default_factory=dict)
+    activations: ActivationPolicy = field(default_factory=ActivationPolicy)
 
     def choose(self, path: str, inputs: int, outputs: int, *, tied: bool = False) -> Form:
         """A weight that the format cannot hold stays as it is. tied: whether the head is the embedding."""
         if (segments := self.declared.get(path)) is not None:
-            return _declared(segments)
+            return _declared([(n, form and self._settled(path, form, inputs)) for n, form in segments])
         dense = self._dense(path, inputs, outputs)
         if (path == EMBEDDING and not tied) or (path.startswith(VISION) and not self.vision):
             return dense
         wanted = FORMATS[HEAD_FORMATS.get(self.format, self.format) if path in (HEAD, EMBEDDING) else self.format]
-        return wanted if wanted is not Dense and wanted.holds(inputs, outputs) else dense
+        if wanted is Dense or not wanted.holds(inputs, outputs):
+            return dense
+        kind = next((kind for kind in EIGHT_BITS if kind == wanted.name), None)
+        return wanted if kind is None else form_of(self._settled(path, CodeForm(kind, inputs), inputs))
+
+    def _settled(self, path: str, form: CodeForm, inputs: int) -> CodeForm:
+        """With activations as the policy has them."""
+        policy = ActivationPolicy() if path in (HEAD, EMBEDDING) else self.activations
+        return policy.settled(form, inputs)
 
     def _dense(self, path: str, inputs: int, outputs: int) -> Form:
         dtype = None if path.startswith(PROJECTOR) else self.halves.get(path)

@@ -13,7 +13,8 @@ class CodeForm:
     codes: "int4", 0 to 15; "int8", -128 to 127; "fp8", float8 (e4m3); "table4", names of 16 numbers. group: inputs that
     share a scale, of which K is a multiple. offset: whether groups have one. ordered: whether the groups are of inputs
     in an order of the weight's own. half: whether scales and offsets are float16 numbers, so that nothing is lost of
-    them in 16 bit.
+    them in 16 bit. activations: whether what the weight is multiplied with is quantized to codes of the same kind, a
+    scale a row (W8A8), as a checkpoint declares or an operator wants it.
     """
 
     codes: Literal["int4", "int8", "fp8", "table4"]
@@ -21,6 +22,7 @@ class CodeForm:
     offset: bool = False
     ordered: bool = False
     half: bool = False
+    activations: bool = False
 
 
 class Packing(Protocol):

@@ -21,10 +21,10 @@ def read_compressed_tensors(config: Mapping[str, Any], parts: Parts) -> dict[str
     groups = section(config, "config_groups")
     found = {}
     for module in parts.modules(PACKED):
-        found[f"{module}.weight"] = _packed(module, parts, _weights_of(groups, module))
+        found[f"{module}.weight"] = _packed(module, parts, section(_group_of(groups, module), "weights"))
     for module in parts.modules("weight"):
         if f"{module}.weight_scale" in parts:
-            found[f"{module}.weight"] = _plain(module, parts, _weights_of(groups, module))
+            found[f"{module}.weight"] = _plain(module, parts, _group_of(groups, module))
     for module in parts.modules(*ACTIVATIONS):
         parts.drop(module, *ACTIVATIONS)
     return found
@@ -43,17 +43,17 @@ def _check(config: Mapping[str, Any]) -> None:
             raise SpecError("compressed-tensors with sparsity or transforms is not read")
 
 
-def _weights_of(groups: Mapping[str, Any], module: str) -> Mapping[str, Any]:
-    """What is said of a module's weights: by its name before by its class."""
+def _group_of(groups: Mapping[str, Any], module: str) -> Mapping[str, Any]:
+    """What is said of a module: by its name before by its class."""
     found: Mapping[str, Any] | None = None
     for group in groups.values():
         if not isinstance(group, Mapping):
             raise SpecError(f"quantization_config: a config group is {group!r:.60}")
         for target in texts(group, "targets"):
             if target == "Linear" and found is None:
-                found = section(group, "weights")
+                found = group
             elif _names(target, module):
-                return section(group, "weights")
+                return group
     if found is None:
         raise SpecError(f"quantization_config: no config group has the target {module}")
     return found
@@ -96,7 +96,17 @@ def _group(weights: Mapping[str, Any], inputs: int) -> int:
     return inputs if strategy != "group" or size == -1 else size
 
 
-def _plain(module: str, parts: Parts, weights: Mapping[str, Any]) -> TensorInfo:
+def _plain(module: str, parts: Parts, group: Mapping[str, Any]) -> TensorInfo:
+    weights = section(group, "weights")
     strategy = choice(weights, "strategy", ("group", "channel", "tensor", "block"), "channel")
     sizes = pair(weights, "block_structure") if strategy == "block" else (0, 0)
-    return plain_codes(module, parts, "weight_scale", sizes, zero_role="weight_zero_point")
+    activations = _activations(section(group, "input_activations"))
+    return plain_codes(module, parts, "weight_scale", sizes, zero_role="weight_zero_point", activations=activations)
+
+
+def _activations(declared: Mapping[str, Any]) -> str:
+    """As what they are to be quantized, whatever shares a scale. Those with zero points stay as they are: a scale alone
+    would be less exact than what is declared."""
+    if declared.get("num_bits") != 8 or declared.get("symmetric") is False:
+        return ""
+    return {"int": "int8", "float": "fp8"}.get(str(declared.get("type")), "")

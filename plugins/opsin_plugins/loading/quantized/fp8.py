@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from opsin_plugins.loading.quantized.fields import choice, pair
@@ -12,17 +13,19 @@ from opsin_plugins.spec import CodeForm, SpecError, TensorInfo
 
 KINDS: Mapping[str, Literal["int8", "fp8"]] = {"I8": "int8", "F8_E4M3": "fp8"}
 ACTIVATIONS = ("input_scale", "input_zero_point", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
+DECLARED = ("activation_scheme", "activation_scale_ub")  # what says that activations are quantized
 SCALES = ("weight_scale_inv", "weight_scale")
 
 
 def read_fp8(config: Mapping[str, Any], parts: Parts) -> dict[str, TensorInfo]:
-    """Activations are not quantized here: their scales are left alone."""
+    """Scales of activations are left alone: where activations are quantized, each row has a scale of its own."""
     sizes = (0, 0) if config.get("weight_block_size") is None else pair(config, "weight_block_size")
     choice(config, "fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
+    declared = any(config.get(name) is not None for name in DECLARED)
     found = {}
     for module in parts.modules("weight"):
         if (scale := next((role for role in SCALES if f"{module}.{role}" in parts), None)) is not None:
-            found[f"{module}.weight"] = plain_codes(module, parts, scale, sizes)
+            found[f"{module}.weight"] = plain_codes(module, parts, scale, sizes, activations="fp8" if declared else "")
         parts.drop(module, *ACTIVATIONS)
     return found
 
@@ -35,8 +38,10 @@ def plain_codes(
     factor: float = 1.0,
     zero_role: str = "",
     role: str = "weight",
+    activations: str = "",
 ) -> TensorInfo:
-    """block: rows and inputs that share a scale; (0, 0): what the scale's own shape says. role: of the codes."""
+    """block: rows and inputs that share a scale; (0, 0): what the scale's own shape says. role: of the codes.
+    activations: as what they are declared to be quantized; it counts where the weight is the same."""
     weight, scale = parts.take(module, role), parts.take(module, scale_role)
     if weight.info.dtype not in KINDS:
         raise SpecError(f"{weight.key} is stored as {weight.info.dtype}; there are {', '.join(KINDS)}")
@@ -47,6 +52,8 @@ def plain_codes(
     form: CodeForm | None = group_form(kind, shape[1], block[1], offset=zero is not None)
     if kind == "fp8" and zero is not None:
         raise SpecError(f"{weight.key} is a float8 with a zero point")
+    if form is not None and activations == kind:
+        form = replace(form, activations=True)
     return TensorInfo(weight.info.file, weight.info.dtype, shape, PlainCodes(form, taken, block, factor))
 
 

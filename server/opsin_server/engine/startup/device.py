@@ -14,6 +14,7 @@ from opsin_server.errors import ConfigError
 
 log = logging.getLogger("opsin.engine")
 CGROUP = Path("/sys/fs/cgroup")
+FP8 = (8, 9)  # compute capability
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,6 +44,11 @@ def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dt
 def multiplies_halves(device: torch.device) -> bool:
     """Whether products with a weight in 16 bits are made with rows in float32, and no copy of it in float32."""
     return device.type == "cpu" and not isinstance(native(), str)
+
+
+def computes_fp8(device: torch.device) -> bool:
+    """Whether it has float8 (e4m3): every CPU, by the definitions, and GPUs of that compute capability."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= FP8
 
 
 def kernels_on(device: torch.device) -> str:

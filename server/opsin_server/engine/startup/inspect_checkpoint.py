@@ -38,6 +38,7 @@ from opsin_server.engine.startup.memory_plan import (
     kv_bytes_per_token,
     resolve,
 )
+from opsin_server.engine.startup.quantized_activations import activation_policy
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import Estimate
 
@@ -70,16 +71,22 @@ class InspectedCheckpoint:
 
 
 def policy_of(
-    config: EngineConfig, declared: Mapping[str, Segments], halves: Mapping[str, torch.dtype]
+    config: EngineConfig,
+    declared: Mapping[str, Segments],
+    halves: Mapping[str, torch.dtype],
+    device: torch.device,
 ) -> WeightPolicy:
-    """Raises ConfigError for what is packed already."""
+    """Raises ConfigError for what is packed already, and for activations of 8 bits that no weight can meet."""
     if config.quantization == "none":
         if config.quantize_vision:
             raise ConfigError("--quantize-vision says what --quantization is for too, which is not given")
-        return WeightPolicy(declared=declared, halves=halves)
+        forms = [form for segments in declared.values() for _, form in segments]
+        activations = activation_policy(config, device, {form.codes for form in forms if form is not None})
+        return WeightPolicy(declared=declared, halves=halves, activations=activations)
     if declared:
         raise ConfigError(f"--quantization {config.quantization}: the weights are quantized already; leave it out")
-    return WeightPolicy(config.quantization, config.quantize_vision, halves=halves)
+    activations = activation_policy(config, device, {config.quantization})
+    return WeightPolicy(config.quantization, config.quantize_vision, halves=halves, activations=activations)
 
 
 def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
@@ -94,7 +101,7 @@ def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedC
     plan = assign(files.tensors, rules, places)
     in_c = dtype == torch.float32 and multiplies_halves(device)
     halves = published_halves(plan, files.tensors) if in_c else {}
-    policy = policy_of(config, declared_forms(plan, files.tensors), halves)
+    policy = policy_of(config, declared_forms(plan, files.tensors), halves, device)
     sketch = build_model(spec, registry, device="meta", dtype=dtype, policy=policy)
     stored = stored_bytes(sketch)
     return InspectedCheckpoint(registry, files, architecture, spec, rules, dtype, policy, parameters, stored)

@@ -15,12 +15,12 @@ from opsin_server.config import EngineConfig, KvDType
 from opsin_server.engine.running.runner import visual_levels
 from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
 from opsin_server.engine.startup.adapter_room import adapter_room
+from opsin_server.engine.startup.device import computes_fp8
 from opsin_server.engine.training.memory import trainee_bytes
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Reserve
 
 GIB = 2**30
-FP8 = (8, 9)  # compute capability of GPUs that read float8 (e4m3)
 # On a CPU the pool shares memory with everything else that runs there; on a GPU it may have what the others leave.
 KV_SHARE = {"cpu": 0.25, "cuda": 0.9}
 KV_LIMIT = {"cpu": 4 * GIB, "cuda": 1024 * GIB}
@@ -120,7 +120,7 @@ def _check_kv_dtype(config: EngineConfig, spec: DecoderSpec, device: torch.devic
         return
     if spec.head_dim % SCALE_BYTES:
         raise ConfigError(f"--kv-dtype {config.kv_dtype} on a GPU: heads of {spec.head_dim} are no multiple of 4")
-    if config.kv_dtype == "fp8" and torch.cuda.get_device_capability(device) < FP8:
+    if config.kv_dtype == "fp8" and not computes_fp8(device):
         raise ConfigError("--kv-dtype fp8 needs a GPU of compute capability 8.9 or more; int8 does with any")
 
 
