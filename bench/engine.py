@@ -2,13 +2,14 @@
 
     python bench/engine.py                      on a CUDA device: the models of bench/gpu_plan.py, one after another
     python bench/engine.py MODEL                one of them
+    python bench/engine.py MODEL --form FORM    in int8, fp8 or int4; "int8 w8a8", "fp8 w8a8": activations in 8 bits too
     python bench/engine.py MODEL --shallow      only compiles its kernels, with few layers of its widths
     python bench/engine.py --tiny               small models, also on a CPU, to show that the script works
 
 Published configurations with random weights go through the server's own engine: scheduler, batch, model, sampler. A
 step ends when its tokens are on the host. Each batch is filled once; then steps are timed as they are captured,
 launched anew (eager), and captured but each waited for before the next is launched. The floor of a step is what the
-device's measured copy and product rates allow for the bytes and operations that it cannot do without.
+device's measured copy and product rates (in 16 bit) allow for the bytes and operations that it cannot do without.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from contextlib import contextmanager
 
 import torch
 from gpu_plan import DECODE, EDGE, FORMS, TEXT, StepForm, decode_row, made_row, prefill_row, shallow_row
-from random_model import RandomModel, Size
+from random_model import W8A8, RandomModel, Size, label_of
 from stage import Given, given
 
+from opsin_kernels.kv_rows import KINDS
+from opsin_plugins.blocks.weight_format import Dense
+from opsin_plugins.blocks.weight_formats import FORMATS
 from opsin_server.engine.engine import Engine
 from opsin_server.ipc.messages import Output, Sampling
 
+STORED = [*FORMATS, *(f"{kind}{W8A8}" for kind in KINDS)]
 STEPS, WARM = 40, 5
 ROUNDS = 8  # of a prefill
 GREEDY = Sampling(temperature=0.0)
@@ -118,7 +123,7 @@ def decode(run: Given, made: RandomModel, batch: int) -> None:
     text, edge, actual = plan.text, plan.edge, batch
     if tiny:
         text, edge, actual = 20, 64 if plan.edge else 0, 1 + plan.batches.index(batch)
-    names = {decode_row(made.name, batch, form): form for form in FORMS}
+    names = {decode_row(made.label, batch, form): form for form in FORMS}
     decoding: Decoding | None = None
     for name in run.rows.todo(names):
         with run.rows.row(name, seconds=45) as values:
@@ -136,7 +141,7 @@ def decode(run: Given, made: RandomModel, batch: int) -> None:
 def prefill(run: Given, made: RandomModel) -> None:
     tiny = run.device.tiny
     edge, rounds = (64, 3) if tiny else (EDGE, ROUNDS)
-    for name in run.rows.todo([prefill_row(made.name)]):
+    for name in run.rows.todo([prefill_row(made.label)]):
         with run.rows.row(name, seconds=45) as values:
             engine, took, length = made.engine(1, 512 if tiny else 8192, captured=False), [], 0
             for _ in range(rounds):
@@ -162,27 +167,28 @@ def _summed(took: list[float]) -> dict[str, float]:
     return {"ms": quarters[1], "spread": (quarters[2] - quarters[0]) / 2}
 
 
-def make(run: Given, name: str, size: Size, row: str) -> RandomModel | None:
+def make(run: Given, name: str, size: Size, row: str, form: str = Dense.name) -> RandomModel | None:
     """A model whose kernels are compiled, and its row."""
     device, made = run.device, None
     again = not run.rows.todo([row])
     with run.rows.row(row, seconds=100) as values:
         began = time.perf_counter()
-        made = RandomModel(name, device.device, device.dtype, size)
+        made = RandomModel(name, device.device, device.dtype, size, form)
         device.wait()
         weights_s = time.perf_counter() - began
         made.warm()
         values |= {"weights_s": weights_s, "warm_s": time.perf_counter() - began - weights_s, "again": again}
         values["device"] = device.describe()
-        values["parameters"] = sum(p.numel() for p in made.model.parameters())
+        values["parameters"] = made.parameters
     return made
 
 
-def model_rows(run: Given, name: str) -> None:
-    wanted = [prefill_row(name), *(decode_row(name, b, form) for b in DECODE[name].batches for form in FORMS)]
-    if not run.rows.todo([made_row(name), *wanted]):
+def model_rows(run: Given, name: str, stored: str) -> None:
+    label = label_of(name, stored)
+    wanted = [prefill_row(label), *(decode_row(label, b, form) for b in DECODE[name].batches for form in FORMS)]
+    if not run.rows.todo([made_row(label), *wanted]):
         return
-    made = make(run, name, "tiny" if run.device.tiny else "whole", made_row(name))
+    made = make(run, name, "tiny" if run.device.tiny else "whole", made_row(label), stored)
     if made is None:
         return
     prefill(run, made)
@@ -197,13 +203,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=list(DECODE))
     parser.add_argument("--shallow", action="store_true")
+    parser.add_argument("--form", choices=STORED, default=Dense.name)
     run = given(parser, "engine", 9)
     for name in [run.args.model] if run.args.model else DECODE:
         if run.args.shallow:
             for row in run.rows.todo([shallow_row(name)]):
                 make(run, name, "tiny" if run.device.tiny else "shallow", row)
         else:
-            model_rows(run, name)
+            model_rows(run, name, run.args.form)
         gc.collect()
         run.device.clear()
 

@@ -118,6 +118,7 @@ NATIVE = (
     "quantized_linear",
     "sampling",
     "small",
+    "w8a8",
 )
 PYTEST = Command(
     ("pytest", "-q", "-p", "xdist.plugin", "-p", "pytest_timeout", "-p", "pytest_rows", "--timeout", "60", "-n",

@@ -11,7 +11,7 @@ from adapter_jobs import adapters
 from cross_entropy_jobs import cross_entropy
 from device import Device
 from kernel_job import Call, Job
-from quantized_jobs import quantized
+from quantized_jobs import gate_codes, norm_codes, quantized, w8a8
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
@@ -316,6 +316,8 @@ def jobs(device: Device) -> Iterator[Job]:
         yield decode_8_bit(device, kind, *DECODERS["Qwen2-VL-7B"], 32, 2048)
     for form in ("int4", "int8", "fp8"):
         yield quantized(device, form, "down", 1, 18944, 3584)
+    for form in ("int8", "fp8"):
+        yield w8a8(device, form, "gate and up", 2048, 3584, 37888)
     yield from _rest(device)
 
 
@@ -338,6 +340,10 @@ def _rest(device: Device) -> Iterator[Job]:
         yield quantized(device, "int4", "gate and up", rows, 3584, 37888)
     for form in ("int8", "fp8"):
         yield quantized(device, form, "gate and up", 32, 3584, 37888)
+        for rows in (1, 32, 128):
+            yield w8a8(device, form, "gate and up", rows, 3584, 37888)
+    yield norm_codes(device, 2048, 3584)
+    yield gate_codes(device, 2048, 18944)
     for rows in (1, 32, 2048):
         yield norm(device, rows, 3584)
     yield norm_of_sum(device, 1, 3584)
@@ -365,6 +371,10 @@ def _tiny(device: Device) -> Iterator[Job]:
     for form in ("int4", "int8", "fp8"):
         yield quantized(device, form, "tiny", 5, 96, 40)
     yield quantized(device, "int8", "tiny", 130, 96, 40)
+    for form in ("int8", "fp8"):
+        yield w8a8(device, form, "tiny", 5, 96, 40)
+    yield norm_codes(device, 5, 48)
+    yield gate_codes(device, 5, 48)
     yield norm(device, 5, 48)
     yield norm_of_sum(device, 5, 48)
     yield tower_norm(device, 5, 48)

@@ -1,5 +1,6 @@
-"""What `opsin quantize` loses, scheme by scheme, calibrated and not: KL divergence and top-1 agreement with the
-unquantized model on rows that nothing was calibrated on, and opsin-mini's held-out exam.
+"""What `opsin quantize` loses, scheme by scheme, calibrated and not, and with activations in 8 bits as well (w8a8): KL
+divergence and top-1 agreement with the unquantized model on rows that nothing was calibrated on, and opsin-mini's
+held-out exam.
 
 python bench/quantized.py              SmolLM2-135M and opsin-mini; an hour
 python bench/quantized.py --models mini --no-exam
@@ -22,16 +23,20 @@ from pathlib import Path
 
 import quantized_data
 import report
-from quant import prepared
+from quant import language_models
 from safetensors.torch import save_file
 from tables import table
 from torch import Tensor
 
 from opsin_client.migrate.progress import Bars
-from opsin_plugins.blocks.checkpoint import Checkpoint
+from opsin_kernels.kv_rows import KINDS
+from opsin_plugins.blocks.activation_policy import ActivationPolicy
+from opsin_plugins.blocks.checkpoint import Checkpoint, load_weights, targets
 from opsin_plugins.blocks.codes import Codes
-from opsin_plugins.blocks.model import build_model
-from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.blocks.model import Model, build_model
+from opsin_plugins.blocks.weight_policy import WeightPolicy, declared_forms
+from opsin_plugins.loading.open_model import OpenModel, open_model
+from opsin_plugins.loading.weight_matching import assign
 from opsin_server.embedded import MODEL
 from opsin_server.quantize.command import Request, quantize
 from opsin_server.quantize.compare import Distance, distance, states
@@ -73,7 +78,21 @@ def distances(model: Path, written: dict[str, Path], held: Path) -> dict[str, Di
                 for weight in checkpoint.in_order():
                     checkpoint.fill(weight)
             found[name] = distance(base.model, reference, states(base.model, rows))
+            if name.partition(",")[0] in KINDS:
+                found[f"{name}, w8a8"] = distance(base.model, reference, states(meeting_codes(packed), rows))
     return found
+
+
+def meeting_codes(packed: OpenModel) -> Model:
+    """As it is behind `--quantize-activations always`, by the definitions."""
+    rules, tensors = packed.architecture.weights(packed.spec), packed.files.tensors
+    sketch = build_model(packed.spec, packed.registry, device="meta")
+    plan = assign(tensors, rules, {name: target.shape for name, target in targets(sketch).items()})
+    always = ActivationPolicy(frozenset(KINDS), always=True)
+    policy = WeightPolicy(declared=declared_forms(plan, tensors), activations=always)
+    model = build_model(packed.spec, packed.registry, policy=policy)
+    load_weights(model, rules, packed.files)
+    return model
 
 
 def exam(model: Path, written: Path | None, folder: Path) -> str:
@@ -103,13 +122,13 @@ def measured(name: str, folder: Path, schemes: Sequence[SchemeName], examined: b
         quantized_data.write_drawings(calibration, quantized_data.DRAWN, 128)
         quantized_data.write_drawings(held, quantized_data.HELD_DRAWN, 256)
     else:
-        _, model = prepared(folder)
+        _, model, _ = language_models(folder)
         quantized_data.write_texts(calibration, quantized_data.CALIBRATED, 64)
         quantized_data.write_texts(held, quantized_data.HELD, 9)
     written = dict(quantized(model, calibration, folder / name, schemes))
     rows = [["unquantized", "", "", "", exam(model, None, folder) if examined else ""]]
     for scheme, found in distances(model, written, held).items():
-        right = exam(model, written[scheme], folder) if examined else ""
+        right = exam(model, written[scheme], folder) if examined and scheme in written else ""
         rows.append([scheme, f"{found.kl:.5f}", f"{found.agreement:.2%}", f"{found.tokens:,}", right])
     return table((NAMES[name], "KL divergence", "same next token", "tokens", "exam, % right"), rows)
 

@@ -13,9 +13,11 @@ from image_tokens import files_of
 from torch import nn
 
 from opsin_kernels.dispatch import implementation
+from opsin_kernels.kv_rows import KINDS
+from opsin_plugins.blocks.activation_policy import ActivationPolicy
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.blocks.stored_bytes import stored_bytes
-from opsin_plugins.blocks.weight_format import Dense
+from opsin_plugins.blocks.weight_format import Dense, WeightFormat
 from opsin_plugins.blocks.weight_formats import Groups
 from opsin_plugins.blocks.weight_policy import WeightPolicy
 from opsin_plugins.loading.linears import linears_of
@@ -31,6 +33,7 @@ from opsin_server.engine.startup.memory_plan import ModelNeeds, ResolvedConfig, 
 from opsin_server.engine.startup.warmup import made_up_request, warmup
 from opsin_server.ipc.messages import Arrays, Sampling, Submit
 
+W8A8 = " w8a8"
 Size = Literal["whole", "shallow", "tiny"]
 # shallow: the published widths, so that the same kernels are launched, in as few layers as the family can have.
 SHALLOW: Mapping[str, Any] = {
@@ -44,6 +47,11 @@ TINY: Mapping[str, Any] = SHALLOW | {
     "embed_dim": 32, "num_heads": 2, "attention_heads": 2, "vision_output_dim": 64,
 }  # fmt: skip
 BATCH_TOKENS = {"whole": 8192, "shallow": 8192, "tiny": 64}
+
+
+def label_of(name: str, form: str) -> str:
+    """Of a model's rows."""
+    return name if form == Dense.name else f"{name} in {form}"
 
 
 def with_sizes(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +77,8 @@ def files(name: str, size: Size) -> ModelFiles:
 
 
 class RandomModel:
-    """form: what the weights of its linears are stored as; kv_dtype: keys and values."""
+    """form: what the weights of its linears are stored as, with " w8a8" behind it what activations are as well;
+    kv_dtype: keys and values."""
 
     def __init__(
         self,
@@ -81,15 +90,16 @@ class RandomModel:
         kv_dtype: KvDType = "auto",
     ) -> None:
         self.name, self.device, self.dtype, self.size, self.count = name, device, dtype, size, 0
+        self.label = label_of(name, form)
         self.kv_dtype = kv_dtype
         self.batch_tokens = BATCH_TOKENS[size]
         of, registry = files(name, size), Registry()
         self.architecture = registry.architecture(of)
         self.spec: ModelSpec = self.architecture.spec(of)
         self.linears = linears_of(self.spec, registry)
-        self.model: Model = build_model(
-            self.spec, registry, device=device, dtype=dtype, policy=WeightPolicy(form, vision=True)
-        )
+        kinds = frozenset(KINDS) if form.endswith(W8A8) else frozenset[str]()
+        policy = WeightPolicy(form.removesuffix(W8A8), vision=True, activations=ActivationPolicy(kinds, always=True))
+        self.model: Model = build_model(self.spec, registry, device=device, dtype=dtype, policy=policy)
         std = 0.2 if size == "tiny" else 0.02  # (narrow layers must matter, too)
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -119,6 +129,11 @@ class RandomModel:
         if implementation(self.device.type) != "torch":
             config, resolved = self._resolved(1, 512, captured=False)
             warmup(self.model, self.architecture, self.linears, config, resolved)
+
+    @property
+    def parameters(self) -> int:
+        codes = (module for module in self.model.modules() if isinstance(module, Groups))
+        return sum(p.numel() for p in self.model.parameters()) + sum(c.inputs * c.outputs for c in codes)
 
     def _resolved(self, sequences: int, context: int, captured: bool) -> tuple[EngineConfig, ResolvedConfig]:
         config = EngineConfig(
@@ -150,12 +165,12 @@ class RandomModel:
         """Milliseconds of a decoder pass over `rows` rows of some sequences: every weight is read once, every key and
         value once; two operations a weight and row. own, visual: cached rows of all sequences together."""
         decoder, (bandwidth, rate) = self.spec.decoder, rates
-        linears = sum(p.numel() for p in self.model.decoder.parameters() if p.dim() == 2)
+        weights = _weights(self.model.decoder) + ([] if self.model.fusion is None else _weights(self.model.fusion))
         if not decoder.tied:
-            linears -= decoder.embeddings * decoder.width
-        linears += 0 if self.model.fusion is None else sum(p.numel() for p in self.model.fusion.parameters())
+            weights.remove(self.model.decoder.embedding.stored)
+        linears = sum(w.inputs * w.outputs for w in weights)
         read = own * decoder.own_layers + visual * len(decoder.replaced)
-        moved = linears * self.dtype.itemsize + 2 * decoder.kv_heads * decoder.head_dim * self.dtype.itemsize * read
+        moved = sum(w.bytes for w in weights) + 2 * decoder.kv_heads * decoder.head_dim * self.dtype.itemsize * read
         head = decoder.vocab * decoder.width
         work = 2 * ((linears - head) * rows + head * sequences)
         queries, before = rows / sequences, own / sequences - rows / sequences
@@ -168,5 +183,10 @@ class RandomModel:
         tower = self.spec.vision
         assert tower is not None
         patches = sum(len(item.pixels) for item in items)
-        weights = sum(p.numel() for p in self.model.vision.parameters() if p.dim() == 2)
+        assert isinstance(self.model.vision, nn.Module)
+        weights = sum(w.inputs * w.outputs for w in _weights(self.model.vision))
         return 1e3 * (2 * weights * patches + 4 * patches**2 * tower.width * tower.layers) / rate
+
+
+def _weights(module: nn.Module) -> list[WeightFormat]:
+    return [one for one in module.modules() if isinstance(one, WeightFormat)]

@@ -16,7 +16,7 @@ from mini_opsin import curriculum
 from mini_opsin.batches import Batch, Form, picture_batch
 from mini_opsin.encoder import Encoder
 from mini_opsin.fonts import Fonts
-from mini_opsin.forward import EMBEDDING, Keep, by_row, cast, decoder, vision
+from mini_opsin.forward import EMBEDDING, EXACT, Rounding, by_row, cast, decoder, vision
 from mini_opsin.model import sizes_of
 from mini_opsin.ranks import total, world
 
@@ -36,24 +36,24 @@ def exam_batches(encoder: Encoder, seed: int, n: int, fonts: Fonts, pictures: in
 
 
 @torch.no_grad()
-def marks(model: nn.Module, batch: Batch, dtype: torch.dtype, keep: Keep = lambda rows: rows) -> list[bool]:
+def marks(model: nn.Module, batch: Batch, dtype: torch.dtype, how: Rounding = EXACT) -> list[bool]:
     """Whether each question of the batch is answered exactly right."""
     w = cast(model, dtype)
     sizes, device, packed = sizes_of(w), w[EMBEDDING].device, batch.packed
     _, visual = vision(w, sizes, batch.pixels.to(device))
-    hidden = decoder(w, sizes, packed.layout, by_row(packed.layout, visual, batch.images_per_row), keep).final
+    hidden = decoder(w, sizes, packed.layout, by_row(packed.layout, visual, batch.images_per_row), how).final
     logits = hidden.flatten(0, 1)[packed.target_at.to(device)] @ w[EMBEDDING].T
     right = logits.argmax(-1).cpu() == packed.target
     return [bool(answer.all()) for answer in torch.split(right, packed.lengths)]
 
 
-def score(model: nn.Module, exam: list[Batch], dtype: torch.dtype, keep: Keep = lambda rows: rows) -> Table:
-    """Each rank marks its share of the exam; all get the whole table. keep: of keys and values."""
+def score(model: nn.Module, exam: list[Batch], dtype: torch.dtype, how: Rounding = EXACT) -> Table:
+    """Each rank marks its share of the exam; all get the whole table."""
     rank, ranks = world()
     names = sorted({asked.task for batch in exam for asked in batch.packed.asked})
     counts = torch.zeros(len(names), 2, dtype=torch.long)
     for batch in exam[rank::ranks]:
-        for asked, right in zip(batch.packed.asked, marks(model, batch, dtype, keep), strict=True):
+        for asked, right in zip(batch.packed.asked, marks(model, batch, dtype, how), strict=True):
             counts[names.index(asked.task)] += torch.tensor([int(right), 1])
     table: list[list[int]] = total(counts).tolist()
     return {name: (right, n) for name, (right, n) in zip(names, table, strict=True)}

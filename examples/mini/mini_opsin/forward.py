@@ -26,8 +26,19 @@ GELU = 1.702  # quick_gelu(y) = silu(1.702 y) / 1.702
 EMBEDDING = "model.language_model.embed_tokens.weight"
 
 Weights = dict[str, Tensor]
-Keep = Callable[[Tensor], Tensor]
-"""Rows of keys or values to what attention sees of them, [..., HEAD]."""
+Rounded = Callable[[Tensor], Tensor]
+"""Rows to what is seen of them: keys and values by attention, [..., HEAD], or inputs by linear layers."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """In the decoder. keep: of keys and values; meet: of what its linear layers multiply."""
+
+    keep: Rounded = lambda rows: rows
+    meet: Rounded = lambda rows: rows
+
+
+EXACT = Rounding()
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> Weights:
@@ -124,7 +135,7 @@ def by_row(layout: Layout, visual: Tensor, per: int) -> Tensor:
     return visual[: rows * per].view(rows, per, *visual.shape[1:])
 
 
-def decoder(w: Weights, sizes: Sizes, layout: Layout, images: Tensor | None, keep: Keep = lambda rows: rows) -> Decoded:
+def decoder(w: Weights, sizes: Sizes, layout: Layout, images: Tensor | None, how: Rounding = EXACT) -> Decoded:
     """images [R, K, M, D]: the visual tokens of each row's K pictures, or None for rows without a picture."""
     table = w[EMBEDDING]
     prefix, visual_at = _embed_prefix(table, layout, images)
@@ -133,7 +144,7 @@ def decoder(w: Weights, sizes: Sizes, layout: Layout, images: Tensor | None, kee
     cos, sin = _mrope(layout.positions().to(table.device), table.dtype)
     mask = layout.mask(p, table.dtype).to(table.device)
     for i in range(sizes.layers):
-        x = _decoder_layer(x, w, sizes, f"model.language_model.layers.{i}.", (cos, sin, mask), keep)
+        x = _decoder_layer(x, w, sizes, f"model.language_model.layers.{i}.", (cos, sin, mask), how)
         if i == 0 and visual_at:
             early = torch.cat([x[:, a : a + n] for a, n in visual_at], 1)
         taps.append(x[:, p:])
@@ -154,20 +165,20 @@ def _embed_prefix(table: Tensor, layout: Layout, images: Tensor | None) -> tuple
 
 
 def _decoder_layer(
-    x: Tensor, w: Weights, sizes: Sizes, layer: str, where: tuple[Tensor, Tensor, Tensor], keep: Keep
+    x: Tensor, w: Weights, sizes: Sizes, layer: str, where: tuple[Tensor, Tensor, Tensor], how: Rounding
 ) -> Tensor:
     cos, sin, mask = where
     q_heads, kv_heads = sizes.heads, sizes.kv_heads
-    y = rms_norm(x, w, layer + "input_layernorm")
+    y = how.meet(rms_norm(x, w, layer + "input_layernorm"))
     qkv = split_heads(joined(y, w, [f"{layer}self_attn.{n}_proj" for n in "qkv"]))
     qk, v = torch.split(qkv, [q_heads + kv_heads, kv_heads], 1)
     q, k = torch.split(rotate(qk, cos, sin), [q_heads, kv_heads], 1)
-    k, v, groups = keep(k), keep(v), q_heads // kv_heads
+    k, v, groups = how.keep(k), how.keep(v), q_heads // kv_heads
     y = attend(q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), mask)
-    x = x + linear(y.transpose(1, 2).flatten(2), w, layer + "self_attn.o_proj")
-    y = rms_norm(x, w, layer + "post_attention_layernorm")
+    x = x + linear(how.meet(y.transpose(1, 2).flatten(2)), w, layer + "self_attn.o_proj")
+    y = how.meet(rms_norm(x, w, layer + "post_attention_layernorm"))
     gate, up = joined(y, w, [layer + "mlp.gate_proj", layer + "mlp.up_proj"]).chunk(2, -1)
-    return x + linear(F.silu(gate) * up, w, layer + "mlp.down_proj")
+    return x + linear(how.meet(F.silu(gate) * up), w, layer + "mlp.down_proj")
 
 
 def _mrope(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

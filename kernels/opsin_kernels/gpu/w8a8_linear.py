@@ -150,12 +150,17 @@ def _by_the_library(rows: RowCodes, quantized: Tensor, scale: Tensor, out: Tenso
 
 
 def _compile(rows: RowCodes, quantized: Tensor, scale: Tensor) -> None:
-    """By a row, for any number of them."""
+    """By a row, for any number of them. What the library refuses on this device is known then, too."""
     one = RowCodes(rows.codes[:1], rows.scale[:1], rows.dtype)
     out = torch.empty(1, len(quantized), device=quantized.device, dtype=rows.dtype)
     for shape in shapes_of(_span(quantized, scale)):
         for parts in (1, 2):
             _multiply(one, quantized, scale, out, shape, parts)
+    if _is_the_librarys(rows, quantized, scale):
+        many = RowCodes(
+            one.codes.expand(MANY_ROWS + 1, -1).contiguous(), one.scale.repeat(MANY_ROWS + 1, 1), rows.dtype
+        )
+        _by_the_library(many, quantized, scale, out.repeat(MANY_ROWS + 1, 1))
 
 
 def _multiply(rows: RowCodes, quantized: Tensor, scale: Tensor, out: Tensor, shape: Shape, parts: int) -> None:

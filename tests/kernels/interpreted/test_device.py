@@ -46,6 +46,8 @@ QWEN, LLAMA = "Qwen2-VL-2B-Instruct", "Llama-3.2-11B-Vision-Instruct"
         (QWEN, "int4", "auto"),
         (QWEN, "int8", "int8"),
         (QWEN, "fp8", "fp8"),
+        (QWEN, "int8 w8a8", "auto"),
+        pytest.param(QWEN, "fp8 w8a8", "auto", marks=pytest.mark.nightly),
     ],
 )
 def test_models_give_the_definitions_tokens(model: str, form: str, kv_dtype: str, gpu: Pretended, bench: None) -> None:
@@ -59,6 +61,7 @@ def test_models_give_the_definitions_tokens(model: str, form: str, kv_dtype: str
     assert found["answers"] == 2 * len(MIX)
     assert {"attend", "rms_norm_rows", "turn_and_store", "draw_rows", "penalize_places"} <= set(gpu.launched)
     assert ("multiply" in gpu.launched) == (form != "dense")
+    assert ("multiply_codes" in gpu.launched) == ("w8a8" in form)
     assert gpu.recordings >= 2
 
 
@@ -79,11 +82,11 @@ def test_the_benchmark_brings_every_row_of_a_model(
 
 
 def test_native_tests_make_every_tensor_on_the_device() -> None:
-    names = ("bitmask", "linear_cross_entropy", "lora", "penalties", "quantized_linear", "sampling")
+    names = ("bitmask", "linear_cross_entropy", "lora", "penalties", "quantized_linear", "sampling", "w8a8")
     files = [f"tests/kernels/interpreted/test_{name}.py" for name in names]
     wanted = "inverse or places or (whose_bit and 31) or rows_are_their_own or (own_adapter and few)"
     wanted += " or (at_the_step and 4097) or equally_likely or beside_its_rows or normal_numbers or not_a_token"
-    wanted += " or zero_in_four"
+    wanted += " or zero_in_four or codes_of_a_gate or however_it_is_computed"
     line = [sys.executable, "-m", "pytest", "-q", "-p", "support.on_pretended_cuda", "-k", wanted, *files]
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "HYPOTHESIS_PROFILE": "default"}

@@ -16,7 +16,8 @@ from opsin_kernels.gpu.w8a8_shapes import BUCKETS, MANY_ROWS, parts_for, shape_f
 from opsin_kernels.row_codes import RowCodes, RowForm, quantize_rows_ref
 from opsin_kernels.w8a8_linear import w8a8_linear_ref
 
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
+TYPES = (torch.float32, torch.bfloat16)
+SUMMED = {torch.int8: 1e-6, torch.float8_e4m3fn: 1e-6 if INTERPRETED else 2.0**-12}  # of the sum of products' sizes
 ROUNDED = {torch.float32: 2.0**-23, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 KINDS = (torch.int8, torch.float8_e4m3fn)
 if not INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
@@ -55,7 +56,8 @@ def operands(
 
 
 def check(found: Tensor, rows: RowCodes, quantized: Tensor, scale: Tensor) -> None:
-    """Sums of int8 are exact; float32's own rounding lies in between where there are groups, and in sums of float8."""
+    """Sums of int8 are exact; where there are groups float32's rounding lies in between, and in sums of float8 what
+    tensor cores keep of them."""
     wanted = w8a8_linear_ref(RowCodes(rows.codes, rows.scale, torch.float32), quantized, scale)
     assert found.dtype == rows.dtype
     if scale.shape[1] == 1 and rows.codes.dtype == torch.int8:
@@ -65,7 +67,7 @@ def check(found: Tensor, rows: RowCodes, quantized: Tensor, scale: Tensor) -> No
         rows.codes.float().abs()
         @ (quantized.float().abs().unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1).T
     )
-    bound = 1.01 * ROUNDED[rows.dtype] * wanted.abs() + 1e-6 * size * rows.scale
+    bound = 1.01 * ROUNDED[rows.dtype] * wanted.abs() + SUMMED[rows.codes.dtype] * size * rows.scale
     assert ((found.float() - wanted).abs() <= bound).all()
 
 
@@ -110,8 +112,8 @@ def test_a_row_of_int8_is_the_same_however_it_is_computed(monkeypatch: pytest.Mo
             assert torch.equal(gpu.linear(alone, quantized, scale, parts=parts), together[-count:])
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("size", [1, 80, 700, 5000])
+@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("size", [1, 700, 5000])
 @kinds
 def test_rows_become_the_definitions_codes(kind: torch.dtype, size: int, dtype: torch.dtype) -> None:
     x = rows_of(3, size, dtype)
@@ -123,13 +125,12 @@ def test_rows_become_the_definitions_codes(kind: torch.dtype, size: int, dtype: 
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("keep", [False, True])
 @kinds
-def test_codes_of_a_norm_are_those_of_what_the_norm_gives(kind: torch.dtype, keep: bool, dtype: torch.dtype) -> None:
+def test_codes_of_a_norm_are_those_of_what_the_norm_gives(kind: torch.dtype, dtype: torch.dtype) -> None:
     """So rows that are quantized by a kernel of their own get the same to the bit."""
     x, delta = rows_of(4, 130, dtype), torch.randn(4, 130).to(dtype)
     weight, floor = torch.randn(130).to(dtype), torch.tensor(1e-5)
-    for other in (None, delta):
+    for other, keep in ((None, False), (None, True), (delta, False), (delta, True)):
         added, normed = gpu_norms._norm(x, other, weight, floor, False)
         sums, found = gpu_norms.norm_codes(x, other, weight, floor, RowForm(kind, keep))
         same(found, quantize_rows_ref(normed, RowForm(kind, keep)))
@@ -145,17 +146,17 @@ def same(found: RowCodes, wanted: RowCodes) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @kinds
 def test_codes_of_a_gate_are_those_of_what_it_gives(
-    kind: torch.dtype, activation: activations.Activation, keep: bool, dtype: torch.dtype
+    kind: torch.dtype, activation: activations.Activation, dtype: torch.dtype
 ) -> None:
     from opsin_kernels.gpu import activations as gpu_activations
 
     x = rows_of(3, 2 * 600, dtype)
-    found = gpu_rows.gated_codes(x, activation, RowForm(kind, keep))
-    same(found, quantize_rows_ref(gpu_activations.gated(x, activation), RowForm(kind, keep)))
+    for form in (RowForm(kind), RowForm(kind, keep=True)):
+        found = gpu_rows.gated_codes(x, activation, form)
+        same(found, quantize_rows_ref(gpu_activations.gated(x.clone(), activation), form))
     assert len(gpu_rows.gated_codes(x[:0], activation, RowForm(kind))) == 0
 
 
