@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opsin_plugins.blocks.activation_policy import ActivationPolicy
 from opsin_plugins.blocks.checkpoint import load_weights, targets
 from opsin_plugins.blocks.model import Model, build_model
 from opsin_plugins.blocks.weight_policy import WeightPolicy, declared_forms, published_halves
@@ -47,14 +48,18 @@ def load(
     return Ours(model, architecture, spec)
 
 
-def with_declared(path: Path, mmproj: Path | None = None) -> Ours:
-    """A checkpoint's packed weights, and those of 16 bits, as it has them."""
+def with_declared(path: Path, mmproj: Path | None = None, kinds: Collection[str] = ()) -> Ours:
+    """A checkpoint's packed weights, and those of 16 bits, as it has them. kinds: of codes that activations are
+    quantized to, where the checkpoint declares it."""
     opened = open_model(path, mmproj=mmproj)
     rules = opened.architecture.weights(opened.spec)
     sketch = build_model(opened.spec, opened.registry, device="meta")
     places = {name: target.shape for name, target in targets(sketch).items()}
     plan, tensors = assign(opened.files.tensors, rules, places), opened.files.tensors
-    policy = WeightPolicy(declared=declared_forms(plan, tensors), halves=published_halves(plan, tensors))
+    activations = ActivationPolicy(frozenset(kinds))
+    policy = WeightPolicy(
+        declared=declared_forms(plan, tensors), halves=published_halves(plan, tensors), activations=activations
+    )
     model = build_model(opened.spec, opened.registry, policy=policy)
     load_weights(model, rules, opened.files)
     return Ours(model, opened.architecture, opened.spec)

@@ -109,13 +109,13 @@ def linear(
     rows: RowCodes, quantized: Tensor, scale: Tensor, shape: Shape | None = None, parts: int | None = None
 ) -> Tensor:
     """rows of M, quantized [N, K], scale [N, G] -> [M, N]. shape, parts: None chooses. Deterministic."""
+    if forms.every_form() and len(rows):
+        _compile(rows, quantized, scale)
+    if len(rows) > MANY_ROWS and shape is None and _is_the_librarys(rows, quantized, scale):
+        return _by_the_library(rows, quantized, scale)
     out = torch.empty(len(rows), len(quantized), device=quantized.device, dtype=rows.dtype)
     if not len(rows):
         return out
-    if forms.every_form():
-        _compile(rows, quantized, scale)
-    if len(rows) > MANY_ROWS and shape is None and _is_the_librarys(rows, quantized, scale):
-        return _by_the_library(rows, quantized, scale, out)
     span = _span(quantized, scale)
     shape = shape or shape_for(len(rows), span)
     steps = steps_of(quantized.shape[1], span, shape.step)
@@ -136,11 +136,12 @@ def _is_the_librarys(rows: RowCodes, quantized: Tensor, scale: Tensor) -> bool:
     return whole and (quantized.dtype == torch.int8 or rows.dtype == torch.bfloat16)
 
 
-def _by_the_library(rows: RowCodes, quantized: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+def _by_the_library(rows: RowCodes, quantized: Tensor, scale: Tensor) -> Tensor:
     if quantized.dtype != torch.int8:
         return torch._scaled_mm(
             rows.codes, quantized.t(), rows.scale, scale.t(), out_dtype=rows.dtype, use_fast_accum=False
         )
+    out = torch.empty(len(rows), len(quantized), device=quantized.device, dtype=rows.dtype)
     size = max(1, SUM_BYTES // (4 * len(rows)) // 64) * 64
     for first in range(0, len(quantized), size):
         block = slice(first, first + size)
@@ -160,7 +161,7 @@ def _compile(rows: RowCodes, quantized: Tensor, scale: Tensor) -> None:
         many = RowCodes(
             one.codes.expand(MANY_ROWS + 1, -1).contiguous(), one.scale.repeat(MANY_ROWS + 1, 1), rows.dtype
         )
-        _by_the_library(many, quantized, scale, out.repeat(MANY_ROWS + 1, 1))
+        _by_the_library(many, quantized, scale)
 
 
 def _multiply(rows: RowCodes, quantized: Tensor, scale: Tensor, out: Tensor, shape: Shape, parts: int) -> None:

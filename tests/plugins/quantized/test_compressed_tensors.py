@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from compressed_tensors import ModelCompressor
 from compressed_tensors.quantization import (
     QuantizationArgs,
@@ -20,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.spec import SpecError
-from support import packers
+from support import oracle, packers
 from support.quantized_checks import check, saved, tiny
 
 TOKEN = QuantizationArgs(num_bits=8, type="int", strategy="token", dynamic=True, symmetric=True)
@@ -93,6 +94,17 @@ def weights(**how: Any) -> QuantizationArgs:
 def test_a_scheme(tmp_path: Path, args: QuantizationArgs, inputs: QuantizationArgs | None, least: float) -> None:
     scheme = QuantizationScheme(targets=["Linear"], weights=args, input_activations=inputs)
     check(compressed(tmp_path, group_0=scheme), tmp_path, least)
+
+
+def test_activations_in_8_bits_are_those_of_the_library(tmp_path: Path) -> None:
+    """A row's scale is found as the library finds it (of float8; it divides the range of int8 by 127.5)."""
+    args = weights(num_bits=8, type="float", strategy="channel")
+    compressed(tmp_path, group_0=QuantizationScheme(targets=["Linear"], weights=args, input_activations=FLOAT_TOKEN))
+    plain, ours = oracle.with_declared(tmp_path), oracle.with_declared(tmp_path, kinds=("fp8",))
+    asked = oracle.prompt(ours, list(range(5, 25)), [])
+    theirs = oracle.their_logits(LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval(), ours, asked)
+    (found,), (exact,) = (oracle.our_logits(one, [asked]) for one in (ours, plain))
+    assert (found - theirs).abs().max() < 1e-4 * theirs.abs().max() < (exact - theirs).abs().max()
 
 
 def test_groups_of_layers_with_schemes_of_their_own(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_memory_is_counted_as_it_is_taken(kind: KvDType, tmp_path: Path) -> None
 def test_what_a_gpu_does_not_read_is_refused_by_name(
     kind: KvDType, chip: tuple[int, int], head: int, refused: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip)
     # (What fits is known only afterwards: such a GPU has no memory at all.)
     needs = SimpleNamespace(spec=SimpleNamespace(decoder=SimpleNamespace(head_dim=head)), weights=1, dtype=torch.half)

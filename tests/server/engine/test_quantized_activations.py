@@ -28,6 +28,7 @@ INT8, BOTH = frozenset({"int8"}), frozenset({"int8", "fp8"})
         ("auto", CPU, None, ActivationPolicy()),
         ("always", CPU, None, ActivationPolicy(BOTH, always=True)),
         ("auto", CUDA, (9, 0), ActivationPolicy(BOTH)),
+        ("auto", CUDA, None, ActivationPolicy(BOTH)),  # of `opsin check --gpu`, which need not be here
         ("auto", CUDA, (8, 6), ActivationPolicy(INT8)),
         ("always", CUDA, (8, 6), ActivationPolicy(INT8, always=True)),
         ("never", CUDA, (9, 0), ActivationPolicy()),
@@ -36,6 +37,7 @@ INT8, BOTH = frozenset({"int8"}), frozenset({"int8", "fp8"})
 def test_the_operator_and_the_device_decide(
     wanted: Any, device: torch.device, chip: object, policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: chip is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip)
     assert activation_policy(EngineConfig("m", quantize_activations=wanted), device, {"int8", "int4"}) == policy
 
@@ -44,6 +46,7 @@ def test_what_no_weight_can_meet_is_refused_by_name(monkeypatch: pytest.MonkeyPa
     config = EngineConfig("m", quantize_activations="always")
     with pytest.raises(ConfigError, match="needs weights of 8 bits: int8 or fp8"):
         activation_policy(config, CPU, {"int4"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     with pytest.raises(ConfigError, match=r"compute capability 8.9 or more; int8 does with any"):
         activation_policy(config, CUDA, {"fp8"})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opsin_kernels.cross_attention import cross_attention
+from opsin_kernels.row_codes import RowCodes
 from opsin_plugins.blocks.fusion import Context, CrossInputs, Fusion
 from opsin_plugins.blocks.layers import GatedMLP, RMSNorm, parameter
 from opsin_plugins.blocks.linear import Linear
@@ -32,7 +33,7 @@ class CrossAttention(nn.Module):
         k, v = self.kv(tokens, lora).view(len(tokens), 2 * self.kv_heads, self.head_dim).chunk(2, 1)
         return torch.cat([self.k_norm(k), v], 1)
 
-    def forward(self, x: Tensor, inputs: CrossInputs, rows: Tensor, lora: Lora | None) -> Tensor:
+    def forward(self, x: Tensor | RowCodes, inputs: CrossInputs, rows: Tensor, lora: Lora | None) -> Tensor:
         """rows [P, 2K, D]: the keys and values that the runs' slots point into."""
         q = self.q_norm(self.q(x, lora).view(len(x), self.heads, self.head_dim))
         return self.out(cross_attention(q, rows, inputs.runs), lora)
@@ -47,8 +48,9 @@ class CrossLayer(nn.Module):
         self.attention_gate, self.mlp_gate = parameter(1), parameter(1)
 
     def forward(self, x: Tensor, inputs: CrossInputs, rows: Tensor, lora: Lora | None) -> Tensor:
-        x = x + self.attention_gate.tanh() * self.attention(self.attention_norm(x), inputs, rows, lora)
-        added = self.mlp(self.mlp_norm(x), lora)
+        normed = self.attention_norm.as_rows(x, self.attention.q.row_form(lora))
+        x = x + self.attention_gate.tanh() * self.attention(normed, inputs, rows, lora)
+        added = self.mlp(self.mlp_norm.as_rows(x, self.mlp.gate_up.row_form(lora)), lora)
         if inputs.before is not None:
             added = added.masked_fill(inputs.before[:, None], 0.0)
         return x + self.mlp_gate.tanh() * added

@@ -47,8 +47,11 @@ def multiplies_halves(device: torch.device) -> bool:
 
 
 def computes_fp8(device: torch.device) -> bool:
-    """Whether it has float8 (e4m3): every CPU, by the definitions, and GPUs of that compute capability."""
-    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= FP8
+    """Whether it has float8 (e4m3): every CPU, by the definitions, and GPUs of that compute capability. One that is not
+    here (`opsin check --gpu`) is taken for such a GPU."""
+    if device.type == "cpu" or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= FP8
 
 
 def kernels_on(device: torch.device) -> str:
