@@ -126,13 +126,14 @@ def collect(outputs: Sequence[Output], answers: dict[str, Answer]) -> None:
         answer.cached = max(answer.cached, output.cached_tokens)
 
 
-def run(engine: Engine, steps: int = 5000) -> dict[str, Answer]:
+def run(engine: Engine, steps: int = 5000, patient: bool = False) -> dict[str, Answer]:
+    """patient: what is compiled or read meanwhile is waited for."""
     answers: dict[str, Answer] = {}
     for _ in range(steps):
         if not engine.busy:
-            if not engine.sequences:
+            if not (patient and engine.sequences):
                 return answers
-            select.select(engine.wakers, [], [], 10)  # they wait for grammars or adapters
+            select.select(engine.wakers, [], [], 10)
         collect(engine.step(), answers)
     raise AssertionError("the engine did not finish")
 
@@ -141,5 +142,5 @@ def ask(engine: Engine, ours: Ours, asked: Sequence[Asked], eos: tuple[int, ...]
     """All at once."""
     for i, one in enumerate(asked):
         submit(engine, ours, str(i), one, eos)
-    answers = run(engine)
+    answers = run(engine, patient=any(one.guided is not None for one in asked))
     return [answers[str(i)] for i in range(len(asked))]

@@ -40,7 +40,7 @@ def seeded(ours: Ours, number: int) -> Answer:
 def test_each_choice_is_what_its_own_seed_gives(ours: Ours) -> None:
     engine = engines.make_engine(ours)
     length = submit(engine, ours, LONG, 3)
-    answers = engines.run(engine)
+    answers = engines.run(engine, patient=True)
     assert answers.keys() == {"r", "r#1", "r#2"}
     for number, name in enumerate(("r", "r#1", "r#2")):
         assert answers[name].tokens == seeded(ours, number).tokens
@@ -54,7 +54,7 @@ def test_each_choice_is_what_its_own_seed_gives(ours: Ours) -> None:
 def test_without_a_prefix_cache_each_computes_its_own(ours: Ours) -> None:
     engine = engines.make_engine(ours, prefix_cache=False)
     submit(engine, ours, LONG, 2)
-    answers = engines.run(engine)
+    answers = engines.run(engine, patient=True)
     assert answers["r#1"].tokens == seeded(ours, 1).tokens
 
 
@@ -93,7 +93,7 @@ def test_each_choice_keeps_to_the_grammar(ours: Ours) -> None:
     words.teach(engine)
     schema = {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 2}
     submit(engine, ours, Asked(LONG.ids, LONG.images, 200, LONG.sampling), 4, guided.grammar(schema))
-    answers = engines.run(engine)
+    answers = engines.run(engine, patient=True)
     assert len(answers) == 4
     for answer in answers.values():
         guided.check(words.text(answer.tokens), schema)

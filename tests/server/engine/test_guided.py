@@ -160,7 +160,7 @@ def test_who_leaves_before_the_grammar_is_compiled_leaves_nothing(ours: Ours, wo
     for name in ("a", "b"):
         engines.submit(engine, ours, name, asked(0, guided.grammar(guided.schema(0))), (words.end,))
     engine.cancel("a")
-    answers = engines.run(engine)
+    answers = engines.run(engine, patient=True)
     assert answers.keys() == {"b"}
     assert not engine.sequences
     assert engine.stats().waiting == 0
