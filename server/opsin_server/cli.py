@@ -132,10 +132,12 @@ def check(
     """Will it serve, and what does it take? Reads headers only, no weights unless --digest asks for it."""
     from opsin_server.console import digest_row, estimate_rows, show
     from opsin_server.engine.startup.check_directory import check_directory
-    from opsin_server.text.encode_prompt import read_encoder
+    from opsin_server.text.read_text_side import read_text_side
 
     config = build(EngineConfig, given, CHECK, {"model": str(model)})
-    read_encoder(config)  # tokenizer and chat template, too: no verdict before all is read, and seconds before the rest
+    read_text_side(
+        config
+    )  # tokenizer and chat template, too: no verdict before all is read, and seconds before the rest
     estimate = check_directory(config, gpu)
     console = Console()
     show(console, [digest_row(console, model, config.tower_file(), computed=digest), *estimate_rows(estimate)])

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from opsin_server.adapter_config import AdapterConfig
 from opsin_server.api_keys import check_keys
+from opsin_server.embedding_config import EmbeddingConfig
 from opsin_server.errors import ConfigError
 from opsin_server.file_config import FileConfig
 from opsin_server.media_limits import MediaLimits
@@ -151,6 +152,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     storage: StorageConfig = StorageConfig()
     files: FileConfig = FileConfig()
     webhooks: WebhookConfig = WebhookConfig()
+    embeddings: EmbeddingConfig = EmbeddingConfig()
     host: Annotated[str, Option("Address to listen on; localhost is 127.0.0.1 and ::1.")] = "127.0.0.1"
     port: Annotated[int, Option("Port to listen on; 0 takes a free one.")] = 8000
     served_names: Annotated[

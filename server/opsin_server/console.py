@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -24,6 +25,9 @@ from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
 from opsin_server.ipc.messages import Estimate, MemoryLedger, Ready, TrainingEstimate
 from opsin_server.ipc.messages import Progress as Loaded
+
+if TYPE_CHECKING:
+    from opsin_server.text.embedding_input import EmbeddingFacts
 
 SHOW_AFTER = 1.0  # seconds of loading before a bar is worth a line
 
@@ -60,6 +64,20 @@ class Loading:
 Rows = Sequence[tuple[str, str]]
 
 
+class Facts(NamedTuple):
+    """Of a model that is served: what there is to say of it, whether it takes pictures, whether it answers."""
+
+    rows: Rows
+    sees: bool = True
+    answers: bool = True
+
+
+def embedding_rows(files: ModelFiles, about: EmbeddingFacts) -> list[tuple[str, str]]:
+    """Of a dual encoder, as `model_rows`."""
+    rows = [("embeddings", f"of {' and '.join(f'{kind}s' for kind in about.inputs)}, {about.dimensions:,} values")]
+    return [*rows, ("not read", ", ".join(files.ignored))] if files.ignored else rows
+
+
 def model_rows(files: ModelFiles, spec: ModelSpec, ends: Sequence[str], sampling: str) -> list[tuple[str, str]]:
     """What was read from the directory that an operator may not expect. ends: the tokens that end an answer;
     sampling: what applies where a request does not say."""
@@ -87,22 +105,10 @@ def _about_head(files: ModelFiles, spec: ModelSpec) -> str | None:
 
 
 def announce(
-    console: Console,
-    config: ServerConfig,
-    ready: Ready,
-    facts: Rows,
-    url: str,
-    name: str,
-    seconds: float,
-    sees: bool = True,
+    console: Console, config: ServerConfig, ready: Ready, facts: Facts, url: str, name: str, seconds: float
 ) -> None:
-    """facts: as of `model_rows`. sees: whether the model takes pictures."""
     memory = ready.memory
-    rows = [
-        ("url", url),
-        ("model", f"{name}  ({config.engine.model})"),
-        *facts,
-        ("device", f"{ready.device}, kernels: {ready.kernels}"),
+    kept = [
         (
             "KV memory",
             (
@@ -111,13 +117,23 @@ def announce(
             ),
         ),
         ("adapters", adapter_room(memory)),
+    ]
+    rows = [
+        ("url", url),
+        ("model", f"{name}  ({config.engine.model})"),
+        *facts.rows,
+        ("device", f"{ready.device}, kernels: {ready.kernels}"),
+        *(kept if facts.answers else [("context", f"{ready.max_context:,} tokens of a text")]),
         ("ready after", f"{seconds:.1f} s"),
     ]
     show(console, rows)
     if Path(config.engine.model) == MODEL:
         console.print(ABOUT, soft_wrap=True, highlight=False)
-    console.print("\nAsk it about a picture:\n" if sees else "\nAsk it:\n", highlight=False)
-    console.print(curl(url, name, bool(config.api_keys), sees), soft_wrap=True, highlight=False, markup=False)
+    title = "\nAsk it about a picture:\n" if facts.sees else "\nAsk it:\n"
+    console.print(title if facts.answers else "\nEmbed a text:\n", highlight=False)
+    guarded = bool(config.api_keys)
+    command = curl(url, name, guarded, facts.sees) if facts.answers else curl_embeddings(url, name, guarded)
+    console.print(command, soft_wrap=True, highlight=False, markup=False)
 
 
 def show(console: Console, rows: Sequence[tuple[str, str]]) -> None:
@@ -131,8 +147,13 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
     rows = [
         ("family", f"{said.family}: {said.parameters:,} parameters, {said.tensors:,} tensors, each with its place"),
         ("weights", f"{_stored(said)}; {_size(said.free)} are free"),
-        ("1,000 tokens", f"{_size(said.kv_per_1000)} of keys and values"),
     ]
+    if said.dimensions:
+        picture = f"pictures of {said.image_tokens:,} tokens, about {_size(said.encoder_peak)} while one is embedded"
+        rows.append(("embeddings", f"{said.dimensions:,} values; texts of up to {said.context:,} tokens, {picture}"))
+        ledger = [] if said.ledger is None else memory_rows(said.ledger)
+        return [*rows, *ledger, ("verdict", f"does not fit: {said.refusal}" if said.refusal else "serves: embeddings")]
+    rows.append(("1,000 tokens", f"{_size(said.kv_per_1000)} of keys and values"))
     if said.image_tokens:
         rows.append(
             (
@@ -217,6 +238,13 @@ def curl(url: str, name: str, guarded: bool, sees: bool = True) -> str:
     before, after = json.dumps({"messages": [{"role": "user", "content": content}], "model": name}).split(place, 1)
     picture = f"\"$(base64 < {quote(str(SAMPLES / 'red_circle.png'))} | tr -d '\\n')\""
     return f"{head}{quote(before)}{picture}{quote(after)}"
+
+
+def curl_embeddings(url: str, name: str, guarded: bool) -> str:
+    """The same, for a model that makes embeddings alone."""
+    key = ' -H "Authorization: Bearer $OPSIN_API_KEY"' if guarded else ""
+    body = json.dumps({"input": "a photo of a cat", "model": name})
+    return f"curl {quote(f'{url}/v1/embeddings')}{key} -H 'Content-Type: application/json' -d {quote(body)}"
 
 
 def _size(count: int) -> str:

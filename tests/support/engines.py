@@ -22,6 +22,7 @@ from opsin_server.ipc.messages import (
     Logprobs,
     MemoryLedger,
     Output,
+    Pooling,
     Sampling,
     Submit,
     arrays_of,
@@ -85,6 +86,7 @@ class Answer:
     finish: str | None = None
     cached: int = 0
     error: str | None = None
+    embedding: bytes = b""
 
 
 def submit(
@@ -94,6 +96,7 @@ def submit(
     asked: Asked,
     eos: tuple[int, ...] = (),
     adapter: AdapterRef | None = None,
+    pooling: Pooling | None = None,
 ) -> Prompt:
     made = prompt(ours, asked.ids, asked.images)
     digests = [image_digest(image, ours.spec, ImageBudget()) for image in asked.images]
@@ -101,7 +104,7 @@ def submit(
     message = Submit(
         name,
         asked.sampling,
-        asked.count,
+        1 if pooling is not None else asked.count,
         eos,
         made.delta,
         len(made.positions),
@@ -111,6 +114,7 @@ def submit(
         adapter=adapter,
         guided=asked.guided,
         min_tokens=asked.min_tokens,
+        pooling=pooling,
     )
     engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made
@@ -123,6 +127,7 @@ def collect(outputs: Sequence[Output], answers: dict[str, Answer]) -> None:
         answer.logprobs += output.logprobs
         answer.finish = output.finish or answer.finish
         answer.error = output.error or answer.error
+        answer.embedding = output.embedding or answer.embedding
         answer.cached = max(answer.cached, output.cached_tokens)
 
 

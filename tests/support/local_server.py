@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import openai
 
 from opsin_plugins.loading.content_digest import fingerprint
-from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.loading.open_served import OpenDualEncoder, open_served
 from opsin_server import __version__
 from opsin_server.api.app import create_app
 from opsin_server.api.sampling_defaults import read_sampling_defaults
 from opsin_server.api.vocabulary import vocabulary_of
 from opsin_server.config import EngineConfig, ServerConfig
+from opsin_server.embedding_config import EmbeddingConfig
 from opsin_server.engine.startup.load import load_engine
 from opsin_server.ipc.messages import Arrays, Stats, Submit, Vocabulary, choice_ids
 from opsin_server.ipc.stream import Stream
 from opsin_server.metrics import Metrics
+from opsin_server.text.embed_with_decoder import DecoderEmbedder
+from opsin_server.text.embed_with_dual_encoder import DualEncoderEmbedder
 from opsin_server.text.encode_prompt import PromptEncoder
 from support.base_only import BaseOnly, Refusing
 
 MODEL = "tiny"
+Result = TypeVar("Result")
 
 
 class LocalEngine:
@@ -66,12 +71,12 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         if self._engine.busy:
             loop.call_soon(self._step)
-        elif self._engine.sequences:  # they wait for a grammar
+        elif getattr(self._engine, "sequences", None):  # they wait for a grammar
             loop.call_later(0.001, self._step)
 
 
 class LocalServer:
-    """A directory, served with defaults but for a small context."""
+    """A directory, served with defaults but for a small context; a dual encoder has its own."""
 
     def __init__(
         self,
@@ -79,31 +84,60 @@ class LocalServer:
         options: Mapping[str, str] | None = None,
         context: int = 512,
         mmproj: Path | None = None,
+        embeddings: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008
     ) -> None:
         flags = tuple(f"{name}={value}" for name, value in (options or {}).items())
         tower = None if mmproj is None else str(mmproj)
-        engine = EngineConfig(str(directory), mmproj=tower, max_context=context, max_sequences=4, model_options=flags)
-        model = open_model(directory, options=options, mmproj=mmproj)
+        model = open_served(directory, options=options, mmproj=mmproj)
         self.files, self.spec = model.files, model.spec
-        self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
+        pair = isinstance(model, OpenDualEncoder)
+        engine = EngineConfig(
+            str(directory),
+            mmproj=tower,
+            max_context=None if pair else context,
+            max_sequences=4,
+            model_options=flags,
+        )
+        encoder = None
+        if isinstance(model, OpenDualEncoder):
+            self.embedder = DualEncoderEmbedder(model, embeddings)
+        else:
+            encoder = self.encoder = PromptEncoder(model.files, model.architecture, model.spec)
+            self.embedder = DecoderEmbedder(model.files, encoder, embeddings)
         self.sampling = read_sampling_defaults(self.files.generation)
         self.engine = LocalEngine(engine)
-        if (vocabulary := vocabulary_of(self.encoder)) is not None:
+        if encoder is not None and (vocabulary := vocabulary_of(encoder)) is not None:
             self.engine.teach(*vocabulary)
         config, version = ServerConfig(engine), fingerprint(model.files, __version__)
         self._app = create_app(
-            config, self.engine, self.encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Refusing(),
-            Refusing(), Refusing(), Metrics(),
+            config, self.engine, encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Refusing(),
+            Refusing(), Refusing(), Metrics(), embedder=self.embedder,
         )  # fmt: skip
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """A chat completion's JSON; anything but 200 is an AssertionError with the answer."""
-        return asyncio.run(self._ask({"model": MODEL, "messages": messages, **fields}))
-
-    async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        transport = httpx.ASGITransport(self._app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-            answer = await client.post("/v1/chat/completions", json=body)
-        await self._app.state.services.grammars.close()
+        answer = self.post("/v1/chat/completions", {"model": MODEL, "messages": messages, **fields})
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with self._client() as client:
+                answer = await client.post(path, json=body)
+            await self._app.state.services.grammars.close()
+            return answer
+
+        return asyncio.run(send())
+
+    def with_sdk(self, use: Callable[[openai.AsyncOpenAI], Awaitable[Result]]) -> Result:
+        """What the real SDK gets of it."""
+
+        async def run() -> Result:
+            async with self._client() as client:
+                sdk = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=client, max_retries=0)
+                return await use(sdk)
+
+        return asyncio.run(run())
+
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self._app), base_url="http://test", timeout=60)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from opsin_plugins.blocks.codes import Codes
 from opsin_plugins.blocks.decoder import Embedding
 from opsin_plugins.blocks.linear import Linear
-from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.unpack import unpack
 from opsin_plugins.loading import weight_matching
 from opsin_plugins.loading.weight_matching import Source, assign
@@ -112,7 +111,7 @@ class Checkpoint:
 
 
 def load_weights(
-    model: Model,
+    model: nn.Module,
     rules: Sequence[Rule],
     files: ModelFiles,
     progress: Callable[[int, int], None] = lambda done, total: None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -173,17 +173,32 @@ def build_model(
 ) -> Model:
     """Unfilled weights on the device; `checkpoint.load_weights` fills them. policy: how weights of linears are
     stored."""
+    return allocated(lambda: _declared(spec, registry), device, dtype, policy, tied=spec.decoder.tied)
+
+
+Declared = TypeVar("Declared", bound=nn.Module)
+
+
+def allocated(
+    declare: Callable[[], Declared],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    policy: WeightPolicy,
+    *,
+    tied: bool = False,
+) -> Declared:
+    """What `declare` makes, each of its linears with room for a weight in the format that the policy gives it. tied:
+    whether the head is the embedding."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = _declared(spec, registry)
+            model = declare()
             for path, module in model.named_modules():
                 if isinstance(module, Linear):
                     module.allocate(path, policy.choose(path, module.inputs, module.outputs))
                 elif isinstance(module, Embedding):
-                    form = policy.choose(path, module.width, module.vocab, tied=spec.decoder.tied)
-                    module.allocate(form)
+                    module.allocate(policy.choose(path, module.width, module.vocab, tied=tied))
     finally:
         torch.set_default_dtype(previous)
     return model.eval()
@@ -197,17 +212,18 @@ def _declared(spec: ModelSpec, registry: Registry) -> Model:
     assert spec.projector is not None
     assert spec.fusion is not None
     assert spec.image is not None
-    tower = _builder(registry.encoder(spec.encoder).builder)(spec.vision, spec.image.merge)
+    tower = builder_of(registry.encoder(spec.encoder).builder)(spec.vision, spec.image.merge)
     projector = declared_projector(spec.projector)
-    return Model(spec, tower, projector, _builder(registry.fusion(spec.fusion).builder)(spec))
+    return Model(spec, tower, projector, builder_of(registry.fusion(spec.fusion).builder)(spec))
 
 
 def declared_projector(spec: ProjectorSpec) -> Any:
     """With linears that have no weight yet."""
-    return _builder(spec.builder)(spec)
+    return builder_of(spec.builder)(spec)
 
 
-def _builder(name: str) -> Any:
+def builder_of(name: str) -> Any:
+    """What "package.module:function" names."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 

@@ -19,7 +19,7 @@ from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.patch_layout import buckets, merged_places, resized_table, windows
 from opsin_plugins.blocks.stages import Stage
-from opsin_plugins.spec import Grid, TowerSpec
+from opsin_plugins.spec import Grid, TextTowerSpec, TowerSpec
 
 
 class Picture(Protocol):
@@ -60,11 +60,13 @@ class Stem(nn.Module):
 
 @dataclass(frozen=True)
 class Attended:
-    """How a layer's rows attend: within these segments, turned by these tables. lora: which adapters they have."""
+    """How a layer's rows attend: within these segments, turned by these tables. lora: which adapters they have. causal:
+    whether none sees what stands behind it."""
 
     segments: Segments
     rope: tuple[Tensor, Tensor] | None
     lora: Lora | None
+    causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class _Packing:
 
 
 class TowerAttention(nn.Module):
-    def __init__(self, spec: TowerSpec) -> None:
+    def __init__(self, spec: TowerSpec | TextTowerSpec) -> None:
         super().__init__()
         self.head_dim = spec.width // spec.heads
         self.qkv = Linear(spec.width, [spec.width] * 3, spec.attention_bias)
@@ -96,13 +98,13 @@ class TowerAttention(nn.Module):
         if where.rope is not None:
             rotate_(qkv[:, : 2 * heads], *where.rope)
         q, k, v = qkv.split(heads, 1)
-        return self.out(packed_attention(q, k, v, where.segments, causal=False).flatten(1), where.lora)
+        return self.out(packed_attention(q, k, v, where.segments, causal=where.causal).flatten(1), where.lora)
 
 
 class TowerLayer(nn.Module):
     """gated: what the layer adds is scaled by two learned numbers, through tanh."""
 
-    def __init__(self, spec: TowerSpec, gated: bool = False) -> None:
+    def __init__(self, spec: TowerSpec | TextTowerSpec, gated: bool = False) -> None:
         super().__init__()
         self.attention_norm, self.mlp_norm = (make_norm(spec.norm, spec.width, spec.norm_eps) for _ in range(2))
         self.attention = TowerAttention(spec)

@@ -12,6 +12,7 @@ from opsin_plugins.spec import U8, Grid, ImageBudget, SpecError
 
 MAX_ASPECT = 200  # past it a smart resize leaves no rows
 REDUCING_GAP = 128  # times that a filter shrinks a side at least, where averages come first: they change no pixel by 2
+WHOLE = 4  # times the pixels that are kept, up to which all of a picture is made before its middle is cut out
 FILTER_REACH = 5  # pixels on each side, of the picture or (where it shrinks) of the result, that no filter looks past
 
 
@@ -70,12 +71,17 @@ def resize(image: U8, height: int, width: int, resample: int) -> U8:
 
 def resize_and_crop(image: U8, edge: int, height: int, width: int, resample: int) -> U8:
     """The shorter side becomes `edge` and the longer one keeps the ratio (rounded down); of that the middle, U8
-    [height, width, 3], with black around a picture that is smaller. What is cut off is never made."""
+    [height, width, 3], with black around a picture that is smaller. What is cut off is made only of pictures of common
+    shapes: Pillow resizes a part of one with other roundings, by a level here and there."""
     high, wide = image.shape[:2]
     size = (edge, int(edge * wide / high)) if high <= wide else (int(edge * high / wide), edge)
     top, rows, above = _middle(size[0], height)
     left, columns, before = _middle(size[1], width)
-    return pad_to(resize_part(image, size, (top, left, rows, columns), resample), height, width, above, before)
+    if size[0] * size[1] <= WHOLE * height * width:
+        kept = np.ascontiguousarray(resize(image, *size, resample)[top : top + rows, left : left + columns])
+    else:
+        kept = resize_part(image, size, (top, left, rows, columns), resample)
+    return pad_to(kept, height, width, above, before)
 
 
 def _middle(length: int, kept: int) -> tuple[int, int, int]:

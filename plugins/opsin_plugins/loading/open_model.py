@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import Architecture, ModelFiles, ModelSpec, SpecError
+
+Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def open_files(files: ModelFiles, registry: Registry) -> OpenModel:
     files = replace(files, plugins=registry.allowed)
     architecture = registry.architecture(files)
     _check_options(files.options, getattr(architecture, "options", {}))
-    spec = _describe(architecture, files)
+    spec = described("architecture", architecture.name, lambda: architecture.spec(files), files)
     if spec.encoder is not None and spec.fusion is not None:  # a family may name what the operator does not allow
         registry.encoder(spec.encoder)
         registry.fusion(spec.fusion)
@@ -55,12 +58,13 @@ def _check_options(options: Mapping[str, str], allowed: Mapping[str, Sequence[st
             raise SpecError(f"--model-option {name}={value}: it is one of {', '.join(allowed[name])}")
 
 
-def _describe(architecture: Architecture, files: ModelFiles) -> ModelSpec:
+def described(kind: str, name: str, describe: Callable[[], Spec], files: ModelFiles) -> Spec:
+    """What a plugin says that a checkpoint is. Raises SpecError, whatever the plugin raises."""
     try:
-        return architecture.spec(files)
+        return describe()
     except SpecError:
         raise
     except Exception as error:  # a stranger's code, or a configuration that nobody thought of
         raise PluginError(
-            f"architecture {architecture.name!r} cannot describe {files.directory}: {type(error).__name__}: {error}"
+            f"{kind} {name!r} cannot describe {files.directory}: {type(error).__name__}: {error}"
         ) from error

@@ -22,6 +22,7 @@ from typing import Literal, cast
 from opsin_plugins.spec import (
     API_VERSION,
     Architecture,
+    DualEncoder,
     EncoderSpec,
     FusionStrategy,
     ModelFiles,
@@ -29,11 +30,12 @@ from opsin_plugins.spec import (
     VisionEncoder,
 )
 
-Kind = Literal["architecture", "vision encoder", "fusion"]
+Kind = Literal["architecture", "vision encoder", "fusion", "dual encoder"]
 GROUPS: Mapping[Kind, str] = {
     "architecture": "opsin.architectures",
     "vision encoder": "opsin.vision_encoders",
     "fusion": "opsin.fusions",
+    "dual encoder": "opsin.dual_encoders",
 }
 
 
@@ -41,6 +43,7 @@ MEMBERS: Mapping[Kind, tuple[str, ...]] = {
     "architecture": ("name", "spec", "weights", "preprocess", "expand", "positions", "lora_groups", "chat_template"),
     "vision encoder": ("name", "builder", "claims", "spec", "image", "preprocess", "weights"),
     "fusion": ("name", "builder"),
+    "dual encoder": ("name", "builder", "spec", "weights", "preprocess"),
 }
 
 
@@ -96,6 +99,12 @@ class Registry:
             why = f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}"
             raise PluginError("; ".join([why, *hints, usable, *self._faults("architecture")]))
         return cast("Architecture", self._load("architecture", max(claimed, key=len)))
+
+    def dual_encoder(self, files: ModelFiles) -> DualEncoder | None:
+        """What claims this checkpoint as a text tower and a vision tower; None: nothing does. Raises PluginError for
+        one that does not load."""
+        claimed = [name for name in self._points["dual encoder"] if _claims(name, files.config)]
+        return cast("DualEncoder", self._load("dual encoder", max(claimed, key=len))) if claimed else None
 
     def encoder(self, name: str) -> VisionEncoder:
         return cast("VisionEncoder", self._load("vision encoder", name))

@@ -17,6 +17,7 @@ from opsin_plugins.spec.base_types import (
     Pattern,
     SpecError,
 )
+from opsin_plugins.spec.dual_encoder_spec import DualEncoderSpec, TextTowerSpec
 from opsin_plugins.spec.encoder_spec import EncoderSpec
 from opsin_plugins.spec.linears import Linears, LinearShape, mlp_linears
 from opsin_plugins.spec.model_files import ModelFiles, TensorInfo
@@ -34,7 +35,7 @@ from opsin_plugins.spec.model_spec import (
     TowerSpec,
 )
 from opsin_plugins.spec.packing import CodeForm, Packing
-from opsin_plugins.spec.protocols import Architecture, FusionStrategy, VisionEncoder
+from opsin_plugins.spec.protocols import Architecture, DualEncoder, FusionStrategy, VisionEncoder
 from opsin_plugins.spec.visual_items import Expanded, ImageBudget, Span, VisibleImages, VisualItem
 from opsin_plugins.spec.weight_rules import Concat, Ignore, Prefix, PublishedNames, Rename, Reorder, Rule, Split
 
@@ -49,6 +50,8 @@ __all__ = [
     "Config",
     "CrossSpec",
     "DecoderSpec",
+    "DualEncoder",
+    "DualEncoderSpec",
     "Encode",
     "EncoderSpec",
     "Expanded",
@@ -78,6 +81,7 @@ __all__ = [
     "SpecError",
     "Split",
     "TensorInfo",
+    "TextTowerSpec",
     "TiledTowerSpec",
     "TowerSpec",
     "VisibleImages",

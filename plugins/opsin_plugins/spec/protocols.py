@@ -1,4 +1,4 @@
-"""What a plugin is: a model family, a vision encoder, a fusion. All three are torch-free halves."""
+"""What a plugin is: a model family, a vision encoder, a fusion, a dual encoder. All are torch-free halves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from opsin_plugins.spec.base_types import I32, U8, Config, Encode, Grid, Pattern
+from opsin_plugins.spec.dual_encoder_spec import DualEncoderSpec
 from opsin_plugins.spec.encoder_spec import EncoderSpec
 from opsin_plugins.spec.model_files import ModelFiles
 from opsin_plugins.spec.model_spec import ImageSpec, ModelSpec, TowerSpec
@@ -84,3 +85,21 @@ class FusionStrategy(Protocol):
     api_version: int
     name: str
     builder: str
+
+
+class DualEncoder(Protocol):
+    """A text tower and a vision tower that are served for their embeddings alone. Its entry point is named after what
+    it claims, as an architecture's is; instances hold no state."""
+
+    api_version: int
+    name: str
+    builder: str  # "package.module:function", called with the DualEncoderSpec and the vision tower's module
+
+    def spec(self, files: ModelFiles) -> DualEncoderSpec:
+        """The frozen description of the model. Raises SpecError naming what cannot be served."""
+
+    def weights(self, spec: DualEncoderSpec) -> Sequence[Rule]:
+        """Total: every key maps, or loading fails. The towers are `vision.` and `text.`."""
+
+    def preprocess(self, image: U8, spec: DualEncoderSpec) -> VisualItem:
+        """image: U8 [H, W, 3], RGB. Raises SpecError for a picture the model cannot take."""

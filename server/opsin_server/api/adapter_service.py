@@ -37,13 +37,14 @@ Result = TypeVar("Result")
 
 
 class AdapterService:
-    """Made before the engine is ready; `open` when it is. digest: of the served model, once it is known."""
+    """Made before the engine is ready; `open` when it is. model: None of one that takes no adapters. digest: of the
+    served model, once it is known."""
 
     def __init__(
         self,
         config: AdapterConfig,
         state: State,
-        model: OpenModel,
+        model: OpenModel | None,
         engine: Engine,
         base_names: Sequence[str],
         metrics: AdapterMetrics,
@@ -66,8 +67,10 @@ class AdapterService:
         adapter of the command line that cannot be served."""
         room = ready.memory.adapters
         limits = AdapterLimits(room.rank, LARGEST.get(ready.dtype, AdapterLimits.largest), room.projectors)
-        self._base = base = BaseModel(self._model, limits)
-        shape = await asyncio.to_thread(lambda: base.shape_digest)  # (it reads a little of every weight)
+        shape = ""
+        if self._model is not None:
+            self._base = base = BaseModel(self._model, limits)
+            shape = await asyncio.to_thread(lambda: base.shape_digest)  # (it reads a little of every weight)
         self.catalogue.serve(room, shape)
         self._metrics.watch(lambda: room.slots, self._counts)
         self._engine.on_adapters = self._reported
@@ -185,6 +188,8 @@ class AdapterService:
     def _before(self, name: str, options: ImportOptions) -> tuple[BaseModel, ImportOptions]:
         check_name(name)
         self.catalogue.check_free(name, alias=False)
+        if self._model is None:
+            raise BadRequest("this model makes embeddings alone: it takes no adapters")
         if not self.catalogue.room.slots:
             raise BadRequest("this server has no slots for adapters (--max-loras)")
         return self._loaded_base(), replace(options, base_digest=self._digest())

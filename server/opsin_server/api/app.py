@@ -25,7 +25,17 @@ from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
 from opsin_server.api.middleware.paths import PathMiddleware
 from opsin_server.api.middleware.request_log import RequestLogMiddleware
 from opsin_server.api.routes import adapters as routes_of_adapters
-from opsin_server.api.routes import aliases, chat, fine_tunes, health, models, uploads, vllm_adapters, webhooks
+from opsin_server.api.routes import (
+    aliases,
+    chat,
+    embeddings,
+    fine_tunes,
+    health,
+    models,
+    uploads,
+    vllm_adapters,
+    webhooks,
+)
 from opsin_server.api.routes import files as routes_of_files
 from opsin_server.api.routes import fine_tuning as routes_of_jobs
 from opsin_server.api.sampling_defaults import SamplingDefaults
@@ -34,6 +44,7 @@ from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
 from opsin_server.guided.check_process import GrammarChecker
 from opsin_server.metrics import Metrics
+from opsin_server.text.embedding_input import Embedder
 from opsin_server.text.encode_prompt import PromptEncoder
 
 ENCODING_THREADS = min(4, os.cpu_count() or 1)
@@ -42,7 +53,7 @@ ENCODING_THREADS = min(4, os.cpu_count() or 1)
 def create_app(
     config: ServerConfig,
     engine: Engine,
-    encoder: PromptEncoder,
+    encoder: PromptEncoder | None,
     names: Sequence[str],
     version: str,
     sampling: SamplingDefaults,
@@ -52,13 +63,17 @@ def create_app(
     webhook_service: WebhookService,
     metrics: Metrics,
     digest: Callable[[], str | None] = lambda: None,
+    *,
+    embedder: Embedder,
 ) -> FastAPI:
-    """names: what the model is called; version: its fingerprint; digest: asks for its content digest, which may be
-    known later, or never. The engine is started and stopped by the caller, and may still be loading."""
+    """encoder: None where the model makes embeddings alone; names: what it is called; version: its fingerprint; digest:
+    asks for its content digest, which may be known later, or never. The engine is started and stopped by the caller,
+    and may still be loading."""
     services = Services(
         config=config,
         engine=engine,
-        encoder=encoder,
+        chat_encoder=encoder,
+        embedder=embedder,
         names=tuple(names),
         version=version,
         sampling=sampling,
@@ -84,7 +99,7 @@ def create_app(
         exception_handlers={HTTPException: error_responses.leave},
     )
     app.state.services = services
-    for route in (chat, models, routes_of_adapters, aliases, vllm_adapters, health):
+    for route in (chat, embeddings, models, routes_of_adapters, aliases, vllm_adapters, health):
         app.include_router(route.router)
     for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes, webhooks):
         app.include_router(_with_and_without_version(below.router))

@@ -60,15 +60,15 @@ class FineTuningService:
         config: ServerConfig,
         state: State,
         trainer: Trainer,
-        model: OpenModel,
-        encoder: PromptEncoder,
+        model: OpenModel | None,
+        encoder: PromptEncoder | None,
         adapters: AdapterService,
         names: tuple[str, ...],
         metrics: JobMetrics,
         read_image: ReadFile,
         prepare: Prepare = prepare_apart,
     ) -> None:
-        """read_image: of a client's files, which rows may name."""
+        """model, encoder: None of a model that is not trained. read_image: of a client's files, which rows may name."""
         self._config, self._state, self._trainer, self._model = config, state, trainer, model
         self._encoder, self._adapters, self._names, self._metrics = encoder, adapters, names, metrics
         self._read_image, self._prepare = read_image, prepare
@@ -80,13 +80,16 @@ class FineTuningService:
 
     async def open(self, ready: Ready) -> None:
         """Goes on with what was going on when the server ended."""
+        model, encoder = self._model, self._encoder
+        if model is None or encoder is None:
+            return
         self._room, self._memory = ready.memory.adapters, ready.memory["training"]
         self._owner = await asyncio.to_thread(_owner, self._folder)
-        shape = await asyncio.to_thread(lambda: BaseModel(self._model, AdapterLimits(self._room.rank)).shape_digest)
+        shape = await asyncio.to_thread(lambda: BaseModel(model, AdapterLimits(self._room.rank)).shape_digest)
 
         def source(options: JobOptions) -> Source:
             return Source(
-                self._encoder,
+                encoder,
                 options.data,
                 version=shape,
                 max_image_tokens=ready.max_image_tokens or None,
@@ -98,7 +101,7 @@ class FineTuningService:
         self._place = Workplace(
             tenant=TENANT,
             state=self._state,
-            model=self._model,
+            model=model,
             names=self._names,
             trainer=self._trainer,
             publisher=_Publisher(self._adapters),
@@ -230,6 +233,8 @@ class FineTuningService:
         return {"validating_files": len(self._runs) - running - queued, "queued": queued, "running": running}
 
     def _open_place(self) -> Workplace:
+        if self._model is None:
+            raise BadRequest("this model makes embeddings alone: it is not trained here", param="model")
         if self._place is None:
             raise Unavailable("The model is loading")
         return self._place

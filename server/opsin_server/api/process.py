@@ -19,14 +19,15 @@ import uvloop
 from rich.console import Console
 
 from opsin_plugins.loading.content_digest import ContentDigest, fingerprint
-from opsin_plugins.loading.open_model import OpenModel, open_model
+from opsin_plugins.loading.open_model import OpenModel
+from opsin_plugins.loading.open_served import OpenDualEncoder, open_served
 from opsin_plugins.loading.registry import installed
 from opsin_plugins.spec import SpecError
 from opsin_server import __version__
 from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
 from opsin_server.api.model_digest import ModelDigest
 from opsin_server.config import ServerConfig
-from opsin_server.console import Loading, Rows, announce, model_rows
+from opsin_server.console import Facts, Loading, announce, embedding_rows, model_rows
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.messages import Ready
@@ -38,7 +39,9 @@ from opsin_server.storage.data_directory import open_directory
 if TYPE_CHECKING:
     from opsin_server.api.adapter_service import AdapterService
     from opsin_server.api.fine_tuning_service import FineTuningService
+    from opsin_server.api.sampling_defaults import SamplingDefaults
     from opsin_server.storage.state import State
+    from opsin_server.text.embedding_input import Embedder
     from opsin_server.text.encode_prompt import PromptEncoder
 
 log = logging.getLogger("opsin.launch")
@@ -76,7 +79,7 @@ async def _run(config: ServerConfig, where: Sequence[Address]) -> None:
         loop.add_signal_handler(number, task.cancel)  # until `serve` has its own
     try:
         given = config.engine
-        opened = open_model(Path(given.model), given.plugins, given.family_options(), given.tower_file())
+        opened = open_served(Path(given.model), given.plugins, given.family_options(), given.tower_file())
         digest = ModelDigest(ContentDigest(opened.files))  # before the engine reads them: of what it will have read
     except SpecError as error:
         raise ConfigError(str(error)) from error
@@ -107,7 +110,7 @@ async def _serve(
     engine: EngineClient,
     loading: Loading,
     listeners: Sequence[socket.socket],
-    model: OpenModel,
+    model: OpenModel | OpenDualEncoder,
     digest: ModelDigest,
     state: State,
 ) -> None:
@@ -119,21 +122,34 @@ async def _serve(
     from opsin_server.api.listener import Server
     from opsin_server.api.sampling_defaults import read_sampling_defaults
     from opsin_server.api.webhook_service import WebhookService
+    from opsin_server.text.embed_with_decoder import DecoderEmbedder
+    from opsin_server.text.embed_with_dual_encoder import DualEncoderEmbedder
     from opsin_server.text.encode_prompt import PromptEncoder
 
     names = tuple(map(readable, config.served_names)) or (model_name(model.files.directory),)
     try:
-        encoder = PromptEncoder(model.files, model.architecture, model.spec)
+        encoder: PromptEncoder | None = None
+        answers: OpenModel | None = None
+        embedder: Embedder
+        if isinstance(model, OpenDualEncoder):
+            embedder = DualEncoderEmbedder(model, config.embeddings)
+        else:
+            answers, encoder = model, PromptEncoder(model.files, model.architecture, model.spec)
+            embedder = DecoderEmbedder(model.files, encoder, config.embeddings)
         sampling = read_sampling_defaults(model.files.generation if config.generation_config == "auto" else {})
         version = fingerprint(model.files, __version__)
         metrics = Metrics()
-        adapters = AdapterService(config.adapters, state, model, engine, names, metrics.adapters, lambda: digest.value)
+        adapters = AdapterService(
+            config.adapters, state, answers, engine, names, metrics.adapters, lambda: digest.value
+        )
         files = FileService(config.files, state, config.media)
-        jobs = FineTuningService(config, state, engine, model, encoder, adapters, names, metrics.jobs, files.read_image)
+        jobs = FineTuningService(
+            config, state, engine, answers, encoder, adapters, names, metrics.jobs, files.read_image
+        )
         webhooks = WebhookService(config.webhooks, state, metrics.webhooks)
         app = create_app(
             config, engine, encoder, names, version, sampling, adapters, files, jobs, webhooks, metrics,
-            lambda: digest.value,
+            lambda: digest.value, embedder=embedder,
         )  # fmt: skip
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
@@ -150,10 +166,7 @@ async def _serve(
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         loading.done()
         if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
-            ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
-            facts = model_rows(model.files, model.spec, ends, sampling.described())
-            sees = model.spec.vision is not None
-            _announce(loading, config, ready.result(), facts, url, names[0], sees)
+            _announce(loading, config, ready.result(), _facts(model, encoder, embedder, sampling), url, names[0])
             digest.start()
         await serving
     finally:  # also when the engine did not start, or a signal came before `serve` had its own
@@ -170,12 +183,12 @@ async def _serve(
 
 
 async def _ready(
-    engine: EngineClient, encoder: PromptEncoder, adapters: AdapterService, jobs: FineTuningService
+    engine: EngineClient, encoder: PromptEncoder | None, adapters: AdapterService, jobs: FineTuningService
 ) -> Ready:
     """When the engine has loaded, all adapters that are stored or named are known, and jobs go on."""
     from opsin_server.api.vocabulary import vocabulary_of
 
-    if (vocabulary := await asyncio.to_thread(vocabulary_of, encoder)) is not None:
+    if encoder is not None and (vocabulary := await asyncio.to_thread(vocabulary_of, encoder)) is not None:
         engine.teach(*vocabulary)
     ready = await engine.wait_ready()
     await adapters.open(ready)
@@ -183,10 +196,19 @@ async def _ready(
     return ready
 
 
-def _announce(
-    loading: Loading, config: ServerConfig, ready: Ready, facts: Rows, url: str, name: str, sees: bool
-) -> None:
+def _facts(
+    model: OpenModel | OpenDualEncoder, encoder: PromptEncoder | None, embedder: Embedder, sampling: SamplingDefaults
+) -> Facts:
+    """What the banner says of the model."""
+    if encoder is None or isinstance(model, OpenDualEncoder):
+        return Facts(embedding_rows(model.files, embedder.facts), sees=True, answers=False)
+    ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
+    rows = model_rows(model.files, model.spec, ends, sampling.described())
+    return Facts(rows, sees=model.spec.vision is not None, answers=True)
+
+
+def _announce(loading: Loading, config: ServerConfig, ready: Ready, facts: Facts, url: str, name: str) -> None:
     try:
-        announce(loading.console, config, ready, facts, url, name, time.monotonic() - loading.started, sees)
+        announce(loading.console, config, ready, facts, url, name, time.monotonic() - loading.started)
     except Exception:  # a banner is worth no server
         log.exception("serving on %s, but the banner could not be printed", url)

@@ -20,9 +20,11 @@ from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
+from opsin_server.errors import BadRequest
 from opsin_server.guided.check_process import GrammarChecker
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
+from opsin_server.text.embedding_input import Embedder
 from opsin_server.text.encode_prompt import Prompt, PromptEncoder
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
 
@@ -31,7 +33,8 @@ from opsin_server.text.prompt_options import PLAIN, PromptOptions
 class Services:
     config: ServerConfig
     engine: Engine
-    encoder: PromptEncoder
+    chat_encoder: PromptEncoder | None  # None: the model makes embeddings alone
+    embedder: Embedder
     names: tuple[str, ...]  # what the model is called, the canonical name first
     version: str  # the model's fingerprint
     sampling: SamplingDefaults
@@ -45,6 +48,17 @@ class Services:
     grammars: GrammarChecker
     metrics: Metrics
     threads: ThreadPoolExecutor
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Raises BadRequest where the model answers no conversation."""
+        if self.chat_encoder is None:
+            raise BadRequest(
+                f"The model '{self.names[0]}' makes embeddings (POST /v1/embeddings) and answers no conversations",
+                param="model",
+                code="unsupported_model",
+            )
+        return self.chat_encoder
 
     async def encode(
         self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool, options: PromptOptions = PLAIN

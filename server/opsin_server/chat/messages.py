@@ -116,7 +116,8 @@ class ContentPart(Strict):
 
 
 _KINDS = {str: "~string", list: "~parts", type(None): "~null"}
-TAGS = frozenset(_KINDS.values())  # of a union; in the location of an error they are no field's name
+# Of unions, here and in `input` of embeddings; in the location of an error they are no field's name.
+TAGS = frozenset({*_KINDS.values(), "~tokens", "~token_lists", "~part"})
 _NO_CONTENT = "must be a string or a list of content parts"
 Content = Annotated[
     Annotated[str, Tag("~string")] | Annotated[list[ContentPart], Tag("~parts")] | Annotated[None, Tag("~null")],

@@ -42,11 +42,12 @@ def _parts(
         return (TextPart(content),)
     if not content:  # an assistant's
         return (TextPart(""),)
-    return tuple(_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
+    return tuple(to_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
 
 
-def _part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
-    """An image's own number of pixels goes before the request's, and both before what `detail` stands for."""
+def to_part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
+    """param: where it stands in what was sent. An image's own number of pixels goes before the request's, and both
+    before what `detail` stands for."""
     if part.text is not None:
         return TextPart(part.text)
     pixels, low = default.max_pixels, part.detail == "low"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +17,9 @@ from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.grammars import GrammarCompiler
 from opsin_server.engine.running.masks import masks_of
+from opsin_server.engine.running.pooling import PooledStates, with_embeddings
 from opsin_server.engine.running.runner import Runner
-from opsin_server.engine.running.sampler import DrawnTokens, draw, needs_tokens, sampling_inputs
+from opsin_server.engine.running.sampler import DrawnTokens, SampledToken, draw, needs_tokens, sampling_inputs
 from opsin_server.engine.running.stopwatch import Stopwatch
 from opsin_server.engine.scheduling.plan import Committed, Plan
 from opsin_server.engine.scheduling.scheduler import Scheduler
@@ -52,19 +53,23 @@ class EngineBroken(RuntimeError):
 @dataclass(frozen=True)
 class LaunchedStep:
     """A step whose results are not known yet. encoding: how long its images take, if it has any. drawn None: no chunk
-    samples."""
+    samples. pooled None: no prompt ends whose states are pooled."""
 
     plan: Plan
     kind: Literal["decode", "prefill"]
     encoding: Stopwatch | None
     drawn: DrawnTokens | None
+    pooled: PooledStates | None = None
 
 
 Images = list[tuple[Sequence, int]]
 
 
-def _why(refused: str) -> str:
-    return NO_GRAMMAR.format(refused) if refused else "the model's logits for this request are no numbers"
+def _why(refused: str, sequence: Sequence) -> str:
+    if refused:
+        return NO_GRAMMAR.format(refused)
+    what = "logits for this request are" if sequence.pooling is None else "embedding for this request is"
+    return f"the model's {what} no numbers"
 
 
 def _error_of(work: Callable[[Images], None], images: Images) -> Exception | None:
@@ -273,7 +278,7 @@ class Engine:
                 clock = self._lap(f"{kind}.encode", clock)
             if not plan.chunks:
                 return None, failed
-            return LaunchedStep(plan, kind, encoding, self._compute(plan, kind, clock)), failed
+            return LaunchedStep(plan, kind, encoding, *self._compute(plan, kind, clock)), failed
         except Exception as error:  # whatever the model raises must not take the other requests down
             return None, failed + self._fail(plan, error)
 
@@ -291,7 +296,7 @@ class Engine:
             return []
         return self._ended(self.scheduler.fail_images(plan, broken.keys()), next(iter(broken.values())))
 
-    def _compute(self, plan: Plan, kind: str, clock: float) -> DrawnTokens | None:
+    def _compute(self, plan: Plan, kind: str, clock: float) -> tuple[DrawnTokens | None, PooledStates | None]:
         runner = self.runner
         batch = build(plan, self.scheduler.blocks.block_size)
         clock = self._lap(f"{kind}.batch", clock)
@@ -300,8 +305,9 @@ class Engine:
         )  # (before the model: it may run behind)
         logits = runner.run(batch)
         clock = self._lap(f"{kind}.model", clock)
+        pooled = None if batch.asked is None else runner.pooled
         if not batch.sampled:
-            return None
+            return None, pooled
         masks = masks_of(batch.sampled, self.grammars.words)  # (while a GPU computes)
         if masks is not None:
             clock = self._lap(f"{kind}.grammar", clock)
@@ -309,7 +315,7 @@ class Engine:
         drawn.refused = {} if masks is None else masks.refused
         runner.drawn = drawn.ids
         self._lap(f"{kind}.sample", clock)
-        return drawn
+        return drawn, pooled
 
     def _commit_launched(self) -> list[Output]:
         step, self._launched = self._launched, None
@@ -318,6 +324,7 @@ class Engine:
         clock = time.perf_counter()
         try:
             drawn = [] if step.drawn is None else step.drawn.read()
+            embeddings = {} if step.pooled is None else step.pooled.read()
             if step.encoding is not None:
                 patches = sum(sequence.items[item].shape[0] for sequence, item in step.plan.encode)
                 self.scheduler.images.pace.observe(patches, step.encoding.seconds())
@@ -325,30 +332,33 @@ class Engine:
             return self._fail(step.plan, error)
         clock = self._lap(f"{step.kind}.sample", clock)
         self._failures = 0
+        if embeddings:
+            drawn = with_embeddings(drawn, step.plan.chunks, embeddings)
         committed = self.scheduler.commit(step.plan, [sampled.token for sampled in drawn])
-        outputs = [self._output(one, drawn[one.row].logprobs, drawn[one.row].refused) for one in committed]
+        outputs = [self._output(one, drawn[one.row], embeddings) for one in committed]
         self._lap(f"{step.kind}.advance", clock)
         return outputs
 
-    def _output(self, committed: Committed, logprobs: Logprobs | None, refused: str) -> Output:
+    def _output(self, committed: Committed, drawn: SampledToken, embeddings: Mapping[str, bytes | None]) -> Output:
         sequence, token, finish = committed.sequence, committed.token, committed.finish
         if finish:
             self._forget(sequence.request_id)
         elif self._held:
             self._release_choices(sequence.request_id)
         if finish == "error":
-            return Output(sequence.request_id, finish=finish, error=_why(committed.why or refused))
-        first, kept = sequence.generated == 1, finish != "stop"
+            return Output(sequence.request_id, finish=finish, error=_why(committed.why or drawn.refused, sequence))
+        first, kept = sequence.generated == 1, finish != "stop" and sequence.pooling is None
         if finish == "complete":
             finish = "stop"
         return Output(
             sequence.request_id,
             (token,) if kept else (),
-            (logprobs,) if logprobs and kept else (),
+            (drawn.logprobs,) if drawn.logprobs and kept else (),
             finish,
             cached_tokens=sequence.cached_tokens if first else 0,
             queue_seconds=(sequence.queue_seconds or 0.0) if first else 0.0,
             adapter_tier=sequence.adapter_tier if first else "",
+            embedding=embeddings.get(sequence.request_id) or b"",
         )
 
     def _fail(self, plan: Plan, error: Exception) -> list[Output]:
@@ -371,8 +381,11 @@ class Engine:
             raise SpecError(f"{message.choices} choices; this engine takes 1 to {MOST_CHOICES}")
         if not self.sequences.keys().isdisjoint(choice_ids(message.request_id, message.choices)):
             raise SpecError(f"request {message.request_id} is already here")
-        if not 0 < total < self.scheduler.limits.max_context:
-            raise SpecError(f"{total} prompt tokens; this engine takes 1 to {self.scheduler.limits.max_context - 1}")
+        most = self.scheduler.limits.max_context - (message.pooling is None)  # (an answer has one token, at least)
+        if not 0 < total <= most:
+            raise SpecError(f"{total} prompt tokens; this engine takes 1 to {most}")
+        if message.pooling is not None and (message.max_tokens, message.choices, message.guided) != (1, 1, None):
+            raise SpecError("a request that is pooled draws no token: there is no grammar, no second choice, no length")
         if arrays.ids.min() < 0 or arrays.ids.max() >= decoder.embeddings:
             raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
         if message.axes != max(1, len(decoder.rope.sections)):

@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from msgspec.structs import replace  # noqa: E402
 
 from opsin_plugins.spec import SpecError  # noqa: E402
+from opsin_server.engine.embedding_engine import EmbeddingEngine  # noqa: E402
 from opsin_server.engine.engine import Engine, EngineBroken  # noqa: E402
 from opsin_server.engine.startup.load import load_engine  # noqa: E402
 from opsin_server.engine.training.jobs import TrainingJobs  # noqa: E402
@@ -112,7 +113,7 @@ class _Reporter:
             self.door.send(Progress(done, total))
 
 
-def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: EngineSocket) -> None:
+def serve(engine: Engine | EmbeddingEngine, training: TrainingJobs, share: TimeShare, door: EngineSocket) -> None:
     """Steps while there is work, trains in between, listens between steps and pieces, and shows that it lives when
     there is neither."""
     said = 0.0
@@ -140,14 +141,14 @@ def serve(engine: Engine, training: TrainingJobs, share: TimeShare, door: Engine
             _run(training, share, piece)
 
 
-def _stats(engine: Engine, share: TimeShare) -> Stats:
+def _stats(engine: Engine | EmbeddingEngine, share: TimeShare) -> Stats:
     stats = engine.stats()
     if not share.pieces:
         return stats
     return replace(stats, training_seconds=share.seconds, training_pieces=dict(share.pieces))
 
 
-def _patience(engine: Engine, training: TrainingJobs) -> float:
+def _patience(engine: Engine | EmbeddingEngine, training: TrainingJobs) -> float:
     """Seconds to wait for a message."""
     if engine.busy or training.next_piece() is not None:
         return 0
@@ -178,13 +179,15 @@ def _unreadable(error: Unreadable) -> list[Output]:
     return [] if error.request_id is None else [_refusal(error.request_id, "the engine could not read this request")]
 
 
-def _handle(engine: Engine, training: TrainingJobs, message: ToEngine, frames: Sequence[bytes]) -> list[Output]:
+def _handle(
+    engine: Engine | EmbeddingEngine, training: TrainingJobs, message: ToEngine, frames: Sequence[bytes]
+) -> list[Output]:
     """What is refused at once."""
     if isinstance(message, ToTraining):
         training.take(message, frames)
     if isinstance(message, Submit):
         return _submit(engine, message, frames)
-    if isinstance(message, Vocabulary):
+    if isinstance(message, Vocabulary) and isinstance(engine, Engine):
         _learn(engine, message, frames)
     if isinstance(message, KeepAdapters):
         engine.keep_adapters(message.adapters)
@@ -194,7 +197,7 @@ def _handle(engine: Engine, training: TrainingJobs, message: ToEngine, frames: S
     return []
 
 
-def _submit(engine: Engine, message: Submit, frames: Sequence[bytes]) -> list[Output]:
+def _submit(engine: Engine | EmbeddingEngine, message: Submit, frames: Sequence[bytes]) -> list[Output]:
     """Whatever is wrong with a request ends that one. (It is refused whole: the engine keeps nothing of it.)"""
     try:
         engine.submit(message, arrays_from(message, frames))

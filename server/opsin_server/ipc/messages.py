@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -42,6 +42,15 @@ class Sampling(msgspec.Struct, frozen=True):
         return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1 or self.logit_bias)
 
 
+class Pooling(msgspec.Struct, frozen=True):
+    """How the states of a prompt's tokens, after the last norm, become one vector. "last", "cls": the last token's, the
+    first one's; "mean": of all. A dual encoder pools as it was trained, whatever is said here. normalized: to length
+    1."""
+
+    kind: Literal["last", "mean", "cls"] = "last"
+    normalized: bool = True
+
+
 class AdapterRef(msgspec.Struct, frozen=True):
     """An adapter by its content: SHA-256 of the file at `path`. The engine reads it when a request first names it, and
     keeps it as long as it has room; nothing has to be said before, or again after it was restarted."""
@@ -64,6 +73,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     adapter: AdapterRef | None = None  # None: the base model
     guided: str | None = None  # a grammar in llguidance's form, to which the answer is held
     min_tokens: int = 0  # before which no end is drawn, unless nothing else may be
+    pooling: Pooling | None = None  # the request ends with this, and no token is drawn; max_tokens is 1 then
     choices: int = 1  # answers to the prompt, each a request of its own from here on: see `choice_ids`
 
 
@@ -169,7 +179,8 @@ class Estimate(msgspec.Struct, frozen=True, tag=True):
     kv_per_1000: keys and values of 1,000 tokens. image_tokens, image_bytes: visual tokens of the largest image, and
     what they take while a request has it. encoder_peak: activations while that image is encoded, about. context,
     images: the tokens that fit, and how many of the largest images. refusal: why it does not serve; empty when it does,
-    and then there is a ledger. training: where it was asked for.
+    and then there is a ledger. training: where it was asked for. dimensions: of a dual encoder's embeddings, which has
+    no keys and values; 0: of no other.
     """
 
     family: str
@@ -189,6 +200,7 @@ class Estimate(msgspec.Struct, frozen=True, tag=True):
     refusal: str = ""
     ledger: MemoryLedger | None = None
     training: TrainingEstimate | None = None
+    dimensions: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -227,6 +239,7 @@ class Output(msgspec.Struct, frozen=True):
     cached_tokens: int = 0  # prompt tokens whose keys and values were found in the prefix cache
     queue_seconds: float = 0.0
     adapter_tier: str = ""  # where the request's adapter was found when it came: "slot", "host" or "disk"
+    embedding: bytes = b""  # F32, little-endian: of a request with `pooling`, which ends with it
 
 
 class AdapterLoad(msgspec.Struct, frozen=True):

@@ -67,4 +67,5 @@ def merge(outputs: list[Output]) -> Output:
         max(o.cached_tokens for o in outputs),
         max(o.queue_seconds for o in outputs),
         first.adapter_tier,
+        last.embedding,
     )

@@ -112,6 +112,18 @@ class PromptEncoder:
         """
         return self._prompt(self.text_ids(messages, continue_final, options), messages, images)
 
+    def of_ids(self, ids: Sequence[int], param: str) -> Prompt:
+        """A prompt of ids that no template has written, without pictures. Raises BadRequest."""
+        if not ids:
+            raise BadRequest("this text has no tokens", param=param)
+        if (largest := max(ids)) >= self.spec.decoder.embeddings:
+            count = self.spec.decoder.embeddings
+            raise BadRequest(f"there is no token {largest}; this model's are 0 to {count - 1}", param=param)
+        try:
+            return self._prompt(ids, (), ())
+        except BadRequest as error:
+            raise BadRequest(error.message, param=param) from error
+
     def encode_labelled(
         self, messages: Sequence[Message], images: Sequence[U8], learned: Sequence[bool], everything: bool = False
     ) -> Labelled:

@@ -69,7 +69,7 @@ class ConversationEncoder:
         """
         _check_unicode(messages)
         messages, options = self._with_tools(messages, options)
-        self._check(_shape(messages), continue_final, options.shape())
+        self._check(_shape(messages), continue_final or not options.generation_prompt, options.shape())
         rendered = self._render(messages, continue_final, options)
         own, typed = runs(rendered)
         ids = self._tokenizer.encode_around(*self._cut_out(rendered, own, typed))
@@ -121,7 +121,7 @@ class ConversationEncoder:
     def _render(self, messages: Sequence[Message], continue_final: bool, options: PromptOptions) -> str:
         given = options.for_template()
         if not continue_final:
-            return self._template.render(messages, variables=given)
+            return self._template.render(messages, options.generation_prompt, given)
         ending = Ending(messages)
         return ending.cut(self._template.render(ending.messages, generation_prompt=False, variables=given))
 

@@ -13,10 +13,11 @@ SOME_TOOL = json.dumps({"type": "function", "function": {"name": "x", "descripti
 @dataclass(frozen=True)
 class PromptOptions:
     """tools: in OpenAI's form, each as JSON. variables: of the chat template, by name, which may hold numbers, strings
-    and truths."""
+    and truths. generation_prompt: whether the head of an answer stands at the end, unless one is continued."""
 
     tools: tuple[str, ...] = ()
     variables: tuple[tuple[str, Any], ...] = ()
+    generation_prompt: bool = True
 
     def for_template(self) -> Mapping[str, Any]:
         """What the template is given. (It must not change what another render is given.)"""

@@ -24,7 +24,7 @@ class Tokenizer:
     special tokens are not among them: they are spelling, not markers.
     marker_ids: the ids of these strings, but for the unknown token, which is how a vocabulary writes what it lacks.
     names: bos_token, eos_token and so on, as chat templates call them.
-    opening: ids that the tokenizer itself puts in front of a prompt (BOS in many Llamas).
+    opening, closing: ids that the tokenizer itself puts in front of a prompt (BOS in many Llamas) and behind it.
     byte_ids: byte-fallback tokens, whose text depends on their neighbours.
     drops_first_blank: whether the blank that a word's token brings is no part of a text that begins with it.
     """
@@ -57,7 +57,7 @@ class Tokenizer:
         self.byte_level = pieces.is_byte_level(document.get("decoder"))
         self.byte_ids = frozenset(_fallback_ids(document, backend))
         self._backend = backend
-        self.opening = self._opening()
+        self.opening, self.closing = self._ends()
         self.drops_first_blank = not self.byte_level and self._drops_first_blank()
         # A token that no text holds, to encode text around a gap as if a special token stood there.
         self._cut = f"\ue000{secrets.token_hex(16)}\ue001"
@@ -148,10 +148,10 @@ class Tokenizer:
         word = next(words, None)
         return word is not None and not self._backend.decode([word]).startswith(" ")
 
-    def _opening(self) -> list[int]:
+    def _ends(self) -> tuple[list[int], list[int]]:
         bare, dressed = (self._backend.encode("0", add_special_tokens=add).ids for add in (False, True))
         at = next((i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare), 0)
-        return dressed[:at]
+        return dressed[:at], dressed[at + len(bare) :]
 
 
 def _fallback_ids(document: Json, backend: Backend) -> Iterable[int]:

@@ -14,7 +14,9 @@ import numpy as np
 
 from opsin_plugins.spec import Span, VisualItem
 from opsin_server.errors import BadRequest
+from opsin_server.ipc.messages import Pooling
 from opsin_server.text.conversation import ImagePart, Message
+from opsin_server.text.embedding_input import EmbeddingFacts, EmbeddingInput, EmbeddingPrompt
 from opsin_server.text.encode_prompt import Prompt
 from opsin_server.text.token_bytes import BYTE_OF
 from opsin_server.text.tokenizer import Tokenizer
@@ -81,3 +83,15 @@ class FakeEncoder:
         items = tuple(VisualItem(i.reshape(1, -1), (1, 1, 1), IMAGE_TOKENS, bytes(32)) for i in images)
         array = np.array(ids, np.int32)
         return Prompt(array, np.arange(len(ids), dtype=np.int32)[None], 0, tuple(spans), items)
+
+
+class FakeEmbedder:
+    """Of a model that is asked for no embeddings."""
+
+    facts = EmbeddingFacts(8, Pooling(), frozenset(), ("text", "image"))
+
+    def check(self, what: EmbeddingInput) -> None:
+        raise BadRequest("no embeddings here")
+
+    def encode(self, *given: Any) -> EmbeddingPrompt:
+        raise BadRequest("no embeddings here")

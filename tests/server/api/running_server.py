@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import openai
 import uvloop
-from fake_encoder import FakeEncoder
+from fake_encoder import FakeEmbedder, FakeEncoder
 from fake_engine import FakeEngine
 
 from opsin_server.api.app import create_app
@@ -58,6 +58,7 @@ class RunningServer:
             webhooks or Refusing(),
             Metrics(),
             lambda: self.digest,
+            embedder=FakeEmbedder(),
         )
         self.loop = uvloop.new_event_loop()
         self.url = ""

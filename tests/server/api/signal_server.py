@@ -1,7 +1,7 @@
 """A server in a process of its own, which prints its URL: for tests that send signals."""
 
 import uvloop
-from fake_encoder import FakeEncoder
+from fake_encoder import FakeEmbedder, FakeEncoder
 from fake_engine import FakeEngine, Script
 from running_server import NAMES, config
 
@@ -27,6 +27,7 @@ async def main() -> None:
         Refusing(),  # type: ignore[arg-type]
         Refusing(),  # type: ignore[arg-type]
         Metrics(),
+        embedder=FakeEmbedder(),
     )
     listeners = bind(addresses(config().host), config().port)
     await Server(app, config(), listeners, lambda url: print(url, flush=True)).serve_until_stopped()

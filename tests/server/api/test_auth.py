@@ -72,8 +72,16 @@ def status(server: RunningServer, method: str, path: str, host: str = "x", heade
 
 def test_all_routes_are_enumerated(guarded: RunningServer) -> None:
     paths = {path for _, path in routes(guarded)}
-    assert {"/v1/chat/completions", "/chat/completions", "/v1/models", "/metrics", "/version", *OPEN} <= paths
-    assert len(paths) == 86
+    assert {
+        "/v1/chat/completions",
+        "/chat/completions",
+        "/v1/embeddings",
+        "/v1/models",
+        "/metrics",
+        "/version",
+        *OPEN,
+    } <= paths
+    assert len(paths) == 89
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -72,7 +72,7 @@ def test_models_and_version(start: Any) -> None:
     engine.state = "ready"
     about = server.client().models.retrieve(second.id).model_extra
     assert about is not None
-    assert about.pop("opsin").keys() == {"dtype", "weights"}
+    assert about.pop("opsin").keys() == {"dtype", "weights", "tasks", "embeddings"}
     assert about == {"root": second.id, "parent": None, "max_model_len": 1000}
     said = json.loads(get(server, "/version")[2])
     assert said["fingerprint"] == "v1-test"

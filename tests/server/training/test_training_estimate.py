@@ -9,6 +9,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from opsin_plugins.loading.open_model import open_model
 from opsin_server.config import EngineConfig
 from opsin_server.engine.startup import training_estimate
 from opsin_server.engine.startup.check_directory import check_directory
@@ -35,7 +36,8 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> EngineConfig:
 
 
 def test_without_memory_the_same_is_counted(config: EngineConfig) -> None:
-    inspected = examine(config, torch.device("cpu"), FREE)
+    opened = open_model(Path(config.model), options=config.family_options())
+    inspected = examine(opened, config, torch.device("cpu"))
     item = largest_image(inspected.architecture, inspected.spec, 64)
     sketch = training_estimate._Sketch(inspected)
     assert sketch.count(item) == (said := sketch.count(item))

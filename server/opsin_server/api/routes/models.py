@@ -44,7 +44,7 @@ async def delete_model(name: str, services: ServicesDep) -> dict[str, Any]:
 def described(name: str, services: Services) -> dict[str, Any]:
     """OpenAI's fields, and as vLLM has them `max_model_len`, null while the model loads, and for adapters and aliases
     `parent` (what it stands upon) and `root` (the content of the version that answers now). `opsin`: in what the base's
-    weights are stored and computed, null while it loads. Raises NotFound."""
+    weights are stored and computed, and what it can be asked for, null while it loads. Raises NotFound."""
     version = services.adapters.catalogue.find(name)
     ready, alias = services.engine.ready, services.adapters.catalogue.snapshot.aliases.get(name)
     parent = None if version is None else services.names[0]
@@ -58,5 +58,15 @@ def described(name: str, services: Services) -> dict[str, Any]:
         "root": name if version is None else f"sha256:{version.facts.digest}",
         "parent": parent,
         "max_model_len": ready.max_context if ready is not None else None,
-        "opsin": None if ready is None else {"dtype": ready.dtype, "weights": dict(ready.stored)},
+        "opsin": None
+        if ready is None
+        else {"dtype": ready.dtype, "weights": dict(ready.stored), **_abilities(services)},
     }
+
+
+def _abilities(services: Services) -> dict[str, Any]:
+    """What it can be asked for, and what its embeddings are."""
+    about = services.embedder.facts
+    tasks = ["embeddings"] if services.chat_encoder is None else ["chat", "embeddings"]
+    embeddings = {"dimensions": about.dimensions, "inputs": list(about.inputs), "normalized": about.pooling.normalized}
+    return {"tasks": tasks, "embeddings": embeddings}

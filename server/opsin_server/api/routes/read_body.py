@@ -79,10 +79,10 @@ def _too_large(limit: int, size: str, option: str) -> TooLarge:
     return TooLarge(f"The body has {size} bytes; the limit is {limit} bytes ({option})")
 
 
-def parse(model: type[Model], body: bytes | bytearray) -> Model:
-    """Raises BadRequest in the words of the first error."""
-    if len(body) > SMALL and sum(map(body.count, (b",", b"[", b"{"))) > MAX_SEPARATORS:
-        raise BadRequest(f"The body has more than {MAX_SEPARATORS} commas and brackets")
+def parse(model: type[Model], body: bytes | bytearray, separators: int = MAX_SEPARATORS) -> Model:
+    """Raises BadRequest in the words of the first error. separators: commas and brackets, at most."""
+    if len(body) > SMALL and sum(map(body.count, (b",", b"[", b"{"))) > separators:
+        raise BadRequest(f"The body has more than {separators} commas and brackets")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -91,16 +91,16 @@ def parse(model: type[Model], body: bytes | bytearray) -> Model:
 
 
 async def _chat_body(request: Request) -> ChatRequest:
-    return parse(ChatRequest, await _open_body(request))
+    return parse(ChatRequest, await open_body(request))
 
 
 async def _deployment_body(request: Request) -> ChatRequest:
     """With the model that the address names."""
-    body = parse(DeploymentRequest, await _open_body(request))
+    body = parse(DeploymentRequest, await open_body(request))
     return body.model_copy(update={"model": request.path_params["name"]})
 
 
-async def _open_body(request: Request) -> bytearray:
+async def open_body(request: Request) -> bytearray:
     """Raises Unavailable before a byte of the body is read, if no work is taken."""
     services = await services_of(request)  # not a dependency of its own: FastAPI takes 0.1 ms to solve one
     services.check_open()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions, StreamOptions
+from opsin_server.api.schemas.embedding_request import EmbeddingRequest
 from opsin_server.api.schemas.structured_outputs import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from opsin_server.api.schemas.tools import FunctionDefinition, NamedChoice, NamedFunction, Tool
 from opsin_server.chat.fields import Neutral, Unread, shown
@@ -23,7 +24,8 @@ from opsin_server.chat.messages import CalledFunction, ChatMessage, ContentPart,
 
 HEAD = """# Fields of a chat request
 
-What `POST /v1/chat/completions` does with each field that it knows. The list is written from the request's own model
+What `POST /v1/chat/completions` does with each field that it knows, and at the end `POST /v1/embeddings`. The list is
+written from the requests' own models
 (`.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md`); a test keeps the two equal.
 
 A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it is
@@ -51,6 +53,10 @@ SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
     ),
     ImageURL: ("`image_url`", ""),
     FilePart: ("`file`", ""),
+    EmbeddingRequest: (
+        "An embeddings request",
+        "The body of `POST /v1/embeddings` ([all of it](embeddings.md)). Of `input` and `messages` one is given.",
+    ),
 }
 TYPES = {str: "string", int: "whole number", float: "number", bool: "true or false", dict: "object"}
 

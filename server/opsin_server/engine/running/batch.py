@@ -18,6 +18,7 @@ from opsin_plugins.blocks.inputs import (
     token_ids,
     visual_places,
 )
+from opsin_server.engine.running.pooling import AskedRows, asked_rows
 from opsin_server.engine.scheduling.plan import Chunk, Plan
 
 
@@ -27,7 +28,7 @@ class Batch:
     draw a token, for `sampled` in the same order; None: every row does, in order (a pure decode step).
 
     carried: (rows I64, which tokens of the step before I64): ids that are still on the device. visual: where visual
-    tokens stand in the chunks.
+    tokens stand in the chunks. asked: where something is pooled; `wanted` are its rows then.
     """
 
     numbers: Tensor
@@ -38,6 +39,7 @@ class Batch:
     visual: list[VisualPlaces]
     chunks: list[Chunk]
     carried: tuple[Tensor, Tensor] | None = None
+    asked: AskedRows | None = None
 
     @property
     def has_adapters(self) -> bool:
@@ -54,15 +56,17 @@ def build(plan: Plan, block_size: int) -> Batch:
         block_table=block_table(chunks, block_size),
         slots=numbers[1],
     )
-    sampled = [c for c in chunks if c.samples]
+    sampled = [c for c in chunks if c.samples and c.sequence.pooling is None]
     carried = _carried(chunks)
     for place, chunk in enumerate(sampled):
         chunk.sequence.drawn_at = place
-    wanted = None
-    if len(sampled) < len(numbers[0]):
+    wanted, asked = None, asked_rows(chunks)
+    if asked is not None:
+        wanted = torch.tensor(asked.rows, dtype=torch.int64)
+    elif len(sampled) < len(numbers[0]):
         last = np.cumsum([c.length for c in chunks]) - 1
         wanted = torch.tensor([int(row) for row, c in zip(last, chunks, strict=True) if c.samples], dtype=torch.int64)
-    return Batch(numbers, places, layout, wanted, sampled, visual_places(chunks), chunks, carried)
+    return Batch(numbers, places, layout, wanted, sampled, visual_places(chunks), chunks, carried, asked)
 
 
 def _carried(chunks: Seq[Chunk]) -> tuple[Tensor, Tensor] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,9 @@ from opsin_plugins.blocks.slot_lora import Run, SlotLora
 from opsin_plugins.spec import DecoderSpec, ModelSpec
 from opsin_server.engine.running.batch import Batch
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
+from opsin_server.engine.running.pooling import PooledStates, pooled_states
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
+from opsin_server.engine.scheduling.plan import Chunk
 from opsin_server.engine.scheduling.sequence import Sequence
 
 ALIGNMENT = 64  # bytes
@@ -86,6 +89,7 @@ class Runner:
         self.model, self.pool, self.cache, self.device, self.graphs = model, pool, cache, device, graphs
         self.visual_pool, self.adapters = visual_pool, adapters
         self.drawn: Tensor | None = None  # I64 [M], the tokens of the last step that drew some, on the device
+        self.pooled: PooledStates | None = None  # of the last step
 
     @property
     def cross_kv(self) -> list[Tensor]:
@@ -122,7 +126,7 @@ class Runner:
         return slots
 
     def run(self, batch: Batch) -> Tensor:
-        """Logits [M, vocab] of the rows that draw a token, valid until the next step."""
+        """Logits [M, vocab] of the rows that draw a token, valid until the next step. What is pooled is in `pooled`."""
         lora = self._lora((chunk.sequence.adapter_slot, chunk.length) for chunk in batch.chunks)
         cross = self._cross_inputs(batch, lora) if self.cross_kv else None
         if self.graphs is not None and self.graphs.can_replay(batch, cross):
@@ -134,7 +138,12 @@ class Runner:
             rows, places = (moved(x, self.device) for x in batch.carried)
             ids[rows] = self.drawn[places]
         states = self.model(ids, inputs, self.pool, self._visual(batch))
-        return self.model.logits(states, inputs.output_lora)
+        self.pooled, asked = None, batch.asked
+        if asked is None:
+            return self.model.logits(states, inputs.output_lora)
+        self.pooled = pooled_states(states, asked, self.model.decoder.norm)
+        drawn = states.index_select(0, on_device(asked.drawn, torch.int64, self.device))
+        return self.model.logits(drawn, None if lora is None else lora.resized(_drawn(batch.chunks)))
 
     def _inputs(self, batch: Batch, numbers: Tensor, lora: Lora | None, cross: CrossInputs | None) -> ModelInputs:
         decoder, host = self.model.spec.decoder, batch.layout
@@ -149,7 +158,7 @@ class Runner:
             cross=cross,
             frequencies=None if frequencies is None else moved(frequencies, self.device),
             wanted=None if batch.wanted is None else moved(batch.wanted, self.device),
-            lora_of_wanted=None if lora is None else lora.resized([int(chunk.samples) for chunk in batch.chunks]),
+            lora_of_wanted=None if lora is None else lora.resized(_counts(batch)),
         )
 
     def _lora(self, rows: Iterable[tuple[int, int]]) -> Lora | None:
@@ -183,3 +192,13 @@ class Runner:
         """What the pictures that are kept take."""
         pool = sum(layer.nbytes for layer in self.visual_pool)
         return pool // max(1, self.cache.total) * self.cache.used
+
+
+def _drawn(chunks: Seq[Chunk]) -> list[int]:
+    """Rows of each chunk that draw a token."""
+    return [int(chunk.samples and chunk.sequence.pooling is None) for chunk in chunks]
+
+
+def _counts(batch: Batch) -> list[int]:
+    """Rows of each chunk that are wanted."""
+    return _drawn(batch.chunks) if batch.asked is None else batch.asked.counts

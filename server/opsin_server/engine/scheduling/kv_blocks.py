@@ -52,7 +52,7 @@ class BlockManager:
         since a step must have a row to draw the next token from."""
         assert not sequence.blocks
         assert sequence.computed == 0
-        if not self.prefix_cache:
+        if not (self.prefix_cache and sequence.takes_prefixes):
             return
         for index in range((len(sequence.tokens) - 1) // self.block_size):
             block = self._by_digest.get(sequence.digest(index, self.block_size))
@@ -64,7 +64,7 @@ class BlockManager:
 
     def count(self, sequence: Sequence) -> None:
         """A prompt that was admitted: once, however often it had to be looked up before there was room."""
-        if self.prefix_cache:
+        if self.prefix_cache and sequence.takes_prefixes:
             self.queries += sequence.prompt_length
             self.hits += sequence.cached_tokens
 

@@ -18,6 +18,7 @@ from opsin_server.ipc.item import Item
 from opsin_server.ipc.messages import (
     AdapterRef,
     Arrays,
+    Pooling,
     Sampling,
     Submit,
 )
@@ -61,8 +62,9 @@ class Sequence:
     have not come yet. `computed` have their keys and values in `blocks`, or will have them by launched steps, of which
     `in_flight` are not committed.
 
-    salt: its tenant's part of every cache key. visual_keys: of each item, what is kept of it is found under; empty as
-    long as it is not known what the adapter changes."""
+    pooling: it ends with its prompt, whose states are pooled; what is pooled so far is in `pooled`, for `running` alone
+    to read. salt: its tenant's part of every cache key. visual_keys: of each item, what is kept of it is found under;
+    empty as long as it is not known what the adapter changes."""
 
     request_id: str
     tokens: list[int]
@@ -87,6 +89,8 @@ class Sequence:
     adapter: AdapterRef | None = None
     adapter_slot: int = 0  # while it is running; 0: the base model
     adapter_tier: str = ""  # where its adapter was found when it came: "slot", "host" or "disk"
+    pooling: Pooling | None = None
+    pooled: object = None
     visual_keys: Seq[bytes] = ()
     status: SequenceStatus = SequenceStatus.WAITING
     computed: int = 0
@@ -129,6 +133,7 @@ class Sequence:
             cache_root=root.digest(),
             salt=message.salt,
             adapter=message.adapter,
+            pooling=message.pooling,
             visual_keys=() if message.adapter is not None else visual_keys(message.items, message.salt, b""),
             encoder_inputs=_encoder_inputs(message),
             visible=message.visible,
@@ -139,6 +144,11 @@ class Sequence:
     def __post_init__(self) -> None:
         stops = [need.stop for need in self.encoder_inputs]
         self.needs_images_until = sys.maxsize if None in stops else max((s for s in stops if s is not None), default=0)
+
+    @property
+    def takes_prefixes(self) -> bool:
+        """Whether it may begin behind cached blocks: not where states of the tokens in them are pooled."""
+        return self.pooling is None or self.pooling.kind == "last"
 
     @property
     def length(self) -> int:

@@ -39,12 +39,17 @@ def encode_bytes(spec: ModelSpec, image: VisualItem, item: int) -> int:
     """Of one image on its way through tower and projector: their widest point, and its pixels."""
     assert spec.vision is not None
     assert spec.projector is not None
+    values = max(tower_values(spec.vision, image), _projector_values(spec.projector, image))
+    return pixel_bytes(spec.vision, image, item) + item * values
+
+
+def pixel_bytes(vision: TowerSpec, image: VisualItem, item: int) -> int:
+    """Of its patches, as they come and normalised."""
     frames, rows, columns = image.grid
-    pixels = frames * rows * columns * spec.vision.patch_dim * (1 + 2 * FLOAT + item)
-    return pixels + item * max(_tower_values(spec.vision, image), _projector_values(spec.projector, image))
+    return frames * rows * columns * vision.patch_dim * (1 + 2 * FLOAT + item)
 
 
-def _tower_values(vision: TowerSpec, image: VisualItem) -> int:
+def tower_values(vision: TowerSpec, image: VisualItem) -> int:
     """The wider of attention (its input, q, k and v, two of them turned, its output) and MLP (its input and two or
     three times its hidden width), with the taps."""
     frames, rows, columns = image.grid

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from opsin_plugins.blocks.stored_bytes import stored_bytes
 from opsin_plugins.blocks.weight_format import Dense
 from opsin_plugins.blocks.weight_policy import Segments, WeightPolicy, declared_forms, published_halves
 from opsin_plugins.loading.linears import linears_of
-from opsin_plugins.loading.open_model import open_model
+from opsin_plugins.loading.open_model import OpenModel
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.loading.weight_matching import assign
 from opsin_plugins.spec import (
@@ -89,9 +88,8 @@ def policy_of(
     return WeightPolicy(config.quantization, config.quantize_vision, halves=halves, activations=activations)
 
 
-def examine(config: EngineConfig, device: torch.device, free: int) -> InspectedCheckpoint:
-    """Raises ConfigError or SpecError, with a sentence for the operator. free: bytes on the device."""
-    opened = open_model(Path(config.model), config.plugins, config.family_options(), config.tower_file())
+def examine(opened: OpenModel, config: EngineConfig, device: torch.device) -> InspectedCheckpoint:
+    """Raises ConfigError or SpecError, with a sentence for the operator."""
     registry, files, architecture, spec = opened.registry, opened.files, opened.architecture, opened.spec
     dtype = choose_dtype(config.dtype, device, files)
     sketch = build_model(spec, registry, device="meta", dtype=dtype)

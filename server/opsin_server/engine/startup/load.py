@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,13 +12,16 @@ from opsin_kernels.dispatch import implementation
 from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.model import build_model
 from opsin_plugins.loading.lora_targets import LoraTargets
+from opsin_plugins.loading.open_served import OpenDualEncoder, open_served
 from opsin_plugins.loading.published_projector import PublishedProjector, published_projector
 from opsin_plugins.spec import SpecError
 from opsin_server.config import EngineConfig
+from opsin_server.engine.embedding_engine import EmbeddingEngine
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.device import choose_device, free_bytes, kernels_on, warn_without_c
 from opsin_server.engine.startup.inspect_checkpoint import InspectedCheckpoint, estimate, examine
+from opsin_server.engine.startup.load_dual_encoder import load_dual_encoder, plan_dual_encoder
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.training_warmup import warm_training
 from opsin_server.engine.startup.warmup import warmup
@@ -29,11 +33,11 @@ from opsin_server.served_name import model_name
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """ready: what the API process hears of it. base: the same model, to train over."""
+    """ready: what the API process hears of it. base: the same model, to train over; None: it is not trained."""
 
-    engine: Engine
+    engine: Engine | EmbeddingEngine
     ready: Ready
-    base: TrainedModel
+    base: TrainedModel | None
 
 
 def load_engine(
@@ -49,20 +53,35 @@ def load_engine(
         torch.cuda.set_device(device)
     warn_without_c(device)
     free = free_bytes(device)
-    inspected = examine(config, device, free)
-    said, resolved = estimate(inspected, config, device, free)
-    if resolved is None:
-        raise ConfigError(said.refusal)
+    said, load = _planned(config, device, free, progress)
     tell(said)
     try:
-        return _allocated(config, inspected, resolved, said, progress)
+        return load()
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
             raise
+        counted = 0 if said.ledger is None else said.ledger.reserved
         raise ConfigError(
-            f"{resolved.memory.reserved:,} bytes were counted and {free:,} were free on {device.type}, but no more "
-            f"could be allocated: {str(error).splitlines()[0]}"
+            f"{counted:,} bytes were counted and {free:,} were free on {device.type}, but no more could be allocated: "
+            f"{str(error).splitlines()[0]}"
         ) from error
+
+
+def _planned(
+    config: EngineConfig, device: torch.device, free: int, progress: Callable[[int, int], None]
+) -> tuple[Estimate, Callable[[], LoadedEngine]]:
+    """What the model takes, and what loads it. Raises ConfigError where it does not fit."""
+    opened = open_served(Path(config.model), config.plugins, config.family_options(), config.tower_file())
+    if isinstance(opened, OpenDualEncoder):
+        planned = plan_dual_encoder(opened, config, device, free)
+        if planned.said.ledger is None:
+            raise ConfigError(planned.said.refusal)
+        return planned.said, lambda: LoadedEngine(*load_dual_encoder(planned, config, device, progress), None)
+    inspected = examine(opened, config, device)
+    said, resolved = estimate(inspected, config, device, free)
+    if resolved is None:
+        raise ConfigError(said.refusal)
+    return said, lambda: _allocated(config, inspected, resolved, said, progress)
 
 
 def _lacks_memory(error: Exception) -> bool:

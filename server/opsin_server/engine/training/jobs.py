@@ -47,12 +47,12 @@ class _Job:
 class TrainingJobs:
     def __init__(
         self,
-        base: TrainedModel,
+        base: TrainedModel | None,
         send: Callable[[FromTraining], None],
         memory: int,
         most: int,
     ) -> None:
-        """memory: bytes that training has. most: runs at the same time."""
+        """base: None: of a model that is not trained. memory: bytes that training has. most: runs at the same time."""
         self._base, self._send, self._memory, self._most = base, send, MemoryPool(memory, most), most
         self._jobs: deque[_Job] = deque()
         self._visual_tokens: list[TensorStore] = []  # of all runs, each of which may take from the others
@@ -125,6 +125,8 @@ class TrainingJobs:
     def _start(self, message: StartTraining) -> None:
         if self._job(message.job_id) is not None:
             raise ValueError(f"{message.job_id} runs already")
+        if self._base is None:
+            raise ValueError("this model makes embeddings alone: it is not trained here")
         if not self._memory.total:
             raise ValueError("this server has no memory for training (--train-memory)")
         if len(self._jobs) >= self._most:
