@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 BASE, MODEL = "http://127.0.0.1:8000/v1", "opsin-mini"
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
-QUESTIONS = {"alone": None, "shape": "What shape is this?", "color": "What color is it?"}
+QUESTIONS = (None, "What shape is this?", "What color is it?")
 SIDE, STREAMS, TOGETHER, FOUND = 160, 8, 16, 3
 
 Drawn = tuple[str, str]
@@ -97,7 +97,7 @@ def main() -> None:
     names: list[Drawn] = [(shape, colour) for shape in SHAPES for colour in COLOURS]
     kept, wanted = ([draw(*name, rng) for name in names] for _ in range(2))
     print(f"{len(kept)} pictures are kept, {len(wanted)} others are looked for; the {FOUND} nearest have")
-    for title, question in QUESTIONS.items():
+    for question in QUESTIONS:
         ours, theirs = (
             alone(client, some) if question is None else asked(client, some, question) for some in (kept, wanted)
         )

@@ -142,7 +142,8 @@ def test_entry_points_are_those_of_the_project(tmp_path: Path) -> None:
         (p.group, p.name, p.value) for p in Distribution.from_name("opsin").entry_points if p.group != "console_scripts"
     }
     assert written == {point for point in installed if point[0].startswith("opsin.")}
-    assert {group for group, _, _ in written} == {"opsin.architectures", "opsin.vision_encoders", "opsin.fusions"}
+    groups = ("architectures", "vision_encoders", "fusions", "dual_encoders")
+    assert {group for group, _, _ in written} == {f"opsin.{group}" for group in groups}
 
 
 def test_greedy_requests_are_answered_to_their_last_token(made: RandomModel) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from opsin_server.errors import ConfigError
 from support import tiny_dual
 from support.local_server import MODEL, LocalServer
 from support.served import Served
-from support.talk import MODEL_NAME, SAMPLES, data_url, text_part, user
+from support.talk import MINI, MODEL_NAME, SAMPLES, data_url, text_part, user
 
-TEXTS = ["a photo of a cat", "dog", "  Two   DOGS"]
+TEXTS = ["a photo of a cat", "dog", "Two, DOGS!"]
 FILES = ["red_circle.png", "cat.png", "square_and_star.png"]
 
 
@@ -37,9 +39,16 @@ def pictures() -> list[Image.Image]:
     return [*drawn, Image.open(SAMPLES / FILES[0]).convert("RGB")]
 
 
+PROCESSORS = {
+    "clip": hf.CLIPImageProcessorPil,
+    "siglip": hf.SiglipImageProcessorPil,
+    "siglip2": hf.Siglip2ImageProcessorPil,
+}
+
+
 class Pair:
     def __init__(self, kind: str, folder: Path) -> None:
-        self.theirs = {"clip": tiny_dual.clip, "siglip": tiny_dual.siglip}[kind]()
+        self.theirs, self.kind = getattr(tiny_dual, kind)(), kind
         self.directory, self.is_clip = tiny_dual.save(self.theirs, folder / kind), kind == "clip"
         self.server = LocalServer(self.directory)
 
@@ -47,7 +56,8 @@ class Pair:
         """As the checkpoint's own tokenizer has them, where the text holds no special token."""
         if self.is_clip:
             return tiny_dual.clip_tokenizer().encode(text).ids
-        ids = tiny_dual.siglip_tokenizer().encode(text.lower()).ids
+        cleaned = text.lower().replace(",", "").replace("!", "") if self.kind == "siglip" else text.lower()
+        ids = tiny_dual.siglip_tokenizer().encode(" ".join(cleaned.split()) if self.kind == "siglip" else cleaned).ids
         return ids + [0] * (12 - len(ids))
 
     def of_ids(self, ids: list[int]) -> np.ndarray:
@@ -55,15 +65,14 @@ class Pair:
         return F.normalize(found, dim=-1)[0].numpy()
 
     def of_picture(self, picture: Image.Image) -> np.ndarray:
-        kind = hf.CLIPImageProcessorPil if self.is_clip else hf.SiglipImageProcessorPil
-        prepared = kind.from_pretrained(self.directory)(images=[picture], return_tensors="pt")
+        prepared = PROCESSORS[self.kind].from_pretrained(self.directory)(images=[picture], return_tensors="pt")
         return F.normalize(self.theirs.get_image_features(**prepared).pooler_output, dim=-1)[0].numpy()
 
     def ask(self, **body: Any) -> httpx.Response:
         return self.server.post("/v1/embeddings", {"model": MODEL, **body})
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
+@pytest.fixture(scope="module", params=["clip", "siglip", "siglip2"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(request.param, tmp_path_factory.mktemp("pair"))
 
@@ -89,7 +98,7 @@ def test_a_pair_gives_the_sdk_what_transformers_gives(pair: Pair) -> None:
 
 
 def test_ids_messages_and_cut_texts(pair: Pair) -> None:
-    ids, long = pair.ids("dog"), "cat dog of two " * 9
+    ids, long = pair.ids("dog"), "cat dog of two " * 9 + "a"
     own = [i for i in ids if i or pair.is_clip]
     two = pair.ask(input=[own, own[:-1]]).json()
     np.testing.assert_allclose(two["data"][0]["embedding"], pair.of_ids(ids), atol=1e-5, rtol=0)
@@ -242,6 +251,29 @@ def test_the_shipped_model_embeds_what_transformers_pools(client: openai.OpenAI,
     vectors = np.array([one.embedding for one in seen.data])
     assert vectors.shape == (3, len(text.data[0].embedding))
     assert (vectors @ vectors.T)[np.triu_indices(3, 1)].max() < 0.999
+
+
+def test_a_checkpoint_says_how_it_is_pooled(oracle, tmp_path: Path) -> None:
+    """As sentence-transformers writes it; what is not done is refused when somebody asks, and chats go on."""
+    directory = tmp_path / "model"
+    shutil.copytree(MINI, directory)
+    kind = "sentence_transformers.models."
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    modules = [{"type": f"{kind}Transformer", "path": ""}, {"type": f"{kind}Pooling", "path": "1_Pooling"}]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    server = LocalServer(directory)
+    found = server.post("/v1/embeddings", {"model": MODEL, "input": "A red circle."}).json()["data"][0]["embedding"]
+    with torch.no_grad():
+        ids = oracle.tokenizer("A red circle.", return_tensors="pt").input_ids
+        states = oracle.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+    np.testing.assert_allclose(found, states.mean(0), atol=1e-4, rtol=0)
+    (directory / "modules.json").write_text(json.dumps([*modules, {"type": f"{kind}Dense", "path": "2_Dense"}]))
+    server = LocalServer(directory)
+    refused = server.post("/v1/embeddings", {"model": MODEL, "input": "A red circle."})
+    assert refused.status_code == 400
+    assert "a module of type 'Dense' is not supported" in refused.json()["error"]["message"]
+    assert server.ask([user("Hello")], max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
 def test_the_shipped_model_answers_both(client: openai.OpenAI) -> None:

@@ -18,11 +18,17 @@ from torch import Tensor
 
 from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.dual_encoder import DualEncoderModel, build_dual_encoder
+from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.open_served import OpenDualEncoder, open_served
 from opsin_plugins.spec import SpecError, VisualItem
 from support import oracle, tiny_dual
 
 Make = Callable[..., Any]
+PROCESSORS = {
+    "clip": hf.CLIPImageProcessorPil,
+    "siglip": hf.SiglipImageProcessorPil,
+    "siglip2": hf.Siglip2ImageProcessorPil,
+}
 PICTURES = [
     oracle.picture(i, height, width) for i, (height, width) in enumerate([(28, 28), (50, 40), (9, 11), (64, 30)])
 ]
@@ -55,12 +61,13 @@ def texts(ours: DualEncoderModel, ids: list[list[int]]) -> Tensor:
         (tiny_dual.clip, {}, CLIP_IDS),
         (tiny_dual.clip, {"eos_token_id": 2, "hidden_act": "gelu"}, CLIP_IDS),  # as before 2023: the largest id
         (tiny_dual.siglip, {}, SIGLIP_IDS),
+        (tiny_dual.siglip2, {}, SIGLIP_IDS),
     ],
-    ids=["clip", "clip-old", "siglip"],
+    ids=["clip", "clip-old", "siglip", "siglip2"],
 )
 def test_embeddings_are_those_of_transformers(make: Make, changes: Any, ids: list[list[int]], tmp_path: Path) -> None:
     theirs, found, ours = opened(make, tmp_path / "model", **changes)
-    processor = hf.CLIPImageProcessorPil if make is tiny_dual.clip else hf.SiglipImageProcessorPil
+    processor = PROCESSORS[found.spec.family]
     prepared = processor.from_pretrained(tmp_path / "model")(
         images=[Image.fromarray(p) for p in PICTURES], return_tensors="pt"
     )
@@ -148,9 +155,10 @@ def test_configurations_that_cannot_be_served_are_refused(
         open_served(directory)
 
 
-def test_a_half_alone_and_other_resolutions_are_refused_by_name(tmp_path: Path) -> None:
+def test_a_half_alone_is_refused_by_name(tmp_path: Path) -> None:
     directory = tiny_dual.save(tiny_dual.clip(), tmp_path / "model")
-    for kind in ("clip_vision_model", "siglip2"):
-        tiny_dual.edit(directory, "config.json", model_type=kind)
-        with pytest.raises(SpecError, match=f"no architecture plugin claims model_type '{kind}'"):
-            open_served(directory)
+    with pytest.raises(SpecError, match=r"model_type 'clip' .a dual encoder's, which is served for its embeddings"):
+        open_model(directory)
+    tiny_dual.edit(directory, "config.json", model_type="clip_vision_model")
+    with pytest.raises(SpecError, match="no architecture plugin claims model_type 'clip_vision_model'"):
+        open_served(directory)

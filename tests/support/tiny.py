@@ -314,7 +314,9 @@ FAMILIES: Mapping[str, Published] = {
     ),
     "qwen": Published(qwen_vl_reference.make, {}, {"published": []}),
     "llama": Published(lambda **text: text_model("llama", **text), {}, {"published": []}),
-    "mistral": Published(lambda **text: text_model("mistral", **text), {}, {"published": []}),
+    "mistral": Published(
+        lambda **text: text_model("mistral", **text), {}, {"published": [], "without head": [("model.", "")]}
+    ),
     "qwen3": Published(lambda **text: text_model("qwen3", head_dim=24, **text), {}, {"published": []}),
     "qwen2": Published(lambda **text: text_model("qwen2", **text), {}, {"published": []}),
 }

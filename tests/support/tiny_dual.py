@@ -36,6 +36,14 @@ def siglip(**text: Any) -> Any:
     return shaken(hf.SiglipModel(config))
 
 
+def siglip2(**text: Any) -> Any:
+    """Pictures of any shape, of 20 patches at most; the table of positions is 4 x 4."""
+    ids = {"vocab_size": siglip_tokenizer().get_vocab_size(), "pad_token_id": 0}
+    vision = {**TEXT, "patch_size": 7, "num_patches": 16}
+    config = hf.Siglip2Config(text_config={**TEXT, **ids, "max_position_embeddings": 12, **text}, vision_config=vision)
+    return shaken(hf.Siglip2Model(config))
+
+
 def _letters() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -101,6 +109,7 @@ _SIGLIP_FILES: Mapping[str, Any] = {
         "image_std": [0.5] * 3,
     },
     "tokenizer_config.json": {
+        "tokenizer_class": "SiglipTokenizer",
         "do_lower_case": True,
         "eos_token": "</s>",
         "pad_token": "<pad>",
@@ -110,11 +119,24 @@ _SIGLIP_FILES: Mapping[str, Any] = {
 }
 
 
+_SIGLIP2_FILES: Mapping[str, Any] = {
+    "preprocessor_config.json": {
+        "image_processor_type": "Siglip2ImageProcessor",
+        "patch_size": 7,
+        "max_num_patches": 20,
+        "resample": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    },
+    "tokenizer_config.json": {**_SIGLIP_FILES["tokenizer_config.json"], "tokenizer_class": "Siglip2Tokenizer"},
+}
+_FILES = {"clip": _CLIP_FILES, "siglip": _SIGLIP_FILES, "siglip2": _SIGLIP2_FILES}
+
+
 def save(model: Any, directory: Path) -> Path:
     """A checkpoint directory, complete."""
     kind = model.config.model_type
-    files = _CLIP_FILES if kind == "clip" else _SIGLIP_FILES
-    write(directory, model.state_dict(), {"config.json": model.config.to_dict(), **files})
+    write(directory, model.state_dict(), {"config.json": model.config.to_dict(), **_FILES[kind]})
     tokenizer = clip_tokenizer() if kind == "clip" else siglip_tokenizer()
     (directory / "tokenizer.json").write_text(tokenizer.to_str())
     return directory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,15 +22,19 @@ def merged_places(grid: Grid, merge: int) -> Tensor:
     return blocked.reshape(-1, 2).repeat(frames, 1)
 
 
-def resized_table(table: Tensor, size: tuple[int, int], *, corners: bool = False) -> Tensor:
-    """A square table [s·s, width] stretched to a grid of `size`: [rows·columns, width]. Bicubic; or, with `corners`,
-    bilinear from the first entry to the last."""
+Stretch = Literal["bicubic", "corners", "antialiased"]
+
+
+def resized_table(table: Tensor, size: tuple[int, int], how: Stretch = "bicubic") -> Tensor:
+    """A square table [s·s, width] stretched to a grid of `size`: [rows·columns, width]. corners: bilinear from the
+    first entry to the last; antialiased: bilinear, over all entries that one of the grid covers."""
     side = math.isqrt(len(table))
     if (side, side) == size:
         return table
     square = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-    mode = "bilinear" if corners else "bicubic"
-    return F.interpolate(square, size, mode=mode, align_corners=corners).flatten(2)[0].T.to(table.dtype)
+    mode = "bicubic" if how == "bicubic" else "bilinear"
+    found = F.interpolate(square, size, mode=mode, align_corners=how == "corners", antialias=how == "antialiased")
+    return found.flatten(2)[0].T.to(table.dtype)
 
 
 def buckets(count: int, side: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -17,9 +17,12 @@ from opsin_kernels.rotary import angles_to_tables, rotate_
 from opsin_plugins.blocks.layers import GatedMLP, PlainMLP, constants, make_norm, parameter
 from opsin_plugins.blocks.linear import Linear
 from opsin_plugins.blocks.lora import Lora
-from opsin_plugins.blocks.patch_layout import buckets, merged_places, resized_table, windows
+from opsin_plugins.blocks.patch_layout import Stretch, buckets, merged_places, resized_table, windows
 from opsin_plugins.blocks.stages import Stage
 from opsin_plugins.spec import Grid, TextTowerSpec, TowerSpec
+
+# How a table of positions is stretched to a grid.
+STRETCHES: Mapping[str, Stretch] = {"resized": "bicubic", "resized_rope": "corners", "smoothed": "antialiased"}
 
 
 class Picture(Protocol):
@@ -44,7 +47,8 @@ class Stem(nn.Module):
     def __init__(self, spec: TowerSpec) -> None:
         super().__init__()
         frames = (spec.temporal,) if spec.temporal > 1 else ()
-        self.weight = parameter(spec.width, spec.channels, *frames, spec.patch, spec.patch)
+        shape = (spec.patch_dim,) if spec.flat_patches else (spec.channels, *frames, spec.patch, spec.patch)
+        self.weight = parameter(spec.width, *shape)
         self.bias = parameter(spec.width) if spec.patch_bias else None
         area = spec.patch**2
         scale = [1 / (255 * std) for std in spec.std for _ in range(area)]
@@ -226,7 +230,7 @@ class Tower(nn.Module):
         for frames, rows, columns in grids:
             places = merged_places((1, rows, columns), self.merge).to(table.device)
             if self.spec.position != "bucketed":
-                stretched = resized_table(table, (rows, columns), corners=self.spec.position == "resized_rope")
+                stretched = resized_table(table, (rows, columns), STRETCHES[self.spec.position])
                 part = stretched[places[:, 0] * columns + places[:, 1]]
             else:
                 side = int(len(table) ** 0.5)

@@ -116,6 +116,11 @@ SIGLIP = ImageProcessor(
     {"resample": 3, "image_mean": HALF, "image_std": HALF, "size": {"height": 224, "width": 224}},
     {"do_center_crop": False, "do_pad": False},
 )
+SIGLIP2 = ImageProcessor(
+    ("Siglip2ImageProcessor",),
+    {"resample": 2, "image_mean": HALF, "image_std": HALF, "patch_size": 16, "max_num_patches": 256},
+    {"do_center_crop": False, "do_pad": False},
+)
 LLAVA_NEXT = ImageProcessor(
     ("LlavaNextImageProcessor",),
     {

@@ -97,6 +97,8 @@ class Registry:
             hints = [f"{point.name!r} of {_owner(point)} does, and --plugins leaves it out" for point in closed]
             usable = f"usable: {', '.join(sorted(self._points['architecture'])) or 'none'}"
             why = f"no architecture plugin claims model_type {files.config.get('model_type')!r}{remote}"
+            if any(_claims(name, files.config) for name in self._points["dual encoder"]):
+                why += " (a dual encoder's, which is served for its embeddings, and no more)"
             raise PluginError("; ".join([why, *hints, usable, *self._faults("architecture")]))
         return cast("Architecture", self._load("architecture", max(claimed, key=len)))
 

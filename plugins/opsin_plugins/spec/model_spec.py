@@ -110,6 +110,7 @@ class TowerSpec:
     position: "axial_rope" turns queries and keys by row and column; "staggered_rope" too, columns with the frequencies
     between those of the rows; "learned" adds a table of `positions` rows, one a place; "resized" a square table that is
     stretched to the grid; "resized_rope" a square table stretched from corner to corner, and the turns of "axial_rope";
+    "smoothed" a square table stretched bilinearly, over all entries that a place covers where it shrinks;
     "bucketed" the row that lies at the same fraction of a square table.
     """
 
@@ -120,7 +121,7 @@ class TowerSpec:
     patch: int
     norm_eps: float
     activation: Activation
-    position: Literal["axial_rope", "staggered_rope", "learned", "resized", "resized_rope", "bucketed"]
+    position: Literal["axial_rope", "staggered_rope", "learned", "resized", "resized_rope", "smoothed", "bucketed"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     temporal: int = 1  # frames that one patch spans; a still picture fills all of them
@@ -139,6 +140,7 @@ class TowerSpec:
     window: int = 0  # patches a side that attend to each other; 0: the whole frame
     whole_layers: tuple[int, ...] = ()  # with a window: the layers that see the whole frame
     taps: tuple[int, ...] = ()  # layers whose outputs are handed on as well
+    flat_patches: bool = False  # the patch embedding is published as a linear layer
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
@@ -276,10 +278,11 @@ class ImageSpec:
 
     resize: "smart" keeps the ratio within a pixel budget; "crop" brings the shortest edge to a size and cuts the
     centre; "stretch" ignores the ratio; "longest" bounds the longest edge and rounds up to whole patches; "tiles" cuts
-    a larger picture into tiles, by the family's own rule.
+    a larger picture into tiles, by the family's own rule; "filled" scales a picture until its whole patches fill the
+    pixels that there may be.
     """
 
-    resize: Literal["smart", "crop", "stretch", "longest", "tiles"]
+    resize: Literal["smart", "crop", "stretch", "longest", "tiles", "filled"]
     resample: int  # PIL's number: 1 Lanczos, 2 bilinear, 3 bicubic
     patch: int
     merge: int = 1

@@ -182,3 +182,6 @@ def _check_picture(message: Submit, spec: DualEncoderSpec) -> None:
         raise SpecError(f"pixels {item.shape} do not fit grid {item.grid}")
     if vision.position == "learned" and (frames, rows * columns + vision.class_token) != (1, vision.positions):
         raise SpecError(f"grid {item.grid} is not the one of this tower, of {vision.positions} positions")
+    most = spec.image.max_pixels // vision.patch**2
+    if vision.position != "learned" and (frames != 1 or rows * columns > most):
+        raise SpecError(f"grid {item.grid} has more than the {most} patches that this model takes")

@@ -31,7 +31,6 @@ from opsin_server.ipc.messages import (
     AdapterRef,
     AdapterReport,
     Arrays,
-    Logprobs,
     Output,
     Stats,
     Submit,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,8 @@ from opsin_server.text.embedding_input import (
 from opsin_server.text.encode_prompt import Prompt
 from opsin_server.text.tokenizer import Tokenizer
 
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
 
 class DualEncoderEmbedder:
     """Raises SpecError for a model whose texts cannot be prepared."""
@@ -41,7 +44,7 @@ class DualEncoderEmbedder:
         named = self.tokenizer.token_id(self.tokenizer.names.get("pad_token"))
         self._pad = text.pad if named is None else named
         self._pads_left = settings.get("padding_side") == "left"
-        self._lowers = settings.get("do_lower_case") is True
+        self._clean = _cleaner(settings)
         if text.fills and not 0 <= self._pad < text.vocab:
             raise SpecError(
                 f"the padding token {self._pad} is outside of the {text.vocab} embeddings of the text tower"
@@ -76,8 +79,8 @@ class DualEncoderEmbedder:
 
     def _text(self, what: TextInput | TokenInput, context: int, truncation: Truncation) -> EmbeddingPrompt:
         if isinstance(what, TextInput):
-            text = what.text.lower() if self._lowers else what.text
-            ids = text_ids(self.tokenizer, replace(what, text=text), context, truncation)
+            cleaned = replace(what, text=self._clean(what.text))
+            ids = text_ids(self.tokenizer, cleaned, context, truncation)
         else:
             ids = list(what.ids)
             if truncation.tokens is not None:
@@ -92,6 +95,19 @@ class DualEncoderEmbedder:
             padding = [self._pad] * (context - count)
             ids = [*padding, *ids] if self._pads_left else [*ids, *padding]
         return EmbeddingPrompt(_prompt(ids), count)
+
+
+def _cleaner(settings: Mapping[str, object]) -> Callable[[str], str]:
+    """What the tokenizer's class does to a text before it is tokenized, where its tokenizer.json may not say it."""
+    kind, lowers = settings.get("tokenizer_class"), settings.get("do_lower_case")
+    if kind in ("SiglipTokenizer", "SiglipTokenizerFast"):
+        return lambda text: _without_punctuation(text if lowers is False else text.lower())
+    return str.lower if lowers is True or kind == "Siglip2Tokenizer" else str
+
+
+def _without_punctuation(text: str) -> str:
+    """Source: big_vision, whose models were trained so."""
+    return " ".join(text.translate(PUNCTUATION).split())
 
 
 def _only_part(messages: Sequence[Message], param: str) -> TextPart | ImagePart:

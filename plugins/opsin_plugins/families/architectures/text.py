@@ -9,7 +9,7 @@ from typing import ClassVar
 from opsin_plugins.families.base import Family, end_ids, llama_groups
 from opsin_plugins.families.language import TEXT, decoder_rules, decoder_spec, is_tied, max_positions
 from opsin_plugins.families.mistral_names import mistral_names
-from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, PublishedNames, Rule
+from opsin_plugins.spec import ModelFiles, ModelSpec, Pattern, Prefix, PublishedNames, Rule
 
 
 class TextModel(Family):
@@ -31,7 +31,9 @@ class TextModel(Family):
         )
 
     def weights(self, spec: ModelSpec) -> Sequence[Rule]:
-        return decoder_rules(spec.decoder, "model.")
+        """Models of embeddings are often published without the head, and without what stands before the rest then."""
+        alone = [Prefix(f"{name}.", f"model.{name}.") for name in ("layers", "embed_tokens", "norm")]
+        return [*alone, *decoder_rules(spec.decoder, "model.")]
 
     def lora_groups(self, spec: ModelSpec) -> Mapping[str, Pattern]:
         return llama_groups(r"model\.layers\.\d+\.")

@@ -1,5 +1,5 @@
-"""SigLIP, and SigLIP 2 at a fixed resolution: a text tower that sees the whole text, filled up to its length and pooled
-at its last token, and a vision tower pooled by attention. Source: arXiv 2303.15343, 2502.14786."""
+"""SigLIP and SigLIP 2, at a fixed resolution or at any: a text tower that sees the whole text, filled up to its length
+and pooled at its last token, and a vision tower pooled by attention. Source: arXiv 2303.15343, 2502.14786."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from opsin_plugins.families.base import renames
 from opsin_plugins.families.config_fields import activation, flag, integer, layer_count, number, section
 from opsin_plugins.families.dual_encoder_like import MOST_TOKENS, VISION, DualEncoderFamily, text_rules
 from opsin_plugins.families.encoders.siglip import Siglip as SiglipTower
+from opsin_plugins.families.encoders.siglip2 import Siglip2 as Siglip2Tower
 from opsin_plugins.spec import (
     Config,
     DualEncoderSpec,
@@ -20,12 +21,13 @@ from opsin_plugins.spec import (
     SpecError,
     Split,
     TextTowerSpec,
+    VisionEncoder,
 )
 
 
 class Siglip(DualEncoderFamily):
     name = "siglip"
-    tower = SiglipTower()
+    tower: VisionEncoder = SiglipTower()
 
     def spec(self, files: ModelFiles) -> DualEncoderSpec:
         text, vision = section(files.config, "text_config", {}), section(files.config, "vision_config", {})
@@ -61,6 +63,13 @@ class Siglip(DualEncoderFamily):
             ),
             *self.tower.weights(spec.vision, VISION),
         ]
+
+
+class Siglip2(Siglip):
+    """Pictures of any shape (NaFlex)."""
+
+    name = "siglip2"
+    tower = Siglip2Tower()
 
 
 KINDS = ("weight", "bias")

@@ -39,13 +39,15 @@ IN_FLIGHT = 32  # inputs of one request that are in the engine at a time: others
 GREEDY = Sampling(temperature=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Asked:
-    """What all inputs of a request have alike. context: tokens that the engine takes."""
+    """What all inputs of a request have alike. context: tokens that the engine takes. use: of the adapter, as long as
+    none of them has been computed."""
 
     adapter: ServedAdapter | None
     context: int
     truncation: Truncation
+    use: AdapterUse | None = None
 
 
 async def embed(
@@ -62,7 +64,7 @@ async def embed(
     truncation = Truncation(body.truncate_prompt_tokens, body.truncation_side or "right")
     asked = _Asked(adapter, engine.max_context, truncation)
     if adapter is not None:
-        held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
+        asked.use = held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
     found = await _all(inputs, images, asked, log, services)
     parts = []
     for index, data in enumerate(found):
@@ -157,7 +159,7 @@ async def _all(
             )
             log.usage.prompt_tokens += made.tokens
             log.usage.image_tokens += made.image_tokens
-            return await _embedded(made, asked.adapter, log, services)
+            return await _embedded(made, asked, log, services)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -167,7 +169,7 @@ async def _all(
     return [task.result() for task in tasks]
 
 
-async def _embedded(made: EmbeddingPrompt, adapter: ServedAdapter | None, log: RequestLog, services: Services) -> bytes:
+async def _embedded(made: EmbeddingPrompt, asked: _Asked, log: RequestLog, services: Services) -> bytes:
     prompt = made.prompt
     message = Submit(
         request_id=f"embd-{secrets.token_hex(16)}",
@@ -179,7 +181,7 @@ async def _embedded(made: EmbeddingPrompt, adapter: ServedAdapter | None, log: R
         spans=prompt.spans,
         items=describe(prompt.items),
         visible=visible_images(prompt.visible),
-        adapter=None if adapter is None else adapter.ref,
+        adapter=None if asked.adapter is None else asked.adapter.ref,
         pooling=services.embedder.facts.pooling,
     )
     (stream,) = services.engine.submit_choices(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
@@ -188,6 +190,9 @@ async def _embedded(made: EmbeddingPrompt, adapter: ServedAdapter | None, log: R
         async for output in stream:
             last = output
             log.usage.cached_tokens += output.cached_tokens
+            if asked.use is not None:
+                asked.use.start(output)
+                asked.use = None
     finally:
         stream.cancel()
     if last is None or len(last.embedding) != 4 * services.embedder.facts.dimensions:
