@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -17,17 +18,25 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _KINDS = {str: "~string", int: "~tokens", list: "~token_lists", dict: "~parts"}
 
 
-def _form(value: Any) -> str:
+def _form(value: Any) -> str | None:
     """Of an input, by its first entry."""
-    if isinstance(value, list) and value:
-        found = _KINDS.get(type(value[0]), "~parts")
+    if isinstance(value, list):
+        found = _KINDS.get(type(value[0])) if value else "~parts"
         return "~parts" if found == "~string" else found
-    return "~string" if isinstance(value, str) else "~parts"
+    return "~string" if isinstance(value, str) else None
+
+
+def _entry(value: Any) -> str | None:
+    return "~string" if isinstance(value, str) else "~part" if isinstance(value, dict) else None
+
+
+def _by(form: Callable[[Any], str | None], message: str) -> Discriminator:
+    return Discriminator(form, custom_error_type="wrong", custom_error_message=message)
 
 
 Entry = Annotated[
     Annotated[str, Tag("~string")] | Annotated[ContentPart, Tag("~part")],
-    Discriminator(lambda value: "~string" if isinstance(value, str) else "~part"),
+    _by(_entry, "must be a string or a content part, as the entries before it"),
 ]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Input = Annotated[
@@ -35,7 +44,7 @@ Input = Annotated[
     | Annotated[TokenIds, Tag("~tokens")]
     | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS), Tag("~token_lists")]
     | Annotated[list[Entry], Field(min_length=1, max_length=MAX_INPUTS), Tag("~parts")],
-    Discriminator(_form),
+    _by(_form, "must be a string, a list of strings or of content parts, a list of token ids, or a list of those"),
 ]
 
 
