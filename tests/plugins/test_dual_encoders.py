@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from opsin_plugins.blocks.checkpoint import load_weights
 from opsin_plugins.blocks.dual_encoder import DualEncoderModel, build_dual_encoder
+from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.open_served import OpenDualEncoder, open_served
+from opsin_plugins.loading.registry import PluginError, Registry
 from opsin_plugins.spec import SpecError, VisualItem
 from support import oracle, tiny_dual
 
@@ -83,6 +86,23 @@ def test_embeddings_are_those_of_transformers(make: Make, changes: Any, ids: lis
         torch.testing.assert_close(one, F.normalize(said, dim=0), atol=1e-5, rtol=0)
         torch.testing.assert_close(texts(ours, [text])[0], one, atol=1e-6, rtol=0)
     assert found.spec.dimensions == together.shape[1] == expected.shape[1]
+
+
+def test_another_package_may_bring_a_pair(tmp_path: Path) -> None:
+    """Found by what it claims, as an architecture is: the longest name wins, and one claimed twice is nobody's."""
+    directory = tiny_dual.save(tiny_dual.clip(), tmp_path / "model")
+    files = read_model_files(directory)
+    group, built_in = "opsin.dual_encoders", "opsin_plugins.families.dual_encoders"
+    own = [metadata.EntryPoint("clip", f"{built_in}.clip:Clip", group)]
+    longer = metadata.EntryPoint("clip.clip_vision_model", f"{built_in}.siglip:Siglip", group)
+    for points, expected in ((own, "clip"), ([*own, longer], "siglip")):
+        registry = Registry(entry_points=lambda asked, points=points: points if asked == group else [])
+        found = registry.dual_encoder(files)
+        assert found is not None
+        assert found.name == expected
+    twice = Registry(entry_points=lambda asked: [*own, *own] if asked == group else [])
+    with pytest.raises(PluginError, match="dual encoder 'clip' is claimed by 2 distributions"):
+        twice.dual_encoder(files)
 
 
 def _weights(directory: Path, change: Callable[[dict[str, Tensor]], None]) -> None:

@@ -80,9 +80,14 @@ def _too_large(limit: int, size: str, option: str) -> TooLarge:
 
 
 def parse(model: type[Model], body: bytes | bytearray, separators: int = MAX_SEPARATORS) -> Model:
-    """Raises BadRequest in the words of the first error. separators: commas and brackets, at most."""
-    if len(body) > SMALL and sum(map(body.count, (b",", b"[", b"{"))) > separators:
-        raise BadRequest(f"The body has more than {separators} commas and brackets")
+    """Raises BadRequest in the words of the first error. separators: commas and brackets, at most; of brackets alone no
+    more than anywhere."""
+    if len(body) > SMALL:
+        brackets = body.count(b"[") + body.count(b"{")
+        if brackets + body.count(b",") > separators:
+            raise BadRequest(f"The body has more than {separators} commas and brackets")
+        if brackets > MAX_SEPARATORS:
+            raise BadRequest(f"The body has more than {MAX_SEPARATORS} brackets")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

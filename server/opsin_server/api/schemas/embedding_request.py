@@ -38,12 +38,12 @@ Entry = Annotated[
     Annotated[str, Tag("~string")] | Annotated[ContentPart, Tag("~part")],
     _by(_entry, "must be a string or a content part, as the entries before it"),
 ]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Input = Annotated[
     Annotated[str, Tag("~string")]
     | Annotated[TokenIds, Tag("~tokens")]
-    | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS), Tag("~token_lists")]
-    | Annotated[list[Entry], Field(min_length=1, max_length=MAX_INPUTS), Tag("~parts")],
+    | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS, fail_fast=True), Tag("~token_lists")]
+    | Annotated[list[Entry], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Tag("~parts")],
     _by(_form, "must be a string, a list of strings or of content parts, a list of token ids, or a list of those"),
 ]
 
@@ -56,7 +56,8 @@ class EmbeddingRequest(Strict):
         Input | None, Field(description="in a list, each entry has an embedding of its own; an image is a part")
     ] = None
     messages: Annotated[
-        list[ChatMessage] | None, Field(min_length=1, description="one embedding, of the whole conversation (vLLM)")
+        Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None,
+        Field(description="one embedding, of the whole conversation (vLLM)"),
     ] = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None, Field(description='"base64": of float32, little-endian')
