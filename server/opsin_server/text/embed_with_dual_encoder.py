@@ -58,7 +58,9 @@ class DualEncoderEmbedder:
         if isinstance(what, ConversationInput):
             part = _only_part(what.messages, what.param)
             if isinstance(part, ImagePart) and part.demanded:
-                raise BadRequest(f"max_pixels: {self._spec.family} gives every image one size", param=part.param)
+                raise BadRequest(
+                    f"max_pixels: {self._spec.family} resizes every image by its own rule", param=part.param
+                )
 
     def encode(
         self, what: EmbeddingInput, images: Sequence[U8], context: int, truncation: Truncation

@@ -66,13 +66,12 @@ async def embed(
     if adapter is not None:
         asked.use = held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
     found = await _all(inputs, images, asked, log, services)
-    parts = []
-    for index, data in enumerate(found):
-        parts.append(encoded(index, shortened(data, size), body.encoding_format))
+    data = []
+    for index, vector in enumerate(found):
+        data.append(encoded(index, shortened(vector, size), body.encoding_format))
         await asyncio.sleep(0)  # (thousands of numbers each: others are answered meanwhile)
     tokens = log.usage.prompt_tokens
-    answer = EmbeddingList(data=[], model=body.model, usage=EmbeddingUsage(tokens, tokens))
-    return encode(answer).replace(b'"data":[]', b'"data":[' + b",".join(parts) + b"]", 1)
+    return encode(EmbeddingList(data, body.model, EmbeddingUsage(tokens, tokens)))
 
 
 def inputs_of(

@@ -24,7 +24,7 @@ class Embedding(msgspec.Struct):
 
 
 class EmbeddingList(msgspec.Struct):
-    data: list[Embedding | msgspec.Raw]
+    data: list[msgspec.Raw]  # each an Embedding
     model: str
     usage: EmbeddingUsage
     object: str = "list"
@@ -33,11 +33,11 @@ class EmbeddingList(msgspec.Struct):
 encode = msgspec.json.Encoder().encode
 
 
-def encoded(index: int, data: bytes, form: Literal["float", "base64"] | None) -> bytes:
+def encoded(index: int, data: bytes, form: Literal["float", "base64"] | None) -> msgspec.Raw:
     """One embedding. data: F32, little-endian."""
     if form == "base64":
-        return encode(Embedding(index, base64.b64encode(data).decode()))
+        return msgspec.Raw(encode(Embedding(index, base64.b64encode(data).decode())))
     numbers = array("f", data)
     if sys.byteorder == "big":
         numbers.byteswap()
-    return encode(Embedding(index, numbers.tolist()))
+    return msgspec.Raw(encode(Embedding(index, numbers.tolist())))
