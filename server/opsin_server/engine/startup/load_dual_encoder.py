@@ -33,8 +33,8 @@ log = logging.getLogger("opsin.engine")
 
 # Options that say something of answers, of adapters or of training, none of which there are here; 0 is what happens.
 NOT_HERE = (
-    "quantization", "quantize_vision", "kv_dtype", "kv_memory", "encoder_memory", "max_context", "max_image_tokens",
-    "max_loras", "max_lora_rank", "max_cpu_loras", "train_memory",
+    "quantization", "quantize_activations", "quantize_vision", "kv_dtype", "kv_memory", "encoder_memory",
+    "max_context", "max_image_tokens", "max_loras", "max_lora_rank", "max_cpu_loras", "train_memory",
 )  # fmt: skip
 
 
