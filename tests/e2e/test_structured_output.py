@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import openai
@@ -11,8 +14,10 @@ import pytest
 from pydantic import BaseModel, Field
 
 from support.served_checks import works
+from support.snippets import blocks
 from support.talk import MODEL_NAME, sample, user
 
+ROOT = Path(__file__).parents[2]
 QUESTION = [user(sample("cat.png"), "What is this?")]
 
 
@@ -97,3 +102,10 @@ def test_several_choices_share_a_prompt(client: openai.OpenAI) -> None:
     alone = client.chat.completions.create(model=MODEL_NAME, messages=QUESTION, max_tokens=1).usage
     assert alone is not None
     assert usage.prompt_tokens == alone.prompt_tokens
+
+
+def test_the_documents_snippets_print_what_they_show(served) -> None:
+    found = blocks(ROOT / "docs/structured-output.md")
+    code = "".join(block.code for block in found).replace("http://127.0.0.1:8000", served.url)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == " ".join(block.prints or "" for block in found).split(), done.stderr
