@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -12,9 +16,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from opsin_plugins.spec import SpecError
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.scheduling.sequence import GuideError
-from opsin_server.guided.grammar import choice_grammar, regex_grammar
+from opsin_server.guided.check_process import GrammarChecker
+from opsin_server.guided.grammar import choice_grammar, json_grammar, regex_grammar
 from opsin_server.ipc.messages import Sampling
-from support import engines, guided, oracle, quantized_checks
+from support import adapters, engines, guided, oracle, quantized_checks
 from support.engines import Asked
 from support.oracle import Ours
 
@@ -66,6 +71,56 @@ def test_answers_are_valid_alone_together_and_preempted(ours: Ours, words: guide
     for number in numbers[:6]:
         assert schema_answers(ours, words, [number]) == [together[number]]
     assert schema_answers(ours, words, numbers, blocks=80, max_sequences=16) == together
+
+
+def test_adapters_keep_to_grammars_in_one_batch(ours: Ours, words: guided.Vocabulary, tmp_path: Path) -> None:
+    refs = [None, *(adapters.write(tmp_path / f"{n}.st", adapters.random(ours, 4, n)) for n in range(2))]
+    schemas = [guided.schema(number) for number in range(9)]
+
+    def said(numbers: list[int]) -> list[str]:
+        engine = engine_of(ours, words, adapter_slots=3, max_sequences=16)
+        for number in numbers:
+            wanted = asked(number, guided.grammar(schemas[number]))
+            engines.submit(engine, ours, str(number), wanted, (words.end,), refs[number % 3])
+        answers = engines.run(engine, patient=True)
+        engine.close()
+        return [words.text(answers[str(number)].tokens) for number in numbers]
+
+    together = said(list(range(9)))
+    for text, schema in zip(together, schemas, strict=True):
+        guided.check(text, schema)
+    assert [text for number in range(4) for text in said([number])] == together[:4]
+
+
+@pytest.mark.nightly
+def test_ten_thousand_schemas_leave_memory_bounded(
+    ours: Ours, words: guided.Vocabulary, record_property: Callable[[str, object], None]
+) -> None:
+    """Checked as a server checks them, and compiled as its engine does."""
+    engine, here, sizes = engine_of(ours, words), psutil.Process(), []
+
+    async def checked(checker: GrammarChecker, number: int) -> str:
+        schema = guided.schema(number) | {"title": f"number {number}"}
+        return await checker.check(json_grammar(schema, "schema"))
+
+    async def everything() -> None:
+        checker = GrammarChecker()
+        for number in range(10_000):
+            text = await checked(checker, number)
+            engines.submit(engine, ours, str(number), Asked([5, 6, 7], (), 2, guided=text), (words.end,))
+            engines.run(engine, patient=True)
+            if number % 1000 == 999:
+                assert checker._process is not None
+                sizes.append((here.memory_info().rss, psutil.Process(checker._process.pid).memory_info().rss))
+        await checker.close()
+
+    asyncio.run(everything())
+    engine.close()
+    grown = [(last - first) / 2**20 for first, last in zip(sizes[0], sizes[-1], strict=True)]
+    record_property(
+        "result", f"10,000 schemas: +{grown[0]:.0f} MiB in the server, +{grown[1]:.0f} MiB where they are checked"
+    )
+    assert max(grown) < 50
 
 
 @pytest.mark.nightly
