@@ -77,6 +77,7 @@ class Asked:
     sampling: Sampling = GREEDY
     guided: str | None = None
     min_tokens: int = 0
+    priority: int = 0
 
 
 @dataclass
@@ -115,6 +116,7 @@ def submit(
         guided=asked.guided,
         min_tokens=asked.min_tokens,
         pooling=pooling,
+        priority=asked.priority,
     )
     engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made

@@ -51,10 +51,11 @@ class EngineBroken(RuntimeError):
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step whose results are not known yet. encoding: how long its images take, if it has any. drawn None: no chunk
-    samples. pooled None: no prompt ends whose states are pooled."""
+    """A step whose results are not known yet. started: when it was scheduled. encoding: how long its images take, if it
+    has any. drawn None: no chunk samples. pooled None: no prompt ends whose states are pooled."""
 
     plan: Plan
+    started: float
     kind: Literal["decode", "prefill"]
     encoding: Stopwatch | None
     drawn: DrawnTokens | None
@@ -98,6 +99,7 @@ class Engine:
         self._held: dict[str, list[Sequence]] = {}  # further choices, by the first one's id
         self._launched: LaunchedStep | None = None
         self._only_loads = False  # nothing can be computed before an adapter is loaded
+        self._committed = 0.0  # when the last step was
         self._failures = 0  # steps in a row
         self._loads: list[AdapterLoad] = []  # since the last report
         self._reported: tuple[tuple[bytes, ...], tuple[bytes, ...]] = ((), ())
@@ -277,7 +279,7 @@ class Engine:
                 clock = self._lap(f"{kind}.encode", clock)
             if not plan.chunks:
                 return None, failed
-            return LaunchedStep(plan, kind, encoding, *self._compute(plan, kind, clock)), failed
+            return LaunchedStep(plan, started, kind, encoding, *self._compute(plan, kind, clock)), failed
         except Exception as error:  # whatever the model raises must not take the other requests down
             return None, failed + self._fail(plan, error)
 
@@ -325,12 +327,13 @@ class Engine:
             drawn = [] if step.drawn is None else step.drawn.read()
             embeddings = {} if step.pooled is None else step.pooled.read()
             if step.encoding is not None:
-                patches = sum(sequence.items[item].shape[0] for sequence, item in step.plan.encode)
-                self.scheduler.images.pace.observe(patches, step.encoding.seconds())
+                self.scheduler.images.pace.observe(step.plan.patches, step.encoding.seconds())
         except Exception as error:
             return self._fail(step.plan, error)
         clock = self._lap(f"{step.kind}.sample", clock)
-        self._failures = 0
+        if step.kind == "decode" and step.encoding is None:
+            self.scheduler.background.observe(len(step.plan.chunks), clock - max(step.started, self._committed))
+        self._committed, self._failures = clock, 0
         if embeddings:
             drawn = with_embeddings(drawn, step.plan.chunks, embeddings)
         committed = self.scheduler.commit(step.plan, [sampled.token for sampled in drawn])

@@ -59,7 +59,13 @@ class AdapterRef(msgspec.Struct, frozen=True):
     path: str
 
 
+# A request of this priority or a larger one is the background's: it has what the others leave of each step's time.
+BACKGROUND = 2**32
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
+    """priority: the smaller, the more urgent."""
+
     request_id: str
     sampling: Sampling
     max_tokens: int
@@ -71,6 +77,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     visible: tuple[VisibleImages, ...] = ()
     salt: bytes = b""  # a tenant's part of every cache key
     adapter: AdapterRef | None = None  # None: the base model
+    priority: int = 0
     guided: str | None = None  # a grammar in llguidance's form, to which the answer is held
     min_tokens: int = 0  # before which no end is drawn, unless nothing else may be
     pooling: Pooling | None = None  # the request ends with this, and no token is drawn; max_tokens is 1 then

@@ -189,13 +189,13 @@ def test_what_the_engine_is_told(start: Any) -> None:
         logprobs=True,
         top_logprobs=3,
         max_tokens=7,
-        extra_body={"top_k": 5, "min_p": 0.1, "ignore_eos": True},
+        extra_body={"top_k": 5, "min_p": 0.1, "ignore_eos": True, "priority": -7},
     )
     message, arrays = engine.streams[0].submit, engine.arrays[0]
     sampling = message.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 5, 0.1)
     assert (sampling.seed, sampling.top_logprobs) == (2**63 - 1, 3)
-    assert (message.max_tokens, message.eos, message.axes) == (7, (), 1)
+    assert (message.max_tokens, message.eos, message.axes, message.priority) == (7, (), 1, -7)
     assert message.request_id == answer.id
     assert [item.shape for item in message.items] == [(1, 192), (1, 192)]
     assert [frame.shape for frame in arrays.pixels] == [(1, 192), (1, 192)]

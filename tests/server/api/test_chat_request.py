@@ -26,7 +26,7 @@ ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "
     "stream_options", "temperature", "n", "response_format", "frequency_penalty", "presence_penalty", "logit_bias",
     "top_logprobs", "top_p", "tools", "tool_choice", "parallel_tool_calls",
 }  # fmt: skip
-ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "mm_processor_kwargs"} | {
+ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "priority", "mm_processor_kwargs"} | {
     "continue_final_message", "add_generation_prompt", "min_tokens", "stop_token_ids", "structured_outputs",
     "chat_template_kwargs",
 }  # fmt: skip
@@ -94,7 +94,6 @@ NEUTRAL_DIALECTS: dict[str, tuple[list[Any], list[Any]]] = {
     "no_stop_trim": ([False], [True]),
     "options": ([{}], [{"num_ctx": 4096}]),
     "plugins": ([[]], [[{"id": "web"}]]),
-    "priority": ([0], [1]),
     "provider": ([{}], [{"order": ["x"]}]),
     "reasoning": ([{}, {"effort": "none"}, {"enabled": False}], [{"effort": "high"}]),
     "repeat_penalty": ([1, 1.0], [1.1]),
@@ -191,6 +190,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "max_tokens": ([1, 16.0, 2**31 - 1, None], [0, -1, 1.5, 1e300, "1", True, *HUGE]),
     "max_completion_tokens": ([1, 16.0, 2**31 - 1, None], [0, -1, 1.5, 1e300, "1", True, *HUGE]),
     "ignore_eos": ([True, False, None], [1, "yes"]),
+    "priority": ([0, -1, 2**31 - 1, -(2**31), 5.0], [2**31, -(2**31) - 1, 0.5, "high", True]),
     "stream": ([True, False, None], [1, "true"]),
     "stop": (
         ["x", ["x"], ["x"] * 16, [], None, "", [""], ["", "x", ""]],

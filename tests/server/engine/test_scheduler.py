@@ -18,7 +18,7 @@ from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, Resi
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, visual_keys
 from opsin_server.ipc.item import Item
-from opsin_server.ipc.messages import AdapterRef, Sampling
+from opsin_server.ipc.messages import BACKGROUND, AdapterRef, Sampling
 
 EOS = 0
 
@@ -86,8 +86,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         images=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), max_size=2),
         max_tokens=st.integers(1, 12),
         adapter=st.integers(-3, 5),
+        priority=st.sampled_from([0, 0, 0, -1, BACKGROUND, BACKGROUND + 1]),
     )
-    def submit(self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int, adapter: int) -> None:
+    def submit(
+        self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int, adapter: int, priority: int
+    ) -> None:
         """adapter: its number; below 0, the base model's."""
         ref = None if adapter < 0 else AdapterRef(bytes([adapter]), str(length % 2))
         tokens = [(family * 7 + i) % 5 + 1 for i in range(length)]  # few families: prefixes are shared
@@ -114,6 +117,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             eos=frozenset({EOS}),
             cache_root=b"" if ref is None else ref.digest,
             adapter=ref,
+            priority=priority,
             visual_keys=visual_keys(items, b"", b"") if ref is None else (),
             encoder_inputs=self._encoder_inputs(spans, len(tokens)),
         )

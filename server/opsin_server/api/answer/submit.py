@@ -63,7 +63,7 @@ async def submit(
     guided = None if checked is None else in_its_place(checked, body, services.encoder, thinks)
     eos = (*(() if body.ignore_eos else services.encoder.ends), *(body.stop_token_ids or ()))
     ref = None if adapter is None else adapter.ref
-    message = submission(sampling(body, services.sampling), prompt, max_tokens, eos, ref)
+    message = submission(sampling(body, services.sampling), prompt, max_tokens, eos, ref, body.priority or 0)
     message = replace(message, guided=guided, min_tokens=body.min_tokens or 0, choices=body.n or 1)
     streams = services.engine.submit_choices(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     tokenizer = services.encoder.tokenizer
@@ -149,7 +149,12 @@ def detokenizer(tokenizer: Tokenizer, body: ChatRequest, markers: frozenset[int]
 
 
 def submission(
-    how: Sampling, prompt: Prompt, max_tokens: int, eos: tuple[int, ...], adapter: AdapterRef | None = None
+    how: Sampling,
+    prompt: Prompt,
+    max_tokens: int,
+    eos: tuple[int, ...],
+    adapter: AdapterRef | None = None,
+    priority: int = 0,
 ) -> Submit:
     return Submit(
         request_id=f"chatcmpl-{secrets.token_hex(16)}",  # a key in the engine: never the client's own id
@@ -162,6 +167,7 @@ def submission(
         items=describe(prompt.items),
         visible=visible_images(prompt.visible),
         adapter=adapter,
+        priority=priority,
     )
 
 

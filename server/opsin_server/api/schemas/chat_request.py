@@ -107,6 +107,9 @@ class ChatRequest(Dialects, GuidedFields):
         Field(max_length=MAX_STOP_TOKENS, description="each ends the answer, and is no part of it"),
     ] = None
     ignore_eos: bool | None = None
+    priority: Annotated[
+        Annotated[int, Field(ge=-(2**31), lt=2**31), WHOLE] | None, Field(description="the smaller, the sooner (vLLM)")
+    ] = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = None

@@ -40,7 +40,6 @@ class Dialects(Strict):
     return_tokens_as_token_ids: Annotated[None, only(False)] = None
     return_token_ids: Annotated[None, only(False)] = None
     return_hidden_states: Annotated[None, only(False)] = None
-    priority: Annotated[None, only(0)] = None
     documents: Annotated[None, only([])] = None
     media_io_kwargs: Annotated[None, only({})] = None
     logits_processors: Annotated[None, only([])] = None

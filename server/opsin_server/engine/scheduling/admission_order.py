@@ -1,4 +1,4 @@
-"""In which order waiting sequences are admitted. No torch.
+"""In which order waiting sequences of one priority are admitted. No torch.
 
 Who was preempted goes on first. Then adapters share what runs, the base model among them: next is the sequence whose
 adapter has the fewest running, and among equals the one that came first. One adapter's thousand requests hold up

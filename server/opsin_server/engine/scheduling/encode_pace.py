@@ -17,6 +17,10 @@ class EncodePace:
         """Beyond them a step encodes no further image. Its first is always encoded, whatever it takes."""
         return self.most if self._rate is None else min(self.most, int(self._rate * ENCODE_SECONDS))
 
+    def within(self, seconds: float) -> int:
+        """Patches that take so long at most; none before anything was measured."""
+        return 0 if self._rate is None else min(self.most, int(self._rate * seconds))
+
     def observe(self, patches: int, seconds: float) -> None:
         """The last measurement counts half: small images, and the first with a kernel, are slower than others."""
         rate = patches / max(seconds, 1e-6)

@@ -63,8 +63,10 @@ class ImagePlanner:
     def _too_much(self, plan: Plan, sequence: Sequence, need: EncoderInput) -> bool:
         """Whether an image must wait for another step. Not when all that is encoded in this one are images without
         which this sequence's next row cannot be computed: they would be too much in every step."""
-        encoded = sum(s.items[item].shape[0] for s, item in plan.encode)
-        if not plan.encode or encoded + sequence.items[need.item].shape[0] <= self.pace.patches:
+        patches = plan.patches + sequence.items[need.item].shape[0]
+        if plan.room is not None:
+            return patches > plan.room.patches and len(plan.encode) >= plan.room.images
+        if not plan.encode or patches <= self.pace.patches:
             return False
         alone = all(s is sequence for s, _ in plan.encode)
         return not (alone and need.touches(sequence.computed, sequence.computed + 1))

@@ -36,14 +36,29 @@ class Chunk:
         return self.stop - self.sequence.prompt_length
 
 
+@dataclass(frozen=True)
+class ImageRoom:
+    """What a step may encode: so many patches, and so many images whatever they have."""
+
+    patches: int
+    images: int
+
+
 @dataclass(slots=True)
 class Plan:
     """chunks: those of one row first. encode: (sequence, item index) of images whose visual tokens must be computed.
-    place: adapters that must be put into their slots first, by digest."""
+    place: adapters that must be put into their slots first, by digest. room: for what is encoded, once only the
+    background's is planned beside others."""
 
     chunks: list[Chunk] = field(default_factory=list)
     encode: list[tuple[Sequence, int]] = field(default_factory=list)
     place: dict[bytes, tuple[int, LoadedAdapter[Any]]] = field(default_factory=dict)
+    room: ImageRoom | None = None
+
+    @property
+    def patches(self) -> int:
+        """Of the images that are encoded."""
+        return sum(sequence.items[item].shape[0] for sequence, item in self.encode)
 
     @property
     def empty(self) -> bool:

@@ -1,8 +1,10 @@
 """What the next step computes. Policy only: no torch, no tensors.
 
 Each step: every running sequence that only lacks its newest token gets one row (decode); prompts that are part way go
-on with what is left of the token budget; then waiting ones are admitted (`admission_order`, `adapter_turns`). When
-blocks run out, the sequence admitted last gives its blocks back and waits to be computed again.
+on with what is left of the token budget; then waiting ones are admitted (`admission_order`, `adapter_turns`). So it is
+for each priority, the most urgent first, and the background has what fits beside the others (`background_pace`). When
+blocks run out, or a more urgent sequence has no place, the least urgent that runs, of those the one admitted last,
+gives its blocks back and waits to be computed again.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from typing import Any
 
 from opsin_server.engine.scheduling.adapter_turns import AdapterTurns
 from opsin_server.engine.scheduling.admission_order import AdmissionOrder
+from opsin_server.engine.scheduling.background_pace import BackgroundPace
 from opsin_server.engine.scheduling.encode_pace import EncodePace
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.image_planner import ImagePlanner
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.plan import Chunk, Committed, Finish, Limits, Plan
+from opsin_server.engine.scheduling.plan import Chunk, Committed, Finish, ImageRoom, Limits, Plan
 from opsin_server.engine.scheduling.resident_adapters import ResidentAdapters
 from opsin_server.engine.scheduling.sequence import GuideError, Sequence, SequenceStatus, visual_keys
-from opsin_server.ipc.messages import AdapterRef
+from opsin_server.ipc.messages import BACKGROUND, AdapterRef
 
 
 class Scheduler:
@@ -42,6 +45,7 @@ class Scheduler:
         self.preemptions = 0
         self._size = blocks.block_size
         self.images = ImagePlanner(encoder, EncodePace(limits.max_encode_patches))
+        self.background = BackgroundPace(self.images.pace, clock)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -75,34 +79,63 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """The next step, which counts as launched from here on: each plan must be committed, or failed."""
-        plan, budget, preempted = Plan(), self.limits.max_batch_tokens, self.preemptions
+        plan, budget = Plan(), self.limits.max_batch_tokens
         plan.place |= self.adapters.place_kept()
-        decodes: list[Sequence] = []
-        prompts: list[Sequence] = []
-        for sequence in self.running:
-            (decodes if sequence.remaining == 1 else prompts).append(sequence)
-        for sequence in decodes:
-            if budget and self._goes_on(sequence):
-                budget -= self._decode(plan, sequence) or self._continue(plan, sequence, budget)
-        for sequence in prompts:
-            if budget and self._goes_on(sequence):
-                budget -= self._continue(plan, sequence, budget)
-        self._admit_waiting(plan, budget, preempted)
+        waited, wanted, admits = bool(self.waiting), set[bytes](), True
+        priorities = sorted({s.priority for s in self.running} | {s.priority for s in self.waiting})
+        background = next((priority for priority in priorities if priority >= BACKGROUND), None)
+        for priority in priorities:
+            if priority == background and plan.chunks:
+                budget = min(budget, self._leave_to_background(plan))
+            preempted = self.preemptions
+            budget = self._go_on(plan, priority, budget)
+            if admits and self.preemptions == preempted:
+                budget, admits = self._admit_waiting(plan, priority, budget, wanted if plan.room is None else set())
+            else:
+                admits = False
+        if waited and (wanted or admits):  # (where everything runs that can, nobody was asked what it waits for)
+            self.turns.settle(wanted, self.running)
         plan.chunks = [c for c in plan.chunks if c.sequence.blocks]  # (a later one may have preempted it)
         plan.chunks.sort(key=lambda chunk: chunk.length != 1)
         plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self.images.needed_elsewhere(plan, s, i)]
+        if plan.room is not None and any(sequence.priority >= BACKGROUND for sequence, _ in plan.encode):
+            self.background.encoded()
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.stop
             chunk.sequence.pending += chunk.samples
             chunk.sequence.in_flight += 1
         return plan
 
-    def _admit_waiting(self, plan: Plan, budget: int, preempted: int) -> None:
-        """Nobody waits for another's adapter to be loaded, or for a slot that another waits for."""
-        if not self.waiting:
-            return
-        order, wanted = AdmissionOrder(self.waiting, self.running), set[bytes]()
-        while self._may_admit(budget) and self.preemptions == preempted and (sequence := order.next()):
+    def _leave_to_background(self, plan: Plan) -> int:
+        """Tokens that it may have beside what is planned."""
+        others = sum(chunk.length for chunk in plan.chunks)
+        images = len(plan.encode) + self.background.owes_picture()
+        plan.room = ImageRoom(plan.patches + self.background.patches(others), images)
+        return self.background.tokens(others)
+
+    def _go_on(self, plan: Plan, priority: int, budget: int) -> int:
+        """What runs already, of one priority; what is left of the budget."""
+        decodes: list[Sequence] = []
+        prompts: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.priority == priority:
+                (decodes if sequence.remaining == 1 else prompts).append(sequence)
+        for sequence in decodes:
+            if budget and self._goes_on(sequence):
+                budget -= self._decode(plan, sequence) or self._continue(plan, sequence, budget)
+        for sequence in prompts:
+            if budget and self._goes_on(sequence):
+                budget -= self._continue(plan, sequence, budget)
+        return budget
+
+    def _admit_waiting(self, plan: Plan, priority: int, budget: int, wanted: set[bytes]) -> tuple[int, bool]:
+        """Of one priority; what is left of the budget, and whether nobody is left for whom there may be room. Nobody
+        waits for another's adapter to be loaded, or for a slot that another waits for."""
+        waiting = [sequence for sequence in self.waiting if sequence.priority == priority]
+        if not waiting:
+            return budget, True
+        order = AdmissionOrder(waiting, (s for s in self.running if s.priority == priority))
+        while budget > 0 and self._may_admit(priority) and (sequence := order.next()):
             if sequence.adapter is not None and not self._take_slot(plan, sequence, wanted):
                 order.passed(sequence)
                 continue
@@ -113,8 +146,7 @@ class Scheduler:
             if sequence.adapter is not None:
                 self.turns.joined(sequence.adapter.digest)
             budget -= taken
-        if wanted or order.next() is None:  # (where everything runs that can, nobody was asked what it waits for)
-            self.turns.settle(wanted, self.running)
+        return budget, order.next() is None
 
     def _take_slot(self, plan: Plan, sequence: Sequence, wanted: set[bytes]) -> bool:
         """Whether a sequence's adapter is in a slot, or will be when the plan is launched. wanted: takes note of one
@@ -124,6 +156,8 @@ class Scheduler:
         if not self.turns.may_join(ref.digest):
             return False
         reserved = self.adapters.reserve(ref, sequence.request_id)
+        if reserved is None and self.adapters.is_ready(ref.digest) and self._free_slot(sequence):
+            reserved = self.adapters.reserve(ref, sequence.request_id)
         if reserved is None:
             if self.adapters.is_ready(ref.digest):
                 wanted.add(ref.digest)
@@ -135,11 +169,28 @@ class Scheduler:
         sequence.visual_keys = visual_keys(sequence.items, sequence.salt, self.adapters.changes_pictures(ref))
         return True
 
+    def _free_slot(self, sequence: Sequence) -> bool:
+        """Preempts whoever holds a slot, where all are less urgent; of several slots, that of the least urgent."""
+        most_urgent: dict[bytes, int] = {}
+        for other in self.running:
+            if other.adapter is not None:
+                digest = other.adapter.digest
+                most_urgent[digest] = min(most_urgent.get(digest, other.priority), other.priority)
+        held = self.adapters.released_by(tuple(most_urgent))
+        victim = max(held, key=most_urgent.__getitem__, default=None)
+        if victim is None or most_urgent[victim] <= sequence.priority:
+            return False
+        for other in [s for s in self.running if s.adapter is not None and s.adapter.digest == victim]:
+            self._preempt(other)
+        return True
+
     def can_run_ahead(self) -> bool:
         """Whether the next step can be scheduled before the results of the last are known: nobody has to be preempted
         for it, since a launched step may still write to the blocks of every sequence."""
         if self.encoder.pinned_during_decode and any(s.computed < s.prompt_length for s in self.running):
             return False  # (a prompt may wait for images that answers hold)
+        if self.waiting and self.running and self._yields_to(min(s.priority for s in self.waiting)):
+            return False
         return self._wanted(self.running) <= self.blocks.free + self.blocks.cached
 
     def _wanted(self, sequences: Iterable[Sequence]) -> int:
@@ -233,8 +284,15 @@ class Scheduler:
             sequence.pending and self._is_full(sequence, sequence.length)
         )
 
-    def _may_admit(self, budget: int) -> bool:
-        return budget > 0 and len(self.running) < self.limits.max_sequences
+    def _may_admit(self, priority: int) -> bool:
+        return len(self.running) < self.limits.max_sequences or self._yields_to(priority)
+
+    def _yields_to(self, priority: int) -> bool:
+        return self._last().priority > priority
+
+    def _last(self) -> Sequence:
+        """Who gives way first: of the least urgent that run, the one admitted last."""
+        return max(reversed(self.running), key=lambda sequence: sequence.priority)
 
     def _decode(self, plan: Plan, sequence: Sequence) -> int:
         """The common case of `_continue`, in a fifth of its time: one token, that needs neither a picture nor a block.
@@ -248,11 +306,11 @@ class Scheduler:
         length = self.images.cut(plan, sequence, min(sequence.remaining, budget))
         while not length and self.encoder.pinned_during_decode and self.images.waits_for_room(plan, sequence):
             # What it waits for is held by answers that may be long, or that wait for it in turn.
-            if self._preempt(self.running[-1]) is sequence:
+            if self._preempt(self._last()) is sequence:
                 return 0
             length = self.images.cut(plan, sequence, min(sequence.remaining, budget))
         while length and not self.blocks.grow(sequence, sequence.computed + length):
-            if self._preempt(self.running[-1]) is sequence:
+            if self._preempt(self._last()) is sequence:
                 return 0
         return self._chunk(plan, sequence, length)
 
@@ -261,6 +319,9 @@ class Scheduler:
         length = min(sequence.remaining, budget)
         length = self.images.cut(plan, sequence, length) if self._can_finish_prompt(sequence) else 0
         if not length:
+            self._give_back(sequence)
+            return 0
+        if not self._make_room(sequence):
             self._give_back(sequence)
             return 0
         self.blocks.grow(sequence, sequence.computed + length)
@@ -275,8 +336,27 @@ class Scheduler:
 
     def _can_finish_prompt(self, sequence: Sequence) -> bool:
         """Beside all that run, and what their prompts still want: otherwise two large prompts would preempt each other
-        in turn, and each begin again."""
-        return self._wanted((*self.running, sequence)) <= self.blocks.free + self.blocks.cached
+        in turn, and each begin again. What the less urgent have is counted as if it were free."""
+        ahead = [s for s in self.running if s.priority <= sequence.priority]
+        yields = (
+            0
+            if len(ahead) == len(self.running)
+            else sum(len(s.blocks) for s in self.running if s.priority > sequence.priority)
+        )
+        return self._wanted((*ahead, sequence)) <= self.blocks.free + self.blocks.cached + yields
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Whether there is a place, and blocks for all of its prompt: at the cost of the less urgent."""
+        while not self._has_room(sequence):
+            if not (self.running and self._yields_to(sequence.priority)):
+                return False
+            self._preempt(self._last())
+        return True
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        free = self.blocks.free + self.blocks.cached
+        ahead = [s for s in self.running if s.priority <= sequence.priority]
+        return len(self.running) < self.limits.max_sequences and self._wanted((*ahead, sequence)) <= free
 
     def _chunk(self, plan: Plan, sequence: Sequence, length: int) -> int:
         if length:

@@ -87,6 +87,7 @@ class Sequence:
     guide: AnswerGuide | None = None  # made of the grammar
     stretch: int = 1  # of the rotary frequencies, see RopeSpec
     adapter: AdapterRef | None = None
+    priority: int = 0  # the smaller, the more urgent
     adapter_slot: int = 0  # while it is running; 0: the base model
     adapter_tier: str = ""  # where its adapter was found when it came: "slot", "host" or "disk"
     pooling: Pooling | None = None
@@ -133,6 +134,7 @@ class Sequence:
             cache_root=root.digest(),
             salt=message.salt,
             adapter=message.adapter,
+            priority=message.priority,
             pooling=message.pooling,
             visual_keys=() if message.adapter is not None else visual_keys(message.items, message.salt, b""),
             encoder_inputs=_encoder_inputs(message),
