@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from opsin_client.adapters.commands import app as adapters_app
+from opsin_client.batches.commands import app as batches_app
 from opsin_client.jobs.commands import app as jobs_app
 from opsin_client.migrate.commands import app as migrate_app
 from opsin_plugins.spec import SpecError
@@ -228,6 +229,7 @@ def chat(
 
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(batches_app, name="batches")
 app.add_typer(migrate_app, name="migrate")
 
 plugins_app = typer.Typer(rich_markup_mode=None)

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from opsin_server.adapter_metrics import AdapterMetrics
+from opsin_server.batch_metrics import BatchMetrics
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.webhook_metrics import WebhookMetrics
 
@@ -106,6 +107,7 @@ class Metrics:
 
         self.adapters = AdapterMetrics(registry)
         self.jobs = JobMetrics(registry)
+        self.batches = BatchMetrics(registry)
         self.webhooks = WebhookMetrics(registry)
         self.broken = Counter("opsin_requests_broken", "Answers that failed after they had begun.", registry=registry)
 

@@ -161,6 +161,7 @@ def test_every_metric_is_in_the_reference(reference: dict[str, str]):
     metrics.watch(dict, lambda: 0, "model")
     metrics.adapters.watch(lambda: 0, lambda: (0, 0))
     metrics.jobs.watch(dict)
+    metrics.batches.watch(dict)
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)", metrics.text().decode(), re.MULTILINE))
     kinds = {name: kind for name, kind in kinds.items() if not name.endswith("_created")}
     assert kinds == {code: kind for code, kind in reference.items() if re.fullmatch(r"(opsin_|vllm:)[a-z_]+", code)}

@@ -15,10 +15,11 @@ from unittest.mock import patch
 from prometheus_client import CollectorRegistry
 
 from opsin_plugins.loading.open_model import OpenModel, open_model
+from opsin_server import lasting
 from opsin_server.api.fine_tuning_service import FineTuningService
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import NotFound
-from opsin_server.fine_tuning import job_run, lasting
+from opsin_server.fine_tuning import job_run
 from opsin_server.fine_tuning.job_run import JobRun
 from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Ready, Reserve
 from opsin_server.job_metrics import JobMetrics

@@ -111,7 +111,7 @@ class LocalServer:
         config, version = ServerConfig(engine), fingerprint(model.files, __version__)
         self._app = create_app(
             config, self.engine, encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Refusing(),
-            Refusing(), Refusing(), Metrics(), embedder=self.embedder,
+            Refusing(), Refusing(), Refusing(), Metrics(), embedder=self.embedder,
         )  # fmt: skip
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:

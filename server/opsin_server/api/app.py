@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
+from opsin_server.api.batch_service import BatchService
 from opsin_server.api.engine_status import Engine
 from opsin_server.api.file_service import FileService
 from opsin_server.api.fine_tuning_service import FineTuningService
@@ -27,6 +28,7 @@ from opsin_server.api.middleware.request_log import RequestLogMiddleware
 from opsin_server.api.routes import adapters as routes_of_adapters
 from opsin_server.api.routes import (
     aliases,
+    batches,
     chat,
     embeddings,
     fine_tunes,
@@ -60,6 +62,7 @@ def create_app(
     adapters: AdapterService,
     files: FileService,
     fine_tuning: FineTuningService,
+    batch_service: BatchService,
     webhook_service: WebhookService,
     metrics: Metrics,
     digest: Callable[[], str | None] = lambda: None,
@@ -82,6 +85,7 @@ def create_app(
         adapters=adapters,
         files=files,
         fine_tuning=fine_tuning,
+        batches=batch_service,
         webhooks=webhook_service,
         admission=Admission(config.max_queue),
         grammars=GrammarChecker(),
@@ -101,7 +105,7 @@ def create_app(
     app.state.services = services
     for route in (chat, embeddings, models, routes_of_adapters, aliases, vllm_adapters, health):
         app.include_router(route.router)
-    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes, webhooks):
+    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes, batches, webhooks):
         app.include_router(_with_and_without_version(below.router))
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
     app.add_middleware(PathMiddleware, root_path=config.root_path)

@@ -84,7 +84,7 @@ class FineTuningService:
         if model is None or encoder is None:
             return
         self._room, self._memory = ready.memory.adapters, ready.memory["training"]
-        self._owner = await asyncio.to_thread(_owner, self._folder)
+        self._owner = await asyncio.to_thread(self._state.directory.owner)
         shape = await asyncio.to_thread(lambda: BaseModel(model, AdapterLimits(self._room.rank)).shape_digest)
 
         def source(options: JobOptions) -> Source:
@@ -347,14 +347,3 @@ class _Publisher:
             await self._adapters.unload(name)
         except (NotFound, BadRequest) as error:  # somebody has deleted it, or an alias names it
             log.info("the checkpoint %s stays: %s", name, error.message)
-
-
-def _owner(folder: Path) -> str:
-    """The name by which the database knows whose jobs these are: it lies in the data directory."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / "owner"
-    if not path.exists():
-        part = folder / ".owner"
-        part.write_text(secrets.token_hex(16))
-        part.replace(path)
-    return path.read_text()

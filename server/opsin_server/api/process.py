@@ -38,8 +38,10 @@ from opsin_server.storage.data_directory import open_directory
 
 if TYPE_CHECKING:
     from opsin_server.api.adapter_service import AdapterService
+    from opsin_server.api.batch_service import BatchService
     from opsin_server.api.fine_tuning_service import FineTuningService
     from opsin_server.api.sampling_defaults import SamplingDefaults
+    from opsin_server.batches.answers import Answerer
     from opsin_server.storage.state import State
     from opsin_server.text.embedding_input import Embedder
     from opsin_server.text.encode_prompt import PromptEncoder
@@ -117,9 +119,11 @@ async def _serve(
     # Imported only now: 0.7 s in which the engine process is loading already.
     from opsin_server.api.adapter_service import AdapterService
     from opsin_server.api.app import create_app
+    from opsin_server.api.batch_service import BatchService
     from opsin_server.api.file_service import FileService
     from opsin_server.api.fine_tuning_service import FineTuningService
     from opsin_server.api.listener import Server
+    from opsin_server.api.routes.in_process import BackgroundAnswers
     from opsin_server.api.sampling_defaults import read_sampling_defaults
     from opsin_server.api.webhook_service import WebhookService
     from opsin_server.text.embed_with_decoder import DecoderEmbedder
@@ -146,10 +150,11 @@ async def _serve(
         jobs = FineTuningService(
             config, state, engine, answers, encoder, adapters, names, metrics.jobs, files.read_image
         )
+        batches = BatchService(config, state, adapters, metrics.batches)
         webhooks = WebhookService(config.webhooks, state, metrics.webhooks)
         app = create_app(
-            config, engine, encoder, names, version, sampling, adapters, files, jobs, webhooks, metrics,
-            lambda: digest.value, embedder=embedder,
+            config, engine, encoder, names, version, sampling, adapters, files, jobs, batches, webhooks,
+            metrics, lambda: digest.value, embedder=embedder,
         )  # fmt: skip
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
@@ -161,7 +166,8 @@ async def _serve(
     files.open()
     webhooks.open()
     serving = asyncio.create_task(server.serve_until_stopped())
-    ready = asyncio.create_task(_ready(engine, encoder, adapters, jobs))
+    lines = BackgroundAnswers(app.state.services)
+    ready = asyncio.create_task(_ready(engine, encoder, adapters, jobs, batches, lines))
     try:
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         loading.done()
@@ -176,6 +182,7 @@ async def _serve(
         await asyncio.wait({serving, ready})
         if not ready.cancelled():
             ready.exception()
+        await batches.close()
         await jobs.close()
         await files.close()
         await webhooks.close()
@@ -183,9 +190,14 @@ async def _serve(
 
 
 async def _ready(
-    engine: EngineClient, encoder: PromptEncoder | None, adapters: AdapterService, jobs: FineTuningService
+    engine: EngineClient,
+    encoder: PromptEncoder | None,
+    adapters: AdapterService,
+    jobs: FineTuningService,
+    batches: BatchService,
+    lines: Answerer,
 ) -> Ready:
-    """When the engine has loaded, all adapters that are stored or named are known, and jobs go on."""
+    """When the engine has loaded, all adapters that are stored or named are known, and jobs and batches go on."""
     from opsin_server.api.vocabulary import vocabulary_of
 
     if encoder is not None and (vocabulary := await asyncio.to_thread(vocabulary_of, encoder)) is not None:
@@ -193,6 +205,7 @@ async def _ready(
     ready = await engine.wait_ready()
     await adapters.open(ready)
     await jobs.open(ready)
+    await batches.open(ready, lines)
     return ready
 
 

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from opsin_plugins.spec import U8
 from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
+from opsin_server.api.batch_service import BatchService
 from opsin_server.api.engine_status import Engine, facts
 from opsin_server.api.file_service import FileService
 from opsin_server.api.fine_tuning_service import FineTuningService
@@ -43,6 +44,7 @@ class Services:
     adapters: AdapterService
     files: FileService
     fine_tuning: FineTuningService
+    batches: BatchService
     webhooks: WebhookService
     admission: Admission
     grammars: GrammarChecker

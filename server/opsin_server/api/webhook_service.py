@@ -24,7 +24,7 @@ log = logging.getLogger("opsin.webhooks")
 LOOK_SECONDS = 1.0  # between looks at what is due
 AT_ONCE = 8  # deliveries
 FIRST_DELAY, LONGEST_DELAY = 5.0, 3600.0  # seconds until the next attempt; each is twice the one before
-SAMPLE = {"id": "ftjob-sample"}
+SAMPLES = {"fine_tuning": "ftjob-sample", "batch": "batch_sample"}  # ids, by the first word of the event
 
 
 class WebhookService:
@@ -70,9 +70,9 @@ class WebhookService:
     async def test(self, endpoint_id: str, kind: str) -> int:
         """Sends a sample now, once; the status of the answer. Raises BadRequest where none comes."""
         endpoint = await self.get(endpoint_id)
-        return await send(
-            WebhookDelivery(TENANT, new_id("evt_"), endpoint, kind, SAMPLE, 1, time.time()), self._config, self._network
-        )
+        data = {"id": SAMPLES[kind.partition(".")[0]]}
+        delivery = WebhookDelivery(TENANT, new_id("evt_"), endpoint, kind, data, 1, time.time())
+        return await send(delivery, self._config, self._network)
 
     # ----------------------------------------------------------------------------------------------- deliveries
 

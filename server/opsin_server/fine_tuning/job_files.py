@@ -11,11 +11,11 @@ import msgspec
 
 from opsin_server.errors import BadRequest, StorageFailed
 from opsin_server.fine_tuning.job_options import JobOptions
-from opsin_server.fine_tuning.lasting import lasting_in_thread
 from opsin_server.fine_tuning.workplace import Workplace
 from opsin_server.jobs.prepare import DataRefused, Source
 from opsin_server.jobs.prepared import Prepared
 from opsin_server.jobs.prepared_data import PreparedData
+from opsin_server.lasting import lasting_in_thread
 from opsin_server.storage.records import Job, NewEvent
 
 SHOWN_FAULTS = 20  # of a file, each as an event; the error counts them all

@@ -18,7 +18,6 @@ from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.fine_tuning.hyperparameters import described
 from opsin_server.fine_tuning.job_files import faults_of, read_files
 from opsin_server.fine_tuning.job_options import read_options
-from opsin_server.fine_tuning.lasting import RETRY_SECONDS, lasting, lasting_in_thread
 from opsin_server.fine_tuning.metrics import by_step, result_csv, told_checkpoints, told_until
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
 from opsin_server.fine_tuning.publish_as import publish_as
@@ -34,6 +33,7 @@ from opsin_server.ipc.training_settings import START, TrainingSettings
 from opsin_server.jobs.prepare import DataRefused
 from opsin_server.jobs.prepared_data import PreparedData
 from opsin_server.jobs.training_options import planned_steps, stopped_early
+from opsin_server.lasting import RETRY_SECONDS, lasting, lasting_in_thread
 from opsin_server.storage.job_records import ENDED
 from opsin_server.storage.records import Job, JobEvent, NewEvent
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from opsin_server.storage_config import StorageConfig
 LOCK = "lock"
 DATABASE = "opsin.db"
 BLOBS = "blobs"
+JOBS = "jobs"
 FOUND_ON_EMPTY_VOLUMES = {"lost+found"}
 
 
@@ -47,6 +49,17 @@ class DataDirectory:
         except OSError as error:
             raise ConfigError(f"--ephemeral finds no temporary directory: {error.strerror}") from error
         return cls._opened(path, ephemeral=True)
+
+    def owner(self) -> str:
+        """The name by which a database knows whose jobs and batches these are."""
+        folder = self.path / JOBS
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / "owner"
+        if not path.exists():
+            part = folder / ".owner"
+            part.write_text(secrets.token_hex(16))
+            part.replace(path)
+        return path.read_text()
 
     @classmethod
     def _opened(cls, path: Path, *, ephemeral: bool) -> DataDirectory:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from opsin_server.errors import BadRequest, NotFound
 from opsin_server.storage.blobs import claim
 from opsin_server.storage.database import Database
-from opsin_server.storage.records import Blob, NewUpload, Page, StoredFile, Upload, UploadPart, checked_name
+from opsin_server.storage.records import Blob, NewFile, NewUpload, Page, StoredFile, Upload, UploadPart, checked_name
 from opsin_server.storage.tables import FileRow, UploadPartRow, UploadRow
 
 LETTERS = string.ascii_letters + string.digits
@@ -39,7 +39,7 @@ class FileRecords:
         """lasts: seconds; None: until it is deleted. NotFound for what is no blob of the tenant's."""
         checked_name(name, "the file's name")
         with self._database.write() as session:
-            return _file(self._added(session, tenant, blob, name, purpose, lasts))
+            return _file(add_file(session, tenant, NewFile(blob, name, purpose, lasts), self._now()))
 
     def get(self, tenant: str, file_id: str) -> StoredFile:
         with self._database.read() as session:
@@ -123,7 +123,7 @@ class FileRecords:
         """blob: all parts, one after the other. BadRequest once it is completed, cancelled or too late."""
         with self._database.write() as session:
             row = self._pending(session, tenant, upload_id)
-            row.file = self._added(session, tenant, blob, row.name, row.purpose, row.lasts).id
+            row.file = add_file(session, tenant, NewFile(blob, row.name, row.purpose, row.lasts), self._now()).id
             row.status = "completed"
             self._forget_parts(session, tenant, upload_id)
             return self._upload(session, row)
@@ -144,23 +144,6 @@ class FileRecords:
         row = session.scalar(select(FileRow).where(FileRow.tenant == tenant, FileRow.id == file_id, self._lasts()))
         if row is None:
             raise NotFound(f"No such File object: {file_id[:100]}", param=param)
-        return row
-
-    def _added(self, session: Session, tenant: str, blob: Blob, name: str, purpose: str, lasts: int | None) -> FileRow:
-        now = self._now()
-        claim(session, tenant, [blob.digest])
-        row = FileRow(
-            tenant=tenant,
-            id=new_id("file-"),
-            purpose=purpose,
-            name=name,
-            digest=blob.digest,
-            size=blob.size,
-            created=now,
-            expires=None if lasts is None else now + lasts,
-        )
-        session.add(row)
-        session.flush()
         return row
 
     def _pending(self, session: Session, tenant: str, upload_id: str) -> UploadRow:
@@ -185,6 +168,24 @@ class FileRecords:
     def _forget_parts(self, session: Session, tenant: str, upload_id: str) -> None:
         own = and_(UploadPartRow.tenant == tenant, UploadPartRow.upload == upload_id)
         session.execute(delete(UploadPartRow).where(own))
+
+
+def add_file(session: Session, tenant: str, new: NewFile, now: float) -> FileRow:
+    """Within a transaction. NotFound for what is no blob of the tenant's."""
+    claim(session, tenant, [new.blob.digest])
+    row = FileRow(
+        tenant=tenant,
+        id=new_id("file-"),
+        purpose=new.purpose,
+        name=new.name,
+        digest=new.blob.digest,
+        size=new.blob.size,
+        created=now,
+        expires=None if new.lasts is None else now + new.lasts,
+    )
+    session.add(row)
+    session.flush()
+    return row
 
 
 def not_pending(upload_id: str, status: str) -> BadRequest:

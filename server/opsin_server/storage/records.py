@@ -134,6 +134,86 @@ class JobCheckpoint:
     created: float
 
 
+BatchStatus = Literal[
+    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+]
+
+
+@dataclass(frozen=True)
+class NewBatch:
+    """digest: of the input file's blob. metadata: pairs of text. output_lasts: seconds for which the files last that
+    the batch makes; None: until they are deleted. seconds: until it expires."""
+
+    owner: str
+    endpoint: str
+    input_file: str
+    digest: str
+    metadata: Mapping[str, str]
+    output_lasts: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BatchFault:
+    """line: of the input file; None: it is the file's."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What became of a line: its line of the output file, or of the error file if it failed; with the tokens that it
+    took."""
+
+    line: int
+    data: str
+    failed: bool
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """lasts: seconds; None: until it is deleted."""
+
+    blob: Blob
+    name: str
+    purpose: str
+    lasts: int | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """digest: while it goes on. total: lines of the input file, once it is validated. times: when it came to each of
+    its statuses."""
+
+    tenant: str
+    id: str
+    status: BatchStatus
+    endpoint: str
+    input_file: str
+    digest: str | None
+    metadata: Mapping[str, str]
+    output_lasts: int | None
+    model: str | None
+    total: int
+    completed: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    errors: tuple[BatchFault, ...]
+    output_file: str | None
+    error_file: str | None
+    times: Mapping[str, float]
+    created: float
+    expires: float
+
+
 @dataclass(frozen=True)
 class WebhookEndpoint:
     """secrets: what a delivery is signed with now, the newest first."""

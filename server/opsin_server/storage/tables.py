@@ -272,6 +272,56 @@ class JobCheckpointRow(Base):
     created: Mapped[float]
 
 
+class BatchRow(Base):
+    """A batch of requests. owner: as of a job. digest: of the input file's bytes, which are kept as long as the batch
+    goes on. times: when it came to each status. input_tokens and what follows: of all answers that lines have got."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "digest"], ["blobs.tenant", "blobs.digest"]),
+        Index(None, "tenant", "digest"),
+        Index(None, "tenant", "created", "id"),
+        Index(None, "owner", "status"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    status: Mapped[str]
+    endpoint: Mapped[str]
+    input_file: Mapped[str]
+    digest: Mapped[str | None]
+    pairs: Mapped[dict[str, Any]]
+    output_lasts: Mapped[int | None]
+    model: Mapped[str | None]
+    total: Mapped[int]
+    completed: Mapped[int]
+    failed: Mapped[int]
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    output_file: Mapped[str | None]
+    error_file: Mapped[str | None]
+    times: Mapped[dict[str, Any]]
+    created: Mapped[float]
+    expires: Mapped[float]
+
+
+class BatchResultRow(Base):
+    """What became of one line of a batch that goes on: its line of the output file, or of the error file if it failed.
+    They are gone when the files are there."""
+
+    __tablename__ = "batch_results"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "batch"], ["batches.tenant", "batches.id"], ondelete="CASCADE"),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    batch: Mapped[str] = mapped_column(primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True)
+    failed: Mapped[bool]
+    data: Mapped[str]
+
+
 class WebhookEndpointRow(Base):
     """secret: what deliveries are signed with, and for a while old_secret as well. It has to be kept as it is."""
 

@@ -40,6 +40,7 @@ class RunningServer:
         sampling: Any = None,
         files: Any = None,
         webhooks: Any = None,
+        batches: Any = None,
         **changes: Any,
     ) -> None:
         self.engine = engine
@@ -55,6 +56,7 @@ class RunningServer:
             BaseOnly(NAMES),  # type: ignore[arg-type]
             files or Refusing(),
             Refusing(),  # type: ignore[arg-type]
+            batches or Refusing(),
             webhooks or Refusing(),
             Metrics(),
             lambda: self.digest,

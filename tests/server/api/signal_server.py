@@ -26,6 +26,7 @@ async def main() -> None:
         Refusing(),  # type: ignore[arg-type]
         Refusing(),  # type: ignore[arg-type]
         Refusing(),  # type: ignore[arg-type]
+        Refusing(),  # type: ignore[arg-type]
         Metrics(),
         embedder=FakeEmbedder(),
     )

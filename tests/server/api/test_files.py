@@ -105,7 +105,10 @@ def test_a_file_expires(client: openai.OpenAI, clock: Clock, state: State) -> No
 
 @pytest.mark.parametrize(
     ("purpose", "words"),
-    [("batch", "'batch' is not supported here: it must be one of fine-tune, vision, user_data"), ("other", "Invalid")],
+    [
+        ("evals", "'evals' is not supported here: it must be one of fine-tune, batch, vision, user_data"),
+        ("other", "Invalid"),
+    ],
 )
 def test_other_purposes_are_refused_by_name(purpose: str, words: str, client: openai.OpenAI) -> None:
     error = refused(lambda: client.files.create(file=("a", b"x"), purpose=purpose))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ router = APIRouter()
 MOST = 10_000  # files of a page
 CHUNK = 2**20
 RESULTS = "fine-tune-results"  # as small as a job has steps
+BATCH_OUTPUT = "batch_output"
 LASTS = range(3600, 30 * 24 * 3600 + 1)  # seconds
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
@@ -41,7 +42,7 @@ async def create_file(request: Request, services: ServicesDep) -> dict[str, Any]
 async def list_files(request: Request, services: ServicesDep) -> dict[str, Any]:
     query = known_query(request, ("after", "limit", "order", "purpose"))
     limit, purpose = read_limit(query, MOST, MOST), query.get("purpose")
-    if purpose is not None and purpose not in (known := (*PURPOSES, *OTHERS, RESULTS)):
+    if purpose is not None and purpose not in (known := (*PURPOSES, *OTHERS, RESULTS, BATCH_OUTPUT)):
         raise BadRequest(f"Invalid value for 'purpose': it must be one of {', '.join(known)}", param="purpose")
     page = await services.files.page(query.get("after"), limit, newest_first(query), purpose)
     return described_page([described_file(file) for file in page.items], page)

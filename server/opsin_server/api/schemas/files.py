@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from opsin_server.chat.fields import Ignored, Strict, unsupported
 from opsin_server.storage.records import StoredFile, Upload, UploadPart
 
-PURPOSES = ("fine-tune", "vision", "user_data")
-OTHERS = ("assistants", "batch", "evals")  # that OpenAI has, and nothing here acts on
+PURPOSES = ("fine-tune", "batch", "vision", "user_data")
+OTHERS = ("assistants", "evals")  # that OpenAI has, and nothing here acts on
 LASTS = Annotated[int, Field(ge=3600, le=30 * 24 * 3600)]
 
 

@@ -37,6 +37,17 @@ def storable(text: str) -> str:
     return text
 
 
+def checked_pairs(metadata: dict[str, str] | None) -> dict[str, str] | None:
+    """For a validator."""
+    if metadata is not None:
+        if len(metadata) > PAIRS:
+            raise wrong(f"it has {len(metadata)} pairs; at most {PAIRS} are kept")
+        if any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
+            raise wrong("a key has at most 64 characters, and a value 512")
+        storable("".join((*metadata, *metadata.values())))
+    return metadata
+
+
 class SupervisedHyperparameters(Strict):
     batch_size: Rows = None
     learning_rate_multiplier: Positive = None
@@ -100,13 +111,7 @@ class CreateJob(Strict):
     @field_validator("metadata")
     @classmethod
     def _small(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
-        if metadata is not None:
-            if len(metadata) > PAIRS:
-                raise wrong(f"it has {len(metadata)} pairs; at most {PAIRS} are kept")
-            if any(len(name) > 64 or len(value) > 512 for name, value in metadata.items()):
-                raise wrong("a key has at most 64 characters, and a value 512")
-            storable("".join((*metadata, *metadata.values())))
-        return metadata
+        return checked_pairs(metadata)
 
     @field_validator("integrations", mode="before")
     @classmethod

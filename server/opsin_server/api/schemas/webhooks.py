@@ -9,7 +9,10 @@ from pydantic import Field, field_validator
 from opsin_server.chat.fields import Strict, unsupported
 from opsin_server.storage.records import WebhookEndpoint
 
-EVENT_TYPES = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
+EVENT_TYPES = (
+    "fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled",
+    "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",
+)  # fmt: skip
 MASKED = 4  # characters of a secret that its hint shows
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]

@@ -1,0 +1,94 @@
+"""A body answered as its route would answer it, without HTTP: how the lines of batches are run. They have the checks of
+the route, and the time that its own requests leave: no place among the requests in flight, the least priority in the
+engine, a thread of their own, and no part in the measurements of how long clients wait."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any, cast
+
+import msgspec
+
+from opsin_server.api.answer.submit import submit
+from opsin_server.api.engine_status import Engine, TokenStream
+from opsin_server.api.middleware import error_responses
+from opsin_server.api.middleware.request_log import RequestLog
+from opsin_server.api.routes.read_body import parse
+from opsin_server.api.schemas.chat_request import ChatRequest
+from opsin_server.api.schemas.chat_response import encode
+from opsin_server.api.services import Services
+from opsin_server.batches.answers import Answer
+from opsin_server.errors import BadRequest, EngineFailed, StorageFailed, Unavailable
+from opsin_server.ipc.messages import BACKGROUND, Arrays, Output, Submit
+from opsin_server.metrics import Metrics
+
+
+async def chat(body: bytes, log: RequestLog, services: Services) -> bytes:
+    request = parse(ChatRequest, body)
+    if request.stream:
+        raise BadRequest("'stream' must be false or left out: a batch has whole answers", param="stream")
+    adapter = await services.adapters.resolve(request.model)
+    async with AsyncExitStack() as held:
+        generation = await submit(request, adapter, log, services, held)
+        return encode(await generation.completion())
+
+
+ENDPOINTS: dict[str, Callable[[bytes, RequestLog, Services], Awaitable[bytes]]] = {"/v1/chat/completions": chat}
+
+
+class BackgroundAnswers:
+    """Answers lines of batches, as `batches.answers.Answerer` says."""
+
+    def __init__(self, services: Services) -> None:
+        self._published = services.metrics
+        unpublished = Metrics()
+        unpublished.adapters = services.metrics.adapters
+        threads = ThreadPoolExecutor(1, thread_name_prefix="opsin-batch")
+        self._services = replace(services, metrics=unpublished, threads=threads)
+
+    async def __call__(self, endpoint: str, body: bytes, started: Callable[[], None]) -> Answer:
+        log = RequestLog(f"req_{secrets.token_hex(12)}", "POST")
+        services = replace(self._services, engine=cast("Engine", _Background(self._services.engine, started)))
+        status = 200
+        try:
+            content = await ENDPOINTS[endpoint](body, log, services)
+        except (Unavailable, StorageFailed, EngineFailed):
+            raise
+        except Exception as failure:
+            error = error_responses.known_error(failure, {"opsin.request": log})
+            status, content = error.status, msgspec.json.encode(error_responses.body(error))
+        usage, metrics = log.usage, self._published
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.image_tokens.inc(usage.image_tokens)
+        metrics.generation_tokens.inc(usage.completion_tokens)
+        return Answer(status, log.id, content, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+
+
+class _Background:
+    """The engine, for what comes behind all others."""
+
+    def __init__(self, engine: Engine, started: Callable[[], None]) -> None:
+        self._engine, self._started = engine, started
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def submit(self, message: Submit, arrays: Arrays) -> TokenStream:
+        behind = msgspec.structs.replace(message, priority=BACKGROUND + message.priority)
+        return _Noted(self._engine.submit(behind, arrays), self._started)
+
+
+class _Noted:
+    """A stream; started: told of its first output."""
+
+    def __init__(self, stream: TokenStream, started: Callable[[], None]) -> None:
+        self._stream, self._started, self.cancel = stream, started, stream.cancel
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        async for output in self._stream:
+            self._started()
+            yield output
