@@ -112,7 +112,8 @@ class BatchRecords:
         with self._database.write() as session:
             row = _row(session, batch.tenant, batch.id, lock=True)
             if status not in MOVES[row.status]:  # type: ignore[index]
-                raise BadRequest(f"the batch {batch.id} is {row.status}: it cannot be {status}", code="invalid_state")
+                asked = "cancelled" if status == "cancelling" else status
+                raise BadRequest(f"the batch {batch.id} is {row.status}: it cannot be {asked}", code="invalid_state")
             row.status, row.times = status, {**row.times, status: now}
             for name, value in changes.items():
                 setattr(row, name, value)
