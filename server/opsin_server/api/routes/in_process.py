@@ -77,9 +77,9 @@ class _Background:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def submit(self, message: Submit, arrays: Arrays) -> TokenStream:
+    def submit_choices(self, message: Submit, arrays: Arrays) -> list[TokenStream]:
         behind = msgspec.structs.replace(message, priority=BACKGROUND + message.priority)
-        return _Noted(self._engine.submit(behind, arrays), self._started)
+        return [_Noted(stream, self._started) for stream in self._engine.submit_choices(behind, arrays)]
 
 
 class _Noted:
