@@ -61,10 +61,10 @@ class Server:
     def post(self, path: str, **fields: object) -> dict[str, Any]:
         return self.ask("POST", path, json.dumps(fields).encode())
 
-    def upload(self, path: Path) -> str:
+    def upload(self, path: Path, purpose: str = "fine-tune") -> str:
         """In parts, one after the other."""
         made = self.post(
-            "/uploads", purpose="fine-tune", filename="rows.jsonl", bytes=path.stat().st_size, mime_type="text/jsonl"
+            "/uploads", purpose=purpose, filename="rows.jsonl", bytes=path.stat().st_size, mime_type="text/jsonl"
         )
         parts = []
         with path.open("rb") as opened:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +26,8 @@ END = b"\r\n0\r\n\r\n"  # the last chunk of a chunked body; JSON holds no bare l
 
 @dataclass
 class Job:
-    """requests: a file with one JSON list of messages a line; stream i takes lines i, i + streams, ..."""
+    """requests: a file with one JSON list of messages a line; stream i takes lines i, i + streams, ... pause: seconds
+    before each request, on average; by chance, the same in every run. stop: a file that ends it once it is there."""
 
     port: int
     requests: str
@@ -32,6 +35,8 @@ class Job:
     fields: dict[str, Any]
     timeout: float = 600.0
     path: str = "/v1/chat/completions"
+    pause: float = 0.0
+    stop: str = ""
 
 
 @dataclass
@@ -85,11 +90,15 @@ def http_request(path: str, body: bytes) -> bytes:
     return head.encode() + b"\r\n" + body
 
 
-async def one_stream(job: Job, requests: list[bytes]) -> list[tuple[float, list[tuple[float, bytes]]]]:
+async def one_stream(job: Job, number: int, requests: list[bytes]) -> list[tuple[float, list[tuple[float, bytes]]]]:
     """(when it was sent, what came) of each request, one after the other."""
-    loop, out = asyncio.get_running_loop(), []
+    loop, out, chance = asyncio.get_running_loop(), [], random.Random(number)
     connection: Connection | None = None
     for request in requests:
+        if job.pause:
+            await asyncio.sleep(chance.expovariate(1 / job.pause))
+        if job.stop and os.path.exists(job.stop):  # noqa: ASYNC240, PTH110
+            break
         if connection is None or connection.transport is None or connection.transport.is_closing():
             _, connection = await loop.create_connection(Connection, HOST, job.port)
         start = time.perf_counter()
@@ -110,7 +119,7 @@ def read_requests(job: Job) -> list[bytes]:
 async def run(job: Job, requests: list[bytes]) -> dict[str, Any]:
     meter = Meter()
     async with asyncio.timeout(job.timeout):
-        answers = await asyncio.gather(*(one_stream(job, requests[i :: job.streams]) for i in range(job.streams)))
+        answers = await asyncio.gather(*(one_stream(job, i, requests[i :: job.streams]) for i in range(job.streams)))
     used = meter.read()
     read = [asdict(read_answer(*a)) for stream in answers for a in stream]
     return used | {"client_cpu_seconds": used["cpu_seconds"], "answers": read}

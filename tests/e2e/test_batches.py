@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,10 @@ import pytest
 from openai.types import Batch
 
 from support.served import Room, Served, wait_for
+from support.snippets import blocks
 from support.talk import MINI, SAMPLES, image_part, sample, text_part
 
+ROOT = Path(__file__).parents[2]
 ENDPOINT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 PICTURES = ("square_and_star.png", "dog_and_pizza.png", "rocket.png")
@@ -127,6 +131,23 @@ def test_a_batch_that_is_cancelled_keeps_what_was_answered(client: openai.OpenAI
     assert sorted(int(line["custom_id"][3:]) for line in (*done, *left)) == list(range(300))
 
 
+def test_the_example_prints_what_the_document_shows(served: Served) -> None:
+    block = blocks(ROOT / "docs/batches.md")[0]
+    code = block.code.replace("http://127.0.0.1:8000", served.url)
+    environment = served.room.environment()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    block.check(done.stdout)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_a_batch_of_a_server_that_is_killed_goes_on(
@@ -156,7 +177,8 @@ def test_a_batch_of_a_server_that_is_killed_goes_on(
             served.process.wait(20)
             kills += 1
         output = content(client, batch.output_file_id)
-        served.close()
+        served.signal_all(signal.SIGTERM)
+        served.process.wait(30)
     finally:
         room.remove()
     assert [line["custom_id"] for line in output] == [f"id {n}" for n in range(3000)]

@@ -19,7 +19,7 @@ from opsin_server.errors import EngineFailed, StorageFailed, Unavailable
 
 log = logging.getLogger("opsin.batches")
 
-AHEAD = 8  # lines that are prepared, or wait in the engine: it never lacks one, and few pictures are held
+AHEAD = 16  # lines that are prepared, or wait in the engine: it never lacks one, and few pictures are held
 RETRY_SECONDS = 1.0
 ALONE_AFTER = 2  # failures of the engine
 GIVE_UP_AFTER = 4

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import check_items, check_sampling, check_spans, check_visible_images
 from opsin_server.ipc.engine_socket import HasFileno
 from opsin_server.ipc.messages import (
+    BACKGROUND,
     AdapterLoad,
     AdapterRef,
     AdapterReport,
@@ -47,6 +48,11 @@ MAX_FAILURES = 3  # steps in a row: one request that fails by itself is not the 
 
 class EngineBroken(RuntimeError):
     """Nothing more can be computed by this process; another one must take its place."""
+
+
+def _ahead(sequences: Iterable[Sequence]) -> int:
+    """How many are not the background's: what gives way keeps nobody from being sent here."""
+    return sum(sequence.priority < BACKGROUND for sequence in sequences)
 
 
 @dataclass(frozen=True)
@@ -331,8 +337,8 @@ class Engine:
         except Exception as error:
             return self._fail(step.plan, error)
         clock = self._lap(f"{step.kind}.sample", clock)
-        if step.kind == "decode" and step.encoding is None:
-            self.scheduler.background.observe(len(step.plan.chunks), clock - max(step.started, self._committed))
+        if step.encoding is None:
+            self.scheduler.background.observe(step.plan.tokens, clock - max(step.started, self._committed))
         self._committed, self._failures = clock, 0
         if embeddings:
             drawn = with_embeddings(drawn, step.plan.chunks, embeddings)
@@ -414,8 +420,8 @@ class Engine:
     def stats(self) -> Stats:
         scheduler, blocks, encoder = self.scheduler, self.scheduler.blocks, self.scheduler.encoder
         return Stats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting) + len(self._unscheduled),
+            running=_ahead(scheduler.running),
+            waiting=_ahead(scheduler.waiting) + len(self._unscheduled),
             blocks_used=blocks.used,
             blocks_cached=blocks.cached,
             blocks_free=blocks.free,

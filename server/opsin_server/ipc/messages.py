@@ -267,7 +267,8 @@ class AdapterReport(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """The engine's own count, sent with every step and once a second when idle (which also shows that it lives)."""
+    """The engine's own count, sent with every step and once a second when idle (which also shows that it lives).
+    running, waiting: without the background's."""
 
     running: int = 0
     waiting: int = 0

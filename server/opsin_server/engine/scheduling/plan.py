@@ -56,6 +56,11 @@ class Plan:
     room: ImageRoom | None = None
 
     @property
+    def tokens(self) -> int:
+        """That are computed."""
+        return sum(chunk.length for chunk in self.chunks)
+
+    @property
     def patches(self) -> int:
         """Of the images that are encoded."""
         return sum(sequence.items[item].shape[0] for sequence, item in self.encode)

@@ -108,7 +108,7 @@ class Scheduler:
 
     def _leave_to_background(self, plan: Plan) -> int:
         """Tokens that it may have beside what is planned."""
-        others = sum(chunk.length for chunk in plan.chunks)
+        others = plan.tokens
         images = len(plan.encode) + self.background.owes_picture()
         plan.room = ImageRoom(plan.patches + self.background.patches(others), images)
         return self.background.tokens(others)
