@@ -87,6 +87,9 @@ class Scheduler:
         for priority in priorities:
             if priority == background and plan.chunks:
                 budget = min(budget, self._leave_to_background(plan))
+            if not budget:  # (most steps beside others have nothing for the background, of which there may be much)
+                admits = False
+                break
             preempted = self.preemptions
             budget = self._go_on(plan, priority, budget)
             if admits and self.preemptions == preempted:
