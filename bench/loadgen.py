@@ -195,7 +195,9 @@ def _note(answer: Answer, at: float, chunk: dict[str, Any]) -> None:
 
 def main() -> None:
     job = Job(**json.load(sys.stdin))
-    print(json.dumps(uvloop.run(run(job, read_requests(job)))))
+    found = json.dumps(uvloop.run(run(job, read_requests(job))))
+    with open(1, "w", closefd=False) as out:  # (unbuffered, as PYTHONUNBUFFERED has it, a long line may be cut off)
+        print(found, file=out)
 
 
 if __name__ == "__main__":
