@@ -90,6 +90,19 @@ def test_a_batch_of_pictures_is_answered_as_the_route_answers_it(client: openai.
     assert batch.output_file_id in {file.id for file in client.files.list(purpose="batch_output")}
 
 
+def test_a_batch_of_embeddings_is_answered_as_the_route_answers_it(client: openai.OpenAI) -> None:
+    texts = ["A blue square.", "A dog and a pizza."]
+    data = lines([{"input": text} for text in texts]).replace(ENDPOINT.encode(), b"/v1/embeddings")
+    data = data.replace(b'"temperature": 0, ', b"")
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    output = content(client, ended(client, batch.id).output_file_id)
+    made = client.embeddings.create(model=MINI.name, input=texts, encoding_format="float")
+    assert [line["response"]["body"]["data"][0]["embedding"] for line in output] == [
+        pytest.approx(one.embedding, abs=1e-5) for one in made.data
+    ]
+
+
 def test_what_is_wrong_with_a_file_or_a_request_is_told(client: openai.OpenAI) -> None:
     good = lines([ask(text_part("Hello"))])
     bad = ended(client, create(client, good + b"no line\n" + good).id)

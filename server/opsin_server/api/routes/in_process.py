@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from opsin_server.api.answer.embed import embed
 from opsin_server.api.answer.submit import submit
 from opsin_server.api.engine_status import Engine, TokenStream
 from opsin_server.api.middleware import error_responses
@@ -20,6 +21,7 @@ from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.routes.read_body import parse
 from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.schemas.chat_response import encode
+from opsin_server.api.schemas.embedding_request import SEPARATORS, EmbeddingRequest
 from opsin_server.api.services import Services
 from opsin_server.batches.answers import Answer
 from opsin_server.errors import BadRequest, EngineFailed, StorageFailed, Unavailable
@@ -37,7 +39,17 @@ async def chat(body: bytes, log: RequestLog, services: Services) -> bytes:
         return encode(await generation.completion())
 
 
-ENDPOINTS: dict[str, Callable[[bytes, RequestLog, Services], Awaitable[bytes]]] = {"/v1/chat/completions": chat}
+async def embeddings(body: bytes, log: RequestLog, services: Services) -> bytes:
+    request = parse(EmbeddingRequest, body, SEPARATORS)
+    adapter = await services.adapters.resolve(request.model)
+    async with AsyncExitStack() as held:
+        return await embed(request, adapter, log, services, held)
+
+
+ENDPOINTS: dict[str, Callable[[bytes, RequestLog, Services], Awaitable[bytes]]] = {
+    "/v1/chat/completions": chat,
+    "/v1/embeddings": embeddings,
+}
 
 
 class BackgroundAnswers:
