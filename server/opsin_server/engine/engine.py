@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from opsin_plugins.spec import SpecError
+from opsin_server.engine.arrivals import NO_GRAMMAR, Arrivals
 from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.grammars import GrammarCompiler
@@ -42,7 +43,6 @@ log = logging.getLogger("opsin.engine")
 
 MOST_POSITIONS = 2**31 - 1
 MOST_CHOICES = 16
-NO_GRAMMAR = "the answer cannot be held to its grammar: {}"
 MAX_FAILURES = 3  # steps in a row: one request that fails by itself is not the engine's fault
 
 
@@ -98,11 +98,10 @@ class Engine:
         self, scheduler: Scheduler, runner: Runner, run_ahead: bool = False, loader: AdapterLoader | None = None
     ) -> None:
         self.scheduler, self.runner, self.run_ahead, self.loader = scheduler, runner, run_ahead, loader
-        self.sequences: dict[str, Sequence] = {}
         self.steps = self.decode_steps = self.steps_ahead = 0
         self.grammars = GrammarCompiler(runner.model.spec.decoder.vocab)
-        self._unscheduled: set[str] = set()  # they wait for grammars, or for the first choice of their prompt
-        self._held: dict[str, list[Sequence]] = {}  # further choices, by the first one's id
+        self.arrivals = Arrivals(self.grammars, self._schedule)
+        self.sequences = self.arrivals.sequences
         self._launched: LaunchedStep | None = None
         self._only_loads = False  # nothing can be computed before an adapter is loaded
         self._committed = 0.0  # when the last step was
@@ -119,7 +118,7 @@ class Engine:
             return True
         if self.loader is not None and self.loader.has_results:
             return True
-        return len(self.sequences) > len(self._unscheduled) and not self._only_loads
+        return self.arrivals.may_be_computed and not self._only_loads
 
     @property
     def wakers(self) -> list[HasFileno]:
@@ -137,47 +136,18 @@ class Engine:
         self._check(message, arrays)
         rope, ids = self.runner.model.spec.decoder.rope, choice_ids(message.request_id, message.choices)
         made = [Sequence.from_submit(message, arrays, rope, name, number) for number, name in enumerate(ids)]
-        self.sequences |= zip(ids, made, strict=True)
-        if message.choices > 1:
-            self._held[message.request_id] = made[1:]
-            self._unscheduled |= set(ids[1:])
-        self._begin(made[0])
-
-    def _begin(self, sequence: Sequence) -> None:
-        """It waits for its grammar, or as all others do."""
-        if sequence.grammar is None:
-            self._schedule(sequence)
-        else:
-            self._unscheduled.add(sequence.request_id)
-            self.grammars.request(sequence.request_id, sequence.grammar)
+        self.arrivals.add(made)
 
     def _schedule(self, sequence: Sequence) -> None:
-        self._unscheduled.discard(sequence.request_id)
         self.scheduler.add(sequence)
         self._only_loads = False
 
-    def _release_choices(self, request_id: str) -> None:
-        """Further answers to a prompt begin when its keys and values are there to be shared, or will never be."""
-        for sequence in self._held.pop(request_id, ()):
-            if sequence.request_id in self.sequences:
-                self._begin(sequence)
-
-    def _forget(self, request_id: str) -> Sequence | None:
-        """Of one that has ended. None: it is not known."""
-        sequence = self.sequences.pop(request_id, None)
-        self._release_choices(request_id)
-        return sequence
-
     def cancel(self, request_id: str) -> None:
         """Unknown ids are ignored: the request may have ended while the message travelled."""
-        sequence = self._forget(request_id)
-        if sequence is None:
-            return
-        if request_id in self._unscheduled:
-            self._unscheduled.remove(request_id)
-            return
-        self.scheduler.remove(sequence)
-        self._only_loads = False  # (others may go on with what it held)
+        sequence = self.arrivals.forget(request_id)
+        if sequence is not None:
+            self.scheduler.remove(sequence)
+            self._only_loads = False  # (others may go on with what it held)
 
     @torch.no_grad()
     def step(self) -> list[Output]:
@@ -185,7 +155,7 @@ class Engine:
 
         A failure ends the requests that were in the batch, and no others. Raises EngineBroken when step after step
         fails, or the device does not answer any more."""
-        outputs = self._take_adapters() + self._take_grammars()
+        outputs = self._take_adapters() + self.arrivals.take_compiled()
         if self._launched is not None and not self.scheduler.can_run_ahead():
             outputs += self._commit_launched()
         started = time.perf_counter()
@@ -214,26 +184,10 @@ class Engine:
             message = f"the adapter cannot be loaded: {result.error}"
             log.warning("%s", message)
             for sequence in self.scheduler.fail_adapter(result.ref):
-                self._forget(sequence.request_id)
+                self.arrivals.forget(sequence.request_id)
                 outputs.append(Output(sequence.request_id, finish="error", error=message))
         for ref in adapters.take_wanted():
             self.loader.request(ref)
-        return outputs
-
-    def _take_grammars(self) -> list[Output]:
-        """Requests whose grammars have been compiled since the last step wait from here on as others do."""
-        outputs = []
-        for result in self.grammars.results():
-            sequence = self.sequences.get(result.request_id)
-            if sequence is None:  # cancelled meanwhile
-                continue
-            if result.guide is not None:
-                sequence.guide = result.guide
-                self._schedule(sequence)
-            else:
-                self._unscheduled.remove(result.request_id)
-                self._forget(result.request_id)
-                outputs.append(Output(result.request_id, finish="error", error=NO_GRAMMAR.format(result.error)))
         return outputs
 
     def keep_adapters(self, refs: tuple[AdapterRef, ...]) -> None:
@@ -350,9 +304,9 @@ class Engine:
     def _output(self, committed: Committed, drawn: SampledToken, embeddings: Mapping[str, bytes | None]) -> Output:
         sequence, token, finish = committed.sequence, committed.token, committed.finish
         if finish:
-            self._forget(sequence.request_id)
-        elif self._held:
-            self._release_choices(sequence.request_id)
+            self.arrivals.forget(sequence.request_id)
+        else:
+            self.arrivals.release(sequence.request_id)
         if finish == "error":
             return Output(sequence.request_id, finish=finish, error=_why(committed.why or drawn.refused, sequence))
         first, kept = sequence.generated == 1, finish != "stop" and sequence.pooling is None
@@ -377,7 +331,7 @@ class Engine:
         """What requests hear that have been failed. Raises EngineBroken."""
         self._failures += 1
         for sequence in failed:
-            self._forget(sequence.request_id)
+            self.arrivals.forget(sequence.request_id)
         if self._failures >= MAX_FAILURES or isinstance(error, torch.AcceleratorError):
             raise EngineBroken(f"{self._failures} steps in a row failed: {type(error).__name__}") from error
         message = "the engine could not compute this request"
@@ -421,7 +375,7 @@ class Engine:
         scheduler, blocks, encoder = self.scheduler, self.scheduler.blocks, self.scheduler.encoder
         return Stats(
             running=_ahead(scheduler.running),
-            waiting=_ahead(scheduler.waiting) + len(self._unscheduled),
+            waiting=_ahead(scheduler.waiting) + self.arrivals.unscheduled,
             blocks_used=blocks.used,
             blocks_cached=blocks.cached,
             blocks_free=blocks.free,
