@@ -119,7 +119,7 @@ def answers(folder: Path, adapter: bool) -> str:
     if adapter:
         learned = folder / "json-adapter"
         guided_data.write_rows(folder / "rows.jsonl", 1500, seed=20261201)
-        finetune = ["finetune", "opsin-mini", "--train", str(folder / "rows.jsonl"), "--out", str(learned)]
+        finetune = ["finetune", "--train", str(folder / "rows.jsonl"), "--out", str(learned)]
         _opsin(*finetune, "--epochs", "3", "--lora-rank", "16", "--learning-rate", "2e-3")
         options = ["--adapter", f"json={learned}"]
         ways += [("json", "an adapter that has learned it", False), ("json", "an adapter that has learned it", True)]

@@ -174,7 +174,8 @@ def check_training_file(
 @takes((*FINETUNE, *TRAINED_IN))
 def fine_tune(
     model: Annotated[
-        Path | None, typer.Argument(show_default=False, help="A checkpoint directory; or opsin-mini.")
+        Path | None,
+        typer.Argument(show_default=False, help="A checkpoint directory; without one, the embedded opsin-mini."),
     ] = None,
     train: Annotated[
         Path, typer.Option(exists=True, dir_okay=False, help="The rows to train on, as JSON lines.")
