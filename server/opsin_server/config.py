@@ -12,6 +12,7 @@ import msgspec.structs
 from msgspec import Meta
 
 from opsin_server.adapter_config import AdapterConfig
+from opsin_server.answer_config import AnswerConfig
 from opsin_server.api_keys import check_keys
 from opsin_server.embedding_config import EmbeddingConfig
 from opsin_server.errors import ConfigError
@@ -153,6 +154,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: FileConfig = FileConfig()
     webhooks: WebhookConfig = WebhookConfig()
     embeddings: EmbeddingConfig = EmbeddingConfig()
+    answers: AnswerConfig = AnswerConfig()
     host: Annotated[str, Option("Address to listen on; localhost is 127.0.0.1 and ::1.")] = "127.0.0.1"
     port: Annotated[int, Option("Port to listen on; 0 takes a free one.")] = 8000
     served_names: Annotated[

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
+from opsin_server.api.answer_store import AnswerStore
 from opsin_server.api.batch_service import BatchService
 from opsin_server.api.engine_status import Engine
 from opsin_server.api.file_service import FileService
@@ -34,6 +35,8 @@ from opsin_server.api.routes import (
     fine_tunes,
     health,
     models,
+    responses,
+    stored_chats,
     uploads,
     vllm_adapters,
     webhooks,
@@ -68,10 +71,11 @@ def create_app(
     digest: Callable[[], str | None] = lambda: None,
     *,
     embedder: Embedder,
+    answers: AnswerStore | None = None,
 ) -> FastAPI:
     """encoder: None where the model makes embeddings alone; names: what it is called; version: its fingerprint; digest:
-    asks for its content digest, which may be known later, or never. The engine is started and stopped by the caller,
-    and may still be loading."""
+    asks for its content digest, which may be known later, or never; answers: None where none are kept. The engine is
+    started and stopped by the caller, and may still be loading."""
     services = Services(
         config=config,
         engine=engine,
@@ -87,6 +91,7 @@ def create_app(
         fine_tuning=fine_tuning,
         batches=batch_service,
         webhooks=webhook_service,
+        answers=answers,
         admission=Admission(config.max_queue),
         grammars=GrammarChecker(),
         metrics=metrics,
@@ -105,8 +110,10 @@ def create_app(
     app.state.services = services
     for route in (chat, embeddings, models, routes_of_adapters, aliases, vllm_adapters, health):
         app.include_router(route.router)
-    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes, batches, webhooks):
+    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes, batches, webhooks, responses):
         app.include_router(_with_and_without_version(below.router))
+    if answers is not None:
+        app.include_router(_with_and_without_version(stored_chats.router))
     app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(HeaderLimitsMiddleware)

@@ -118,6 +118,7 @@ async def _serve(
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
     from opsin_server.api.adapter_service import AdapterService
+    from opsin_server.api.answer_store import AnswerStore
     from opsin_server.api.app import create_app
     from opsin_server.api.batch_service import BatchService
     from opsin_server.api.file_service import FileService
@@ -152,9 +153,10 @@ async def _serve(
         )
         batches = BatchService(config, state, adapters, metrics.batches)
         webhooks = WebhookService(config.webhooks, state, metrics.webhooks)
+        store = AnswerStore(config.answers, state) if config.answers.store else None
         app = create_app(
             config, engine, encoder, names, version, sampling, adapters, files, jobs, batches, webhooks,
-            metrics, lambda: digest.value, embedder=embedder,
+            metrics, lambda: digest.value, embedder=embedder, answers=store,
         )  # fmt: skip
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
@@ -165,6 +167,8 @@ async def _serve(
     server = Server(app, config, listeners)
     files.open()
     webhooks.open()
+    if store is not None:
+        store.open()
     serving = asyncio.create_task(server.serve_until_stopped())
     lines = BackgroundAnswers(app.state.services)
     ready = asyncio.create_task(_ready(engine, encoder, adapters, jobs, batches, lines))
@@ -186,6 +190,8 @@ async def _serve(
         await jobs.close()
         await files.close()
         await webhooks.close()
+        if store is not None:
+            await store.close()
         await adapters.close()
 
 

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from opsin_plugins.spec import U8
 from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
+from opsin_server.api.answer_store import AnswerStore
 from opsin_server.api.batch_service import BatchService
 from opsin_server.api.engine_status import Engine, facts
 from opsin_server.api.file_service import FileService
@@ -46,6 +47,7 @@ class Services:
     fine_tuning: FineTuningService
     batches: BatchService
     webhooks: WebhookService
+    answers: AnswerStore | None  # None: none are kept
     admission: Admission
     grammars: GrammarChecker
     metrics: Metrics

@@ -116,8 +116,8 @@ class ContentPart(Strict):
 
 
 _KINDS = {str: "~string", list: "~parts", type(None): "~null"}
-# Of unions, here and in `input` of embeddings; in the location of an error they are no field's name.
-TAGS = frozenset({*_KINDS.values(), "~tokens", "~token_lists", "~part"})
+# Of unions, here and in requests of other routes; in the location of an error they are no field's name.
+TAGS = frozenset({*_KINDS.values(), "~tokens", "~token_lists", "~part", "~object"})
 _NO_CONTENT = "must be a string or a list of content parts"
 Content = Annotated[
     Annotated[str, Tag("~string")] | Annotated[list[ContentPart], Tag("~parts")] | Annotated[None, Tag("~null")],
@@ -135,18 +135,23 @@ _unread = Unread()
 Thoughts = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else _unread(value))]
 
 
+def check_arguments(arguments: str) -> None:
+    """For a validator of what holds them: a JSON object, or nothing."""
+    try:
+        found = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise wrong("it must be a JSON object", "arguments")
+
+
 class CalledFunction(Strict):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     arguments: Annotated[str, Field(description="a JSON object; nothing stands for an empty one")] = "{}"
 
     @model_validator(mode="after")
     def _holds_an_object(self) -> CalledFunction:
-        try:
-            found = json.loads(self.arguments or "{}")
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise wrong("it must be a JSON object", "arguments")
+        check_arguments(self.arguments)
         return self
 
 

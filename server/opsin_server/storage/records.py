@@ -240,6 +240,31 @@ class WebhookDelivery:
     created: float
 
 
+AnswerKind = Literal["chat.completion", "response"]
+
+
+@dataclass(frozen=True)
+class NewAnswer:
+    """answer: the object that the client got. said: the messages or items before it. All as JSON."""
+
+    id: str
+    kind: AnswerKind
+    model: str
+    answer: Mapping[str, Any]
+    said: tuple[Mapping[str, Any], ...]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    id: str
+    model: str
+    answer: Mapping[str, Any]
+    said: tuple[Mapping[str, Any], ...]
+    metadata: Mapping[str, str]
+    created: float
+
+
 @dataclass(frozen=True)
 class Page(Generic[Item]):
     """has_more: whether there are others behind the last one."""

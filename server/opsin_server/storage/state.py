@@ -14,6 +14,7 @@ from sqlalchemy import insert, select
 from opsin_server.errors import ConfigError
 from opsin_server.storage.adapter_records import AdapterRecords
 from opsin_server.storage.alias_records import AliasRecords
+from opsin_server.storage.answer_records import AnswerRecords
 from opsin_server.storage.batch_records import BatchRecords
 from opsin_server.storage.blob_files import BlobFiles, LocalFiles
 from opsin_server.storage.blobs import BlobStore
@@ -44,6 +45,7 @@ class State:
         self.aliases = AliasRecords(database, now)
         self.stored_files = FileRecords(database, now)
         self.jobs = JobRecords(database, now)
+        self.answers = AnswerRecords(database, now)
         self.batches = BatchRecords(database, now)
         self.webhooks = WebhookRecords(database, now)
         self._open = ExitStack()

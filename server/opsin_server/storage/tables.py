@@ -359,3 +359,33 @@ class WebhookDeliveryRow(Base):
     attempts: Mapped[int]
     due: Mapped[float]
     created: Mapped[float]
+
+
+class StoredAnswerRow(Base):
+    """An answer that a client asked to keep. kind: whose object it is. said: the messages or items before it."""
+
+    __tablename__ = "stored_answers"
+    __table_args__ = (Index(None, "tenant", "created", "id"),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    model: Mapped[str]
+    answer: Mapped[dict[str, Any]]
+    said: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    created: Mapped[float]
+
+
+class StoredAnswerLabelRow(Base):
+    """A pair of an answer's metadata, by which it is found."""
+
+    __tablename__ = "stored_answer_labels"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "answer"], ["stored_answers.tenant", "stored_answers.id"], ondelete="CASCADE"),
+        Index(None, "tenant", "name", "value"),
+    )
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    answer: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]

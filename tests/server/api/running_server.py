@@ -41,6 +41,7 @@ class RunningServer:
         files: Any = None,
         webhooks: Any = None,
         batches: Any = None,
+        answers: Any = None,
         **changes: Any,
     ) -> None:
         self.engine = engine
@@ -61,6 +62,7 @@ class RunningServer:
             Metrics(),
             lambda: self.digest,
             embedder=FakeEmbedder(),
+            answers=answers,
         )
         self.loop = uvloop.new_event_loop()
         self.url = ""

@@ -15,6 +15,7 @@ from opsin_server.api.answer.output_text import Piece
 from opsin_server.api.cancellation import CancelScope, ClientGone
 from opsin_server.api.middleware import error_responses
 from opsin_server.api.schemas.chat_response import CallDelta, ChunkChoice, Delta, FunctionDelta, event
+from opsin_server.errors import OpsinError
 from opsin_server.text.tool_reader import ToolCallDelta
 
 STATUS_SECONDS = 0.5  # so long the status line waits for the first token: a failure until then is still a real 5xx
@@ -25,9 +26,11 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 class EventStream(Response):
     """Sends a generation, and closes what it holds at the end. A failure after the status line becomes an error event,
-    and the body is never finished: a clean end would look like success."""
+    and the body is never finished: a clean end would look like success. fails_with_an_end: unless the last event says
+    whether it is one."""
 
     media_type = "text/event-stream"
+    fails_with_an_end = False
 
     def __init__(
         self,
@@ -62,8 +65,13 @@ class EventStream(Response):
             error = error_responses.known_error(failure, scope)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_SECONDS):
-                    await self._send(send, event(error_responses.body(error)))
+                    await self._send(send, self._last_words(error))
+                    if self.fails_with_an_end:
+                        await send({"type": "http.response.body", "body": b"", "more_body": False})
             raise error from failure
+
+    def _last_words(self, error: OpsinError) -> bytes:
+        return event(error_responses.body(error))
 
     async def _send(self, send: Send, data: bytes) -> None:
         if not self._started:

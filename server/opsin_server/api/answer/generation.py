@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from opsin_server.api.answer.adapter_use import AdapterUse
@@ -90,7 +90,8 @@ def _read_calls(piece: Piece, reader: ToolCallReader) -> None:
 
 
 class Generation:
-    """started: when the request came, by `time.perf_counter`. usage: is filled while the answer comes."""
+    """started: when the request came, by `time.perf_counter`. usage: is filled while the answer comes. keep: is awaited
+    with the whole answer before its last piece goes out."""
 
     def __init__(
         self,
@@ -101,18 +102,25 @@ class Generation:
         started: float,
         metrics: Metrics,
         adapter_use: AdapterUse | None = None,
+        keep: Callable[[Completion], Awaitable[None]] | None = None,
     ) -> None:
         self._who, self._wants_logprobs = identity, wants_logprobs
         self.choices = choices
         self._usage, self._metrics, self._adapter_use = usage, metrics, adapter_use
-        self._started = started
+        self._started, self._keep = started, keep
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Of all choices, as they come: each choice ends with one that has a `finish`. Raises EngineFailed."""
         readers = [choice.pieces(self._note) for choice in self.choices]
+        found, left = self._nothing_yet(), len(readers)
         async for piece in readers[0] if len(readers) == 1 else interleaved(readers):
             if piece.finish is not None:
                 self._usage.finish = piece.finish
+                left -= 1
+            if self._keep is not None:
+                found[piece.choice].add(piece)
+                if not left:
+                    await self._keep(self._completed(found))
             yield piece
 
     def _note(self, choice: ChoiceStream, output: Output) -> None:
@@ -142,9 +150,15 @@ class Generation:
 
     async def completion(self) -> Completion:
         """The whole answer."""
-        found = [WholeChoice() for _ in self.choices]
+        found = self._nothing_yet()
         async for piece in self.pieces():
             found[piece.choice].add(piece)
+        return self._completed(found)
+
+    def _nothing_yet(self) -> list[WholeChoice]:
+        return [WholeChoice() for _ in self.choices]
+
+    def _completed(self, found: Sequence[WholeChoice]) -> Completion:
         who = self._who
         choices = [
             Choice(whole.message(), whole.finish, self.logprobs(whole.logprobs), index)

@@ -14,6 +14,7 @@ from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.adapter_use import AdapterUse
 from opsin_server.api.answer.answer_tools import answer_tools, prompt_options
 from opsin_server.api.answer.generation import ChoiceStream, Generation, Identity
+from opsin_server.api.answer.keep_chat import keeper
 from opsin_server.api.answer.output_text import OutputText
 from opsin_server.api.answer.structured_output import grammar_of
 from opsin_server.api.engine_status import facts
@@ -41,6 +42,7 @@ async def submit(
 ) -> Generation:
     """Loads the images, encodes the prompt, checks that it fits, and hands it to the engine. adapter: None is the base
     model. held: what its closing gives back."""
+    keep = keeper(body, services)
     log.model, log.adapter = body.model, None if adapter is None else adapter.label
     engine = facts(services.engine)
     context = engine.max_context
@@ -81,7 +83,7 @@ async def submit(
     use = (
         None if adapter is None else held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
     )
-    return Generation(identity, choices, bool(body.logprobs), log.usage, log.started, services.metrics, use)
+    return Generation(identity, choices, bool(body.logprobs), log.usage, log.started, services.metrics, use, keep)
 
 
 def fingerprint(version: str, adapter: ServedAdapter | None) -> str:

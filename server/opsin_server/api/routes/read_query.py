@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from fastapi import Request
 
-from opsin_server.errors import BadRequest
+from opsin_server.errors import BadRequest, NotFound
+from opsin_server.storage.records import Page
 
 
 def known_query(request: Request, known: Collection[str]) -> dict[str, str]:
@@ -28,8 +30,21 @@ def read_limit(query: dict[str, str], default: int, most: int) -> int:
     return int(text)
 
 
-def newest_first(query: dict[str, str]) -> bool:
-    order = query.get("order", "desc")
+def newest_first(query: dict[str, str], default: str = "desc") -> bool:
+    order = query.get("order", default)
     if order not in ("asc", "desc"):
         raise BadRequest("Invalid value for 'order': it must be asc or desc", param="order")
     return order == "desc"
+
+
+def page_of(
+    items: Sequence[dict[str, Any]], query: dict[str, str], limit: int, backwards: bool, noun: str
+) -> Page[dict[str, Any]]:
+    """A page of a list that is there whole. Raises NotFound for an `after` that is none of its ids."""
+    found = list(reversed(items)) if backwards else list(items)
+    if (after := query.get("after")) is not None:
+        at = next((index for index, item in enumerate(found) if item["id"] == after), None)
+        if at is None:
+            raise NotFound(f"There is no {noun} {after[:100]} in this list", param="after")
+        found = found[at + 1 :]
+    return Page(tuple(found[:limit]), len(found) > limit)

@@ -6,11 +6,13 @@ import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from opsin_server.api.schemas.dialects import Dialects
+from opsin_server.api.schemas.fine_tuning import checked_pairs
 from opsin_server.api.schemas.structured_outputs import GuidedFields, ResponseFormat, StructuredOutputs
 from opsin_server.api.schemas.tools import MAX_TOOLS, Tool, ToolChoice
-from opsin_server.chat.fields import WHOLE, Ignored, Strict, only, shown, unsupported, wrong
+from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, only, shown, unsupported, wrong
 from opsin_server.chat.messages import ChatMessage, Pixels
 
 
@@ -60,6 +62,15 @@ def _template_variables(value: Any) -> Any:
         if not isinstance(given, bool | int | str) or len(str(given)) > MAX_VARIABLE:
             raise wrong(f"'{name}' must be true or false, a number or a short string")
     return value
+
+
+_unread = Unread()
+
+
+def _pairs(value: Any) -> Any:
+    """What is no object cannot be kept, and is ignored as all of it is where nothing is kept."""
+    _unread(value)
+    return value if isinstance(value, dict) else None
 
 
 class StreamOptions(Strict):
@@ -128,9 +139,15 @@ class ChatRequest(Dialects, GuidedFields):
         bool | None, Field(description="true, which is the default, unless `continue_final_message` is true")
     ] = None
 
+    store: Annotated[bool | None, Field(description="of a server with `--store`: the answer is kept")] = None
+    metadata: Annotated[
+        dict[str, Any] | None,
+        BeforeValidator(_pairs),
+        Field(description="of an answer that is kept, which is found by it; ignored otherwise"),
+    ] = None
+
     # These cannot change an answer.
     user: Ignored = None
-    metadata: Ignored = None
     safety_identifier: Ignored = None
     prediction: Ignored = None  # makes OpenAI's answers come faster, not differ
     prompt_cache_key: Ignored = None
@@ -147,12 +164,13 @@ class ChatRequest(Dialects, GuidedFields):
     web_search_options: Annotated[None, only()] = None
     moderation: Annotated[None, only()] = None
     service_tier: Annotated[None, only("auto", "default")] = None
-    store: Annotated[None, only(False)] = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:
         self._check_last_turn()
         self._check_tools()
+        if self.store:
+            self._check_pairs()
         if self.top_logprobs and not self.logprobs:
             raise wrong("needs 'logprobs' to be true", "top_logprobs")
         if self.output_limit is not None and (self.min_tokens or 0) > self.output_limit:
@@ -173,6 +191,16 @@ class ChatRequest(Dialects, GuidedFields):
             called |= {call.id for call in message.tool_calls or ()}
             if message.tool_call_id is not None and message.tool_call_id not in called:
                 raise wrong("no message before it calls a tool by this id", f"messages[{index}].tool_call_id")
+
+    def _check_pairs(self) -> None:
+        """Metadata as it is kept: strings."""
+        pairs = self.metadata or {}
+        if not all(isinstance(value, str) for value in pairs.values()):
+            raise wrong("its values must be strings where the answer is stored", "metadata")
+        try:
+            checked_pairs(pairs)
+        except PydanticCustomError as error:
+            raise wrong(error.message(), "metadata") from None
 
     def _check_last_turn(self) -> None:
         """An answer follows a user's message, or continues an assistant's."""

@@ -1,6 +1,6 @@
-"""docs/fields.md, written from the request models:
+"""docs/fields.md and docs/responses-fields.md, written from the request models:
 
-.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md
+.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md docs/responses-fields.md
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ from pydantic.fields import FieldInfo
 
 from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions, StreamOptions
 from opsin_server.api.schemas.embedding_request import EmbeddingRequest
+from opsin_server.api.schemas.responses import (
+    ResponsesRequest,
+    ResponseStreamOptions,
+    ResponseTool,
+    ResponseToolChoice,
+    TextFormat,
+    TextOptions,
+)
+from opsin_server.api.schemas.responses_items import InputItem, InputPart
 from opsin_server.api.schemas.structured_outputs import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from opsin_server.api.schemas.tools import FunctionDefinition, NamedChoice, NamedFunction, Tool
 from opsin_server.chat.fields import Neutral, Unread, shown
@@ -58,15 +67,40 @@ SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
         "The body of `POST /v1/embeddings` ([all of it](embeddings.md)). Of `input` and `messages` one is given.",
     ),
 }
+RESPONSES_HEAD = """# Fields of a Responses request
+
+What `POST /v1/responses` ([for users](responses.md)) does with each field that it knows. The list is written from the
+request's own model (`.venv/bin/python -m opsin_server.api.schemas.reference docs/responses-fields.md`); a test keeps
+the two equal.
+
+As [of a chat request](fields.md): a field acts; or it cannot change an answer, and is ignored whatever it holds; or it
+is accepted only at the values that have no effect, and at any other value is refused with an error that names it. A
+field that is in no list is refused by name. Null stands for a field that was left out, and 16.0 for 16."""
+RESPONSES_SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
+    ResponsesRequest: ("The request", ""),
+    InputItem: (
+        "An item of `input`",
+        "Others, of built-in tools and of reasoning, are refused by name. An answer's items are accepted as they came.",
+    ),
+    InputPart: ("A part of a message's content", "Or of a function's `output`."),
+    ResponseTool: ("A tool", "A function, which the client runs."),
+    ResponseToolChoice: ("`tool_choice` by name", "This function must be called."),
+    TextOptions: ("`text`", ""),
+    TextFormat: ("its `format`", ""),
+    ResponseStreamOptions: ("`stream_options`", ""),
+}
+PAGES = {"fields.md": (HEAD, SECTIONS), "responses-fields.md": (RESPONSES_HEAD, RESPONSES_SECTIONS)}
+TITLES = SECTIONS | RESPONSES_SECTIONS
 TYPES = {str: "string", int: "whole number", float: "number", bool: "true or false", dict: "object"}
 
 
-def page() -> str:
-    return "\n\n".join([HEAD, *(block for model in SECTIONS for block in section(model))]) + "\n"
+def page(name: str) -> str:
+    head, sections = PAGES[name]
+    return "\n\n".join([head, *(block for model in sections for block in section(model))]) + "\n"
 
 
 def section(model: type[BaseModel]) -> Iterator[str]:
-    title, remark = SECTIONS[model]
+    title, remark = TITLES[model]
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
     ignored = [name for name, field in fields.items() if validator(field, Unread)]
     neutral = {name: found for name, field in fields.items() if (found := validator(field, Neutral))}
@@ -77,7 +111,8 @@ def section(model: type[BaseModel]) -> Iterator[str]:
     if remark:
         yield remark
     rows = [(f"`{name}`", words(field.annotation, field.metadata), remark_of(field)) for name, field in acting.items()]
-    yield table(("acts", "values", ""), rows)
+    if rows:
+        yield table(("acts", "values", ""), rows)
     if ignored:
         yield f"Ignored: {', '.join(f'`{name}`' for name in sorted(ignored))}."
     if neutral:
@@ -119,8 +154,8 @@ def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return "object"
     if origin is dict:
         return f"object{extent(metadata)} of {words(arguments[1])}"
-    if annotation in SECTIONS:
-        return f"[{SECTIONS[annotation][0].lower()}](#{anchor(SECTIONS[annotation][0])})"
+    if annotation in TITLES:
+        return f"[{TITLES[annotation][0].lower()}](#{anchor(TITLES[annotation][0])})"
     return TYPES[annotation] + limits(annotation, metadata)
 
 
@@ -156,4 +191,5 @@ def anchor(title: str) -> str:
 
 if __name__ == "__main__":
     # (A path and no redirection: a shell would have emptied the page before a failed import.)
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(page(path.name), encoding="utf-8")
