@@ -91,8 +91,8 @@ def test_404_lists_the_models(plain: Any) -> None:
 
 
 def test_404_and_405_name_method_and_path(plain: Any) -> None:
-    with pytest.raises(openai.NotFoundError, match="POST /v1/responses"):
-        plain.client().responses.create(model="opsin-test", input="hi")
+    with pytest.raises(openai.NotFoundError, match="POST /v1/images/generations"):
+        plain.client().images.generate(model="opsin-test", prompt="hi")
     with pytest.raises(openai.APIStatusError, match="GET") as caught:
         plain.client().get("/chat/completions", cast_to=object)
     assert (caught.value.status_code, shaped(caught.value)["code"]) == (405, "method_not_allowed")
