@@ -21,7 +21,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with Served() as served:
+    with Served("--store") as served:
         yield served
         served.close()
 
@@ -74,6 +74,32 @@ def test_a_job_is_paused_resumed_and_cancelled(server: Served, file: str) -> Non
     again = run(server, "cancel", job)
     assert again.exit_code == 1
     assert f"opsin jobs: the job {job} is cancelled: it cannot be cancelled" in again.stderr
+
+
+def test_a_job_is_made_of_answers_that_are_kept(server: Served) -> None:
+    client = server.client()
+    asked = [user("Which?", Image.new("RGB", (48, 48), (0, 20 * n, 0))) for n in range(10)]
+    chats = [
+        client.chat.completions.create(
+            model=MINI.name, messages=[message], store=True, metadata={"topic": "greens"}, max_tokens=4
+        ).choices[0]
+        for message in asked
+    ]
+    client.chat.completions.create(model=MINI.name, messages=[user("Hello")], store=True)
+    made = run(server, "create", "--model", MINI.name, "--from-stored", "metadata.topic=greens", "--epochs", "1")
+    first, second = made.output.splitlines()
+    assert first.endswith(" has 10 rows; 0 answers were left out")
+    rows = client.files.content(first.split()[0]).text.splitlines()
+    assert [json.loads(row)["messages"] for row in rows] == [
+        [message, {"role": "assistant", "content": chat.message.content}]
+        for message, chat in zip(asked, chats, strict=True)
+    ]
+    assert second.startswith("ftjob-")
+    assert run(server, "follow", second.split()[0]).exit_code == 0
+    none = run(server, "create", "--model", MINI.name, "--from-stored", "metadata.topic=blues")
+    assert (none.exit_code, none.stderr.startswith("opsin jobs: no kept answer can be trained on")) == (1, True)
+    wrong = run(server, "create", "--model", MINI.name, "--from-stored", "topic=greens")
+    assert (wrong.exit_code, "write metadata.KEY=VALUE or model=NAME" in wrong.stderr) == (1, True)
 
 
 def test_what_fails_is_one_sentence(server: Served) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,15 +21,16 @@ Job = Annotated[str, typer.Argument(show_default=False, help="A job's id.")]
 app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="List, follow, stop and resume the fine-tuning jobs of a running server.",
+    help="Create, list, follow, stop and resume the fine-tuning jobs of a running server.",
 )
 
 
 @contextmanager
 def _server(url: str, api_key: str) -> Iterator[openai.OpenAI]:
     from opsin_client.connect import checked_key, connect, full_url
+    from opsin_client.jobs.stored_rows import StoredRowsError
 
-    with sentences("opsin jobs", url), connect(full_url(url), checked_key(api_key)) as client:
+    with sentences("opsin jobs", url, StoredRowsError), connect(full_url(url), checked_key(api_key)) as client:
         yield client
 
 
@@ -46,6 +47,35 @@ def list_jobs(
 
     with _server(url, api_key) as client:
         show_jobs(list(islice(client.fine_tuning.jobs.list(limit=min(most, 100)), most)))
+
+
+@app.command()
+def create(
+    model: Annotated[str, typer.Option(show_default=False, help="What is trained.")],
+    from_stored: Annotated[
+        list[str],
+        typer.Option(
+            show_default=False,
+            metavar="metadata.KEY=VALUE|model=NAME",
+            help="Which of the answers that the server keeps are the rows. May be repeated.",
+        ),
+    ],
+    suffix: Annotated[str | None, typer.Option(show_default=False, help="A part of the new model's name.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, show_default=False, help="Default: the server decides.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: Key = "none",
+) -> None:
+    """A job that trains on answers that the server keeps (opsin serve --store)."""
+    from opsin_client.jobs.stored_rows import read_wanted, upload_rows
+    from opsin_client.say import print_line
+
+    with _server(url, api_key) as client:
+        file, rows, left_out = upload_rows(client, read_wanted(from_stored))
+        print_line(f"{file} has {rows} rows; {left_out} answers were left out")
+        numbers = {} if epochs is None else {"n_epochs": epochs}
+        method: Any = {"type": "supervised", "supervised": {"hyperparameters": numbers}}
+        given: dict[str, Any] = {} if suffix is None else {"suffix": suffix}
+        _said(client.fine_tuning.jobs.create(model=model, training_file=file, method=method, **given))
 
 
 @app.command()
