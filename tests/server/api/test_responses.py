@@ -13,8 +13,11 @@ from running_server import RunningServer
 
 from opsin_server.api.routes.read_body import parse
 from opsin_server.api.schemas.responses import ResponsesRequest
+from opsin_server.api.schemas.responses_chat import chat_form
+from opsin_server.api.schemas.responses_items import InputItem
 from opsin_server.chat.fields import Ignored
 from opsin_server.errors import BadRequest
+from opsin_server.text.reasoning import ReasoningFormat
 
 ASK: dict[str, Any] = {"model": "opsin-test", "input": "hi"}
 BEGIN = ["created", "in_progress", "output_item.added", "content_part.added"]
@@ -67,6 +70,23 @@ def test_a_stream_has_the_events_in_their_order_and_ends_with_the_whole_answer(p
     assert {k: v for k, v in said[0].items() if k not in own} == {k: v for k, v in said[1].items() if k not in own}
 
 
+def test_thoughts_are_an_item_of_their_own_which_goes_into_the_next_request(start: Any) -> None:
+    server = start(FakeEngine(Script(b"<think>hm</think>hello")))
+    server.services.encoder.reasoning = ReasoningFormat("<think>", "</think>")
+    events = streamed(server)
+    said = [kind for kind in kinds(events) if "delta" not in kind]
+    assert said == [
+        *BEGIN, "reasoning_text.done", "content_part.done", "output_item.done", *BEGIN[2:], *END, "completed",
+    ]  # fmt: skip
+    assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta") == "hm"
+    thought, answer = events[-1].response.output
+    assert (thought.type, thought.content[0].text, answer.content[0].text) == ("reasoning", "hm", "hello")
+    items = [InputItem.model_validate(item.to_dict()) for item in (thought, answer)]
+    assert chat_form([(item, "input") for item in items], None).messages == [
+        {"role": "assistant", "content": [{"type": "text", "text": "hello"}], "reasoning_content": "hm"}
+    ]
+
+
 def test_an_answer_that_is_cut_off_is_incomplete(plain: RunningServer) -> None:
     events = streamed(plain, max_output_tokens=3)
     assert kinds(events)[-4:] == [*END, "incomplete"]
@@ -110,7 +130,7 @@ def refused(**fields: Any) -> BadRequest:
         ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
-        ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input[0].type"),
+        ({"input": [{"type": "computer_call", "id": "cu_1"}]}, "input[0].type"),
         ({"input": [USER, {"role": "assistant", "content": "x"}]}, "input[1]"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0].type"),
         (

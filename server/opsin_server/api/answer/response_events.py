@@ -17,7 +17,9 @@ from opsin_server.api.schemas.responses_object import (
     described_usage,
     item_id,
     message_item,
+    reasoning_item,
     text_part,
+    thoughts_part,
 )
 from opsin_server.errors import OpsinError
 from opsin_server.text.tool_reader import ToolCallDelta
@@ -42,6 +44,8 @@ class ResponseEvents:
         """Those that go out together. Raises EngineFailed."""
         group = [self._whole("created"), self._whole("in_progress")]
         async for piece in self._generation.pieces():
+            if piece.thoughts:
+                group += self._of_thoughts(piece.thoughts)
             group += self._of_text(piece)
             for call in piece.calls:
                 group += self._of_call(call)
@@ -65,13 +69,17 @@ class ResponseEvents:
 
     # ------------------------------------------------------------------------------------------------ the items
 
+    def _of_thoughts(self, thoughts: str) -> Iterator[Event]:
+        if self._item is None or self._item["type"] != "reasoning":
+            yield from self._begins_part(reasoning_item(self._own_id("rs")), thoughts_part())
+        self._text.append(thoughts)
+        yield self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=thoughts)
+
     def _of_text(self, piece: Piece) -> Iterator[Event]:
         if not piece.text and not piece.logprobs:
             return
         if self._item is None or self._item["type"] != "message":
-            yield from self._begins(message_item(self._own_id("msg")))
-            yield self._event("response.content_part.added", **self._place(), content_index=0, part=text_part())
-            self._open["content"].append(text_part())
+            yield from self._begins_part(message_item(self._own_id("msg")), text_part())
         logprobs = self._generation.logprobs(piece.logprobs)
         known = [] if logprobs is None else logprobs.content
         self._text.append(piece.text)
@@ -106,6 +114,11 @@ class ResponseEvents:
         added = copy.deepcopy(item)
         yield self._event("response.output_item.added", output_index=len(self.response["output"]), item=added)
 
+    def _begins_part(self, item: dict[str, Any], part: dict[str, Any]) -> Iterator[Event]:
+        yield from self._begins(item)
+        yield self._event("response.content_part.added", **self._place(), content_index=0, part=copy.deepcopy(part))
+        item["content"].append(part)
+
     def _done(self, status: str) -> Iterator[Event]:
         item, where = self._open, self._place()
         if item["type"] == "message":
@@ -113,6 +126,11 @@ class ResponseEvents:
             part["text"] = "".join(self._text)
             text, logprobs = part["text"], part["logprobs"]
             yield self._event("response.output_text.done", **where, content_index=0, text=text, logprobs=logprobs)
+            yield self._event("response.content_part.done", **where, content_index=0, part=part)
+        elif item["type"] == "reasoning":
+            part = item["content"][0]
+            part["text"] = "".join(self._text)
+            yield self._event("response.reasoning_text.done", **where, content_index=0, text=part["text"])
             yield self._event("response.content_part.done", **where, content_index=0, part=part)
         else:
             item["arguments"] = "".join(self._arguments)
@@ -127,9 +145,7 @@ class ResponseEvents:
 
     def _ends(self, *, incomplete: bool) -> Iterator[Event]:
         if self._item is None and not self.response["output"]:  # it said nothing
-            yield from self._begins(message_item(self._own_id("msg")))
-            yield self._event("response.content_part.added", **self._place(), content_index=0, part=text_part())
-            self._open["content"].append(text_part())
+            yield from self._begins_part(message_item(self._own_id("msg")), text_part())
         if self._item is not None:
             yield from self._done("incomplete" if incomplete else "completed")
         self.response["usage"] = described_usage(self._generation.usage())

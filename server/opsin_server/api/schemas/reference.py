@@ -80,7 +80,7 @@ RESPONSES_SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
     ResponsesRequest: ("The request", ""),
     InputItem: (
         "An item of `input`",
-        "Others, of built-in tools and of reasoning, are refused by name. An answer's items are accepted as they came.",
+        "Others, of built-in tools, are refused by name. An answer's items are accepted as they came.",
     ),
     InputPart: ("A part of a message's content", "Or of a function's `output`."),
     ResponseTool: ("A tool", "A function, which the client runs."),

@@ -172,7 +172,7 @@ class ResponsesRequest(Strict):
         if self.top_logprobs and not self.wants_logprobs:
             raise wrong(f"needs '{LOGPROBS}' in 'include'", "top_logprobs")
         last = self.input[-1]
-        if last.kind == "function_call" or last.role == "assistant":
+        if last.kind in ("function_call", "reasoning") or last.role == "assistant":
             where = f"input[{len(self.input) - 1}]"
             raise unsupported(last.role or last.kind, "the last item must not be the assistant's", where)
         return self

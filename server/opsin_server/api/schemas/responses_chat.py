@@ -23,6 +23,7 @@ NAMES = {
     "response_format": "text.format",
     "tool_choice.function": "tool_choice",
 }
+THOUGHTS = {"role", "content", "reasoning_content"}  # of a message that has no more than these yet
 TOOL = re.compile(r"(tools\[\d+\])\.function\b")
 
 
@@ -40,6 +41,8 @@ class ChatForm:
             self._message("tool", item.output or "", f"{where}.output")
             self.messages[-1]["tool_call_id"] = item.call_id
             self.paths[f"messages[{len(self.messages) - 1}].tool_call_id"] = f"{where}.call_id"
+        elif item.kind == "reasoning":
+            self._think(item)
         else:
             self._message(item.role or "user", item.content or "", f"{where}.content")
 
@@ -47,6 +50,7 @@ class ChatForm:
         self._message("system", instructions, "instructions")
 
     def _message(self, role: str, content: str | Sequence[InputPart], where: str) -> None:
+        thoughts = self._thoughts() if role == "assistant" else {}
         own = f"messages[{len(self.messages)}].content"
         self.paths[own] = where
         self.paths[own.removesuffix(".content")] = where.rpartition(".")[0] or where
@@ -54,7 +58,19 @@ class ChatForm:
         for index, part in enumerate(() if isinstance(content, str) else content):
             if part.file_data is not None:
                 self.paths[f"{own}[{index}].image_url"] = f"{where}[{index}].file_data"
-        self.messages.append({"role": role, "content": parts})
+        self.messages.append({"role": role, "content": parts, **thoughts})
+
+    def _thoughts(self) -> dict[str, str]:
+        """What the assistant thought before it says what comes next."""
+        last = self.messages[-1] if self.messages else {}
+        if last.keys() != THOUGHTS or last["content"] is not None:
+            return {}
+        return {"reasoning_content": self.messages.pop()["reasoning_content"]}
+
+    def _think(self, item: InputItem) -> None:
+        """Thoughts belong to what the assistant says behind them."""
+        if item.thoughts:
+            self.messages.append({"role": "assistant", "content": None, "reasoning_content": item.thoughts})
 
     def _call(self, item: InputItem, where: str) -> None:
         """Calls belong to the assistant's message before them, where there is one."""

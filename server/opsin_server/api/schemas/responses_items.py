@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from opsin_server.chat.fields import Ignored, Strict, missing, only, wrong
 from opsin_server.chat.messages import Detail, check_arguments, known
 
-PartType = Literal["input_text", "output_text", "text", "input_image", "input_file"]
-ItemType = Literal["message", "function_call", "function_call_output", "item_reference"]
+PartType = Literal["input_text", "output_text", "text", "reasoning_text", "input_image", "input_file"]
+ItemType = Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"]
 Role = Literal["system", "developer", "user", "assistant"]
 PART_FIELDS: dict[str, tuple[str, ...]] = {
     "input_image": ("image_url", "file_id", "detail"),
@@ -20,6 +20,7 @@ ITEM_FIELDS: dict[str, tuple[str, ...]] = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
+    "reasoning": ("content",),
     "item_reference": ("id",),
 }
 
@@ -82,11 +83,13 @@ Content = Annotated[
 
 
 class InputItem(Strict):
-    """One item, of one of four types. What an answer holds is accepted as it came."""
+    """One item, of one of five types. What an answer holds is accepted as it came."""
 
     type: Annotated[ItemType | None, known(ItemType, "items"), Field(description='left out: "message"')] = None
     role: Annotated[Role | None, known(Role, "roles"), Field(description="of a message")] = None
-    content: Annotated[Content, Field(description="of a message")] = None
+    content: Annotated[
+        Content, Field(description="of a message; of reasoning, which some chat templates show again")
+    ] = None
     id: Annotated[
         str | None, Field(max_length=256, description="of a reference: a stored item's; ignored in all others")
     ] = None
@@ -100,11 +103,19 @@ class InputItem(Strict):
     # These cannot change an answer.
     status: Ignored = None
     phase: Ignored = None
+    summary: Ignored = None  # of reasoning, as the next: no template shows them
+    encrypted_content: Ignored = None
     parsed_arguments: Ignored = None  # the SDK's own, in what it has parsed
 
     # These would change the answer, and pass only where they would not.
     namespace: Annotated[None, only()] = None
     caller: Annotated[None, only({"type": "direct"})] = None
+
+    @property
+    def thoughts(self) -> str:
+        """The text of reasoning."""
+        parts = self.content or ()
+        return parts if isinstance(parts, str) else "".join(part.text or "" for part in parts)
 
     @property
     def kind(self) -> ItemType:
@@ -117,11 +128,13 @@ class InputItem(Strict):
             given = getattr(self, name) is not None
             if given and name not in allowed and (self.kind, name) != ("function_call_output", "name"):
                 raise wrong(f'an item of type "{self.kind}" must not have "{name}"', name)
-        for name in allowed:
+        for name in () if self.kind == "reasoning" else allowed:
             if getattr(self, name) is None:
                 raise missing(name)
         if self.kind == "function_call":
             check_arguments(self.arguments or "")
+        if self.kind == "reasoning":
+            return self
         if self.content == [] or self.output == []:
             raise wrong("must hold at least one part", "content" if self.content == [] else "output")
         return self

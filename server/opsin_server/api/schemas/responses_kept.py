@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from opsin_server.api.schemas.responses_items import InputItem, InputPart
-from opsin_server.api.schemas.responses_object import RESPONSE, TOKEN, item_id, text_part
+from opsin_server.api.schemas.responses_object import RESPONSE, TOKEN, item_id, text_part, thoughts_part
 from opsin_server.storage.records import StoredAnswer
 
-PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
+PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 
 def kept_item(item: InputItem, response_id: str, number: int) -> dict[str, Any]:
@@ -20,6 +20,8 @@ def kept_item(item: InputItem, response_id: str, number: int) -> dict[str, Any]:
     if item.kind == "function_call_output":
         output = item.output if isinstance(item.output, str) else [_part(part) for part in item.output or ()]
         return {**own, "call_id": item.call_id, "output": output}
+    if item.kind == "reasoning":
+        return {**own, "summary": [], "content": [thoughts_part() | {"text": item.thoughts}]}
     said = [_text(item.content)] if isinstance(item.content, str) else [_part(part) for part in item.content or ()]
     if item.role == "assistant":
         said = [text_part() | {"text": part["text"]} for part in said]

@@ -94,6 +94,14 @@ def text_part() -> dict[str, Any]:
     return {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
 
 
+def reasoning_item(own_id: str) -> dict[str, Any]:
+    return {"id": own_id, "type": "reasoning", "status": "in_progress", "summary": [], "content": []}
+
+
+def thoughts_part() -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": ""}
+
+
 def call_item(own_id: str, call_id: str, name: str) -> dict[str, Any]:
     return {
         "id": own_id, "type": "function_call", "status": "in_progress", "arguments": "", "call_id": call_id,
