@@ -243,6 +243,17 @@ def fields() -> list[Case]:
         "stream_options": ({"include_usage": 1}, {"other": 1}),
         "continue_final_message": (True, "yes"),
         "add_generation_prompt": (False, 1),
+        "n": (0, 17, "2", 1.5),
+        "tools": ("x", [5], [{"type": "function"}], [{"type": "web_search"}]),
+        "tool_choice": ("always", 5, "required"),
+        "response_format": ("json", {"type": "yaml"}, {"type": "json_schema"}),
+        "guided_json": (5, {"type": 7}, "{"),
+        "guided_regex": (5, "(a", "a" * 9000),
+        "guided_choice": ([], [5], [""]),
+        "min_tokens": (-1, "1"),
+        "stop_token_ids": ([-1], "x"),
+        "priority": (1.5, "high"),
+        "chat_template_kwargs": ("x", {"messages": []}),
         "messages": ([], "Hello", None, [5], {"role": "user"}),
         "model": ("", None, 5),
     }
@@ -252,9 +263,8 @@ def fields() -> list[Case]:
         for value in values
     ]
     unsupported = {
-        "n": 2,
-        "tools": [{"type": "function", "function": {"name": "f"}}],
-        "response_format": {"type": "json_object"},
+        "functions": [{"name": "f"}],
+        "verbosity": "low",
         "store": True,
         "reasoning_effort": "high",
         "service_tier": "flex",
@@ -282,7 +292,7 @@ def messages() -> list[Case]:
     whole = Image.new("RGB", (1800, 1600), "red")
     cases = [
         ("unknown-role", one("Hello", "robot"), ("role", "assistant"), None),
-        ("tool-role", one("Hello", "tool"), ("role",), None),
+        ("tool-role", one("Hello", "tool"), ("tool_call_id",), None),
         ("no-content", [{"role": "user"}], ("content",), None),
         ("null-content", one(None), ("content",), None),
         ("empty-parts", one([]), ("content",), None),
