@@ -40,7 +40,7 @@ class GrammarChecker:
         else:
             self._found.move_to_end(grammar)
         if found.fault:
-            raise BadRequest(_sentence(found.fault), param=grammar.param, code="invalid_grammar")
+            raise BadRequest(_sentence(found.fault, grammar.param), param=grammar.param, code="invalid_grammar")
         return found.text
 
     async def close(self) -> None:
@@ -113,16 +113,16 @@ MOST_WORDS = 200  # characters
 EMPTY = "NoExtension"  # in llguidance's words: nothing may follow, and nothing has been said
 
 
-def _sentence(fault: str) -> str:
+def _sentence(fault: str, param: str) -> str:
     """The library's words without its picture of where: the first line, and what stands behind "error:" in another."""
     lines = [PLACE.sub("", line.strip()) for line in fault.replace("<non-verbose/>", "").splitlines()]
     said = next((line for line in lines if line), EMPTY)
     why = next((line.removeprefix("error:").strip() for line in lines if line.startswith("error:")), "")
-    what = (
-        "no answer fits it"
-        if said.startswith(EMPTY)
-        else said
-        if len(said) <= MOST_WORDS
-        else said[:MOST_WORDS] + "..."
-    )
-    return f"The grammar cannot be used: {what.rstrip(':')}{': ' if why else ''}{why[:MOST_WORDS]}"
+    if said.startswith(EMPTY):
+        return f"Invalid value for '{param}': no answer fits it"
+    what = f"{shortened(said).rstrip(':')}{': ' if why else ''}{shortened(why)}"
+    return f"Invalid value for '{param}': no answer can be held to it: {what}"
+
+
+def shortened(words: str) -> str:
+    return words if len(words) <= MOST_WORDS else words[:MOST_WORDS] + "..."

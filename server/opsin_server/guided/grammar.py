@@ -39,7 +39,7 @@ def json_grammar(schema: Mapping[str, Any], param: str, whitespace: str | None =
 def schema_text(schema: Mapping[str, Any], param: str, whitespace: str | None = WHITESPACE) -> str:
     """A schema as it stands in a grammar. Raises BadRequest."""
     if OPTIONS in schema:
-        raise BadRequest(f"{OPTIONS!r} is not accepted in a schema", param=param, code="invalid_value")
+        raise wrong(f"{OPTIONS!r} is not accepted in a schema", param)
     _check_parts(schema, param)
     blanks = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
     text = json.dumps({**schema, OPTIONS: blanks}, ensure_ascii=False)
@@ -55,7 +55,7 @@ def regex_grammar(pattern: str, param: str) -> Grammar:
     if pattern.endswith("$") and not _escapes_next(pattern[:-1]):
         pattern = pattern[:-1]
     if not pattern:
-        raise BadRequest("The pattern is empty", param=param, code="invalid_value")
+        raise wrong("the pattern is empty", param)
     return Grammar(f"{HEAD}start: TEXT\nTEXT: /{regex_to_lark(pattern)}/", param)
 
 
@@ -64,7 +64,7 @@ def choice_grammar(choices: Iterable[str], param: str) -> Grammar:
     texts = list(choices)
     _check_size("".join(texts), MAX_SCHEMA, "choices", param)
     if "" in texts:
-        raise BadRequest("A choice must not be empty", param=param, code="invalid_value")
+        raise wrong("a choice must not be empty", param)
     # One token of the grammar: thousands of alternatives are as cheap as one.
     return Grammar(f"{HEAD}start: TEXT\nTEXT: /{'|'.join(map(literal, texts))}/", param)
 
@@ -73,7 +73,7 @@ def ebnf_grammar(text: str, param: str) -> Grammar:
     """Lark's form, or llama.cpp's GBNF, which writes "::=". Raises BadRequest."""
     _check_size(text, MAX_GRAMMAR, "grammar", param)
     if "%llguidance" in text:
-        raise BadRequest("'%llguidance' is not accepted in a grammar", param=param, code="invalid_grammar")
+        raise wrong("'%llguidance' is not accepted in a grammar", param)
     return Grammar(text, param, gbnf=True) if "::=" in text else Grammar(HEAD + text, param)
 
 
@@ -113,21 +113,24 @@ def literal(text: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
+def wrong(why: str, param: str) -> BadRequest:
+    """In the words of a request's other fields."""
+    return BadRequest(f"Invalid value for '{param}': {why}", param=param, code="invalid_value")
+
+
 def _check_size(text: str, limit: int, noun: str, param: str) -> None:
     if len(text) > limit:
-        message = f"The {noun} has {len(text):,} characters; at most {limit:,} are accepted"
-        raise BadRequest(message, param=param, code="invalid_value")
+        raise wrong(f"the {noun} has {len(text):,} characters; at most {limit:,} are accepted", param)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRequest(f"The {noun} holds half of a surrogate pair", param=param, code="invalid_value") from None
+        raise wrong(f"the {noun} holds half of a surrogate pair", param) from None
 
 
 def _check_escape(pattern: str, param: str) -> None:
     """(It would escape what llguidance puts behind a pattern.)"""
     if _escapes_next(pattern):
-        message = "A pattern ends with a backslash that escapes nothing"
-        raise BadRequest(message, param=param, code="invalid_grammar")
+        raise wrong("a pattern ends with a backslash that escapes nothing", param)
 
 
 def _escapes_next(text: str) -> bool:
@@ -140,7 +143,7 @@ def _check_parts(schema: object, param: str) -> None:
     while open_:
         value, depth = open_.pop()
         if depth > MAX_DEPTH:
-            raise BadRequest(f"The schema is nested more than {MAX_DEPTH} deep", param=param, code="invalid_value")
+            raise wrong(f"the schema is nested more than {MAX_DEPTH} deep", param)
         if isinstance(value, dict) and isinstance(pattern := value.get("pattern"), str):
             _check_escape(pattern, param)
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opsin_server.errors import BadRequest
-from opsin_server.guided.grammar import Grammar, literal, schema_text
+from opsin_server.guided.grammar import Grammar, literal, schema_text, wrong
 from opsin_server.guided.limits import HEAD, MAX_SCHEMA
 
 MAX_CALLS = 16  # of one answer
@@ -92,8 +91,7 @@ def _rules(words: CallWords, functions: Sequence[ToolFunction], parallel: bool) 
         rules.append(f"call_{number}: /{literal(function.name)}/ {middle} {arguments}")
         rules += (_pythonic if words.pythonic else _json)(arguments, function)
     if sum(map(len, rules)) > MAX_SCHEMA:
-        message = f"The schemas of all tools have more than {MAX_SCHEMA:,} characters"
-        raise BadRequest(message, param="tools", code="invalid_value")
+        raise wrong(f"the schemas of all tools have more than {MAX_SCHEMA:,} characters", "tools")
     return rules
 
 

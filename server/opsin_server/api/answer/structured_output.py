@@ -25,7 +25,7 @@ def grammar_of(body: ChatRequest) -> Grammar | None:
     found = [*_of_format(body.response_format), *_of_vllm(body.structured_outputs), *_of_guided(body)]
     if len(found) > 1:
         params = " and ".join(f"'{grammar.param}'" for grammar in found)
-        raise BadRequest(f"An answer can be held to one grammar; the request has {params}", param=found[1].param)
+        raise BadRequest(f"An answer can be held to one of these; the request has {params}", param=found[1].param)
     return found[0] if found else None
 
 
