@@ -163,7 +163,7 @@ def test_a_client_that_leaves_does_not_wait_for_a_hanging_host(server, media):
 
 
 def test_wrong_addresses_and_methods(server, client):
-    for path, status, code in (("/v1/completions", 404, "unknown_url"), ("/v1/chat", 404, "unknown_url")):
+    for path, status, code in (("/v1/moderations", 404, "unknown_url"), ("/v1/chat", 404, "unknown_url")):
         with pytest.raises(openai.NotFoundError) as refused:
             client.post(path.removeprefix("/v1"), cast_to=object, body={})
         assert (refused.value.status_code, refused.value.code) == (status, code)

@@ -103,6 +103,15 @@ def test_a_batch_of_embeddings_is_answered_as_the_route_answers_it(client: opena
     ]
 
 
+def test_a_batch_of_raw_prompts_is_answered_as_the_route_answers_it(client: openai.OpenAI) -> None:
+    data = lines([{"prompt": ["What is", "A red"], "max_tokens": 8}]).replace(ENDPOINT.encode(), b"/v1/completions")
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    (line,) = content(client, ended(client, batch.id).output_file_id)
+    made = client.completions.create(model=MINI.name, prompt=["What is", "A red"], max_tokens=8, temperature=0)
+    assert [choice["text"] for choice in line["response"]["body"]["choices"]] == [one.text for one in made.choices]
+
+
 def test_what_is_wrong_with_a_file_or_a_request_is_told(client: openai.OpenAI) -> None:
     good = lines([ask(text_part("Hello"))])
     bad = ended(client, create(client, good + b"no line\n" + good).id)

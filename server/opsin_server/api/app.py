@@ -31,12 +31,15 @@ from opsin_server.api.routes import (
     aliases,
     batches,
     chat,
+    completions,
     embeddings,
     fine_tunes,
     health,
+    messages,
     models,
     responses,
     stored_chats,
+    tokenize,
     uploads,
     vllm_adapters,
     webhooks,
@@ -108,9 +111,19 @@ def create_app(
         exception_handlers={HTTPException: error_responses.leave},
     )
     app.state.services = services
-    for route in (chat, embeddings, models, routes_of_adapters, aliases, vllm_adapters, health):
+    for route in (chat, embeddings, tokenize, models, routes_of_adapters, aliases, vllm_adapters, health):
         app.include_router(route.router)
-    for below in (routes_of_files, uploads, routes_of_jobs, fine_tunes, batches, webhooks, responses):
+    for below in (
+        routes_of_files,
+        uploads,
+        routes_of_jobs,
+        fine_tunes,
+        batches,
+        webhooks,
+        responses,
+        completions,
+        messages,
+    ):
         app.include_router(_with_and_without_version(below.router))
     if answers is not None:
         app.include_router(_with_and_without_version(stored_chats.router))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,7 +20,6 @@ from opsin_plugins.spec import ImageBudget
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.text.continue_final import Ending
 from opsin_server.text.conversation import ImagePart, Message, Part, TextPart, ToolCall, texts
-from opsin_server.text.markers import marker_pattern
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
 from opsin_server.text.spelled_tools import spelled_out
 from opsin_server.text.template import ChatTemplate
@@ -56,7 +55,7 @@ class ConversationEncoder:
         self._tokenizer = tokenizer
         self._template = template
         self._opens = opens
-        self._pattern = marker_pattern(tokenizer.added)
+        self._pattern = tokenizer.added_pattern
         self._check_shape = lru_cache(SHAPES)(self._render_shape)
         self._own_markers = lru_cache(SHAPES)(self._encode_own)
 
@@ -67,7 +66,7 @@ class ConversationEncoder:
 
         continue_final: the prompt ends where the text of the last message, the assistant's, ends.
         """
-        _check_unicode(messages)
+        check_unicode(texts(messages), "messages")
         messages, options = self._with_tools(messages, options)
         self._check(_shape(messages), continue_final or not options.generation_prompt, options.shape())
         rendered = self._render(messages, continue_final, options)
@@ -80,7 +79,7 @@ class ConversationEncoder:
     def located_ids(self, messages: Sequence[Message]) -> Located:
         """The whole conversation, without the head of a next turn: ids as by the same steps as in `ids`, and where each
         stands in the text. Raises BadRequest."""
-        _check_unicode(messages)
+        check_unicode(texts(messages), "messages")
         if len(messages) > MAX_MESSAGES:
             raise BadRequest(f"{len(messages)} messages; the limit is {MAX_MESSAGES}", param="messages")
         self._check(_shape(messages), True, PLAIN)
@@ -223,10 +222,11 @@ def _shape(messages: Sequence[Message]) -> tuple[Message, ...]:
     )
 
 
-def _check_unicode(messages: Sequence[Message]) -> None:
-    for text in texts(messages):
+def check_unicode(said: Iterable[str], param: str) -> None:
+    """Raises BadRequest for what no tokenizer takes."""
+    for text in said:
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise BadRequest("a text holds half of a surrogate pair", param="messages") from error
+                raise BadRequest("a text holds half of a surrogate pair", param=param) from error

@@ -20,6 +20,8 @@ class StopFinder:
         self._matched = [0] * len(stops)  # how much of each stop string the text so far ends with
         self._held = ""
         self._stopped = False
+        self.found: str | None = None
+        """The stop string that ended the text."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """What may be shown, and whether a stop string was found; after that, nothing more is shown."""
@@ -51,8 +53,8 @@ class StopFinder:
                 length = borders[length - 1]
             length += stop[length] == char
             self._matched[i] = length
-            if length == len(stop):
-                found = max(found, length)
+            if length == len(stop) and length > found:
+                found, self.found = length, stop
         return found
 
 

@@ -50,6 +50,7 @@ class Tokenizer:
         self._added = {i: token.content.encode() for i, token in tokens.items()}
         self._special = frozenset(i for i, token in tokens.items() if token.special)
         self._special_ids = {tokens[i].content: i for i in self._special}
+        self.added_pattern = marker_pattern(self.added)
         self._special_pattern = marker_pattern(self._special_ids)
         self._plain = plain_tokenizer(document, backend, markers.values())
         self._read = pieces.reader(document.get("decoder"))
@@ -104,9 +105,13 @@ class Tokenizer:
             moved += len(fill) - len(self._cut)
         return ids, places
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Special tokens and ids outside of the vocabulary add nothing."""
-        return self._backend.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids outside of the vocabulary add nothing. special: special tokens add their strings, and else nothing."""
+        return self._backend.decode(ids, skip_special_tokens=not special)
+
+    def piece(self, token: int) -> str:
+        """The token as the vocabulary writes it. An id outside of the vocabulary: an empty string."""
+        return self._backend.id_to_token(token) or "" if 0 <= token < self.vocab_size else ""
 
     def token_bytes(self, token: int) -> bytes:
         """What the token adds to a text. An added token: its string. An id outside of the vocabulary: nothing."""

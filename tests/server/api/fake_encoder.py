@@ -80,6 +80,12 @@ class FakeEncoder:
                 raise BadRequest("the template refuses this", param="messages")
             else:
                 ids += part.text.encode()
+        return self._prompt(ids, spans, images)
+
+    def of_ids(self, ids: Sequence[int], param: str) -> Prompt:
+        return self._prompt(list(ids), [], ())
+
+    def _prompt(self, ids: list[int], spans: list[Span], images: Sequence[Any]) -> Prompt:
         items = tuple(VisualItem(i.reshape(1, -1), (1, 1, 1), IMAGE_TOKENS, bytes(32)) for i in images)
         array = np.array(ids, np.int32)
         return Prompt(array, np.arange(len(ids), dtype=np.int32)[None], 0, tuple(spans), items)

@@ -16,8 +16,9 @@ from opsin_plugins.spec import ImageBudget
 from opsin_server.api.answer.submit import to_prompt
 from opsin_server.api.routes.read_body import parse
 from opsin_server.api.schemas import reference
-from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest, ProcessorOptions, StreamOptions
+from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest, ProcessorOptions
 from opsin_server.api.schemas.dialects import Dialects
+from opsin_server.api.schemas.sampling_fields import StreamOptions
 from opsin_server.chat.messages import ChatMessage, ContentPart, ImageURL
 from opsin_server.errors import BadRequest
 from opsin_server.text.conversation import ImagePart, TextPart

@@ -83,7 +83,8 @@ def answer_tools(body: ChatRequest, encoder: PromptEncoder) -> AnswerTools | Non
 def prompt_options(body: ChatRequest) -> PromptOptions:
     """All tools are shown, also where one must be called; where none may be, none is."""
     tools = () if body.tool_choice == "none" else tuple(tool.as_json() for tool in body.tools or ())
-    return PromptOptions(tools, tuple(sorted((body.chat_template_kwargs or {}).items())))
+    variables = tuple(sorted((body.chat_template_kwargs or {}).items()))
+    return PromptOptions(tools, variables, generation_prompt=body.add_generation_prompt is not False)
 
 
 def _function(tool: Tool, number: int) -> ToolFunction:

@@ -21,6 +21,7 @@ from opsin_server.text.tool_reader import ToolCallDelta
 STATUS_SECONDS = 0.5  # so long the status line waits for the first token: a failure until then is still a real 5xx
 PING_SECONDS = 10.0  # between comments that keep a reader's timeout from running out before the first token
 LAST_WORDS_SECONDS = 1.0  # for the error event, to a client that may have stopped reading
+DONE = b"data: [DONE]\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -115,10 +116,10 @@ class EventStream(Response):
 
     def _closing(self) -> bytes:
         if not self._include_usage:
-            return b"data: [DONE]\n\n"
+            return DONE
         chunk = self._generation.chunk()
         chunk.usage = self._generation.usage()
-        return event(chunk) + b"data: [DONE]\n\n"
+        return event(chunk) + DONE
 
 
 async def paced(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

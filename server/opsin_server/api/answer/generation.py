@@ -50,6 +50,8 @@ class ChoiceStream:
     text: OutputText
     tools: ToolCallReader | None = None
     reasoning: ReasoningReader | None = None
+    first_of_prompt: bool = True  # the other choices find what this one has computed
+    cached_tokens: int = 0  # of its prompt
     last_token: float = 0.0
 
     async def pieces(self, note: Callable[[ChoiceStream, Output], None]) -> AsyncIterator[Piece]:
@@ -104,7 +106,7 @@ class Generation:
         adapter_use: AdapterUse | None = None,
         keep: Callable[[Completion], Awaitable[None]] | None = None,
     ) -> None:
-        self._who, self._wants_logprobs = identity, wants_logprobs
+        self.who, self._wants_logprobs = identity, wants_logprobs
         self.choices = choices
         self._usage, self._metrics, self._adapter_use = usage, metrics, adapter_use
         self._started, self._keep = started, keep
@@ -126,8 +128,8 @@ class Generation:
     def _note(self, choice: ChoiceStream, output: Output) -> None:
         usage, now = self._usage, time.perf_counter()
         usage.completion_tokens = sum(one.text.tokens for one in self.choices)
-        if not choice.index:  # (the others find what the first one has computed)
-            usage.cached_tokens = max(usage.cached_tokens, output.cached_tokens)
+        choice.cached_tokens = max(choice.cached_tokens, output.cached_tokens)
+        usage.cached_tokens = sum(one.cached_tokens for one in self.choices if one.first_of_prompt)
         if usage.queue_seconds is None:
             usage.queue_seconds = output.queue_seconds
             self._metrics.queue.observe(output.queue_seconds)
@@ -159,7 +161,7 @@ class Generation:
         return [WholeChoice() for _ in self.choices]
 
     def _completed(self, found: Sequence[WholeChoice]) -> Completion:
-        who = self._who
+        who = self.who
         choices = [
             Choice(whole.message(), whole.finish, self.logprobs(whole.logprobs), index)
             for index, whole in enumerate(found)
@@ -170,7 +172,7 @@ class Generation:
         return Logprobs(content) if self._wants_logprobs else None
 
     def chunk(self, *choices: ChunkChoice) -> Chunk:
-        who = self._who
+        who = self.who
         return Chunk(who.id, who.created, who.model, who.fingerprint, list(choices))
 
 

@@ -20,7 +20,9 @@ class Piece:
     choice: int = 0
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # of the logprobs' tokens: the characters in front of each
     finish: Finish | None = None
+    stop: str | None = None  # the stop string that ended it
     calls: tuple[ToolCallDelta, ...] = ()
     thoughts: str = ""
 
@@ -58,7 +60,7 @@ class OutputText:
         piece.text += shown
         self._shown += len(shown)
         if stopped:
-            piece.finish = "stop"
+            piece.finish, piece.stop = "stop", self._stops.found
         return stopped
 
     def _finish(self, piece: Piece, finish: Finish) -> None:
@@ -78,4 +80,6 @@ class OutputText:
 
     def _release(self, piece: Piece) -> None:
         while self._held and self._held[0][0] < self._shown:
-            piece.logprobs.append(self._held.popleft()[1])
+            offset, logprob = self._held.popleft()
+            piece.offsets.append(offset)
+            piece.logprobs.append(logprob)

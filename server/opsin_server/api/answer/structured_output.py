@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opsin_server.api.schemas.chat_request import ChatRequest
+from opsin_server.api.schemas.sampling_fields import SamplingFields
 from opsin_server.api.schemas.structured_outputs import ResponseFormat, StructuredOutputs
 from opsin_server.errors import BadRequest
 from opsin_server.guided.grammar import (
@@ -20,7 +20,7 @@ from opsin_server.guided.grammar import (
 ANY_OBJECT = {"type": "object"}
 
 
-def grammar_of(body: ChatRequest) -> Grammar | None:
+def grammar_of(body: SamplingFields) -> Grammar | None:
     """None: the answer is free. Raises BadRequest for more than one."""
     found = [*_of_format(body.response_format), *_of_vllm(body.structured_outputs), *_of_guided(body)]
     if len(found) > 1:
@@ -51,7 +51,7 @@ def _of_vllm(given: StructuredOutputs | None) -> list[Grammar]:
     return found
 
 
-def _of_guided(body: ChatRequest) -> list[Grammar]:
+def _of_guided(body: SamplingFields) -> list[Grammar]:
     given = body.guided_whitespace_pattern
     whitespace = WHITESPACE if given is None else given
     return _of_fields(

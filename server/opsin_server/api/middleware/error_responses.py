@@ -1,4 +1,4 @@
-"""The one place where exceptions become answers, in OpenAI's shape."""
+"""The one place where exceptions become answers, in OpenAI's shape, or in Anthropic's for its clients."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from opsin_server.api.admission import Draining
 from opsin_server.api.cancellation import ClientGone
+from opsin_server.api.middleware import anthropic
 from opsin_server.errors import BadRequest, OpsinError, Unauthorized, Unavailable
 
 log = logging.getLogger("opsin.errors")
@@ -48,7 +49,7 @@ class ErrorResponsesMiddleware:
             known = known_error(failure, scope)
             scope["opsin.request"].end, scope["opsin.request"].code = "failed" if started else "refused", known.code
             if not started:
-                await response(known)(scope, receive, send)
+                await response(known, scope)(scope, receive, send)
 
 
 async def leave(request: Request, failure: Exception) -> Response:
@@ -112,7 +113,7 @@ def body(error: OpsinError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
-def response(error: OpsinError) -> Response:
+def response(error: OpsinError, scope: Scope) -> Response:
     headers = {}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
@@ -122,4 +123,5 @@ def response(error: OpsinError) -> Response:
         headers["allow"] = ", ".join(error.allowed)
     if isinstance(error, Draining):
         headers["connection"] = "close"
-    return Response(msgspec.json.encode(body(error)), error.status, headers, "application/json")
+    said = anthropic.error_body(error, scope["opsin.request"].id) if anthropic.speaks_anthropic(scope) else body(error)
+    return Response(msgspec.json.encode(said), error.status, headers, "application/json")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from opsin_server.api.middleware.anthropic import speaks_anthropic
 from opsin_server.api.middleware.paths import PROBES
 from opsin_server.api.token_usage import TokenUsage
 from opsin_server.metrics import Metrics
@@ -69,6 +70,8 @@ class RequestLogMiddleware:
                     (b"x-request-id", request.id.encode()),
                     (b"openai-processing-ms", milliseconds.encode()),
                 ]
+                if speaks_anthropic(scope):
+                    message["headers"].append((b"request-id", request.id.encode()))
             await send(message)
 
         try:

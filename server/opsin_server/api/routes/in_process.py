@@ -13,15 +13,19 @@ from typing import Any, cast
 
 import msgspec
 
+from opsin_server.api.answer.completion_events import completion
 from opsin_server.api.answer.embed import embed
 from opsin_server.api.answer.submit import submit
+from opsin_server.api.answer.submit_completion import echoes, submit_completion
 from opsin_server.api.engine_status import Engine, TokenStream
 from opsin_server.api.middleware import error_responses
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.routes.read_body import parse
 from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.schemas.chat_response import encode
+from opsin_server.api.schemas.completion_request import CompletionRequest
 from opsin_server.api.schemas.embedding_request import SEPARATORS, EmbeddingRequest
+from opsin_server.api.schemas.sampling_fields import SamplingFields
 from opsin_server.api.services import Services
 from opsin_server.batches.answers import Answer
 from opsin_server.errors import BadRequest, EngineFailed, StorageFailed, Unavailable
@@ -31,12 +35,26 @@ from opsin_server.metrics import Metrics
 
 async def chat(body: bytes, log: RequestLog, services: Services) -> bytes:
     request = parse(ChatRequest, body)
-    if request.stream:
-        raise BadRequest("'stream' must be false or left out: a batch has whole answers", param="stream")
+    _check_whole(request)
     adapter = await services.adapters.resolve(request.model)
     async with AsyncExitStack() as held:
         generation = await submit(request, adapter, log, services, held)
         return encode(await generation.completion())
+
+
+async def completions(body: bytes, log: RequestLog, services: Services) -> bytes:
+    request = parse(CompletionRequest, body)
+    _check_whole(request)
+    adapter = await services.adapters.resolve(request.model)
+    async with AsyncExitStack() as held:
+        generation = await submit_completion(request, adapter, log, services, held)
+        begun = echoes(request, services)
+        return encode(await completion(generation, begun, request.logprobs is not None))
+
+
+def _check_whole(request: SamplingFields) -> None:
+    if request.stream:
+        raise BadRequest("'stream' must be false or left out: a batch has whole answers", param="stream")
 
 
 async def embeddings(body: bytes, log: RequestLog, services: Services) -> bytes:
@@ -48,6 +66,7 @@ async def embeddings(body: bytes, log: RequestLog, services: Services) -> bytes:
 
 ENDPOINTS: dict[str, Callable[[bytes, RequestLog, Services], Awaitable[bytes]]] = {
     "/v1/chat/completions": chat,
+    "/v1/completions": completions,
     "/v1/embeddings": embeddings,
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from opsin_server.api.middleware.anthropic import speaks_anthropic
 from opsin_server.api.middleware.paths import READ
+from opsin_server.api.routes.anthropic_models import anthropic_model, anthropic_page
 from opsin_server.api.services import Services, ServicesDep
 from opsin_server.errors import BadRequest
 
@@ -15,13 +17,17 @@ router = APIRouter()
 
 @router.api_route("/v1/models", methods=READ)
 @router.api_route("/models", methods=READ)
-async def list_models(services: ServicesDep) -> dict[str, Any]:
+async def list_models(request: Request, services: ServicesDep) -> dict[str, Any]:
+    if speaks_anthropic(request.scope):
+        return anthropic_page(request, services)
     return {"object": "list", "data": [described(name, services) for name in services.adapters.catalogue.names()]}
 
 
 @router.api_route("/v1/models/{name:path}", methods=READ)
 @router.api_route("/models/{name:path}", methods=READ)
-async def retrieve_model(name: str, services: ServicesDep) -> dict[str, Any]:
+async def retrieve_model(name: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+    if speaks_anthropic(request.scope):
+        return anthropic_model(name, services)
     return described(name, services)
 
 

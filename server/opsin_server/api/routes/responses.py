@@ -10,11 +10,12 @@ import msgspec
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from opsin_server.api.answer.hand_over import sampling
 from opsin_server.api.answer.keep_chat import NOT_KEPT
 from opsin_server.api.answer.response_events import ResponseEvents
 from opsin_server.api.answer.response_history import history
 from opsin_server.api.answer.response_stream import ResponseStream
-from opsin_server.api.answer.submit import sampling, submit
+from opsin_server.api.answer.submit import submit
 from opsin_server.api.answer_store import AnswerStore
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.routes.chat import admitted, version_headers
@@ -49,7 +50,7 @@ async def create_response(
     before = await history(body, response_id, services)
     form = chat_form(before.items, body.instructions)
     chat = form.request(body)
-    how, kept = sampling(chat, services.sampling), before.said is not None
+    how, kept = sampling(chat, services.sampling, -1), before.said is not None
     response = new_response(body, response_id, int(time.time()), how.temperature, how.top_p, kept=kept)
 
     async def keep(whole: dict[str, Any]) -> None:

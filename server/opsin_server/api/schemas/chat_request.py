@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,9 +9,9 @@ from pydantic_core import PydanticCustomError
 
 from opsin_server.api.schemas.dialects import Dialects
 from opsin_server.api.schemas.fine_tuning import checked_pairs
-from opsin_server.api.schemas.structured_outputs import GuidedFields, ResponseFormat, StructuredOutputs
+from opsin_server.api.schemas.sampling_fields import SamplingFields, Tokens
 from opsin_server.api.schemas.tools import MAX_TOOLS, Tool, ToolChoice
-from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, only, shown, unsupported, wrong
+from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, only, unsupported, wrong
 from opsin_server.chat.messages import ChatMessage, Pixels
 
 
@@ -20,30 +19,6 @@ class ProcessorOptions(Strict):
     """For all images of a request, under vLLM's name for it."""
 
     max_pixels: Pixels | None = None
-
-
-MAX_STOPS = 16  # OpenAI takes 4
-MAX_BIASES = 1024
-MAX_STOP_TOKENS = 256
-MAX_CHOICES = 16
-
-TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
-Bias = Annotated[float, Field(ge=-100, le=100)]
-Stop = Annotated[str, Field(max_length=1024)]
-Tokens = Annotated[int, Field(ge=1, lt=2**31), WHOLE]
-
-
-def _by_token(value: Any) -> Any:
-    for key in value if isinstance(value, dict) else ():
-        if not TOKEN_ID.fullmatch(key):
-            raise wrong(f"its keys must be token ids, not {shown(key)}")
-    return value
-
-
-def _listed(value: Any) -> Any:
-    """One string as a list of one. An empty one would stop before the first token: many clients mean "none" by it."""
-    strings = [value] if isinstance(value, str) else value
-    return [string for string in strings if string != ""] if isinstance(strings, list) else strings
 
 
 # What published templates ask for. No template is given any other variable, nor one of its own by these names.
@@ -73,61 +48,18 @@ def _pairs(value: Any) -> Any:
     return value if isinstance(value, dict) else None
 
 
-class StreamOptions(Strict):
-    """Without a stream they have no effect."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: Annotated[bool | None, Field(description="with `include_usage`: in every chunk (vLLM)")] = (
-        None
-    )
-    include_obfuscation: Annotated[None, only(False)] = None
-
-
-class ChatRequest(Dialects, GuidedFields):
+class ChatRequest(Dialects, SamplingFields):
     model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
     # These act.
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Annotated[int, Field(ge=-1, lt=2**31), WHOLE] | None, Field(description="0 and -1: all")] = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: Annotated[dict[str, Bias] | None, Field(max_length=MAX_BIASES), BeforeValidator(_by_token)] = None
-    n: Annotated[
-        Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None,
-        Field(description="answers, to a prompt computed once"),
-    ] = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
-    stop: Annotated[
-        list[Stop] | None,
-        Field(max_length=MAX_STOPS, description="or one string; empty strings are left out"),
-        BeforeValidator(_listed),
-    ] = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    min_tokens: Annotated[
-        Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None, Field(description="before which no end is drawn")
-    ] = None
-    stop_token_ids: Annotated[
-        list[Annotated[int, Field(ge=0, lt=2**31), WHOLE]] | None,
-        Field(max_length=MAX_STOP_TOKENS, description="each ends the answer, and is no part of it"),
-    ] = None
-    ignore_eos: bool | None = None
-    priority: Annotated[
-        Annotated[int, Field(ge=-(2**31), lt=2**31), WHOLE] | None, Field(description="the smaller, the sooner (vLLM)")
-    ] = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = None
     tool_choice: Annotated[ToolChoice, Field(description="or a function by name")] = None
     parallel_tool_calls: Annotated[bool | None, Field(description="false: at most one call")] = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, BeforeValidator(_template_variables), Field(description=TEMPLATE_VARIABLES_WORDS)
@@ -220,15 +152,6 @@ class ChatRequest(Dialects, GuidedFields):
     @property
     def output_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def wants_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage is True
-
-    @property
-    def wants_usage_in_every_chunk(self) -> bool:
-        options = self.stream_options
-        return options is not None and bool(options.include_usage and options.continuous_usage_stats)
 
 
 class DeploymentRequest(ChatRequest):

@@ -8,7 +8,9 @@ from typing import Annotated
 from opsin_server.chat.fields import Ignored, Strict, only
 
 
-class Dialects(Strict):
+class CommonDialects(Strict):
+    """Of every request."""
+
     # Names of the request or of its conversation, and advice to caches.
     request_id: Ignored = None  # vLLM
     rid: Ignored = None  # SGLang
@@ -26,13 +28,10 @@ class Dialects(Strict):
     stream_reasoning: Ignored = None  # SGLang
 
     # vLLM and SGLang.
-    best_of: Annotated[None, only(1)] = None
     use_beam_search: Annotated[None, only(False)] = None
     length_penalty: Annotated[None, only(1)] = None
     early_stopping: Annotated[None, only(False)] = None
     bad_words: Annotated[None, only([])] = None
-    echo: Annotated[None, only(False)] = None
-    add_special_tokens: Annotated[None, only(False)] = None
     skip_special_tokens: Annotated[None, only(True)] = None
     include_stop_str_in_output: Annotated[None, only(False)] = None
     no_stop_trim: Annotated[None, only(False)] = None
@@ -75,3 +74,11 @@ class Dialects(Strict):
     extra_body: Annotated[None, only({})] = None
     extra_headers: Annotated[None, only({})] = None
     extra_query: Annotated[None, only({})] = None
+
+
+class Dialects(CommonDialects):
+    """Of a conversation's."""
+
+    best_of: Annotated[None, only(1)] = None
+    echo: Annotated[None, only(False)] = None
+    add_special_tokens: Annotated[None, only(False)] = None

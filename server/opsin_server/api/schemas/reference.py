@@ -15,8 +15,20 @@ import annotated_types as bounds
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions, StreamOptions
+from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions
+from opsin_server.api.schemas.completion_request import CompletionRequest
 from opsin_server.api.schemas.embedding_request import EmbeddingRequest
+from opsin_server.api.schemas.messages_blocks import Block, ImageSource, ResultBlock, TextBlock
+from opsin_server.api.schemas.messages_request import (
+    CountTokensRequest,
+    InputMessage,
+    MessagesRequest,
+    MessagesTool,
+    MessagesToolChoice,
+    OutputConfig,
+    OutputFormat,
+    Thinking,
+)
 from opsin_server.api.schemas.responses import (
     ResponsesRequest,
     ResponseStreamOptions,
@@ -26,16 +38,18 @@ from opsin_server.api.schemas.responses import (
     TextOptions,
 )
 from opsin_server.api.schemas.responses_items import InputItem, InputPart
+from opsin_server.api.schemas.sampling_fields import StreamOptions
 from opsin_server.api.schemas.structured_outputs import JsonSchemaFormat, ResponseFormat, StructuredOutputs
+from opsin_server.api.schemas.tokenize import DetokenizeRequest, TokenizeTextRequest
 from opsin_server.api.schemas.tools import FunctionDefinition, NamedChoice, NamedFunction, Tool
 from opsin_server.chat.fields import Neutral, Unread, shown
 from opsin_server.chat.messages import CalledFunction, ChatMessage, ContentPart, FilePart, ImageURL, MessageToolCall
 
 HEAD = """# Fields of a chat request
 
-What `POST /v1/chat/completions` does with each field that it knows, and at the end `POST /v1/embeddings`. The list is
-written from the requests' own models
-(`.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md`); a test keeps the two equal.
+What `POST /v1/chat/completions` does with each field that it knows, and behind it [other routes](other-apis.md). The
+list is written from the requests' own models; a test keeps the two equal:
+`.venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md`.
 
 A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it is
 accepted only at the values that have no effect, and at any other value is refused with an error that names it. A field
@@ -66,6 +80,24 @@ SECTIONS: dict[type[BaseModel], tuple[str, str]] = {
         "An embeddings request",
         "The body of `POST /v1/embeddings` ([all of it](embeddings.md)). Of `input` and `messages` one is given.",
     ),
+    CompletionRequest: ("`POST /v1/completions`", "Raw texts or ids, which are continued."),
+    MessagesRequest: ("`POST /v1/messages`", "Anthropic's API."),
+    CountTokensRequest: ("`POST /v1/messages/count_tokens`", ""),
+    InputMessage: ("A message of Anthropic's API", ""),
+    Block: ("A block of its content", "What a block holds is what its type says."),
+    ImageSource: ("its `source`", ""),
+    ResultBlock: ("A block of a result", ""),
+    TextBlock: ("A block of `system`", ""),
+    Thinking: (
+        "`thinking`",
+        "Where the chat template can be told (`enable_thinking`), the model is told not to think.",
+    ),
+    MessagesTool: ("A tool of Anthropic's API", "None runs on this server."),
+    MessagesToolChoice: ("Its `tool_choice`", ""),
+    OutputConfig: ("`output_config`", ""),
+    OutputFormat: ("its `format`", ""),
+    TokenizeTextRequest: ("`POST /tokenize` of a prompt", "Of a conversation: the fields of a chat request."),
+    DetokenizeRequest: ("`POST /detokenize`", ""),
 }
 RESPONSES_HEAD = """# Fields of a Responses request
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from opsin_server.api.schemas.chat_request import Tokens
 from opsin_server.api.schemas.fine_tuning import checked_pairs
 from opsin_server.api.schemas.responses_items import Items
+from opsin_server.api.schemas.sampling_fields import Tokens
 from opsin_server.api.schemas.structured_outputs import FormatType, Schema
 from opsin_server.api.schemas.tools import MAX_TOOLS, MODES, Name
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, missing, only, unsupported, wrong

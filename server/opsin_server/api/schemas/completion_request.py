@@ -1,0 +1,91 @@
+"""The body of POST /v1/completions: prompts that are texts or ids as they stand, to be continued."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from opsin_server.api.schemas.dialects import CommonDialects
+from opsin_server.api.schemas.sampling_fields import SamplingFields, Tokens
+from opsin_server.api.schemas.tokenize import Opening, Parse
+from opsin_server.chat.fields import WHOLE, Ignored, only, unsupported, whole, wrong
+
+MAX_PROMPTS = 128  # and answers to them
+DEFAULT_TOKENS = 16  # OpenAI's
+
+_KINDS = "it must be a string, a list of strings, token ids, or a list of lists of token ids"
+
+
+def _listed(value: Any) -> Any:
+    """Each of the four forms as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise wrong(f"{_KINDS}, and not empty")
+    if isinstance(value[0], str):
+        return value
+    prompts = [[whole(i) for i in one] if isinstance(one, list) else one for one in value]
+    if not isinstance(value[0], list):
+        prompts = [[whole(i) for i in value]]
+    if not all(isinstance(one, list) and all(map(_is_id, one)) for one in prompts):
+        raise wrong(_KINDS)
+    return prompts
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+Prompts = Annotated[
+    list[str] | list[list[int]],
+    BeforeValidator(_listed),
+    Field(description="or one string, or the token ids of one; each is answered for itself"),
+]
+
+
+class CompletionRequest(CommonDialects, SamplingFields):
+    model: Annotated[str, Field(min_length=1)]
+    prompt: Prompts
+
+    # These act.
+    max_tokens: Annotated[Tokens | None, Field(description=f"{DEFAULT_TOKENS} where it is left out")] = None
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=5), WHOLE] | None, Field(description="of each token, and of so many others")
+    ] = None
+    echo: Annotated[bool | None, Field(description="the answer's text begins with the prompt")] = None
+    best_of: Annotated[Annotated[int, WHOLE] | None, Field(description="1 or what `n` is")] = None
+    add_special_tokens: Opening = None
+    parse_special: Parse = None
+
+    # These cannot change an answer.
+    user: Ignored = None
+    metadata: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+
+    # These would change the answer, and pass only where they would not.
+    suffix: Annotated[None, only("")] = None
+    prompt_embeds: Annotated[None, only()] = None
+    prompt_logprobs: Annotated[None, only()] = None
+    truncate_prompt_tokens: Annotated[None, only()] = None
+    allowed_token_ids: Annotated[None, only()] = None
+    service_tier: Annotated[None, only("auto", "default")] = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> CompletionRequest:
+        answers = self.n or 1
+        if len(self.prompt) * answers > MAX_PROMPTS:
+            given = f"{len(self.prompt)} prompts with {answers} answers each"
+            raise wrong(f"{given} are more than {MAX_PROMPTS} answers", "prompt")
+        if self.best_of not in (None, 1, answers):
+            raise unsupported(self.best_of, "'best_of' must be 1, what 'n' is, or left out", "best_of")
+        if self.echo and self.logprobs is not None:
+            raise unsupported(True, "'echo' goes without 'logprobs': a prompt's own are not computed", "echo")
+        if (self.min_tokens or 0) > self.output_limit:
+            raise wrong(f"{self.min_tokens} are more than the answer may have, {self.output_limit}", "min_tokens")
+        return self
+
+    @property
+    def output_limit(self) -> int:
+        return self.max_tokens or DEFAULT_TOKENS
