@@ -13,6 +13,10 @@ from opsin_server.ipc.messages import Output
 NO_GRAMMAR = "the answer cannot be held to its grammar: {}"
 
 
+def without_grammar(request_id: str, why: str) -> Output:
+    return Output(request_id, finish="error", error=NO_GRAMMAR.format(why), code="invalid_grammar")
+
+
 class Arrivals:
     """schedule: takes one that waits for nothing any more."""
 
@@ -67,7 +71,7 @@ class Arrivals:
                 self._hand_over(sequence)
             else:
                 self.forget(result.request_id)
-                outputs.append(Output(result.request_id, finish="error", error=NO_GRAMMAR.format(result.error)))
+                outputs.append(without_grammar(result.request_id, result.error))
         return outputs
 
     def _begin(self, sequence: Sequence) -> None:

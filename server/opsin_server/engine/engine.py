@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from opsin_plugins.spec import SpecError
-from opsin_server.engine.arrivals import NO_GRAMMAR, Arrivals
+from opsin_server.engine.arrivals import Arrivals, without_grammar
 from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.grammars import GrammarCompiler
@@ -71,9 +71,7 @@ class LaunchedStep:
 Images = list[tuple[Sequence, int]]
 
 
-def _why(refused: str, sequence: Sequence) -> str:
-    if refused:
-        return NO_GRAMMAR.format(refused)
+def _no_numbers(sequence: Sequence) -> str:
     what = "logits for this request are" if sequence.pooling is None else "embedding for this request is"
     return f"the model's {what} no numbers"
 
@@ -308,7 +306,9 @@ class Engine:
         else:
             self.arrivals.release(sequence.request_id)
         if finish == "error":
-            return Output(sequence.request_id, finish=finish, error=_why(committed.why or drawn.refused, sequence))
+            if why := committed.why or drawn.refused:
+                return without_grammar(sequence.request_id, why)
+            return Output(sequence.request_id, finish=finish, error=_no_numbers(sequence))
         first, kept = sequence.generated == 1, finish != "stop" and sequence.pooling is None
         if finish == "complete":
             finish = "stop"

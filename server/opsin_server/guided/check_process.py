@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import re
 import sys
 from collections import OrderedDict
@@ -21,12 +22,43 @@ REMEMBERED = 256  # grammars and what was found of them
 MAX_LINE = 2**21  # bytes of an answer, which repeats the grammar
 
 
+class Turns:
+    """A lock whose smallest waiter comes first, so that nobody waits behind the large grammars of others."""
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._count = 0
+
+    async def acquire(self, size: int) -> None:
+        if not self._taken:
+            self._taken = True
+            return
+        mine = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._waiting, (size, self._count, mine))
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():  # it had its turn in the same moment
+                self.release()
+            raise
+
+    def release(self) -> None:
+        while self._waiting:
+            _, _, other = heapq.heappop(self._waiting)
+            if not other.done():
+                other.set_result(None)
+                return
+        self._taken = False
+
+
 class GrammarChecker:
     """Starts the process when it is first asked, and again after a grammar was its end."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
+        self._turn = Turns()
         self._found: OrderedDict[Grammar, Found] = OrderedDict()
 
     async def check(self, grammar: Grammar) -> str:
@@ -49,9 +81,9 @@ class GrammarChecker:
 
     async def _asked(self, grammar: Grammar) -> Found:
         try:
-            await asyncio.wait_for(self._turn.acquire(), WAIT_SECONDS)
+            await asyncio.wait_for(self._turn.acquire(len(grammar.text)), WAIT_SECONDS)
         except TimeoutError:
-            raise Unavailable("too many grammars wait to be checked") from None
+            raise Unavailable("The grammars of too many requests are being checked. Try again") from None
         try:
             if grammar in self._found:  # another request asked the same meanwhile
                 return self._found[grammar]
@@ -60,6 +92,8 @@ class GrammarChecker:
             self._turn.release()
 
     async def _ask(self, grammar: Grammar) -> Found:
+        if self._process is not None and self._process.returncode is not None:
+            await self._end()  # it was killed by somebody, while it had nothing to do
         process = await self._running()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -72,7 +106,7 @@ class GrammarChecker:
             done = bool(line)
         except TimeoutError:
             return Found(f"it takes more than {CHECK_SECONDS:g} s to compile", grammar.text)
-        except ConnectionError:
+        except (ConnectionError, RuntimeError):
             line = b""
         finally:  # also where this request was cancelled: what comes now would be the next one's answer
             if not done:
@@ -103,7 +137,7 @@ class GrammarChecker:
     async def _end(self) -> None:
         process, self._process = self._process, None
         assert process is not None
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, RuntimeError):  # (uvloop raises the second)
             process.kill()
         await process.wait()
 
@@ -118,6 +152,8 @@ def _sentence(fault: str, param: str) -> str:
     lines = [PLACE.sub("", line.strip()) for line in fault.replace("<non-verbose/>", "").splitlines()]
     said = next((line for line in lines if line), EMPTY)
     why = next((line.removeprefix("error:").strip() for line in lines if line.startswith("error:")), "")
+    if "oneOf" in said:
+        said = "the branches of a 'oneOf' may overlap; send 'anyOf'"
     if said.startswith(EMPTY):
         return f"Invalid value for '{param}': no answer fits it"
     what = f"{shortened(said).rstrip(':')}{': ' if why else ''}{shortened(why)}"

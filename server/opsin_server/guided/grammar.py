@@ -10,8 +10,8 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from opsin_server.errors import BadRequest
-from opsin_server.guided.limits import HEAD, MAX_DEPTH, MAX_GRAMMAR, MAX_REGEX, MAX_SCHEMA
+from opsin_server.guided.limits import HEAD, MAX_GRAMMAR, MAX_REGEX, MAX_SCHEMA
+from opsin_server.guided.schema import check_escape, escapes_next, holdable, wrong
 
 # Blanks between the parts of JSON, as models write it: one, or a new line and its indentation. Without an end to them a
 # model that is unsure writes blanks for ever.
@@ -40,7 +40,7 @@ def schema_text(schema: Mapping[str, Any], param: str, whitespace: str | None = 
     """A schema as it stands in a grammar. Raises BadRequest."""
     if OPTIONS in schema:
         raise wrong(f"{OPTIONS!r} is not accepted in a schema", param)
-    _check_parts(schema, param)
+    schema = holdable(schema, param)
     blanks = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
     text = json.dumps({**schema, OPTIONS: blanks}, ensure_ascii=False)
     _check_size(text, MAX_SCHEMA, "schema", param)
@@ -50,9 +50,9 @@ def schema_text(schema: Mapping[str, Any], param: str, whitespace: str | None = 
 def regex_grammar(pattern: str, param: str) -> Grammar:
     """An answer that matches as a whole; "^" in front and "$" behind say so, and may be left out. Raises BadRequest."""
     _check_size(pattern, MAX_REGEX, "pattern", param)
-    _check_escape(pattern, param)
+    check_escape(pattern, param)
     pattern = pattern.removeprefix("^")
-    if pattern.endswith("$") and not _escapes_next(pattern[:-1]):
+    if pattern.endswith("$") and not escapes_next(pattern[:-1]):
         pattern = pattern[:-1]
     if not pattern:
         raise wrong("the pattern is empty", param)
@@ -113,11 +113,6 @@ def literal(text: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
-def wrong(why: str, param: str) -> BadRequest:
-    """In the words of a request's other fields."""
-    return BadRequest(f"Invalid value for '{param}': {why}", param=param, code="invalid_value")
-
-
 def _check_size(text: str, limit: int, noun: str, param: str) -> None:
     if len(text) > limit:
         raise wrong(f"the {noun} has {len(text):,} characters; at most {limit:,} are accepted", param)
@@ -125,26 +120,3 @@ def _check_size(text: str, limit: int, noun: str, param: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise wrong(f"the {noun} holds half of a surrogate pair", param) from None
-
-
-def _check_escape(pattern: str, param: str) -> None:
-    """(It would escape what llguidance puts behind a pattern.)"""
-    if _escapes_next(pattern):
-        raise wrong("a pattern ends with a backslash that escapes nothing", param)
-
-
-def _escapes_next(text: str) -> bool:
-    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
-
-
-def _check_parts(schema: object, param: str) -> None:
-    """(A stack: what is too deep for a recursion is what this is about.)"""
-    open_: list[tuple[object, int]] = [(schema, 1)]
-    while open_:
-        value, depth = open_.pop()
-        if depth > MAX_DEPTH:
-            raise wrong(f"the schema is nested more than {MAX_DEPTH} deep", param)
-        if isinstance(value, dict) and isinstance(pattern := value.get("pattern"), str):
-            _check_escape(pattern, param)
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        open_ += [(part, depth + 1) for part in inner if isinstance(part, dict | list)]

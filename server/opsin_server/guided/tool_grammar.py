@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opsin_server.guided.grammar import Grammar, literal, schema_text, wrong
+from opsin_server.guided.grammar import Grammar, literal, schema_text
 from opsin_server.guided.limits import HEAD, MAX_SCHEMA
+from opsin_server.guided.schema import wrong
 
 MAX_CALLS = 16  # of one answer
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}

@@ -236,7 +236,8 @@ class Logprobs(msgspec.Struct, frozen=True):
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What one step gave one request. finish: "stop" (an eos id, not among ids) | "length" | "error" | None."""
+    """What one step gave one request. finish: "stop" (an eos id, not among ids) | "length" | "error" | None. code: of
+    an error that is the request's own, and would come again; empty: the engine's."""
 
     request_id: str
     ids: tuple[int, ...] = ()
@@ -247,6 +248,7 @@ class Output(msgspec.Struct, frozen=True):
     queue_seconds: float = 0.0
     adapter_tier: str = ""  # where the request's adapter was found when it came: "slot", "host" or "disk"
     embedding: bytes = b""  # F32, little-endian: of a request with `pooling`, which ends with it
+    code: str = ""
 
 
 class AdapterLoad(msgspec.Struct, frozen=True):

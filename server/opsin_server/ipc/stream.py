@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from opsin_server.errors import EngineFailed
+from opsin_server.errors import BadRequest, EngineFailed
 from opsin_server.ipc.messages import Output
 
 
 class Stream:
     """The outputs of one request, in order. Ends after one whose finish is set; raises EngineFailed when the engine
-    could not compute the request, or died."""
+    could not compute the request, or died, and BadRequest where it would never be able to."""
 
     def __init__(self, request_id: str, cancel: Callable[[str], None]) -> None:
         self.request_id = request_id
@@ -38,7 +38,8 @@ class Stream:
                 self._waiting = []
                 if output.finish == "error":
                     self._over = True
-                    raise EngineFailed(output.error or "the engine could not compute this request")
+                    words = output.error or "the engine could not compute this request"
+                    raise BadRequest(words, code=output.code) if output.code else EngineFailed(words)
                 self._over = output.finish is not None
                 yield output
             if self._error is not None and not self._over:
@@ -68,4 +69,5 @@ def merge(outputs: list[Output]) -> Output:
         max(o.queue_seconds for o in outputs),
         first.adapter_tier,
         last.embedding,
+        last.code,
     )

@@ -38,13 +38,16 @@ class ToolPiece:
 
 class ToolCallReader:
     """Of one answer. new_id: names a call. known: the tools that there are: where calls have no opener, an object is a
-    call if it has the name of one of these. What only looks like a call is given back as text.
+    call if it has the name of one of these. What only looks like a call is given back as text, unless the answer is
+    nothing but calls (only_calls): then it was cut.
 
     Each of the methods that read takes what it can from `_held`, sets who reads on, and says whether that one may try.
     """
 
-    def __init__(self, form: ToolFormat, new_id: Callable[[], str], known: Collection[str]) -> None:
-        self._form, self._new_id, self._known = form, new_id, known
+    def __init__(
+        self, form: ToolFormat, new_id: Callable[[], str], known: Collection[str], only_calls: bool = False
+    ) -> None:
+        self._form, self._new_id, self._known, self._only_calls = form, new_id, known, only_calls
         self._held = ""  # not yet certain
         self._said = ""
         self._deltas: list[ToolCallDelta] = []
@@ -64,7 +67,7 @@ class ToolCallReader:
     def _advance(self, last: bool) -> ToolPiece:
         while self._held and self._read(last):
             pass
-        piece = ToolPiece(self._said, tuple(self._deltas))
+        piece = ToolPiece("" if self._only_calls else self._said, tuple(self._deltas))
         self._said, self._deltas = "", []
         return piece
 

@@ -123,6 +123,13 @@ def test_an_answer_that_was_cut_gives_what_there_is(cut: int) -> None:
         assert written.startswith(text[:20])
 
 
+def test_an_answer_of_nothing_but_calls_has_no_text() -> None:
+    for cut in range(len(HERMES_LOOK)):
+        reader = ToolCallReader(HERMES, lambda: "x", KNOWN, only_calls=True)
+        assert not reader.push(HERMES_LOOK[:cut]).text
+        assert not reader.finish().text
+
+
 @given(st.sampled_from([form for form, *_ in WRITTEN]), st.text("<tol_cal>{}[]\"\\namergus:, ('=)\n", max_size=60))
 def test_no_answer_is_too_strange(form: ToolFormat, answer: str) -> None:
     assert read(form, list(answer)) == read(form, [answer]) or form.kind == "pythonic"

@@ -33,7 +33,7 @@ class AnswerTools:
     parallel: bool
 
     def reader(self) -> ToolCallReader:
-        return ToolCallReader(self.form, self._new_id, [tool.function.name for tool in self.tools])
+        return ToolCallReader(self.form, self._new_id, [tool.function.name for tool in self.tools], self.must)
 
     def _new_id(self) -> str:
         return secrets.token_hex(5)[:9] if self.form.short_ids else f"call_{secrets.token_hex(12)}"

@@ -4,7 +4,7 @@ streams as choices."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 
 from opsin_plugins.spec.visual_items import visible_images
@@ -135,14 +135,14 @@ def special_in(tokenizer: Tokenizer, texts: Iterable[str]) -> frozenset[int]:
     return frozenset(part for text in texts for part in tokenizer.split_special(text) if isinstance(part, int))
 
 
-def check_bias(biases: Mapping[str, float] | None, vocabulary: int) -> None:
-    """Raises BadRequest for a token that this model cannot draw: ids are of one tokenizer, and another model's would
-    bias other words."""
-    for token in biases or ():
+def check_tokens(tokens: Iterable[str | int] | None, vocabulary: int, param: str = "logit_bias") -> None:
+    """Raises BadRequest for a token that this model cannot draw: ids are of one tokenizer, and another model's would be
+    other words."""
+    for token in tokens or ():
         if int(token) >= vocabulary:
             raise BadRequest(
-                f"Invalid value for 'logit_bias': there is no token {token}; this model's are 0 to {vocabulary - 1}",
-                param="logit_bias",
+                f"Invalid value for '{param}': there is no token {token}; this model's are 0 to {vocabulary - 1}",
+                param=param,
                 code="invalid_value",
             )
 

@@ -11,7 +11,7 @@ from opsin_server.api.answer.answer_tools import answer_tools, prompt_options
 from opsin_server.api.answer.generation import Generation, Identity
 from opsin_server.api.answer.hand_over import (
     adapter_use,
-    check_bias,
+    check_tokens,
     checked_grammar,
     fingerprint,
     hand_over,
@@ -50,7 +50,8 @@ async def submit(
     keep = keeper(body, services)
     log.model, log.adapter = body.model, None if adapter is None else adapter.label
     messages = conversation(body, adapter, services)
-    check_bias(body.logit_bias, services.encoder.vocabulary)
+    check_tokens(body.logit_bias, services.encoder.vocabulary)
+    check_tokens(body.stop_token_ids, services.encoder.vocabulary, "stop_token_ids")
     tokenizer, continues = services.encoder.tokenizer, bool(body.continue_final_message)
     tools = answer_tools(body, services.encoder)
     grammar = grammar_of(body)

@@ -8,7 +8,7 @@ from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.generation import ChoiceStream, Generation, Identity
 from opsin_server.api.answer.hand_over import (
     adapter_use,
-    check_bias,
+    check_tokens,
     checked_grammar,
     fingerprint,
     hand_over,
@@ -33,7 +33,8 @@ async def submit_completion(
     adapter, held: as of `submit`."""
     log.model, log.adapter = body.model, None if adapter is None else adapter.label
     encoder, context = services.encoder, facts(services.engine).max_context
-    check_bias(body.logit_bias, encoder.vocabulary)
+    check_tokens(body.logit_bias, encoder.vocabulary)
+    check_tokens(body.stop_token_ids, encoder.vocabulary, "stop_token_ids")
     grammar = grammar_of(body)
     guided = None if grammar is None else await checked_grammar(grammar, services)
     opening, special = body.add_special_tokens is not False, bool(body.parse_special)

@@ -117,7 +117,7 @@ class ChatRequest(Dialects, SamplingFields):
         if len(set(names)) < len(names):
             raise wrong("two tools have one name", "tools")
         if not names and self.tool_choice not in (None, "none", "auto"):
-            raise wrong("it is allowed where there are tools", "tool_choice")
+            raise wrong("it needs 'tools'", "tool_choice")
         called = set[str]()
         for index, message in enumerate(self.messages):
             called |= {call.id for call in message.tool_calls or ()}

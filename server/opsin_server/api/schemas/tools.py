@@ -11,6 +11,7 @@ from opsin_server.chat.fields import Ignored, Strict, unsupported, wrong
 
 MAX_TOOLS = 128
 MAX_TOOL = 2**17  # characters of one, as JSON
+CHOICES = 'it must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}'
 MODES = ("none", "auto", "required")
 Name = Annotated[str, Field(pattern=r"\A[a-zA-Z0-9_.-]{1,64}\z")]
 
@@ -24,6 +25,8 @@ def _function_only(value: Any) -> Any:
 def _object(value: Any) -> Any:
     if value is not None and not isinstance(value, dict):
         raise wrong("it must be a JSON schema, an object")
+    if value and value.get("type", "object") != "object":
+        raise wrong('it must be a JSON schema of type "object"')
     return value
 
 
@@ -68,10 +71,13 @@ class NamedChoice(Strict):
 
 def read_choice(value: Any) -> Any:
     """A mode, or a function's name behind "function:", which no mode begins with."""
-    if isinstance(value, str) and value not in MODES:
-        raise unsupported(value, 'it must be "none", "auto", "required" or a function by name')
+    if value is None or (isinstance(value, str) and value in MODES):
+        return value
     if isinstance(value, dict) and value.get("type") == "allowed_tools":
         raise unsupported(value, "send the allowed tools alone in 'tools'")
+    function = value.get("function") if isinstance(value, dict) and value.get("type") in (None, "function") else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise unsupported(value, CHOICES)
     return value
 
 
