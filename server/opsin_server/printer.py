@@ -81,13 +81,14 @@ class Printer(io.TextIOBase):
 
     def _write_all(self, data: bytes) -> None:
         """What is full or closed, or a terminal that is gone, takes nothing; it may take the next."""
-        rest = memoryview(data)
+        rest, room = memoryview(data), select.poll()  # (`select` knows no descriptor above 1,023)
+        room.register(self._descriptor, select.POLLOUT)
         with suppress(OSError):
             while rest:
                 try:
                     rest = rest[os.write(self._descriptor, rest) :]
                 except BlockingIOError:  # another process that shares the stream wants it so
-                    select.select([], [self._descriptor], [])
+                    room.poll()
 
 
 def install() -> None:

@@ -121,7 +121,8 @@ class Engine:
     @property
     def wakers(self) -> list[HasFileno]:
         """What can be read while there is something beside messages that a step should take."""
-        return [self.grammars] if self.loader is None else [self.grammars, self.loader]
+        found: list[HasFileno] = [self.grammars] if self.grammars.knows_tokens else []
+        return found if self.loader is None else [*found, self.loader]
 
     def close(self) -> None:
         """Ends what runs beside the steps."""

@@ -75,7 +75,7 @@ class GrammarCompiler:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._wanted: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
         self._done: SimpleQueue[CompiledGrammar] = SimpleQueue()
-        self._reader, self._writer = os.pipe()  # a byte a result, so that the engine can wait for one
+        self._reader = self._writer = -1
         self._thread: threading.Thread | None = None
 
     @property
@@ -97,11 +97,12 @@ class GrammarCompiler:
         words = TokenizerWrapper(Words(tokens, special, ends))
         self._tokenizer = LLTokenizer(words, n_vocab=len(tokens), eos_token=list(ends))
         if self._thread is None:
+            self._reader, self._writer = os.pipe()  # a byte a result, so that the engine can wait for one
             self._thread = threading.Thread(target=self._run, name="grammar compiler", daemon=True)
             self._thread.start()
 
     def fileno(self) -> int:
-        """Readable while there are results to take."""
+        """Readable while there are results to take. Of one that knows tokens."""
         return self._reader
 
     def request(self, request_id: str, grammar: str) -> None:
@@ -121,9 +122,10 @@ class GrammarCompiler:
 
     def close(self) -> None:
         self._wanted.put(None)
-        if self._thread is not None:
-            self._thread.join(LEAVE_SECONDS)
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is None:
+            return
+        self._thread.join(LEAVE_SECONDS)
+        if not self._thread.is_alive():
             os.close(self._reader)
             os.close(self._writer)
 
