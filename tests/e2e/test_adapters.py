@@ -50,17 +50,17 @@ def test_the_life_of_a_version(server: Served, http: httpx.Client, adapters: Ada
 
 
 def test_an_adapters_name_embeds_with_it(server: Served, http: httpx.Client, adapters: Adapters) -> None:
-    upload(server.url, "stars", adapters.archives[0])
+    upload(server.url, "embeds", adapters.archives[0])
 
     def embedded(name: str) -> tuple[list[float], str | None]:
         answer = http.post("/v1/embeddings", json={"model": name, "input": "a red circle"})
         return answer.json()["data"][0]["embedding"], answer.headers.get("x-opsin-adapter-version")
 
-    (base, none), (mine, label), (again, _) = (embedded(name) for name in (BASE, "stars", "stars@v1"))
-    assert (none, label) == (None, "stars@v1")
+    (base, none), (mine, label), (again, _) = (embedded(name) for name in (BASE, "embeds", "embeds@v1"))
+    assert (none, label) == (None, "embeds@v1")
     assert mine == pytest.approx(again, abs=1e-6)
     assert mine != pytest.approx(base, abs=1e-2)
-    assert 'opsin_adapter_requests_total{adapter="stars"} 2.0' in http.get("/metrics").text
+    assert 'opsin_adapter_requests_total{adapter="embeds"} 2.0' in http.get("/metrics").text
 
 
 def test_aliases_are_what_clients_already_send(server: Served, http: httpx.Client, adapters: Adapters) -> None:
