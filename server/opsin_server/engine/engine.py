@@ -121,8 +121,7 @@ class Engine:
     @property
     def wakers(self) -> list[HasFileno]:
         """What can be read while there is something beside messages that a step should take."""
-        found: list[HasFileno] = [self.grammars] if self.grammars.knows_tokens else []
-        return found if self.loader is None else [*found, self.loader]
+        return [waker for waker in (self.grammars.waits_for, self.loader) if waker is not None]
 
     def close(self) -> None:
         """Ends what runs beside the steps."""

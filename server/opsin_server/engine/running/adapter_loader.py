@@ -11,12 +11,10 @@ import hashlib
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import SimpleQueue
 from stat import S_ISREG
 
 import torch
@@ -27,12 +25,12 @@ from torch import Tensor
 from opsin_plugins.blocks.adapter_slots import AdapterFactors, AdapterWeights, Factors, check_adapter, slot_bytes
 from opsin_plugins.loading.linears import shapes_pictures
 from opsin_plugins.spec import Linears, SpecError
+from opsin_server.engine.running.beside_steps import BesideSteps
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter
 from opsin_server.ipc.messages import AdapterRef
 
 log = logging.getLogger("opsin.engine")
 HEADER_BYTES = 2**24  # of a file, beside its tensors
-LEAVE_SECONDS = 1.0
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -63,48 +61,14 @@ class SlotShape:
         return 8 * numbers + HEADER_BYTES
 
 
-class AdapterLoader:
+class AdapterLoader(BesideSteps[AdapterRef, LoadResult]):
     def __init__(self, shape: SlotShape) -> None:
         self._shape = shape
-        self._wanted: SimpleQueue[AdapterRef | None] = SimpleQueue()
-        self._done: SimpleQueue[LoadResult] = SimpleQueue()
-        self._reader, self._writer = os.pipe()  # a byte a result, so that the engine can wait for one
-        self._thread = threading.Thread(target=self._run, name="adapter loader", daemon=True)
-        self._thread.start()
+        super().__init__("adapter loader", self._timed)
 
-    def fileno(self) -> int:
-        """Readable while there are results to take."""
-        return self._reader
-
-    def request(self, ref: AdapterRef) -> None:
-        self._wanted.put(ref)
-
-    @property
-    def has_results(self) -> bool:
-        return not self._done.empty()
-
-    def results(self) -> list[LoadResult]:
-        """What has come to its end since the last call."""
-        found = []
-        while not self._done.empty():
-            os.read(self._reader, 1)
-            found.append(self._done.get())
-        return found
-
-    def close(self) -> None:
-        """A file that is being read on a disk that hangs is not waited for."""
-        self._wanted.put(None)
-        self._thread.join(LEAVE_SECONDS)
-        if not self._thread.is_alive():
-            os.close(self._reader)
-            os.close(self._writer)
-
-    def _run(self) -> None:
-        while (ref := self._wanted.get()) is not None:
-            started = time.perf_counter()
-            result = replace(self._load(ref), seconds=time.perf_counter() - started)
-            os.write(self._writer, b"\0")  # (first: who takes the result also takes the byte)
-            self._done.put(result)
+    def _timed(self, ref: AdapterRef) -> LoadResult:
+        started = time.perf_counter()
+        return replace(self._load(ref), seconds=time.perf_counter() - started)
 
     def _load(self, ref: AdapterRef) -> LoadResult:
         try:

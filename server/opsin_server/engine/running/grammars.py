@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from opsin_server.engine.running.beside_steps import BesideSteps
 from opsin_server.engine.scheduling.sequence import GuideError
 from opsin_server.guided.limits import parser_limits
 
 log = logging.getLogger("opsin.engine")
 KEPT = 32  # compiled grammars
-LEAVE_SECONDS = 1.0
 
 
 class Guide:
@@ -73,10 +70,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._wanted: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
-        self._done: SimpleQueue[CompiledGrammar] = SimpleQueue()
-        self._reader = self._writer = -1
-        self._thread: threading.Thread | None = None
+        self._beside: BesideSteps[tuple[str, str], CompiledGrammar] | None = None
 
     @property
     def words(self) -> int:
@@ -96,46 +90,32 @@ class GrammarCompiler:
             raise ValueError("a special token is not of the vocabulary")
         words = TokenizerWrapper(Words(tokens, special, ends))
         self._tokenizer = LLTokenizer(words, n_vocab=len(tokens), eos_token=list(ends))
-        if self._thread is None:
-            self._reader, self._writer = os.pipe()  # a byte a result, so that the engine can wait for one
-            self._thread = threading.Thread(target=self._run, name="grammar compiler", daemon=True)
-            self._thread.start()
+        if self._beside is None:
+            self._beside = BesideSteps("grammar compiler", self._compile)
 
-    def fileno(self) -> int:
-        """Readable while there are results to take. Of one that knows tokens."""
-        return self._reader
+    @property
+    def waits_for(self) -> BesideSteps[tuple[str, str], CompiledGrammar] | None:
+        """What can be read while there are results to take. None: no tokens are known, and nothing is compiled."""
+        return self._beside
 
     def request(self, request_id: str, grammar: str) -> None:
-        self._wanted.put((request_id, grammar))
+        assert self._beside is not None
+        self._beside.request((request_id, grammar))
 
     @property
     def has_results(self) -> bool:
-        return not self._done.empty()
+        return self._beside is not None and self._beside.has_results
 
     def results(self) -> list[CompiledGrammar]:
         """What has come to its end since the last call."""
-        found = []
-        while not self._done.empty():
-            os.read(self._reader, 1)
-            found.append(self._done.get())
-        return found
+        return [] if self._beside is None else self._beside.results()
 
     def close(self) -> None:
-        self._wanted.put(None)
-        if self._thread is None:
-            return
-        self._thread.join(LEAVE_SECONDS)
-        if not self._thread.is_alive():
-            os.close(self._reader)
-            os.close(self._writer)
+        if self._beside is not None:
+            self._beside.close()
 
-    def _run(self) -> None:
-        while (wanted := self._wanted.get()) is not None:
-            result = self._compile(*wanted)
-            os.write(self._writer, b"\0")  # (first: who takes the result also takes the byte)
-            self._done.put(result)
-
-    def _compile(self, request_id: str, grammar: str) -> CompiledGrammar:
+    def _compile(self, wanted: tuple[str, str]) -> CompiledGrammar:
+        request_id, grammar = wanted
         try:
             return CompiledGrammar(request_id, Guide(self._matcher(grammar).deep_copy()))
         except GuideError as error:
