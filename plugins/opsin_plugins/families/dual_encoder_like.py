@@ -4,12 +4,11 @@ their text towers."""
 from __future__ import annotations
 
 from opsin_plugins.families.base import renames
-from opsin_plugins.families.encoders.clip import POSITION_IDS
+from opsin_plugins.families.encoders.clip import POSITION_IDS, layer_rules
 from opsin_plugins.loading.registry import installed_encoder
 from opsin_plugins.spec import (
     API_VERSION,
     U8,
-    Concat,
     DualEncoderSpec,
     Ignore,
     ImageBudget,
@@ -35,23 +34,10 @@ class DualEncoderFamily:
 
 def text_rules() -> list[Rule]:
     """Ids, positions, layers and the last norm of a text tower."""
-    source, mine = f"{TEXT}encoder.layers.{{i}}.", "text.layers.{i}."
     return [
         Rename(f"{TEXT}embeddings.token_embedding.weight", "text.tokens"),
         Rename(f"{TEXT}embeddings.position_embedding.weight", "text.positions"),
         Ignore(f"{TEXT}{POSITION_IDS}", "a buffer that old checkpoints saved"),
-        *(
-            Concat(tuple(f"{source}self_attn.{n}_proj.{kind}" for n in "qkv"), f"{mine}attention.qkv.{kind}")
-            for kind in ("weight", "bias")
-        ),
-        *renames(
-            {
-                f"{source}self_attn.out_proj": f"{mine}attention.out",
-                f"{source}mlp.fc1": f"{mine}mlp.up",
-                f"{source}mlp.fc2": f"{mine}mlp.down",
-                f"{source}layer_norm1": f"{mine}attention_norm",
-                f"{source}layer_norm2": f"{mine}mlp_norm",
-                f"{TEXT}final_layer_norm": "text.final_norm",
-            }
-        ),
+        *layer_rules(f"{TEXT}encoder.layers.{{i}}.", "text.layers.{i}."),
+        *renames({f"{TEXT}final_layer_norm": "text.final_norm"}),
     ]

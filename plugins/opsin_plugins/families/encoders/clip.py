@@ -107,11 +107,19 @@ class Clip:
 
 def clip_rules(prefix: str) -> list[Rule]:
     """What CLIP and SigLIP name alike: patches, positions and layers."""
-    source, mine = f"{prefix}encoder.layers.{{i}}.", "vision.layers.{i}."
+    source = f"{prefix}encoder.layers.{{i}}."
     return [
         Rename(f"{prefix}embeddings.patch_embedding.weight", "vision.patch.weight"),
         Rename(f"{prefix}embeddings.position_embedding.weight", "vision.positions"),
         Ignore(f"{prefix}{POSITION_IDS}", "a buffer that old checkpoints saved"),
+        *layer_rules(source, "vision.layers.{i}."),
+        Ignore(f"{source}{{rest}}", "a layer past the one whose features are taken"),
+    ]
+
+
+def layer_rules(source: str, mine: str) -> list[Rule]:
+    """Of a layer, as CLIP and SigLIP name it in their towers and in their text halves."""
+    return [
         *(
             Concat(tuple(f"{source}self_attn.{n}_proj.{kind}" for n in "qkv"), f"{mine}attention.qkv.{kind}")
             for kind in ("weight", "bias")
@@ -125,7 +133,6 @@ def clip_rules(prefix: str) -> list[Rule]:
                 f"{source}layer_norm2": f"{mine}mlp_norm",
             }
         ),
-        Ignore(f"{source}{{rest}}", "a layer past the one whose features are taken"),
     ]
 
 
