@@ -9,7 +9,7 @@ import openai
 import torch
 
 from support.served import PLAIN, Served
-from support.talk import MODEL_NAME, user
+from support.talk import MODEL_NAME, sample, user
 
 
 def test_what_follows_a_text_is_what_transformers_continues(client: openai.OpenAI, oracle: Any, served: Served) -> None:
@@ -30,6 +30,30 @@ def test_what_follows_a_text_is_what_transformers_continues(client: openai.OpenA
         plain = http.post("/tokenize", json={"prompt": prompts[2]}).json()["tokens"]
         assert plain == oracle.plain.encode(prompts[2], add_special_tokens=False).ids
         assert http.post("/detokenize", json={"tokens": plain}).json()["prompt"] == prompts[2]
+
+
+def test_how_likely_a_prompt_is_is_what_transformers_says(client: openai.OpenAI, oracle: Any) -> None:
+    """As tools ask that compare the likelihood of answers, and of a chat with its picture."""
+    ids = oracle.tokenizer("What is the color of the circle?")["input_ids"]
+    logged = oracle.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    mine = logged[:-1].gather(1, torch.tensor(ids)[1:, None]).squeeze(1)
+    answer = client.completions.create(
+        model=MODEL_NAME, prompt=ids, echo=True, logprobs=1, max_tokens=1, temperature=0
+    ).choices[0]
+    assert answer.logprobs.token_logprobs[0] is None
+    torch.testing.assert_close(torch.tensor(answer.logprobs.token_logprobs[1:-1]), mine, atol=1e-3, rtol=0)
+    best = [max(top.values()) for top in answer.logprobs.top_logprobs[1:-1]]
+    torch.testing.assert_close(torch.tensor(best), logged[:-1].amax(1), atol=1e-3, rtol=0)
+    chat = client.chat.completions.create(
+        model=MODEL_NAME,
+        messages=[user("What is this?", sample("red_circle.png"))],
+        max_tokens=1,
+        extra_body={"prompt_logprobs": 0},
+    ).model_dump()
+    said = chat["prompt_logprobs"]
+    assert len(said) == chat["usage"]["prompt_tokens"]
+    assert sum(one is None for one in said) == 1 + chat["usage"]["prompt_tokens_details"]["image_tokens"]
+    assert all(one["logprob"] <= 0 and one["rank"] >= 1 for entry in said if entry for one in entry.values())
 
 
 def test_a_chat_can_be_asked_by_its_tokens(client: openai.OpenAI, served: Served) -> None:

@@ -23,6 +23,7 @@ from opsin_server.ipc.messages import (
     MemoryLedger,
     Output,
     Pooling,
+    PromptLogprobs,
     Sampling,
     Submit,
     arrays_of,
@@ -78,6 +79,7 @@ class Asked:
     guided: str | None = None
     min_tokens: int = 0
     priority: int = 0
+    prompt_logprobs: int = -1
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Answer:
     cached: int = 0
     error: str | None = None
     embedding: bytes = b""
+    prompt: list[PromptLogprobs] = field(default_factory=list)
 
 
 def submit(
@@ -117,6 +120,7 @@ def submit(
         min_tokens=asked.min_tokens,
         pooling=pooling,
         priority=asked.priority,
+        prompt_logprobs=asked.prompt_logprobs,
     )
     engine.submit(message, arrays_of(made.expanded.ids, made.positions, items))
     return made
@@ -127,6 +131,7 @@ def collect(outputs: Sequence[Output], answers: dict[str, Answer]) -> None:
         answer = answers.setdefault(output.request_id, Answer())
         answer.tokens += output.ids
         answer.logprobs += output.logprobs
+        answer.prompt += output.prompt
         answer.finish = output.finish or answer.finish
         answer.error = output.error or answer.error
         answer.embedding = output.embedding or answer.embedding

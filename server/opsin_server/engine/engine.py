@@ -19,13 +19,20 @@ from opsin_server.engine.running.batch import build
 from opsin_server.engine.running.grammars import GrammarCompiler
 from opsin_server.engine.running.masks import masks_of
 from opsin_server.engine.running.pooling import PooledStates, with_embeddings
+from opsin_server.engine.running.prompt_logprobs import ScoredPrompts
 from opsin_server.engine.running.runner import Runner
 from opsin_server.engine.running.sampler import DrawnTokens, SampledToken, draw, needs_tokens, sampling_inputs
 from opsin_server.engine.running.stopwatch import Stopwatch
 from opsin_server.engine.scheduling.plan import Committed, Plan
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
-from opsin_server.engine.validation import check_items, check_sampling, check_spans, check_visible_images
+from opsin_server.engine.validation import (
+    check_asked_of_prompt,
+    check_items,
+    check_sampling,
+    check_spans,
+    check_visible_images,
+)
 from opsin_server.ipc.engine_socket import HasFileno
 from opsin_server.ipc.messages import (
     BACKGROUND,
@@ -58,7 +65,8 @@ def _ahead(sequences: Iterable[Sequence]) -> int:
 @dataclass(frozen=True)
 class LaunchedStep:
     """A step whose results are not known yet. started: when it was scheduled. encoding: how long its images take, if it
-    has any. drawn None: no chunk samples. pooled None: no prompt ends whose states are pooled."""
+    has any. drawn None: no chunk samples. pooled None: no prompt ends whose states are pooled. scored None: nobody asks
+    how likely a prompt is."""
 
     plan: Plan
     started: float
@@ -66,6 +74,7 @@ class LaunchedStep:
     encoding: Stopwatch | None
     drawn: DrawnTokens | None
     pooled: PooledStates | None = None
+    scored: ScoredPrompts | None = None
 
 
 Images = list[tuple[Sequence, int]]
@@ -255,7 +264,9 @@ class Engine:
             return []
         return self._ended(self.scheduler.fail_images(plan, broken.keys()), next(iter(broken.values())))
 
-    def _compute(self, plan: Plan, kind: str, clock: float) -> tuple[DrawnTokens | None, PooledStates | None]:
+    def _compute(
+        self, plan: Plan, kind: str, clock: float
+    ) -> tuple[DrawnTokens | None, PooledStates | None, ScoredPrompts | None]:
         runner = self.runner
         batch = build(plan, self.scheduler.blocks.block_size)
         clock = self._lap(f"{kind}.batch", clock)
@@ -264,9 +275,9 @@ class Engine:
         )  # (before the model: it may run behind)
         logits = runner.run(batch)
         clock = self._lap(f"{kind}.model", clock)
-        pooled = None if batch.asked is None else runner.pooled
+        of_prompts = (None, None) if batch.asked is None else (runner.pooled, runner.scored)
         if not batch.sampled:
-            return None, pooled
+            return None, *of_prompts
         masks = masks_of(batch.sampled, self.grammars.words)  # (while a GPU computes)
         if masks is not None:
             clock = self._lap(f"{kind}.grammar", clock)
@@ -274,7 +285,7 @@ class Engine:
         drawn.refused = {} if masks is None else masks.refused
         runner.drawn = drawn.ids
         self._lap(f"{kind}.sample", clock)
-        return drawn, pooled
+        return drawn, *of_prompts
 
     def _commit_launched(self) -> list[Output]:
         step, self._launched = self._launched, None
@@ -284,6 +295,7 @@ class Engine:
         try:
             drawn = [] if step.drawn is None else step.drawn.read()
             embeddings = {} if step.pooled is None else step.pooled.read()
+            prompts = [] if step.scored is None else step.scored.read()
             if step.encoding is not None:
                 self.scheduler.images.pace.observe(step.plan.patches, step.encoding.seconds())
         except Exception as error:
@@ -294,8 +306,9 @@ class Engine:
         self._committed, self._failures = clock, 0
         if embeddings:
             drawn = with_embeddings(drawn, step.plan.chunks, embeddings)
+        outputs = [Output(name, prompt=(part,)) for name, part in prompts if name in self.sequences]
         committed = self.scheduler.commit(step.plan, [sampled.token for sampled in drawn])
-        outputs = [self._output(one, drawn[one.row], embeddings) for one in committed]
+        outputs += [self._output(one, drawn[one.row], embeddings) for one in committed]
         self._lap(f"{step.kind}.advance", clock)
         return outputs
 
@@ -309,7 +322,7 @@ class Engine:
             if why := committed.why or drawn.refused:
                 return without_grammar(sequence.request_id, why)
             return Output(sequence.request_id, finish=finish, error=_no_numbers(sequence))
-        first, kept = sequence.generated == 1, finish != "stop" and sequence.pooling is None
+        first, kept = sequence.generated == 1, finish != "stop" and sequence.answers
         if finish == "complete":
             finish = "stop"
         return Output(
@@ -346,8 +359,7 @@ class Engine:
         most = self.scheduler.limits.max_context - (message.pooling is None)  # (an answer has one token, at least)
         if not 0 < total <= most:
             raise SpecError(f"{total} prompt tokens; this engine takes 1 to {most}")
-        if message.pooling is not None and (message.max_tokens, message.choices, message.guided) != (1, 1, None):
-            raise SpecError("a request that is pooled draws no token: there is no grammar, no second choice, no length")
+        check_asked_of_prompt(message)
         if arrays.ids.min() < 0 or arrays.ids.max() >= decoder.embeddings:
             raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
         if message.axes != max(1, len(decoder.rope.sections)):
@@ -356,7 +368,7 @@ class Engine:
             raise SpecError("this engine has not been told what its tokens say")
         if message.adapter is not None and self.loader is None:
             raise SpecError("this engine has no slots for adapters")
-        if message.max_tokens < 1 or abs(message.delta) > MOST_POSITIONS:
+        if message.max_tokens < 0 or abs(message.delta) > MOST_POSITIONS:
             raise SpecError(f"max_tokens {message.max_tokens} or delta {message.delta} is out of range")
         check_sampling(message.sampling, decoder)
         check_items(message, arrays, self.runner.model, self.scheduler.encoder)

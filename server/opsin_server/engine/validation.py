@@ -32,6 +32,18 @@ def check_sampling(sampling: Sampling, decoder: DecoderSpec) -> None:
         raise SpecError(f"a token of logit_bias is not below the number of embeddings, {decoder.embeddings}")
 
 
+def check_asked_of_prompt(message: Submit) -> None:
+    if not -1 <= message.prompt_logprobs <= MOST_LOGPROBS:
+        raise SpecError(f"prompt_logprobs {message.prompt_logprobs} is out of range")
+    if message.pooling is None:
+        return
+    if (message.max_tokens, message.choices, message.guided, message.prompt_logprobs) != (1, 1, None, -1):
+        raise SpecError(
+            "a request that is pooled draws no token: there is no grammar, no second choice, no length, and no token "
+            "has a probability"
+        )
+
+
 def check_items(message: Submit, arrays: Arrays, model: Model, cache: EncoderCache[Any]) -> None:
     arranged = iter(arrays.arrange)
     for item in message.items:

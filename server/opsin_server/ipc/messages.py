@@ -68,7 +68,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
     request_id: str
     sampling: Sampling
-    max_tokens: int
+    max_tokens: int  # 0: nothing but what is asked of the prompt
     eos: tuple[int, ...]
     delta: int
     axes: int
@@ -81,6 +81,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     guided: str | None = None  # a grammar in llguidance's form, to which the answer is held
     min_tokens: int = 0  # before which no end is drawn, unless nothing else may be
     pooling: Pooling | None = None  # the request ends with this, and no token is drawn; max_tokens is 1 then
+    prompt_logprobs: int = -1  # of the prompt's own tokens, and of so many likeliest ones; -1: not even theirs
     choices: int = 1  # answers to the prompt, each a request of its own from here on: see `choice_ids`
 
 
@@ -235,6 +236,17 @@ class Logprobs(msgspec.Struct, frozen=True):
     values: tuple[float, ...]
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True):
+    """Of some tokens of a prompt, from its token `first` on (never its first, before which there is nothing). whole:
+    I32 [1 + top, tokens], the ranks of the tokens themselves (1: the likeliest of all) and the ids of the `top`
+    likeliest; real: F32 of the same shape, their log probabilities. Little-endian."""
+
+    first: int
+    top: int
+    whole: bytes
+    real: bytes
+
+
 class Output(msgspec.Struct, frozen=True):
     """What one step gave one request. finish: "stop" (an eos id, not among ids) | "length" | "error" | None. code: of
     an error that is the request's own, and would come again; empty: the engine's."""
@@ -249,6 +261,7 @@ class Output(msgspec.Struct, frozen=True):
     adapter_tier: str = ""  # where the request's adapter was found when it came: "slot", "host" or "disk"
     embedding: bytes = b""  # F32, little-endian: of a request with `pooling`, which ends with it
     code: str = ""
+    prompt: tuple[PromptLogprobs, ...] = ()  # of a request with `prompt_logprobs`: all that there is comes first
 
 
 class AdapterLoad(msgspec.Struct, frozen=True):

@@ -58,16 +58,17 @@ def merge(outputs: list[Output]) -> Output:
     """What a slow reader missed, as one output."""
     if len(outputs) == 1:
         return outputs[0]
-    first, last = outputs[0], outputs[-1]
+    last = outputs[-1]
     return Output(
-        first.request_id,
+        last.request_id,
         tuple(i for o in outputs for i in o.ids),
         tuple(p for o in outputs for p in o.logprobs),
         last.finish,
         last.error,
         max(o.cached_tokens for o in outputs),
         max(o.queue_seconds for o in outputs),
-        first.adapter_tier,
+        max(o.adapter_tier for o in outputs),
         last.embedding,
         last.code,
+        tuple(p for o in outputs for p in o.prompt),
     )

@@ -7,6 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from opsin_plugins.spec import I32
 from opsin_server.api.engine_status import EngineState
 from opsin_server.config import image_limit
 from opsin_server.errors import EngineFailed, Unavailable
@@ -17,6 +20,7 @@ from opsin_server.ipc.messages import (
     Logprobs,
     MemoryLedger,
     Output,
+    PromptLogprobs,
     Ready,
     Stats,
     Submit,
@@ -42,6 +46,7 @@ class FakeStream:
     engine: FakeEngine
     submit: Submit
     script: Script
+    ids: I32
     cancelled_at: float | None = None
     over: bool = False
 
@@ -50,6 +55,11 @@ class FakeStream:
         tokens = list(script.tokens)[: self.submit.max_tokens]
         finish = "length" if len(tokens) == self.submit.max_tokens else script.finish
         await asyncio.sleep(script.first_delay)
+        if (prompt := self._prompt()) is not None:
+            yield Output(rid, prompt=(prompt,))
+        if not self.submit.max_tokens:
+            yield Output(rid, finish="length", cached_tokens=script.cached, queue_seconds=0.25)
+            return
         for start in range(0, len(tokens), script.batch):
             if script.delay:
                 await asyncio.sleep(script.delay)
@@ -81,6 +91,17 @@ class FakeStream:
         return tuple(
             Logprobs(-0.5, tuple((i + k) % 256 for k in range(top)), tuple(-0.5 - k for k in range(top))) for i in ids
         )
+
+    def _prompt(self) -> PromptLogprobs | None:
+        """Of each token after the first -0.25, a rank of 2, and that as likely as the token before it was each number
+        behind that one's."""
+        top, ids = self.submit.prompt_logprobs, self.ids
+        if top < 0 or len(ids) < 2:
+            return None
+        ranks = [2] * (len(ids) - 1)
+        whole = [ranks, *((ids[:-1] + 1 + k) % 256 for k in range(top))]
+        real = [[-0.25 - k] * len(ranks) for k in range(1 + top)]
+        return PromptLogprobs(1, top, np.array(whole, "<i4").tobytes(), np.array(real, "<f4").tobytes())
 
     def cancel(self) -> None:
         if not self.over and self.cancelled_at is None:
@@ -130,7 +151,7 @@ class FakeEngine:
         streams = []
         for _ in range(message.choices):
             script = self.script(message) if callable(self.script) else self.script
-            streams.append(FakeStream(self, message, script))
+            streams.append(FakeStream(self, message, script, arrays.ids))
         self.streams += streams
         self.arrays.append(arrays)
         return streams

@@ -29,7 +29,7 @@ ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "
 }  # fmt: skip
 ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "priority", "mm_processor_kwargs"} | {
     "continue_final_message", "add_generation_prompt", "min_tokens", "stop_token_ids", "structured_outputs",
-    "chat_template_kwargs",
+    "chat_template_kwargs", "prompt_logprobs",
 }  # fmt: skip
 GUIDED = {f"guided_{name}" for name in ("json", "regex", "choice", "grammar", "whitespace_pattern", "decoding_backend")}
 IGNORED: dict[str, Any] = {

@@ -58,6 +58,32 @@ def test_logprobs_are_in_the_old_shape(start: Any, stream: bool) -> None:
     assert found["top_logprobs"][0] == {"a": -0.5, "b": -1.5}
 
 
+def test_a_prompts_own_tokens_have_logprobs(start: Any) -> None:
+    server = start(Script(b"d", finish="length"))
+    answer = ask(server, prompt=[[*b"a", END, *"bé".encode()], [7]], echo=True, logprobs=1, max_tokens=1)
+    one, other = answer.choices
+    assert (one.text, other.text) == ("abéd", "\x07d")
+    assert one.logprobs.tokens == ["a", "<|end|>", "b", "�", "�", "d"]
+    assert one.logprobs.token_logprobs == [None, -0.25, -0.25, -0.25, -0.25, -0.5]
+    assert one.logprobs.top_logprobs[:3] == [None, {"b": -1.25, "<|end|>": -0.25}, {"\x01": -1.25, "b": -0.25}]
+    assert one.logprobs.text_offset == [0, 1, 1, 2, 2, 3]
+    assert other.logprobs.token_logprobs == [None, -0.5]
+    both: Any = ask(server, prompt="abc", max_tokens=0, n=2, extra_body={"prompt_logprobs": 2})
+    assert (both.usage.prompt_tokens, both.usage.completion_tokens) == (3, 0)
+    expected = [
+        None,
+        {
+            "98": {"logprob": -0.25, "rank": 2, "decoded_token": "b"},
+            "99": {"logprob": -2.25, "rank": 2, "decoded_token": "c"},
+        },
+        {
+            "99": {"logprob": -0.25, "rank": 2, "decoded_token": "c"},
+            "100": {"logprob": -2.25, "rank": 2, "decoded_token": "d"},
+        },
+    ]
+    assert [(choice.text, choice.prompt_logprobs) for choice in both.choices] == [("", expected)] * 2
+
+
 def test_a_special_token_in_a_prompt_is_text_unless_it_is_asked_for(start: Any) -> None:
     server = start()
     ask(server, prompt="a<|end|>b")
@@ -89,7 +115,10 @@ def test_a_special_token_in_a_prompt_is_text_unless_it_is_asked_for(start: Any) 
         ({"prompt": ["x"] * 65, "n": 2}, "prompt"),
         ({"prompt": "x" * 999}, "max_tokens"),
         ({"prompt": "x", "n": 2, "best_of": 3}, "best_of"),
-        ({"prompt": "x", "echo": True, "logprobs": 0}, "echo"),
+        ({"prompt": "x", "echo": True, "logprobs": 0, "stream": True}, "stream"),
+        ({"prompt": "x", "stream": True, "extra_body": {"prompt_logprobs": 0}}, "stream"),
+        ({"prompt": ["x" * 900] * 64, "extra_body": {"prompt_logprobs": 20}}, "prompt_logprobs"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "x", "logprobs": 6}, "logprobs"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "extra_body": {"tools": [{}]}}, "tools"),

@@ -243,7 +243,7 @@ def bad(engine, ours, **changes: object) -> None:
         ({"adapter": "a"}, "adapters"),
         ({"spans": (Span(2, 2, 0, (True,)),)}, "1 marks for an image span of 2"),
         ({"visible": (VisibleImages(0, 0, 9),)}, "no cross-attention|rows from 0 on see 0 to 9"),
-        ({"max_tokens": 0}, "max_tokens 0 or delta"),
+        ({"max_tokens": -1}, "max_tokens -1 or delta"),
         ({"delta": 2**40}, "is out of range"),
         ({"sampling": Sampling(logit_bias=((-(10**9), 1.0),))}, "a token of logit_bias is not below"),
         ({"sampling": Sampling(logit_bias=((10**9, 1.0),))}, "a token of logit_bias is not below"),

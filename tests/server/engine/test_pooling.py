@@ -116,7 +116,7 @@ def test_an_embedding_that_is_no_numbers_ends_its_own_request(case, monkeypatch:
     pool = runner.pooled_states
 
     def odd(states, rows, norm):
-        for chunk, mine in rows.parts:
+        for chunk, mine in rows.pooled:
             if chunk.sequence.request_id == "e1":
                 states[mine] = torch.nan
         return pool(states, rows, norm)

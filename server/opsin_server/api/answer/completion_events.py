@@ -8,19 +8,27 @@ from contextlib import AsyncExitStack
 from opsin_server.api.answer.event_stream import DONE, EventStream
 from opsin_server.api.answer.generation import Generation
 from opsin_server.api.answer.output_text import Piece
+from opsin_server.api.answer.prompt_scores import PromptScores, echoed_prompt, prompt_tokens
 from opsin_server.api.cancellation import CancelScope
 from opsin_server.api.schemas.chat_response import TokenLogprob, event
+from opsin_server.api.schemas.completion_request import CompletionRequest
 from opsin_server.api.schemas.completion_response import TextChoice, TextCompletion, TextLogprobs
+from opsin_server.api.services import Services
 
 
-async def completion(generation: Generation, echoes: Sequence[str], wants_logprobs: bool) -> TextCompletion:
+async def completion(
+    generation: Generation, echoes: Sequence[str], body: CompletionRequest, services: Services
+) -> TextCompletion:
     """echoes: what the text of each choice begins with."""
-    choices = [TextChoice(text, index, _logprobs(wants_logprobs)) for index, text in enumerate(echoes)]
+    choices = [TextChoice(text, index, _logprobs(body.logprobs is not None)) for index, text in enumerate(echoes)]
     async for piece in generation.pieces():
         choice = choices[piece.choice]
         choice.text += piece.text
         choice.finish_reason = piece.finish or choice.finish_reason
         _add(choice.logprobs, piece)
+    for choice, stream in zip(choices, generation.choices, strict=True):
+        if stream.prompt is not None:
+            await _add_prompt(choice, stream.prompt, len(echoes[choice.index]), body, services)
     answer = _completion(generation, choices)
     answer.usage = generation.usage()
     return answer
@@ -57,6 +65,21 @@ class CompletionStream(EventStream):
         if self._include_usage:
             chunk.usage = self._generation.usage() if with_usage else None
         return event(chunk)
+
+
+async def _add_prompt(
+    choice: TextChoice, scores: PromptScores, echo: int, body: CompletionRequest, services: Services
+) -> None:
+    """echo: characters in front of the answer."""
+    if body.prompt_logprobs is not None:
+        choice.prompt_logprobs = await prompt_tokens(scores, body.prompt_logprobs, services)
+    if body.echo and body.logprobs is not None and choice.logprobs is not None:
+        front, behind = await echoed_prompt(scores, body.logprobs, services), choice.logprobs
+        front.tokens += behind.tokens
+        front.token_logprobs += behind.token_logprobs
+        front.top_logprobs += behind.top_logprobs
+        front.text_offset += [echo + offset for offset in behind.text_offset]
+        choice.logprobs = front
 
 
 def _completion(generation: Generation, choices: list[TextChoice]) -> TextCompletion:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from opsin_server.api.answer.adapter_use import AdapterUse
 from opsin_server.api.answer.output_text import OutputText, Piece
+from opsin_server.api.answer.prompt_scores import PromptScores
 from opsin_server.api.engine_status import TokenStream
 from opsin_server.api.schemas.chat_response import (
     AssistantMessage,
@@ -24,6 +25,7 @@ from opsin_server.api.schemas.chat_response import (
     ToolCall,
     Usage,
 )
+from opsin_server.api.schemas.prompt_logprobs import PromptTokens
 from opsin_server.api.token_usage import TokenUsage
 from opsin_server.ipc.messages import Output
 from opsin_server.metrics import Metrics
@@ -52,12 +54,18 @@ class ChoiceStream:
     reasoning: ReasoningReader | None = None
     first_of_prompt: bool = True  # the other choices find what this one has computed
     cached_tokens: int = 0  # of its prompt
+    prompt: PromptScores | None = None
     last_token: float = 0.0
 
     async def pieces(self, note: Callable[[ChoiceStream, Output], None]) -> AsyncIterator[Piece]:
         """Ends after one with `finish`. The engine is told at once when a stop string ended it. note: is told of every
         output. Raises EngineFailed."""
         async for output in self.stream:
+            for part in output.prompt:
+                assert self.prompt is not None
+                self.prompt.add(part)
+            if not (output.ids or output.finish):
+                continue
             piece = self.text.read(output)
             note(self, output)
             piece.choice = self.index
@@ -93,7 +101,7 @@ def _read_calls(piece: Piece, reader: ToolCallReader) -> None:
 
 class Generation:
     """started: when the request came, by `time.perf_counter`. usage: is filled while the answer comes. keep: is awaited
-    with the whole answer before its last piece goes out."""
+    with the whole answer before its last piece goes out. prompt_tokens: what is said of the prompt, at the end."""
 
     def __init__(
         self,
@@ -105,11 +113,12 @@ class Generation:
         metrics: Metrics,
         adapter_use: AdapterUse | None = None,
         keep: Callable[[Completion], Awaitable[None]] | None = None,
+        prompt_tokens: Callable[[], Awaitable[PromptTokens]] | None = None,
     ) -> None:
         self.who, self._wants_logprobs = identity, wants_logprobs
         self.choices = choices
         self._usage, self._metrics, self._adapter_use = usage, metrics, adapter_use
-        self._started, self._keep = started, keep
+        self._started, self._keep, self._prompt_tokens = started, keep, prompt_tokens
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Of all choices, as they come: each choice ends with one that has a `finish`. Raises EngineFailed."""
@@ -155,7 +164,10 @@ class Generation:
         found = self._nothing_yet()
         async for piece in self.pieces():
             found[piece.choice].add(piece)
-        return self._completed(found)
+        whole = self._completed(found)
+        if self._prompt_tokens is not None:
+            whole.prompt_logprobs = await self._prompt_tokens()
+        return whole
 
     def _nothing_yet(self) -> list[WholeChoice]:
         return [WholeChoice() for _ in self.choices]

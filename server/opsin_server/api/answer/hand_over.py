@@ -12,6 +12,7 @@ from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.adapter_use import AdapterUse
 from opsin_server.api.answer.generation import ChoiceStream
 from opsin_server.api.answer.output_text import OutputText
+from opsin_server.api.answer.prompt_scores import PromptScores
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.schemas.sampling_fields import SamplingFields
@@ -38,14 +39,16 @@ def hand_over(
     new_calls: Callable[[], ToolCallReader | None] = lambda: None,
     new_thoughts: Callable[[], ReasoningReader | None] = lambda: None,
     first: int = 0,
+    scores: PromptScores | None = None,
 ) -> list[ChoiceStream]:
-    """The choices of a prompt that the engine has now, numbered from `first`. held: its closing ends their work."""
+    """The choices of a prompt that the engine has now, numbered from `first`. held: its closing ends
+    their work. scores: of the prompt, which the first of them fills."""
     streams = services.engine.submit_choices(message, arrays_of(prompt.ids, prompt.positions, prompt.items))
     choices = []
     for index, stream in enumerate(streams, first):
         held.callback(stream.cancel)
         readers = new_text(), new_calls(), new_thoughts()
-        choices.append(ChoiceStream(index, stream, *readers, first_of_prompt=index == first))
+        choices.append(ChoiceStream(index, stream, *readers, first_of_prompt=index == first, prompt=scores))
     return choices
 
 
@@ -58,6 +61,7 @@ def submission(
     adapter: ServedAdapter | None,
     services: Services,
     kind: str,
+    prompt_logprobs: int,
 ) -> Submit:
     """kind: what the answer's id begins with."""
     return Submit(
@@ -75,6 +79,7 @@ def submission(
         min_tokens=body.min_tokens or 0,
         choices=body.n or 1,
         priority=body.priority or 0,
+        prompt_logprobs=prompt_logprobs,
     )
 
 

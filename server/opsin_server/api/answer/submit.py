@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.adapters.catalogue import ServedAdapter
@@ -22,6 +23,7 @@ from opsin_server.api.answer.hand_over import (
     submission,
 )
 from opsin_server.api.answer.keep_chat import keeper
+from opsin_server.api.answer.prompt_scores import PromptScores, check_entries, prompt_tokens
 from opsin_server.api.answer.structured_output import grammar_of
 from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
@@ -65,7 +67,10 @@ async def submit(
     thinks = services.encoder.thinks_already(prompt)
     guided = None if checked is None else in_its_place(checked, continues, services.encoder, thinks)
     how = sampling(body, services.sampling, (body.top_logprobs or 0) if body.logprobs else -1)
-    message = submission(body, how, prompt, max_tokens, guided, adapter, services, kind)
+    wanted = -1 if body.prompt_logprobs is None else body.prompt_logprobs
+    check_entries([prompt], wanted)
+    message = submission(body, how, prompt, max_tokens, guided, adapter, services, kind, wanted)
+    scores = None if body.prompt_logprobs is None else PromptScores(prompt, services.encoder.vocabulary)
     reasoning = None if continues else services.encoder.reasoning
     markers = special_in(tokenizer, () if tools is None else tools.marks)
     markers |= special_in(tokenizer, () if reasoning is None else (reasoning.begin, reasoning.end))
@@ -77,10 +82,14 @@ async def submit(
         lambda: output_text(tokenizer, body.stop, continues, markers),
         lambda: None if tools is None else tools.reader(),
         lambda: None if reasoning is None else ReasoningReader(reasoning, thinks),
+        scores=scores,
     )
     identity = Identity(message.request_id, body.model, fingerprint(services.version, adapter))
     use = adapter_use(adapter, log, services, held)
-    return Generation(identity, choices, bool(body.logprobs), log.usage, log.started, services.metrics, use, keep)
+    about_prompt = None if scores is None else partial(prompt_tokens, scores, wanted, services)
+    return Generation(
+        identity, choices, bool(body.logprobs), log.usage, log.started, services.metrics, use, keep, about_prompt
+    )
 
 
 def conversation(body: ChatRequest, adapter: ServedAdapter | None, services: Services) -> list[Message]:

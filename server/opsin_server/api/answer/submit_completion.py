@@ -16,6 +16,7 @@ from opsin_server.api.answer.hand_over import (
     sampling,
     submission,
 )
+from opsin_server.api.answer.prompt_scores import PromptScores, check_entries
 from opsin_server.api.answer.raw_prompts import raw_prompt
 from opsin_server.api.answer.structured_output import grammar_of
 from opsin_server.api.answer.submit import room
@@ -38,15 +39,17 @@ async def submit_completion(
     grammar = grammar_of(body)
     guided = None if grammar is None else await checked_grammar(grammar, services)
     opening, special = body.add_special_tokens is not False, bool(body.parse_special)
-    prompts: list[tuple[Prompt, int]] = []
+    prompts: list[Prompt] = []
     for given in body.prompt:  # one that does not fit is refused before the next is tokenized
         prompt = await raw_prompt(given, opening, special, services)
-        prompts.append((prompt, room(prompt, body.output_limit, context, noun="prompt")))
-    log.usage.prompt_tokens = sum(len(prompt.ids) for prompt, _ in prompts)
+        room(prompt, max(1, body.output_limit), context, noun="prompt")
+        prompts.append(prompt)
+    log.usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     choices: list[ChoiceStream] = []
-    for prompt, max_tokens in prompts:
+    check_entries(prompts, wanted := body.asks_of_prompt)
+    for prompt in prompts:
         how = sampling(body, services.sampling, -1 if body.logprobs is None else body.logprobs)
-        message = submission(body, how, prompt, max_tokens, guided, adapter, services, "cmpl-")
+        message = submission(body, how, prompt, body.output_limit, guided, adapter, services, "cmpl-", wanted)
         choices += hand_over(
             message,
             prompt,
@@ -54,6 +57,7 @@ async def submit_completion(
             held,
             lambda: output_text(encoder.tokenizer, body.stop, True),
             first=len(choices),
+            scores=None if wanted < 0 else PromptScores(prompt, encoder.vocabulary),
         )
     identity = Identity(message.request_id, body.model, fingerprint(services.version, adapter))
     use = adapter_use(adapter, log, services, held)

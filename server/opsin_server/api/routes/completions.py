@@ -30,21 +30,20 @@ CompletionBody = Annotated[CompletionRequest, Depends(_body)]
 async def complete(body: CompletionBody, request: Request, log: RequestLogDep, services: ServicesDep) -> Response:
     """One place among the requests in flight, however many prompts it has."""
     adapter = await services.adapters.resolve(body.model)
-    wants_logprobs = body.logprobs is not None
     async with AsyncExitStack() as held:
         cancellation = admitted(services.admission, held)
         async with cancellation.attended(request.receive):
             generation = await submit_completion(body, adapter, log, services, held)
             begun = echoes(body, services)
             if not body.stream:
-                content = encode(await completion(generation, begun, wants_logprobs))
+                content = encode(await completion(generation, begun, body, services))
                 return Response(content, media_type="application/json", headers=version_headers(adapter))
         return CompletionStream(
             generation,
             cancellation,
             held.pop_all(),
             begun,
-            wants_logprobs,
+            body.logprobs is not None,
             body.wants_usage,
             body.wants_usage_in_every_chunk,
             version_headers(adapter),

@@ -49,7 +49,7 @@ async def completions(body: bytes, log: RequestLog, services: Services) -> bytes
     async with AsyncExitStack() as held:
         generation = await submit_completion(request, adapter, log, services, held)
         begun = echoes(request, services)
-        return encode(await completion(generation, begun, request.logprobs is not None))
+        return encode(await completion(generation, begun, request, services))
 
 
 def _check_whole(request: SamplingFields) -> None:

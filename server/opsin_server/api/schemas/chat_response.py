@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from opsin_server.api.schemas.prompt_logprobs import PromptTokens
+
 Finish = Literal["stop", "length", "tool_calls"]
 
 
@@ -75,6 +77,7 @@ class Completion(msgspec.Struct):
     choices: list[Choice]
     usage: Usage
     object: str = "chat.completion"
+    prompt_logprobs: PromptTokens | UnsetType = UNSET
 
 
 class FunctionDelta(msgspec.Struct, omit_defaults=True):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from opsin_server.api.schemas.dialects import CommonDialects
-from opsin_server.api.schemas.sampling_fields import SamplingFields, Tokens
+from opsin_server.api.schemas.sampling_fields import SamplingFields
 from opsin_server.api.schemas.tokenize import Opening, Parse
 from opsin_server.chat.fields import WHOLE, Ignored, only, unsupported, whole, wrong
 
@@ -49,7 +49,10 @@ class CompletionRequest(CommonDialects, SamplingFields):
     prompt: Prompts
 
     # These act.
-    max_tokens: Annotated[Tokens | None, Field(description=f"{DEFAULT_TOKENS} where it is left out")] = None
+    max_tokens: Annotated[
+        Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None,
+        Field(description=f"{DEFAULT_TOKENS} where it is left out; 0 with `echo` or `prompt_logprobs` only"),
+    ] = None
     logprobs: Annotated[
         Annotated[int, Field(ge=0, le=5), WHOLE] | None, Field(description="of each token, and of so many others")
     ] = None
@@ -67,7 +70,6 @@ class CompletionRequest(CommonDialects, SamplingFields):
     # These would change the answer, and pass only where they would not.
     suffix: Annotated[None, only("")] = None
     prompt_embeds: Annotated[None, only()] = None
-    prompt_logprobs: Annotated[None, only()] = None
     truncate_prompt_tokens: Annotated[None, only()] = None
     allowed_token_ids: Annotated[None, only()] = None
     service_tier: Annotated[None, only("auto", "default")] = None
@@ -80,12 +82,20 @@ class CompletionRequest(CommonDialects, SamplingFields):
             raise wrong(f"{given} are more than {MAX_PROMPTS} answers", "prompt")
         if self.best_of not in (None, 1, answers):
             raise unsupported(self.best_of, "'best_of' must be 1, what 'n' is, or left out", "best_of")
-        if self.echo and self.logprobs is not None:
-            raise unsupported(True, "'echo' goes without 'logprobs': a prompt's own are not computed", "echo")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise wrong("may be 0 with 'echo' or 'prompt_logprobs' only", "max_tokens")
+        if self.stream and self.echo and self.logprobs is not None:
+            raise unsupported(True, "'echo' with 'logprobs' goes without 'stream'", "stream")
         if (self.min_tokens or 0) > self.output_limit:
             raise wrong(f"{self.min_tokens} are more than the answer may have, {self.output_limit}", "min_tokens")
         return self
 
     @property
     def output_limit(self) -> int:
-        return self.max_tokens or DEFAULT_TOKENS
+        return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def asks_of_prompt(self) -> int:
+        """As `prompt_logprobs` of a Submit."""
+        echoed = self.logprobs if self.echo else None
+        return max(-1 if asked is None else asked for asked in (echoed, self.prompt_logprobs))

@@ -6,12 +6,15 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from opsin_server.api.schemas.chat_response import Finish, Usage
+from opsin_server.api.schemas.prompt_logprobs import PromptTokens
 
 
 class TextLogprobs(msgspec.Struct):
+    """None: of a prompt's first token, or a picture's place."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -20,6 +23,7 @@ class TextChoice(msgspec.Struct):
     index: int = 0
     logprobs: TextLogprobs | None = None
     finish_reason: Finish | None = None
+    prompt_logprobs: PromptTokens | UnsetType = UNSET
 
 
 class TextCompletion(msgspec.Struct):

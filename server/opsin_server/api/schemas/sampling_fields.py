@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from opsin_server.api.schemas.structured_outputs import GuidedFields, ResponseFormat, StructuredOutputs
-from opsin_server.chat.fields import WHOLE, Strict, only, shown, wrong
+from opsin_server.chat.fields import WHOLE, Strict, only, shown, unsupported, wrong
 
 MAX_STOPS = 16  # OpenAI takes 4
 MAX_BIASES = 1024
@@ -74,10 +74,20 @@ class SamplingFields(GuidedFields):
     priority: Annotated[
         Annotated[int, Field(ge=-(2**31), lt=2**31), WHOLE] | None, Field(description="the smaller, the sooner (vLLM)")
     ] = None
+    prompt_logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=20), WHOLE] | None,
+        Field(description="of the prompt's own tokens, and of so many others (vLLM); not in a stream"),
+    ] = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _stream_has_no_prompt(self) -> SamplingFields:
+        if self.stream and self.prompt_logprobs is not None:
+            raise unsupported(True, "'prompt_logprobs' goes without 'stream'", "stream")
+        return self
 
     @property
     def wants_usage(self) -> bool:

@@ -18,7 +18,7 @@ from opsin_plugins.blocks.inputs import (
     token_ids,
     visual_places,
 )
-from opsin_server.engine.running.pooling import AskedRows, asked_rows
+from opsin_server.engine.running.asked_rows import AskedRows, asked_rows
 from opsin_server.engine.scheduling.plan import Chunk, Plan
 
 
@@ -28,7 +28,7 @@ class Batch:
     draw a token, for `sampled` in the same order; None: every row does, in order (a pure decode step).
 
     carried: (rows I64, which tokens of the step before I64): ids that are still on the device. visual: where visual
-    tokens stand in the chunks. asked: where something is pooled; `wanted` are its rows then.
+    tokens stand in the chunks. asked: where prompts are pooled or scored; `wanted` are its rows then.
     """
 
     numbers: Tensor

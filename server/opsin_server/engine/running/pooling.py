@@ -1,57 +1,16 @@
-"""States to embeddings: which rows of a step a request's vector is made of, and what becomes of them."""
+"""States to embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opsin_server.engine.running.asked_rows import AskedRows
 from opsin_server.engine.running.sampler import SampledToken
 from opsin_server.engine.scheduling.plan import Chunk
-
-
-def rows_asked(chunk: Chunk) -> range:
-    """Of a chunk's rows, those whose states are wanted: of the last token that draws the next, or of what is pooled."""
-    pooling, last = chunk.sequence.pooling, range(chunk.length - 1, chunk.length)
-    if pooling is None or pooling.kind == "last":
-        return last if chunk.samples else range(0)
-    if pooling.kind == "cls":
-        return range(1) if chunk.start == 0 else range(0)
-    return range(chunk.length)
-
-
-@dataclass(frozen=True)
-class AskedRows:
-    """Of a batch in which something is pooled. counts: rows asked for, of each chunk; rows: where they stand in the
-    batch; drawn: which of them draw a token. parts: of each chunk of which states are pooled, which of them. pooling:
-    all chunks of requests that are pooled."""
-
-    counts: list[int]
-    rows: list[int]
-    drawn: list[int]
-    parts: list[tuple[Chunk, slice]]
-    pooling: list[Chunk]
-
-
-def asked_rows(chunks: Sequence[Chunk]) -> AskedRows | None:
-    """None: nothing is pooled."""
-    pooling = [chunk for chunk in chunks if chunk.sequence.pooling is not None]
-    if not pooling:
-        return None
-    found, row = AskedRows([], [], [], [], pooling), 0
-    for chunk in chunks:
-        mine, at = rows_asked(chunk), len(found.rows)
-        found.counts.append(len(mine))
-        found.rows.extend(row + i for i in mine)
-        if mine and chunk.sequence.pooling is None:
-            found.drawn.append(at)
-        elif mine:
-            found.parts.append((chunk, slice(at, at + len(mine))))
-        row += chunk.length
-    return found
 
 
 class PooledStates:
@@ -80,7 +39,7 @@ class PooledStates:
 def pooled_states(states: Tensor, asked: AskedRows, norm: Callable[[Tensor], Tensor]) -> PooledStates | None:
     """states [M, H]: of all rows that were asked for, before the last norm. None: no prompt ends in this step. What is
     pooled of a prompt so far is kept in its sequence: a chunk that begins at its first token begins anew."""
-    for chunk, rows in asked.parts:
+    for chunk, rows in asked.pooled:
         sequence, vector = chunk.sequence, norm(states[rows]).float().sum(0)
         before = sequence.pooled if chunk.start else None
         sequence.pooled = vector + before if isinstance(before, Tensor) else vector

@@ -25,6 +25,7 @@ from opsin_plugins.spec import DecoderSpec, ModelSpec
 from opsin_server.engine.running.batch import Batch
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.running.pooling import PooledStates, pooled_states
+from opsin_server.engine.running.prompt_logprobs import ScoredPrompts, score_prompts
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.plan import Chunk
 from opsin_server.engine.scheduling.sequence import Sequence
@@ -90,6 +91,7 @@ class Runner:
         self.visual_pool, self.adapters = visual_pool, adapters
         self.drawn: Tensor | None = None  # I64 [M], the tokens of the last step that drew some, on the device
         self.pooled: PooledStates | None = None  # of the last step
+        self.scored: ScoredPrompts | None = None  # of the last step
 
     @property
     def cross_kv(self) -> list[Tensor]:
@@ -126,7 +128,8 @@ class Runner:
         return slots
 
     def run(self, batch: Batch) -> Tensor:
-        """Logits [M, vocab] of the rows that draw a token, valid until the next step. What is pooled is in `pooled`."""
+        """Logits [M, vocab] of the rows that draw a token, valid until the next step. What is pooled is in
+        `pooled`, what is said of prompts in `scored`."""
         lora = self._lora((chunk.sequence.adapter_slot, chunk.length) for chunk in batch.chunks)
         cross = self._cross_inputs(batch, lora) if self.cross_kv else None
         if self.graphs is not None and self.graphs.can_replay(batch, cross):
@@ -138,12 +141,16 @@ class Runner:
             rows, places = (moved(x, self.device) for x in batch.carried)
             ids[rows] = self.drawn[places]
         states = self.model(ids, inputs, self.pool, self._visual(batch))
-        self.pooled, asked = None, batch.asked
+        self.pooled, self.scored, asked = None, None, batch.asked
         if asked is None:
             return self.model.logits(states, inputs.output_lora)
         self.pooled = pooled_states(states, asked, self.model.decoder.norm)
+        self.scored = score_prompts(states, asked, self._logits_of)
         drawn = states.index_select(0, on_device(asked.drawn, torch.int64, self.device))
         return self.model.logits(drawn, None if lora is None else lora.resized(_drawn(batch.chunks)))
+
+    def _logits_of(self, states: Tensor, chunk: Chunk) -> Tensor:
+        return self.model.logits(states, self._lora([(chunk.sequence.adapter_slot, len(states))]))
 
     def _inputs(self, batch: Batch, numbers: Tensor, lora: Lora | None, cross: CrossInputs | None) -> ModelInputs:
         decoder, host = self.model.spec.decoder, batch.layout

@@ -63,8 +63,9 @@ class Sequence:
     `in_flight` are not committed.
 
     pooling: it ends with its prompt, whose states are pooled; what is pooled so far is in `pooled`, for `running` alone
-    to read. salt: its tenant's part of every cache key. visual_keys: of each item, what is kept of it is found under;
-    empty as long as it is not known what the adapter changes."""
+    to read. prompt_logprobs: what is wanted of its prompt, -1 for nothing; `scored` of its rows have said theirs. salt:
+    its tenant's part of every cache key. visual_keys: of each item, what is kept of it is found under; empty as long as
+    it is not known what the adapter changes."""
 
     request_id: str
     tokens: list[int]
@@ -90,8 +91,11 @@ class Sequence:
     priority: int = 0  # the smaller, the more urgent
     adapter_slot: int = 0  # while it is running; 0: the base model
     adapter_tier: str = ""  # where its adapter was found when it came: "slot", "host" or "disk"
+    answers: bool = True  # False: it ends with its prompt, and the token that it draws is nobody's
     pooling: Pooling | None = None
     pooled: object = None
+    prompt_logprobs: int = -1
+    scored: int = 0
     visual_keys: Seq[bytes] = ()
     status: SequenceStatus = SequenceStatus.WAITING
     computed: int = 0
@@ -127,7 +131,8 @@ class Sequence:
             items=message.items,
             pixels=arrays.pixels,
             sampling=replace(message.sampling, seed=(message.sampling.seed + choice) % 2**63),
-            max_tokens=message.max_tokens,
+            max_tokens=max(1, message.max_tokens),
+            answers=message.pooling is None and message.max_tokens > 0,
             eos=frozenset(message.eos),
             min_tokens=message.min_tokens,
             grammar=message.guided,
@@ -136,6 +141,7 @@ class Sequence:
             adapter=message.adapter,
             priority=message.priority,
             pooling=message.pooling,
+            prompt_logprobs=-1 if choice else message.prompt_logprobs,
             visual_keys=() if message.adapter is not None else visual_keys(message.items, message.salt, b""),
             encoder_inputs=_encoder_inputs(message),
             visible=message.visible,
@@ -149,7 +155,9 @@ class Sequence:
 
     @property
     def takes_prefixes(self) -> bool:
-        """Whether it may begin behind cached blocks: not where states of the tokens in them are pooled."""
+        """Whether it may begin behind cached blocks: not where something is asked of the tokens in them."""
+        if self.prompt_logprobs >= 0 and self.scored < self.prompt_length - 1:
+            return False
         return self.pooling is None or self.pooling.kind == "last"
 
     @property

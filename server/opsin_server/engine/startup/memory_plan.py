@@ -12,6 +12,7 @@ from opsin_kernels.kv_rows import SCALE_BYTES
 from opsin_plugins.blocks.adapter_slots import slot_bytes
 from opsin_plugins.spec import DecoderSpec, Linears, ModelSpec, VisualItem
 from opsin_server.config import EngineConfig, KvDType
+from opsin_server.engine.running.prompt_logprobs import SCORED_ROWS
 from opsin_server.engine.running.runner import visual_levels
 from opsin_server.engine.startup.activations import capture_bytes, encode_bytes, gathered_bytes, step_bytes
 from opsin_server.engine.startup.adapter_room import adapter_room
@@ -187,7 +188,7 @@ def _fixed_reserves(
         "visual tokens" if spec.cross is None else "cross-attention keys and values": (
             encoder_blocks * config.block_size * model.visual_token_bytes
         ),
-        "largest step": step_bytes(spec, tokens, config.max_sequences, item),
+        "largest step": step_bytes(spec, tokens, max(config.max_sequences, SCORED_ROWS), item),
         "largest encode": 0,
         "captures": 0,
         "libraries": LIBRARY_BYTES[device.type],
