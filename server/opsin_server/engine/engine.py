@@ -322,18 +322,19 @@ class Engine:
             if why := committed.why or drawn.refused:
                 return without_grammar(sequence.request_id, why)
             return Output(sequence.request_id, finish=finish, error=_no_numbers(sequence))
-        first, kept = sequence.generated == 1, finish != "stop" and sequence.answers
+        first, stopped = sequence.generated == 1, finish == "stop"
         if finish == "complete":
             finish = "stop"
         return Output(
             sequence.request_id,
-            (token,) if kept else (),
-            (drawn.logprobs,) if drawn.logprobs and kept else (),
+            (token,) if sequence.answers and not stopped else (),
+            (drawn.logprobs,) if drawn.logprobs and sequence.answers else (),
             finish,
             cached_tokens=sequence.cached_tokens if first else 0,
             queue_seconds=(sequence.queue_seconds or 0.0) if first else 0.0,
             adapter_tier=sequence.adapter_tier if first else "",
             embedding=embeddings.get(sequence.request_id) or b"",
+            end=token if stopped and sequence.answers else None,
         )
 
     def _fail(self, plan: Plan, error: Exception) -> list[Output]:

@@ -248,8 +248,9 @@ class PromptLogprobs(msgspec.Struct, frozen=True):
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What one step gave one request. finish: "stop" (an eos id, not among ids) | "length" | "error" | None. code: of
-    an error that is the request's own, and would come again; empty: the engine's."""
+    """What one step gave one request. finish: "stop" (an eos id, which is `end`, not among ids, and which the last
+    logprobs are of) | "length" | "error" | None. code: of an error that is the request's own, and would come again;
+    empty: the engine's."""
 
     request_id: str
     ids: tuple[int, ...] = ()
@@ -261,6 +262,7 @@ class Output(msgspec.Struct, frozen=True):
     adapter_tier: str = ""  # where the request's adapter was found when it came: "slot", "host" or "disk"
     embedding: bytes = b""  # F32, little-endian: of a request with `pooling`, which ends with it
     code: str = ""
+    end: int | None = None
     prompt: tuple[PromptLogprobs, ...] = ()  # of a request with `prompt_logprobs`: all that there is comes first
 
 

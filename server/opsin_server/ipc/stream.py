@@ -70,5 +70,6 @@ def merge(outputs: list[Output]) -> Output:
         max(o.adapter_tier for o in outputs),
         last.embedding,
         last.code,
+        last.end,
         tuple(p for o in outputs for p in o.prompt),
     )

@@ -47,6 +47,7 @@ class FakeStream:
     submit: Submit
     script: Script
     ids: I32
+    choice: int = 0
     cancelled_at: float | None = None
     over: bool = False
 
@@ -96,7 +97,7 @@ class FakeStream:
         """Of each token after the first -0.25, a rank of 2, and that as likely as the token before it was each number
         behind that one's."""
         top, ids = self.submit.prompt_logprobs, self.ids
-        if top < 0 or len(ids) < 2:
+        if top < 0 or len(ids) < 2 or self.choice:
             return None
         ranks = [2] * (len(ids) - 1)
         whole = [ranks, *((ids[:-1] + 1 + k) % 256 for k in range(top))]
@@ -149,9 +150,9 @@ class FakeEngine:
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
         streams = []
-        for _ in range(message.choices):
+        for choice in range(message.choices):
             script = self.script(message) if callable(self.script) else self.script
-            streams.append(FakeStream(self, message, script, arrays.ids))
+            streams.append(FakeStream(self, message, script, arrays.ids, choice))
         self.streams += streams
         self.arrays.append(arrays)
         return streams

@@ -85,6 +85,20 @@ def test_a_special_token_has_neither_text_nor_logprobs_but_counts() -> None:
     assert reader.tokens == 5
 
 
+def test_all_tokens_have_logprobs_where_each_is_wanted() -> None:
+    """Who asks for one token behind a prompt looks for one more entry than the prompt has, whatever was drawn."""
+    reader = OutputText(Detokenizer(byte_tokenizer()), StopFinder([]), byte_tokenizer(), every_logprob=True)
+    odds = tuple(Logprobs(-float(n), (), ()) for n in range(3))
+    first = reader.read(Output("r", (END, 97), odds[:2]))
+    last = reader.read(Output("r", (), odds[2:], "stop", end=END))
+    assert [(e.token, e.logprob) for e in first.logprobs + last.logprobs] == [
+        ("<|end|>", 0),
+        ("a", -1),
+        ("<|end|>", -2),
+    ]
+    assert (first.text + last.text, last.finish, reader.tokens) == ("a", "stop", 2)
+
+
 def test_a_piece_that_shows_nothing_is_false() -> None:
     pieces, _ = read(list("🙂".encode()), [1])
     assert [bool(p) for p in pieces] == [False, False, False, True]

@@ -167,6 +167,12 @@ def test_an_eos_id_ends_the_answer_and_is_not_part_of_it(pair, alone) -> None:
     (answer,) = engines.ask(engines.make_engine(ours), ours, [MIX[0]], eos=(end,))
     assert answer.finish == "stop"
     assert answer.tokens == alone[0][: alone[0].index(end)]
+    watched = replace(MIX[0], sampling=Sampling(0.0, top_logprobs=0))
+    engines.submit(engine := engines.make_engine(ours), ours, "a", watched, (end,))
+    outputs = []
+    while engine.busy:
+        outputs += engine.step()
+    assert (outputs[-1].ids, outputs[-1].end, len(outputs[-1].logprobs)) == ((), end, 1)
 
 
 def test_cancel_frees_everything_at_any_step(pair) -> None:

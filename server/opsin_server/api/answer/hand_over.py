@@ -153,11 +153,16 @@ def check_tokens(tokens: Iterable[str | int] | None, vocabulary: int, param: str
 
 
 def output_text(
-    tokenizer: Tokenizer, stops: list[str] | None, continues: bool, markers: frozenset[int] = frozenset()
+    tokenizer: Tokenizer,
+    stops: list[str] | None,
+    continues: bool,
+    markers: frozenset[int] = frozenset(),
+    every_logprob: bool = False,
 ) -> OutputText:
     """One that reads the answer's first token as the middle of a text, where it continues one: SentencePiece drops the
-    blank in front of a text's first word. markers: special tokens whose strings the text has."""
+    blank in front of a text's first word. markers: special tokens whose strings the text has. every_logprob: as of
+    `OutputText`."""
     reads = Detokenizer(tokenizer, markers)
     if continues:
         reads.push(tokenizer.encode_plain(MIDDLE))
-    return OutputText(reads, StopFinder(stops or ()), tokenizer)
+    return OutputText(reads, StopFinder(stops or ()), tokenizer, every_logprob)

@@ -31,10 +31,11 @@ class Piece:
 
 
 class OutputText:
-    """One request's. Logprobs come with the text that their token begins in; those past a stop string are dropped."""
+    """One request's. Logprobs come with the text that their token begins in; those past a stop string are dropped.
+    every_logprob: also those of special tokens, which add no text, and of the end."""
 
-    def __init__(self, text: Detokenizer, stops: StopFinder, tokens: Tokenizer) -> None:
-        self._text, self._stops, self._tokens = text, stops, tokens
+    def __init__(self, text: Detokenizer, stops: StopFinder, tokens: Tokenizer, every_logprob: bool = False) -> None:
+        self._text, self._stops, self._tokens, self._every = text, stops, tokens, every_logprob
         self._made = 0  # characters detokenized
         self._shown = 0  # characters that left
         self._held: deque[tuple[int, TokenLogprob]] = deque()  # (where the token's text begins, its logprobs)
@@ -43,11 +44,13 @@ class OutputText:
     def read(self, output: Output) -> Piece:
         piece = Piece()
         for index, token in enumerate(output.ids):  # one by one: those past a stop string do not count
-            if output.logprobs and not self._tokens.is_special(token):
+            if output.logprobs and (self._every or not self._tokens.is_special(token)):
                 self._held.append((self._made, self._described(token, output.logprobs[index])))
             self.tokens += 1
             if self._push(self._text.push((token,)), piece):
                 break
+        if self._every and output.end is not None and output.logprobs and piece.finish is None:
+            self._held.append((self._made, self._described(output.end, output.logprobs[-1])))
         if output.finish is not None and piece.finish is None:
             self._finish(piece, "length" if output.finish == "length" else "stop")
         self._release(piece)

@@ -55,7 +55,7 @@ async def submit_completion(
             prompt,
             services,
             held,
-            lambda: output_text(encoder.tokenizer, body.stop, True),
+            lambda: output_text(encoder.tokenizer, body.stop, True, every_logprob=bool(body.echo)),
             first=len(choices),
             scores=None if wanted < 0 else PromptScores(prompt, encoder.vocabulary),
         )
