@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHELL_SCRIPTS = ("deploy/setup.sh", "bench/gpu.sh", "bench/wheels.sh", ".ci/run")
+SHELL_SCRIPTS = ("deploy/setup.sh", "deploy/setup-clients.sh", "bench/gpu.sh", "bench/wheels.sh", ".ci/run")
 TOOLS = ("sh", "dirname", "sed", "grep", "awk", "tail", "cat", "touch", "mkdir", "cp", "make", "echo", "readlink")
 DEAD = "http://127.0.0.1:9/whl/cpu"  # nobody listens there
 
@@ -46,7 +46,7 @@ class House:
         self.calls_file = folder / "calls"
         self.calls_file.touch()
         (self.root / "deploy").mkdir(parents=True)
-        for name in ("deploy/setup.sh", "constraints.txt", "pyproject.toml", "Makefile"):
+        for name in ("deploy/setup.sh", "deploy/setup-clients.sh", "constraints.txt", "pyproject.toml", "Makefile"):
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
         for tool in TOOLS:
@@ -290,12 +290,25 @@ def test_make_says_what_it_can_do(house: House) -> None:
     assert "make serve" in house.run("make").stdout
 
 
+def test_clients_say_what_is_missing(house: House) -> None:
+    assert "no .venv here; make setup-test" in refusal(house.run("sh", "deploy/setup-clients.sh"))
+    house.python(12)
+    assert house.setup("test").returncode == 0
+    assert "no node here; install Node.js 20" in refusal(house.run("sh", "deploy/setup-clients.sh"))
+    house.put("node", "#!/bin/sh\necho v18.2.0\n")
+    assert "node is v18.2.0 and the clients need 20" in refusal(house.run("sh", "deploy/setup-clients.sh"))
+    house.put("node", "#!/bin/sh\necho v20.2.0\n")
+    house.put("npm", "#!/bin/sh\n")
+    house.put("id", "#!/bin/sh\necho 1000\n")
+    assert "no chromium here; install it" in refusal(house.run("sh", "deploy/setup-clients.sh"))
+
+
 def test_shellcheck() -> None:
     tool, scripts = Path(sys.executable).with_name("shellcheck"), SHELL_SCRIPTS
     done = subprocess.run([tool, *scripts], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_ci_runs_make_test() -> None:
-    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test"
+def test_ci_runs_make_test_and_the_clients() -> None:
+    assert (ROOT / ".ci/run").read_text().splitlines()[-2:] == ["make test", "exec make test-clients"]
     assert os.access(ROOT / ".ci/run", os.X_OK)

@@ -18,7 +18,7 @@ from opsin_server.metrics import Metrics
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGES = ("kernels/opsin_kernels", "plugins/opsin_plugins", "server/opsin_server", "clients/opsin_client")
-NOT_OURS = {".git", ".venv", ".hypothesis", "build", "dist", "node_modules", "__pycache__", "shared"}
+NOT_OURS = {".git", ".venv", ".venv-clients", ".hypothesis", "build", "dist", "node_modules", "__pycache__", "shared"}
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 CODE = re.compile(r"`([^`\n]+)`")
