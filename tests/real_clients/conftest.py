@@ -18,13 +18,13 @@ SECONDS = 120
 
 
 @pytest.fixture
-def said(served: Served) -> Callable[[str], dict[str, str]]:
-    def run(script: str) -> dict[str, str]:
+def said(served: Served) -> Callable[..., dict[str, str]]:
+    def run(script: str, *arguments: str) -> dict[str, str]:
         """What it printed about the picture, line by line."""
         path = HERE / script
         environment = {"OPENAI_BASE_URL": f"{served.url}/v1", "OPENAI_API_KEY": "none"}
         done = subprocess.run(
-            [PROGRAMS[path.suffix], str(path), str(SAMPLES / "square_and_star.png")],
+            [PROGRAMS[path.suffix], str(path), str(SAMPLES / "square_and_star.png"), *arguments],
             env=served.room.environment(**environment),
             capture_output=True,
             text=True,
