@@ -37,6 +37,7 @@ from opsin_server.api.routes import (
     health,
     messages,
     models,
+    openapi,
     responses,
     stored_chats,
     tokenize,
@@ -111,7 +112,7 @@ def create_app(
         exception_handlers={HTTPException: error_responses.leave},
     )
     app.state.services = services
-    for route in (chat, embeddings, tokenize, models, routes_of_adapters, aliases, vllm_adapters, health):
+    for route in (chat, embeddings, tokenize, models, routes_of_adapters, aliases, vllm_adapters, health, openapi):
         app.include_router(route.router)
     for below in (
         routes_of_files,

@@ -1,5 +1,5 @@
 """Field types shared by the request models. Every field acts, is ignored because it cannot change an answer, or passes
-only at values that change nothing; `schemas.reference` shows which, in docs/fields.md."""
+only at values that change nothing; `api.reference` shows which, in docs/api.md."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class Neutral:
 
     def __call__(self, value: Any, info: ValidationInfo) -> None:
         if value is not None and not any(_same(value, accepted) for accepted in self.accepted):
-            raise unsupported(value, f"'{info.field_name}' must be {self._words} or left out{self._why}")
+            raise unsupported(
+                value, f"'{(info.field_name or '').removesuffix('_')}' must be {self._words} or left out{self._why}"
+            )
 
 
 class Unread:

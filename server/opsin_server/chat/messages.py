@@ -35,7 +35,11 @@ def _object_of_url(value: Any) -> Any:
 
 Pixels = Annotated[int, Field(ge=1, lt=2**31), WHOLE]
 Detail = Annotated[
-    Literal["auto", "low", "high", "original"] | None, BeforeValidator(lambda value: None if value == "" else value)
+    Literal["auto", "low", "high", "original"] | None,
+    BeforeValidator(
+        lambda value: None if value == "" else value,
+        json_schema_input_type=Literal["auto", "low", "high", "original", ""] | None,
+    ),
 ]
 
 
@@ -80,7 +84,11 @@ class ContentPart(Strict):
 
     type: Annotated[PartType, known(PartType, "content parts")]
     text: str | None = None
-    image_url: Annotated[ImageURL | None, Field(description="or its URL alone"), BeforeValidator(_object_of_url)] = None
+    image_url: Annotated[
+        ImageURL | None,
+        Field(description="or its URL alone"),
+        BeforeValidator(_object_of_url, json_schema_input_type=ImageURL | str | None),
+    ] = None
     image: str | None = None
     file: FilePart | None = None
     file_id: Annotated[str | None, Field(description='of "input_image"')] = None
@@ -132,7 +140,10 @@ Content = Annotated[
 
 _unread = Unread()
 # Some servers give it as an object of their own, which no template reads. It may stand on any message.
-Thoughts = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else _unread(value))]
+Thoughts = Annotated[
+    str | None,
+    BeforeValidator(lambda value: value if isinstance(value, str) else _unread(value), json_schema_input_type=Any),
+]
 
 
 def check_arguments(arguments: str) -> None:

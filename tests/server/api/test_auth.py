@@ -81,7 +81,7 @@ def test_all_routes_are_enumerated(guarded: RunningServer) -> None:
         "/version",
         *OPEN,
     } <= paths
-    assert len(paths) == 109
+    assert len(paths) == 110
 
 
 @pytest.mark.parametrize("host", HOSTS)

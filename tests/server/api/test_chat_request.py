@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from wire_requests import USER, accepted, refused, request
 from opsin_plugins.spec import ImageBudget
 from opsin_server.api.answer.submit import to_prompt
 from opsin_server.api.routes.read_body import parse
-from opsin_server.api.schemas import reference
 from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest, ProcessorOptions
 from opsin_server.api.schemas.dialects import Dialects
 from opsin_server.api.schemas.sampling_fields import StreamOptions
@@ -294,16 +292,6 @@ def test_azures_address_names_the_model() -> None:
         parse(DeploymentRequest, json.dumps({"messages": [USER], **model}).encode())
     with pytest.raises(BadRequest):
         parse(DeploymentRequest, json.dumps({"messages": [USER], "model": 5}).encode())
-
-
-def test_the_documentation_is_current() -> None:
-    """If not: .venv/bin/python -m opsin_server.api.schemas.reference docs/fields.md docs/responses-fields.md"""
-    docs = Path(__file__).parents[3] / "docs"
-    for name in reference.PAGES:
-        assert (docs / name).read_text() == reference.page(name)
-    written = (docs / "fields.md").read_text()
-    for field in (*ChatRequest.model_fields, *ChatMessage.model_fields, *ContentPart.model_fields):
-        assert f"`{field}`" in written
 
 
 def test_an_error_names_the_field_as_it_was_written() -> None:

@@ -74,7 +74,7 @@ class ChatRequest(Dialects, SamplingFields):
     store: Annotated[bool | None, Field(description="of a server with `--store`: the answer is kept")] = None
     metadata: Annotated[
         dict[str, Any] | None,
-        BeforeValidator(_pairs),
+        BeforeValidator(_pairs, json_schema_input_type=Any),
         Field(description="of an answer that is kept, which is found by it; ignored otherwise"),
     ] = None
 
@@ -157,4 +157,6 @@ class ChatRequest(Dialects, SamplingFields):
 class DeploymentRequest(ChatRequest):
     """Azure's way to ask: the address names the model, and the body may name it or not."""
 
-    model: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = ""
+    model: Annotated[
+        str, BeforeValidator(lambda value: "" if value is None else value, json_schema_input_type=str | None)
+    ] = ""

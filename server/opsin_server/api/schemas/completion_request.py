@@ -37,9 +37,11 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+AsSent = str | Annotated[list[str] | list[Id] | list[list[Id]], Field(min_length=1)]
 Prompts = Annotated[
     list[str] | list[list[int]],
-    BeforeValidator(_listed),
+    BeforeValidator(_listed, json_schema_input_type=AsSent),
     Field(description="or one string, or the token ids of one; each is answered for itself"),
 ]
 

@@ -120,4 +120,6 @@ class EmbeddingRequest(Strict):
 class DeploymentEmbeddingRequest(EmbeddingRequest):
     """Azure's way to ask: the address names the model, and the body may name it or not."""
 
-    model: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = ""
+    model: Annotated[
+        str, BeforeValidator(lambda value: "" if value is None else value, json_schema_input_type=str | None)
+    ] = ""

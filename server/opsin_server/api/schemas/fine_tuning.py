@@ -17,10 +17,12 @@ def _auto_or(least: float, most: float, *, whole: bool) -> BeforeValidator:
         is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if value is None or value == "auto" or (is_number and least <= value <= most):
             return value
-        kind = "a whole number" if whole else "a number"
-        raise wrong(f"it must be 'auto', or {kind} from {least:g} to {most:g}")
+        noun = "a whole number" if whole else "a number"
+        raise wrong(f"it must be 'auto', or {noun} from {least:g} to {most:g}")
 
-    return BeforeValidator(check)
+    kind: Any = int if whole else float
+    sent: Any = Literal["auto"] | Annotated[kind, Field(ge=least, le=most)] | None
+    return BeforeValidator(check, json_schema_input_type=sent)
 
 
 Rows = Annotated[Any, _auto_or(1, 4096, whole=True)]

@@ -56,6 +56,7 @@ class ResponseTool(Strict):
     # These would change the answer, and pass only where they would not.
     defer_loading: Annotated[None, only(False)] = None
     allowed_callers: Annotated[None, only(["direct"])] = None
+    async_: Annotated[None, Field(alias="async"), only(False)] = None
 
     def as_chat(self) -> dict[str, Any]:
         own = self.model_dump(include={"name", "description", "parameters", "strict"}, exclude_none=True)

@@ -110,6 +110,7 @@ class InputItem(Strict):
     # These would change the answer, and pass only where they would not.
     namespace: Annotated[None, only()] = None
     caller: Annotated[None, only({"type": "direct"})] = None
+    async_: Annotated[None, Field(alias="async"), only(False)] = None
 
     @property
     def thoughts(self) -> str:
@@ -144,4 +145,8 @@ def _of_a_string(value: Any) -> Any:
     return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
 
 
-Items = Annotated[list[InputItem], Field(min_length=1, fail_fast=True), BeforeValidator(_of_a_string)]
+Items = Annotated[
+    list[InputItem],
+    Field(min_length=1, fail_fast=True),
+    BeforeValidator(_of_a_string, json_schema_input_type=str | list[InputItem]),
+]

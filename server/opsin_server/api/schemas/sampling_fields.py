@@ -18,6 +18,7 @@ MAX_CHOICES = 16
 TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(max_length=1024)]
+Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None  # as they are sent
 Tokens = Annotated[int, Field(ge=1, lt=2**31), WHOLE]
 
 
@@ -61,7 +62,7 @@ class SamplingFields(GuidedFields):
     stop: Annotated[
         list[Stop] | None,
         Field(max_length=MAX_STOPS, description="or one string; empty strings are left out"),
-        BeforeValidator(_listed),
+        BeforeValidator(_listed, json_schema_input_type=Stops),
     ] = None
     min_tokens: Annotated[
         Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None, Field(description="before which no end is drawn")

@@ -31,7 +31,7 @@ def _read(value: Any) -> Any:
     return value
 
 
-Schema = Annotated[dict[str, Any] | None, BeforeValidator(_read)]
+Schema = Annotated[dict[str, Any] | None, BeforeValidator(_read, json_schema_input_type=dict[str, Any] | str | None)]
 Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
 
 
