@@ -185,6 +185,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(gt=0)] | None, Option("Of training, after which a job has failed. Default: no limit.")
     ] = None
     max_queue: Annotated[Count, Option("Requests in flight before new ones get 503.")] = 256
+    preprocess_threads: Annotated[
+        Count | None, Option("Threads that make patches and ids of requests. Default: one a core, at most 8.")
+    ] = None
     max_body_bytes: Annotated[Bytes, Option("A request's body.", metavar="SIZE")] = 64 * 2**20
     drain_timeout: Annotated[Annotated[float, Meta(ge=0)], Option("Seconds that running answers get on SIGTERM.")] = (
         30.0

@@ -61,6 +61,8 @@ LATE: dict[str, float] = {
     "text_length": 0.7,
     "background": 0.5,
     "ink": 0.6,
+    "json": 1.0,
+    "json_held": 1.6,
 }
 # More of the weak tasks that still rise.
 LAST = LATE | {"count": 3.5, "count_of": 1.2, "compare": 1.6, "relation": 0.8, "read": 5}

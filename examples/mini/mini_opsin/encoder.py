@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from mini_opsin.tokenizer import SPACE
 from mini_opsin.words import COLOURS, EMOJI, SHAPES, plural
 
+SCHEMA = re.compile(r'^\{|"[a-z_]+"(?=:)')
 Span = tuple[int, int]  # first and past-last index
 
 
@@ -31,6 +33,12 @@ class Encoder:
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def written_by_schema(self, answer: str) -> list[bool]:
+        """Of each token of an answer in JSON, and of its end: whether it is of the first brace or of a key."""
+        found = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        spans = [match.span() for match in SCHEMA.finditer(answer)]
+        return [*(any(a <= start < b for a, b in spans) for start, _ in found), False]
 
     def prefix(self, images: int, system: str | None) -> list[list[int]]:
         """The ids before, between and after the images: images + 1 lists."""

@@ -74,11 +74,12 @@ class _Marks:
     asked: list[Asked] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
-    def add(self, asked: Asked, tokens: list[int], first: int) -> None:
-        """An answer whose first token is predicted at the flat index `first`."""
-        n = len(tokens)
-        self.at += range(first, first + n)
-        self.target += tokens
+    def add(self, asked: Asked, tokens: list[int], first: int, learned: list[bool] | None = None) -> None:
+        """An answer whose first token is predicted at the flat index `first`. learned: which of its tokens are."""
+        places = [i for i in range(len(tokens)) if learned is None or learned[i]]
+        n = len(places)
+        self.at += [first + i for i in places]
+        self.target += [tokens[i] for i in places]
         self.weight += [n**-0.5] * n
         self.asked.append(asked)
         self.lengths.append(n)
@@ -113,7 +114,8 @@ def pack(
             ids[r, place], offset[r, place] = torch.tensor(tokens), torch.arange(len(tokens))
             branch[r, place] = number
             for turn, (a, b) in zip(turns, spans, strict=True):
-                marks.add(turn, tokens[a:b], r * budget + used + a - 1)
+                learned = [not given for given in encoder.written_by_schema(turn.answer)] if turn.held else None
+                marks.add(turn, tokens[a:b], r * budget + used + a - 1, learned)
             used, number = used + len(tokens), number + 1
     width = int((branch >= 0).any(0).nonzero().max()) + 1  # drop the columns that no row needs
     at = torch.tensor(marks.at)

@@ -56,7 +56,7 @@ from opsin_server.metrics import Metrics
 from opsin_server.text.embedding_input import Embedder
 from opsin_server.text.encode_prompt import PromptEncoder
 
-ENCODING_THREADS = min(4, os.cpu_count() or 1)
+DEFAULT_THREADS = min(8, os.cpu_count() or 1)
 
 
 def create_app(
@@ -99,7 +99,7 @@ def create_app(
         admission=Admission(config.max_queue),
         grammars=GrammarChecker(),
         metrics=metrics,
-        threads=ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="opsin-prompt"),
+        threads=ThreadPoolExecutor(config.preprocess_threads or DEFAULT_THREADS, thread_name_prefix="opsin-prompt"),
     )
     services.metrics.watch(engine.engines, lambda: len(services.admission), names[0])
     app = FastAPI(

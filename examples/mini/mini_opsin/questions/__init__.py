@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 
 from mini_opsin.picture import Picture
-from mini_opsin.questions import places, reading, several, what, yes_no
+from mini_opsin.questions import as_json, places, reading, several, what, yes_no
 from mini_opsin.questions.common import Asked, Task, vary
 from mini_opsin.questions.pairs import ask_pair
 
 __all__ = ["TASKS", "Asked", "ask", "ask_pair", "refine"]
+
+HELD = "json_held"
 
 TASKS: dict[str, Task] = {
     "caption": what.caption,
@@ -33,6 +35,8 @@ TASKS: dict[str, Task] = {
     "text_length": reading.text_length,
     "background": reading.ground,
     "ink": reading.ink,
+    "json": as_json.free,
+    HELD: as_json.held,
 }
 
 
@@ -57,5 +61,5 @@ def ask(picture: Picture, rng: random.Random, weights: dict[str, float], n: int)
         if weights[name] > 0 and len(out) < n:
             found = TASKS[name](picture, rng)
             if found:
-                out.append(Asked(refine(name, picture), vary(rng, found[0]), found[1]))
+                out.append(Asked(refine(name, picture), vary(rng, found[0]), found[1], held=name == HELD))
     return out

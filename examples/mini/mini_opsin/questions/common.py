@@ -14,9 +14,12 @@ Task = Callable[[Picture, random.Random], QA | None]  # None where the task does
 
 
 class Asked(NamedTuple):
+    """held: a schema writes the answer's first brace and its keys, which are not learned as answers to the question."""
+
     task: str
     question: str
     answer: str
+    held: bool = False
 
 
 def vary(rng: random.Random, question: str) -> str:
