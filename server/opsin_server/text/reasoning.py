@@ -56,20 +56,24 @@ class ReasoningPiece:
 
 
 class ReasoningReader:
-    """Of one answer. inside: its prompt has begun to think already. Blanks around thoughts are dropped."""
+    """Of one answer. inside: its prompt has begun to think already. Blanks around thoughts are dropped.
+    tokens: that the thoughts took, with what stands around them."""
 
     def __init__(self, form: ReasoningFormat, inside: bool) -> None:
         self._form = form
         self._held = ""
         self._state = "inside" if inside else "start"
         self._thought = False  # whether anything was
+        self.tokens = 0
 
     @property
     def inside(self) -> bool:
         return self._state == "inside"
 
-    def push(self, text: str) -> ReasoningPiece:
+    def push(self, text: str, tokens: int = 0) -> ReasoningPiece:
+        """tokens: that the text was made of."""
         self._held += text
+        self.tokens += tokens if self._state in ("start", "inside") else 0
         return self._advance(last=False)
 
     def finish(self) -> ReasoningPiece:
@@ -95,7 +99,7 @@ class ReasoningReader:
         if start.startswith(self._form.begin):
             self._held, self._state = start[len(self._form.begin) :], "inside"
         elif last or not self._form.begin.startswith(start):
-            self._state = "text"
+            self._state, self.tokens = "text", 0
 
     def _inside(self, last: bool) -> str:
         thoughts, end, behind = self._held.partition(self._form.end)

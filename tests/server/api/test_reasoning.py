@@ -28,9 +28,13 @@ class Thinking(FakeEncoder):
     ("said", "inside"), [(b"<think>\nhm, a cat</think>\n\nA cat.", False), (b"hm, a cat</think>A cat.", True)]
 )
 def test_thoughts_stand_beside_the_answer(said: bytes, inside: bool) -> None:
-    server = RunningServer(FakeEngine(Script(said)), Thinking(inside))
+    server = RunningServer(FakeEngine(Script(said, batch=5)), Thinking(inside))
     try:
-        whole = server.client().chat.completions.create(**CHAT).choices[0]
+        answer = server.client().chat.completions.create(**CHAT)
+        whole, length = answer.choices[0], said.index(b"A cat.") - said[: said.index(b"A cat.")].endswith(b"\n\n") * 2
+        assert answer.usage.completion_tokens_details.reasoning_tokens == length
+        responded = server.client().responses.create(model="opsin-test", input="hi", store=False)
+        assert responded.usage.output_tokens_details.reasoning_tokens == length
         assert (whole.message.content, whole.finish_reason) == ("A cat.", "stop")
         assert whole.message.reasoning_content == "hm, a cat"
         thoughts, text = "", ""
@@ -47,7 +51,9 @@ def test_thoughts_stand_beside_the_answer(said: bytes, inside: bool) -> None:
 def test_an_answer_that_is_cut_while_it_thinks_has_said_nothing() -> None:
     server = RunningServer(FakeEngine(Script(b"<think>a long thought")), Thinking(inside=False))
     try:
-        choice = server.client().chat.completions.create(**CHAT, max_tokens=14).choices[0]
+        answer = server.client().chat.completions.create(**CHAT, max_tokens=14)
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 14
+        choice = answer.choices[0]
         assert (choice.finish_reason, choice.message.content) == ("length", "")
         assert choice.message.reasoning_content == "a long"
     finally:

@@ -23,7 +23,12 @@ GROUND = ["background", "background_color", "background_colour"]
 CAPTIONS = ["description", "caption"]
 
 # Of a request that says no keys, under which it is answered with the usual ones.
-PLAIN = ["Describe the picture as JSON.", "Answer as JSON.", "What is in the picture? Answer in JSON.", "As JSON, please."]
+PLAIN = [
+    "Describe the picture as JSON.",
+    "Answer as JSON.",
+    "What is in the picture? Answer in JSON.",
+    "As JSON, please.",
+]
 PLAIN += ["Describe the picture in JSON.", "Reply with JSON.", "Give me JSON.", "Picture to JSON."]
 # What goes with a schema, beside the questions of every other task.
 HELD = [*CAPTION, *PLAIN, "Extract the fields.", "Fill in the fields.", "Extract the information from the picture."]

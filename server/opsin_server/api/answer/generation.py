@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from opsin_server.api.answer.adapter_use import AdapterUse
 from opsin_server.api.answer.output_text import OutputText, Piece
@@ -18,6 +20,7 @@ from opsin_server.api.schemas.chat_response import (
     Chunk,
     ChunkChoice,
     Completion,
+    CompletionDetails,
     Finish,
     Logprobs,
     PromptDetails,
@@ -66,22 +69,40 @@ class ChoiceStream:
                 self.prompt.add(part)
             if not (output.ids or output.finish):
                 continue
-            piece = self.text.read(output)
+            pieces = self._read(output)
             note(self, output)
-            piece.choice = self.index
-            if piece.finish is not None and output.finish is None:
+            if pieces[-1].finish is not None and output.finish is None:
                 self.stream.cancel()
-            if self.reasoning is not None:
-                _read_thoughts(piece, self.reasoning)
-            if self.tools is not None:
-                _read_calls(piece, self.tools)
-            if piece:
+            for piece in filter(None, pieces):
                 yield piece
 
+    def _read(self, output: Output) -> list[Piece]:
+        """Where tokens of thoughts are counted, one of each token."""
+        pieces: list[Piece] = []
+        for one in (output,) if self.reasoning is None else one_by_one(output):
+            before, piece = self.text.tokens, self.text.read(one)
+            piece.choice = self.index
+            if self.reasoning is not None:
+                _read_thoughts(piece, self.reasoning, self.text.tokens - before)
+            if self.tools is not None:
+                _read_calls(piece, self.tools)
+            pieces.append(piece)
+            if piece.finish is not None:
+                break
+        return pieces
 
-def _read_thoughts(piece: Piece, reader: ReasoningReader) -> None:
-    """Takes the thoughts out of a piece's text."""
-    found = [reader.push(piece.text)]
+
+def one_by_one(output: Output) -> Iterator[Output]:
+    """The same in outputs of one token at most; the last has what belongs to the end."""
+    *early, last = range(max(1, len(output.ids)))
+    for place in early:
+        yield Output(output.request_id, output.ids[place : place + 1], output.logprobs[place : place + 1])
+    yield replace(output, ids=output.ids[last:], logprobs=output.logprobs[last:])
+
+
+def _read_thoughts(piece: Piece, reader: ReasoningReader, tokens: int) -> None:
+    """Takes the thoughts out of a piece's text. tokens: that it was made of."""
+    found = [reader.push(piece.text, tokens)]
     if piece.finish is not None:
         found.append(reader.finish())
     piece.text = "".join(part.text for part in found)
@@ -156,8 +177,11 @@ class Generation:
     def usage(self) -> Usage:
         used = self._usage
         prompt, answer, images = used.prompt_tokens, used.completion_tokens, used.image_tokens
-        details = PromptDetails(used.cached_tokens, images, prompt - images)
-        return Usage(prompt, answer, prompt + answer, details)
+        whole = Usage(prompt, answer, prompt + answer, PromptDetails(used.cached_tokens, images, prompt - images))
+        readers = [choice.reasoning for choice in self.choices if choice.reasoning is not None]
+        if readers:
+            whole.completion_tokens_details = CompletionDetails(sum(reader.tokens for reader in readers))
+        return whole
 
     async def completion(self) -> Completion:
         """The whole answer."""

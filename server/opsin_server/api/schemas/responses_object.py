@@ -71,11 +71,12 @@ def _tool(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def described_usage(usage: Usage) -> dict[str, Any]:
+    thoughts = usage.completion_tokens_details
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thoughts.reasoning_tokens if thoughts else 0},
         "total_tokens": usage.total_tokens,
     }
 
