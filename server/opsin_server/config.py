@@ -181,6 +181,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root_path: Annotated[
         str, Option("What a proxy puts in front of every route, and may leave there.", metavar="/PATH")
     ] = ""
+    playground: Annotated[bool, Option("A page at /playground, to try the model and see jobs in a browser.")] = True
     max_job_seconds: Annotated[
         Annotated[float, Meta(gt=0)] | None, Option("Of training, after which a job has failed. Default: no limit.")
     ] = None

@@ -120,6 +120,7 @@ def announce(
     ]
     rows = [
         ("url", url),
+        *([("playground", f"{url}/playground")] if config.playground else []),
         ("model", f"{name}  ({config.engine.model})"),
         *facts.rows,
         ("device", f"{ready.device}, kernels: {ready.kernels}"),

@@ -245,3 +245,26 @@ def test_a_validation_file_is_checked_as_well(client: openai.OpenAI) -> None:
     assert (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
     assert (job.error.message or "").startswith("the validation file is refused: line 2: ")
     assert told(client, job, "error")[0].startswith("validation_file: line 2: ")
+
+
+def test_a_file_is_checked_before_there_is_a_job(client: openai.OpenAI) -> None:
+    data = b"\n".join([*good(GOOD), json.dumps(asks(SMALL, "?")).encode(), b"{", b""])
+    file = client.files.create(file=("rows.jsonl", data), purpose="fine-tune")
+    found = client.post(
+        f"/files/{file.id}/check", body={"rows": 13, "opsin": {"train_on": "all"}}, cast_to=dict[str, Any]
+    )
+    assert (found["file"], found["lines"], found["complete"], len(found["rows"])) == (file.id, 14, True, 13)
+    assert found["refusal"].startswith("the training file is refused: line 14: not valid JSON")
+    assert found["report"]["faults"][0]["line"] == 14
+    assert any(run["picture"] for run in found["rows"][12]["runs"])
+    other = client.files.create(file=("a.png", png(SMALL)), purpose="vision")
+    for wrong, body, said in (
+        (other.id, {}, "has the purpose 'vision'"),
+        (file.id, {"rows": 51}, "rows"),
+        (file.id, {"opsin": {"lora_rank": 0}}, "opsin.lora_rank"),
+        (file.id, {"line": 1}, "line"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said):
+            client.post(f"/files/{wrong}/check", body=body, cast_to=dict[str, Any])
+    with pytest.raises(openai.NotFoundError):
+        client.post("/files/file-none/check", body={}, cast_to=dict[str, Any])

@@ -24,7 +24,7 @@ from opsin_server.api.middleware.auth import AuthMiddleware
 from opsin_server.api.middleware.cors import BrowserOriginsMiddleware
 from opsin_server.api.middleware.error_responses import ErrorResponsesMiddleware
 from opsin_server.api.middleware.header_limits import HeaderLimitsMiddleware
-from opsin_server.api.middleware.paths import PathMiddleware
+from opsin_server.api.middleware.paths import PROBES, PathMiddleware
 from opsin_server.api.middleware.request_log import RequestLogMiddleware
 from opsin_server.api.routes import adapters as routes_of_adapters
 from opsin_server.api.routes import (
@@ -38,6 +38,7 @@ from opsin_server.api.routes import (
     messages,
     models,
     openapi,
+    playground,
     responses,
     stored_chats,
     tokenize,
@@ -126,9 +127,15 @@ def create_app(
         messages,
     ):
         app.include_router(_with_and_without_version(below.router))
+    open_paths = PROBES
+    if config.playground:
+        app.include_router(playground.router)
+        open_paths |= playground.PATHS
     if answers is not None:
         app.include_router(_with_and_without_version(stored_chats.router))
-    app.add_middleware(AuthMiddleware, keys=config.api_keys)  # the last one added is the outermost
+    app.add_middleware(
+        AuthMiddleware, keys=config.api_keys, open_paths=open_paths
+    )  # the last one added is the outermost
     app.add_middleware(PathMiddleware, root_path=config.root_path)
     app.add_middleware(HeaderLimitsMiddleware)
     app.add_middleware(ErrorResponsesMiddleware)

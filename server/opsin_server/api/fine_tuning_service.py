@@ -18,6 +18,7 @@ from opsin_server.adapters.importer import ImportOptions
 from opsin_server.api.adapter_service import AdapterService, check_name
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
+from opsin_server.fine_tuning.file_check import FileCheck, FileChecks
 from opsin_server.fine_tuning.job_options import JobOptions, read_options, refused_option
 from opsin_server.fine_tuning.job_queue import JobQueue
 from opsin_server.fine_tuning.job_run import JobRun
@@ -73,6 +74,7 @@ class FineTuningService:
         self._encoder, self._adapters, self._names, self._metrics = encoder, adapters, names, metrics
         self._read_image, self._prepare = read_image, prepare
         self._records, self._folder = state.jobs, state.directory.path / "jobs"
+        self._checks = FileChecks()
         self._queue = JobQueue(config.engine.max_train_jobs, self._told)
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
         self._place: Workplace | None = None
@@ -200,6 +202,13 @@ class FineTuningService:
     async def checkpoints(self, job_id: str, after: str | None, limit: int) -> Page[JobCheckpoint]:
         return await asyncio.to_thread(lambda: self._records.checkpoints(TENANT, job_id, after=after, limit=limit))
 
+    async def check_file(self, file_id: str, given: Mapping[str, Any], lines: int, rows: int) -> FileCheck:
+        """given: options of a job that would be trained on it. Raises NotFound, BadRequest."""
+        place, options = self._open_place(), read_options(given)
+        file = await asyncio.to_thread(self._state.stored_files.get, TENANT, file_id)
+        _check_purpose(file, "file")
+        return await self._checks.check(place, (file.id, file.digest), options, lines, rows)
+
     async def cancel(self, job_id: str) -> Job:
         return await self._stopped(job_id, "cancelled", "The job was cancelled")
 
@@ -295,12 +304,7 @@ class FineTuningService:
             file = await asyncio.to_thread(self._state.stored_files.get, TENANT, file_id)
         except NotFound as error:
             raise BadRequest(f"invalid {param}: {file_id[:100]}", param=param, code="invalid_file") from error
-        if file.purpose != "fine-tune":
-            raise BadRequest(
-                f"{param} {file.id} has the purpose '{file.purpose}': upload it with 'fine-tune'",
-                param=param,
-                code="invalid_file",
-            )
+        _check_purpose(file, param)
         return file
 
     def _begin(self, job: Job) -> None:
@@ -320,6 +324,15 @@ class FineTuningService:
             await asyncio.to_thread(self._records.note, TENANT, job_id, [event])
         except OpsinError:
             log.warning("the place of %s in the queue could not be noted", job_id)
+
+
+def _check_purpose(file: StoredFile, param: str) -> None:
+    if file.purpose != "fine-tune":
+        raise BadRequest(
+            f"{param} {file.id} has the purpose '{file.purpose}': upload it with 'fine-tune'",
+            param=param,
+            code="invalid_file",
+        )
 
 
 class _Publisher:

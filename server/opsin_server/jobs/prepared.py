@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from opsin_plugins.spec import ImageBudget
+from opsin_plugins.spec import U8, ImageBudget
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.ipc.training_rows import Pixels, TrainingRow
 from opsin_server.jobs.encode_row import ImageOrigin, RowEncoder
@@ -161,6 +161,10 @@ class Prepared:
         if item.digest != digest:
             raise OpsinError(f"the stored image {origin.file} gives {item.digest.hex()}, not {digest.hex()}")
         return Pixels(item.pixels, item.arrange)
+
+    def picture(self, digest: bytes) -> U8:
+        """What preprocessing was given for an item of the rows: RGB [H, W, 3]."""
+        return self._images.picture(self._origins[digest])
 
     def close(self) -> None:
         self._rows.close()

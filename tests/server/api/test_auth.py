@@ -1,4 +1,5 @@
-"""Every route but the probes needs the key, whatever the Host header says and however the path is written."""
+"""Every route but the probes and the playground's page needs the key, whatever the Host header says and however the
+path is written."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from running_server import RunningServer, read_all
 KEY = "sk-secret-of-this-test"
 KEPT = re.compile(r"(/v1)?/(batches|files|uploads|fine_tuning|fine_tunes|fine-tunes|webhook_endpoints)\b")
 PARAMETER = re.compile(r"\{\w+(:path)?\}")
-OPEN = {"/health/live", "/health/ready", "/health", "/healthz", "/livez", "/readyz", "/ping"}
+OPEN = {"/health/live", "/health/ready", "/health", "/healthz", "/livez", "/readyz", "/ping", "/playground"}
 HOSTS = [
     "x",
     "127.0.0.1",
@@ -44,6 +45,11 @@ ODD_PATHS = [
     "/v1/models?/health/live",
     "/openapi.json",
     "/docs",
+    "/playground/../v1/models",
+    "/playground/app.js/../../metrics",
+    "/playground/app.js%00",
+    "/playground/..%2f..%2fapp.py",
+    "/playgrounds",
     "http://x/health/live",
     "*",
 ]
@@ -81,7 +87,7 @@ def test_all_routes_are_enumerated(guarded: RunningServer) -> None:
         "/version",
         *OPEN,
     } <= paths
-    assert len(paths) == 110
+    assert len(paths) == 114
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -144,6 +150,8 @@ def reached(method: str, path: str) -> set[int]:
     """There is no body, no adapter and no alias, nothing is kept, and the model itself cannot be deleted."""
     if KEPT.match(path):
         return {400}
+    if path == "/playground/opsin-test":  # no file of it
+        return {404}
     if "/responses/" in path:  # of which this server keeps none
         return {404}
     if path.startswith(("/v1/adapters/", "/v1/aliases/")):

@@ -1,26 +1,26 @@
-"""API keys: every route but the probes needs one, where any is set."""
+"""API keys: every route but the probes and the playground's files needs one, where any is set."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from opsin_server.api.middleware.paths import PROBES
 from opsin_server.errors import Unauthorized
 
 
 class AuthMiddleware:
-    """Reads scope["path"], never the URL, which a Host header can rewrite. Unknown paths are guarded too."""
+    """Reads scope["path"], never the URL, which a Host header can rewrite. Unknown paths are guarded too. open_paths:
+    those that need no key."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Container[str]) -> None:
+        self._app, self._open = app, open_paths
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and self._digests and scope["path"] not in PROBES:
+        if scope["type"] != "lifespan" and self._digests and scope["path"] not in self._open:
             self._check(list(given_keys(scope)))
         await self._app(scope, receive, send)
 

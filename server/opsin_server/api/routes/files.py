@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, BinaryIO
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from opsin_server.api.middleware.paths import READ
+from opsin_server.api.routes.chat import admitted
+from opsin_server.api.routes.read_body import parse, read_body
 from opsin_server.api.routes.read_query import known_query, newest_first, read_limit
 from opsin_server.api.routes.read_upload import read_upload
-from opsin_server.api.schemas.files import OTHERS, PURPOSES, described_file
+from opsin_server.api.schemas.files import OTHERS, PURPOSES, CheckFile, described_file
 from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.services import ServicesDep
 from opsin_server.errors import BadRequest
@@ -66,6 +70,16 @@ async def file_content(file_id: str, request: Request, services: ServicesDep) ->
     headers = {"content-length": str(file.size), "content-disposition": f'attachment; filename="{name}"'}
     kind = "text/csv" if plain else "application/octet-stream"
     return StreamingResponse(_read(opened), media_type=kind, headers=headers)
+
+
+@router.post("/files/{file_id}/check")
+async def check_file(file_id: str, request: Request, services: ServicesDep) -> Response:
+    """What a job would make of a training file's first lines."""
+    services.check_open()
+    body = parse(CheckFile, await read_body(request, services.config.max_body_bytes))
+    async with AsyncExitStack() as held, admitted(services.admission, held).attended(request.receive):
+        found = await services.fine_tuning.check_file(file_id, body.opsin or {}, body.lines, body.rows)
+        return Response(msgspec.json.encode(found), media_type="application/json")
 
 
 @router.delete("/files/{file_id}")

@@ -32,6 +32,14 @@ class CreateUpload(Strict):
         return known_purpose(purpose)
 
 
+class CheckFile(Strict):
+    """lines: of the file, that are read. rows: of those that are right, that come back. opsin: options of a job."""
+
+    lines: Annotated[int, Field(ge=1, le=2000)] = 200
+    rows: Annotated[int, Field(ge=0, le=50)] = 20
+    opsin: dict[str, Any] | None = None
+
+
 class CompleteUpload(Strict):
     part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
     md5: str | None = None

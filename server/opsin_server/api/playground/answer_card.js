@@ -1,0 +1,85 @@
+/** One model's answer as it comes: text, thoughts, calls of tools, JSON as a table, and what it took. */
+
+import { el } from './dom.js';
+import { jsonTable } from './json_table.js';
+
+export class AnswerCard {
+  text = '';
+
+  /** @param {string} model @param {boolean} structured whether JSON was asked for */
+  constructor(model, structured) {
+    this.structured = structured;
+    this.body = el('div', { className: 'said' });
+    this.thoughts = el('div', { className: 'thoughts' });
+    this.thinking = el('details', { hidden: true }, el('summary', {}, 'Thoughts'), this.thoughts);
+    this.calls = el('div', { className: 'calls' });
+    /** @type {{name: string, code: HTMLElement}[]} */
+    this.called = [];
+    this.facts = el('p', { className: 'facts soft' });
+    this.element = el(
+      'article',
+      { className: 'answer waiting', 'aria-label': `Answer of ${model}` },
+      el('h3', { className: 'model' }, model),
+      this.thinking,
+      this.body,
+      this.calls,
+      this.facts,
+    );
+  }
+
+  /** @param {any} delta of a chunk's choice */
+  add(delta) {
+    this.element.classList.remove('waiting');
+    const thought = delta.reasoning_content ?? delta.reasoning;
+    if (thought) {
+      this.thinking.hidden = false;
+      this.thoughts.append(thought);
+    }
+    if (delta.content) {
+      this.text += delta.content;
+      this.body.append(delta.content);
+    }
+    for (const call of delta.tool_calls ?? []) this.addCall(call);
+  }
+
+  /** @param {any} call a part of one */
+  addCall(call) {
+    let known = this.called[call.index];
+    if (!known) {
+      known = this.called[call.index] = { name: '', code: el('code', {}) };
+      this.calls.append(el('pre', { className: 'code' }, known.code));
+    }
+    if (call.function?.name) known.code.append(`${call.function.name} `);
+    if (call.function?.arguments) known.code.append(call.function.arguments);
+  }
+
+  /** @param {string} reason why it ended @param {string[]} facts */
+  end(reason, facts) {
+    this.element.classList.remove('waiting');
+    if (this.structured && this.text) this.showJson(reason);
+    else if (!this.text && !this.called.length) this.body.append(el('span', { className: 'soft' }, 'no text'));
+    this.facts.replaceChildren(...facts.map((fact) => el('span', {}, fact)));
+  }
+
+  /** @param {string} sentence */
+  fail(sentence) {
+    this.element.classList.remove('waiting');
+    this.element.append(el('p', { className: 'note', role: 'alert' }, sentence));
+  }
+
+  /** @param {string} reason */
+  showJson(reason) {
+    let value;
+    try {
+      value = JSON.parse(this.text);
+    } catch {
+      const why = reason === 'length' ? 'it was cut at the limit of tokens' : 'it is not valid';
+      this.body.classList.add('code');
+      this.element.append(el('p', { className: 'note', role: 'alert' }, `The answer is no complete JSON: ${why}.`));
+      return;
+    }
+    const raw = el('pre', { className: 'code', tabIndex: 0, 'aria-label': 'Raw JSON' }, JSON.stringify(value, null, 2));
+    this.body.className = 'structured';
+    this.body.replaceChildren(el('div', { className: 'scroll' }, jsonTable(value)), raw);
+  }
+}

@@ -1,0 +1,56 @@
+/** The server's own routes, asked with the key. A failure is an error with the sentence that the server sent. */
+
+import { askForKey, key } from './key.js';
+
+/** Where the server is, with what a proxy puts in front of it: this file lies in its /playground. */
+const ROOT = import.meta.url.replace(/\/+playground\/+[^/]*$/, '/');
+
+export class ApiError extends Error {
+  /** @param {string} message @param {number} status */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/**
+ * @param {string} path below the root
+ * @param {RequestInit & {json?: unknown}} [options]
+ * @returns {Promise<Response>} one that succeeded
+ */
+export async function ask(path, { json, ...options } = {}) {
+  const headers = new Headers(options.headers);
+  if (key()) headers.set('authorization', `Bearer ${key()}`);
+  if (json !== undefined) headers.set('content-type', 'application/json');
+  const body = json === undefined ? options.body : JSON.stringify(json);
+  let response;
+  try {
+    response = await fetch(ROOT + path, { ...options, body, headers, credentials: 'omit' });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new ApiError('The server does not answer', 0);
+  }
+  if (response.ok) return response;
+  const message = await sentenceOf(response);
+  if (response.status === 401) askForKey(message);
+  throw new ApiError(message, response.status);
+}
+
+/** @param {string} path @param {RequestInit & {json?: unknown}} [options] @returns {Promise<any>} */
+export async function get(path, options) {
+  return (await ask(path, options)).json();
+}
+
+/** @param {string} path @param {unknown} json @param {RequestInit} [options] @returns {Promise<any>} */
+export const post = (path, json, options = {}) => get(path, { ...options, method: 'POST', json });
+
+/** @param {Response} response */
+async function sentenceOf(response) {
+  try {
+    const message = (await response.json()).error.message;
+    if (typeof message === 'string' && message) return message;
+  } catch {
+    // not the server's own words
+  }
+  return `The server answered with ${response.status}`;
+}

@@ -1,0 +1,30 @@
+/** What was said, and what of it goes to a model. */
+
+/**
+ * answers: of each column, "" where a model has given none.
+ * @typedef {{text: string, pictures: import('./pictures.js').Picture[], answers: string[]}} Turn
+ */
+
+/**
+ * A column's own answers; of turns that it was not asked, the first column's. Turns without any are left out.
+ * @param {Turn[]} turns the last one is asked now
+ * @param {number} column
+ * @param {string} system
+ */
+export function messagesOf(turns, column, system) {
+  const found = system ? [{ role: 'system', content: system }] : [];
+  turns.forEach((turn, at) => {
+    const answer = turn.answers[column] || turn.answers[0];
+    if (!answer && at < turns.length - 1) return;
+    found.push(questionOf(turn));
+    if (at < turns.length - 1) found.push({ role: 'assistant', content: answer });
+  });
+  return found;
+}
+
+/** @param {Turn} turn @returns {any} */
+function questionOf({ text, pictures }) {
+  if (!pictures.length) return { role: 'user', content: text };
+  const images = pictures.map(({ url }) => ({ type: 'image_url', image_url: { url } }));
+  return { role: 'user', content: text ? [...images, { type: 'text', text }] : images };
+}

@@ -1,0 +1,31 @@
+/** The API key: asked for when the server wants one, and kept no longer than this tab. */
+
+import { byId } from './dom.js';
+
+const PLACE = 'opsin.key';
+const WHY = byId('key-why').textContent;
+
+export const key = () => sessionStorage.getItem(PLACE) ?? '';
+
+/** @param {string} [why] the server's sentence */
+export function askForKey(why = WHY) {
+  const dialog = byId('key-dialog');
+  byId('key-why').textContent = why;
+  if (dialog.open) return;
+  byId('key').value = key();
+  dialog.showModal();
+}
+
+/** @param {() => void} changed */
+export function startKey(changed) {
+  byId('key-open').addEventListener('click', () => askForKey());
+  byId('key-cancel').addEventListener('click', () => byId('key-dialog').close());
+  byId('key-form').addEventListener('submit', (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const given = byId('key').value.trim();
+    if (given) sessionStorage.setItem(PLACE, given);
+    else sessionStorage.removeItem(PLACE);
+    byId('key-dialog').close();
+    changed();
+  });
+}

@@ -1,0 +1,122 @@
+/** The losses of a job over its steps, drawn as SVG, with a sentence and a table that say the same. */
+
+import { el, svg } from './dom.js';
+
+const WIDTH = 640;
+const HEIGHT = 240;
+const LEFT = 44;
+const RIGHT = 12;
+const TOP = 12;
+const BOTTOM = 28;
+const MOST = 600; // points of a line
+
+/** @typedef {{step: number, value: number}} Point */
+/** @typedef {{train: Point[], valid: Point[], total: number}} Losses */
+
+/**
+ * What metric events say, in the order of steps.
+ * @param {Iterable<any>} events
+ * @returns {Losses}
+ */
+export function lossesOf(events) {
+  /** @type {Losses} */
+  const found = { train: [], valid: [], total: 0 };
+  for (const { type, data } of events) {
+    if (type !== 'metrics') continue;
+    found.total = data.total_steps ?? found.total;
+    if (Number.isFinite(data.train_loss)) found.train.push({ step: data.step, value: data.train_loss });
+    if (Number.isFinite(data.full_valid_loss)) found.valid.push({ step: data.step, value: data.full_valid_loss });
+  }
+  for (const line of [found.train, found.valid]) line.sort((one, other) => one.step - other.step);
+  return found;
+}
+
+/** @param {Losses} losses @returns {Node} */
+export function lossCurve(losses) {
+  const all = [...losses.train, ...losses.valid];
+  if (!all.length) return el('p', { className: 'soft' }, 'No step has been told of yet.');
+  const last = Math.max(losses.total, ...all.map((point) => point.step), 2);
+  const top = ceiling(Math.max(...all.map((point) => point.value)));
+  const x = (/** @type {number} */ step) => LEFT + ((step - 1) / (last - 1)) * (WIDTH - LEFT - RIGHT);
+  const y = (/** @type {number} */ value) => TOP + (1 - value / top) * (HEIGHT - TOP - BOTTOM);
+  const place = (/** @type {Point} */ { step, value }) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`;
+  const drawing = svg(
+    'svg',
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': described(losses) },
+    ...[0, 1, 2, 3, 4].flatMap((part) => level((top * part) / 4, y)),
+    ...stepTicks(last).map((step) => svg('text', { x: x(step), y: HEIGHT - 8, 'text-anchor': 'middle' }, String(step))),
+    svg('polyline', { class: 'train', points: thinned(losses.train).map(place).join(' ') }),
+    svg('polyline', { class: 'valid', points: losses.valid.map(place).join(' ') }),
+    ...losses.valid.map((point) => svg('circle', { class: 'valid', cx: x(point.step), cy: y(point.value), r: 3 })),
+  );
+  return el('figure', { className: 'curve' }, legend(losses), drawing, table(losses));
+}
+
+/** @param {number} value @param {(value: number) => number} y */
+function level(value, y) {
+  const line = svg('line', { x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) });
+  return [line, svg('text', { x: LEFT - 8, y: y(value) + 4, 'text-anchor': 'end' }, short(value))];
+}
+
+/** @param {Losses} losses */
+function legend({ train, valid }) {
+  return el(
+    'figcaption',
+    {},
+    el('span', { className: 'key train' }, 'training ', el('b', {}, last(train))),
+    valid.length ? el('span', { className: 'key valid' }, 'validation ', el('b', {}, last(valid))) : null,
+    el('span', { className: 'soft' }, 'loss by step'),
+  );
+}
+
+/** @param {Point[]} line */
+const last = (line) => line.at(-1)?.value.toFixed(4) ?? '';
+
+/** @param {Losses} losses */
+export function described({ train, valid }) {
+  const said = [['Training loss', train], ['validation loss', valid]]
+    .filter(([, line]) => line.length)
+    .map(([name, line]) => {
+      const [from, to] = /** @type {Point[]} */ ([line[0], /** @type {Point[]} */ (line).at(-1)]);
+      return `${name} ${from.value.toFixed(4)} at step ${from.step}, ${to.value.toFixed(4)} at step ${to.step}`;
+    });
+  return `${said.join('; ')}.`;
+}
+
+/** @param {Losses} losses */
+function table({ train, valid }) {
+  const values = new Map(valid.map(({ step, value }) => [step, value]));
+  const rows = thinned(train, 50).map(({ step, value }) =>
+    el('tr', {}, el('th', { scope: 'row' }, String(step)), el('td', {}, value.toFixed(4)), el('td', {}, values.get(step)?.toFixed(4) ?? '')),
+  );
+  const head = ['step', 'training', 'validation'].map((name) => el('th', { scope: 'col' }, name));
+  return el(
+    'details',
+    {},
+    el('summary', {}, 'As a table'),
+    el('table', { className: 'list numbers' }, el('thead', {}, el('tr', {}, ...head)), el('tbody', {}, ...rows)),
+  );
+}
+
+/** Every so many points, and the last one. @param {Point[]} line */
+function thinned(line, most = MOST) {
+  const every = Math.ceil(line.length / most);
+  return line.filter((_, at) => at % every === 0 || at === line.length - 1);
+}
+
+/** A round number that is not below. @param {number} value */
+function ceiling(value) {
+  const unit = 10 ** Math.floor(Math.log10(value || 1));
+  return [1, 2, 4, 5, 8, 10].map((part) => part * unit).find((round) => round >= value) ?? 10 * unit;
+}
+
+/** @param {number} value */
+const short = (value) => String(Number(value.toPrecision(2)));
+
+/** @param {number} last */
+function stepTicks(last) {
+  const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((each) => last / each <= 8) ?? ceiling(last / 8);
+  const found = [1];
+  for (let step = every; step <= last; step += every) if (step > 1) found.push(step);
+  return found;
+}

@@ -1,0 +1,95 @@
+/** Pictures of the question that is being written: chosen, dropped or pasted. */
+
+import { el, note, sentence } from './dom.js';
+
+const KINDS = ['image/png', 'image/jpeg', 'image/webp', 'image/gif'];
+
+/** @typedef {{name: string, url: string}} Picture url: a data: URL */
+
+/** @param {File} file @returns {Promise<Picture>} */
+export async function readPicture(file) {
+  const name = file.name || 'pasted picture';
+  if (!KINDS.includes(file.type)) throw new Error(`${name} is not a PNG, JPEG, WEBP or GIF picture`);
+  const url = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${name} cannot be read`));
+    reader.readAsDataURL(file);
+  });
+  return { name, url };
+}
+
+/** @param {DataTransfer | null} given @returns {File[]} */
+export const filesOf = (given) => (given ? [...given.files] : []);
+
+export class Tray {
+  /** @type {Picture[]} */
+  pictures = [];
+
+  /** @param {HTMLElement} list @param {HTMLElement} place of what is wrong @param {HTMLElement} back takes the focus */
+  constructor(list, place, back) {
+    this.list = list;
+    this.place = place;
+    this.back = back;
+  }
+
+  /** @param {Iterable<File>} files */
+  async add(files) {
+    const wrong = [];
+    for (const file of files) {
+      try {
+        this.pictures.push(await readPicture(file));
+      } catch (error) {
+        wrong.push(sentence(error));
+      }
+    }
+    note(this.place, wrong.join('. '));
+    this.show();
+  }
+
+  /** Hands them over. */
+  take() {
+    const taken = this.pictures;
+    this.pictures = [];
+    note(this.place, '');
+    this.show();
+    return taken;
+  }
+
+  show() {
+    this.list.replaceChildren(
+      ...this.pictures.map((picture, at) =>
+        el(
+          'li',
+          {},
+          el('img', { src: picture.url, alt: picture.name }),
+          el('button', { type: 'button', 'aria-label': `Remove ${picture.name}`, onclick: () => this.remove(at) }, '×'),
+        ),
+      ),
+    );
+  }
+
+  /** @param {number} at */
+  remove(at) {
+    this.pictures.splice(at, 1);
+    this.show();
+    const next = this.list.querySelectorAll('button')[Math.min(at, this.pictures.length - 1)];
+    (next ?? this.back).focus();
+  }
+}
+
+/** A red circle and a blue square, for those who have no picture at hand. @returns {Promise<File>} */
+export async function drawnPicture() {
+  const canvas = el('canvas', { width: 224, height: 224 });
+  const brush = canvas.getContext('2d');
+  brush.fillStyle = 'white';
+  brush.fillRect(0, 0, 224, 224);
+  brush.fillStyle = '#e02020';
+  brush.beginPath();
+  brush.arc(62, 112, 42, 0, 2 * Math.PI);
+  brush.fill();
+  brush.fillStyle = '#2050e0';
+  brush.fillRect(124, 72, 80, 80);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, 'image/png'));
+  return new File([blob], 'red circle, blue square.png', { type: 'image/png' });
+}

@@ -1,0 +1,128 @@
+/** The view of a training file: upload one, or choose one that is here, and see what a job would read of it. */
+
+import { post } from './api.js';
+import { checkedRows } from './checked_rows.js';
+import { announce, byId, el, sentence } from './dom.js';
+import { fillFiles, size, trainingFiles, upload } from './files.js';
+
+/** @type {AbortController | null} */
+let running = null;
+
+/** @param {(file: string) => void} train opens the form of a job on a file */
+export function startTrainingFile(train) {
+  byId('jsonl').addEventListener('change', () => {
+    const [file] = byId('jsonl').files;
+    byId('jsonl').value = '';
+    if (file) void take(file, train);
+  });
+  byId('file-form').addEventListener('submit', (/** @type {Event} */ event) => {
+    event.preventDefault();
+    if (byId('file').value) void check(byId('file').value, train);
+  });
+  byId('data').addEventListener('dragover', (/** @type {DragEvent} */ event) => event.preventDefault());
+  byId('data').addEventListener('drop', (/** @type {DragEvent} */ event) => {
+    event.preventDefault();
+    const file = event.dataTransfer?.files[0];
+    if (file) void take(file, train);
+  });
+}
+
+export async function showFiles() {
+  fillFiles(byId('file'), await trainingFiles(), 'choose a file');
+}
+
+/** @param {File} file @param {(file: string) => void} train */
+async function take(file, train) {
+  say(`Uploading ${file.name} (${size(file.size)})`);
+  try {
+    const stored = await upload(file);
+    await showFiles();
+    byId('file').value = stored.id;
+    await check(stored.id, train);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+/** @param {string} file @param {(file: string) => void} train */
+async function check(file, train) {
+  running?.abort();
+  const mine = (running = new AbortController());
+  say('Reading the file as a job would');
+  byId('file-report').replaceChildren();
+  try {
+    const asked = { lines: Number(byId('lines').value), opsin: { train_on: byId('train-on').value } };
+    const found = await post(`v1/files/${encodeURIComponent(file)}/check`, asked, { signal: mine.signal });
+    say('');
+    byId('file-report').replaceChildren(verdict(found, train), ...reportOf(found.report), ...checkedRows(found.rows));
+    announce(found.refusal ?? `${found.report.rows} rows are right`);
+  } catch (error) {
+    if (!mine.signal.aborted) fail(error);
+  }
+}
+
+/** @param {any} found @param {(file: string) => void} train */
+function verdict(found, train) {
+  const read = `${found.complete ? 'All' : 'The first'} ${count(found.lines, 'line')} of the file`;
+  const button = el('button', { type: 'button', className: 'primary', onclick: () => train(found.file) }, 'Train on it');
+  return el(
+    'div',
+    { className: `verdict panel ${found.refusal ? 'refused' : 'accepted'}` },
+    el('p', {}, el('strong', {}, found.refusal ? 'A job would refuse it. ' : `${read} would be trained on. `),
+      found.refusal ?? (found.complete ? '' : 'A job reads the rest as well.')),
+    found.refusal ? null : button,
+  );
+}
+
+/** @param {any} report @returns {Node[]} */
+function reportOf(report) {
+  const share = report.tokens ? `${((100 * report.labels) / report.tokens).toFixed(1)} % of ${count(report.tokens, 'token')}` : '';
+  const facts = [
+    [report.kind === 'preference' ? 'preferences' : 'conversations', report.rows, `${report.image_rows} with pictures`],
+    ['learned tokens', report.labels, share],
+    ['longest row', report.longest, 'tokens'],
+    ['pictures', report.images, `${report.visual_tokens.toLocaleString('en')} visual tokens`],
+    ['faults', report.fault_count, report.skipped ? `${count(report.skipped, 'row')} would be lost` : ''],
+  ];
+  const tiles = facts.map(([name, value, more]) =>
+    el('div', {}, el('dt', {}, name), el('dd', {}, el('b', {}, Number(value).toLocaleString('en')), el('span', { className: 'soft' }, String(more)))),
+  );
+  return [el('dl', { className: 'tiles' }, ...tiles), ...remarks(report), ...faults(report)];
+}
+
+/** @param {any} report */
+function remarks(report) {
+  const said = report.remarks.map((/** @type {any} */ one) =>
+    el('li', {}, `${count(one.rows, 'row')}, the first in line ${one.line}: ${one.message}`),
+  );
+  return said.length ? [el('h2', {}, 'Remarks'), el('ul', { className: 'plain' }, ...said)] : [];
+}
+
+/** @param {any} report */
+function faults(report) {
+  if (!report.fault_count) return [];
+  const rows = report.faults.map((/** @type {any} */ fault) =>
+    el('tr', {}, el('th', { scope: 'row' }, fault.line ? `line ${fault.line}` : 'the file'), el('td', {}, fault.message)),
+  );
+  const more = report.fault_count - report.faults.length;
+  return [
+    el('h2', {}, 'Faults'),
+    el('table', { className: 'list faults' }, el('tbody', {}, ...rows)),
+    more > 0 ? el('p', { className: 'soft' }, `and ${more.toLocaleString('en')} more`) : '',
+  ];
+}
+
+/** @param {number} number @param {string} what */
+const count = (number, what) => `${number.toLocaleString('en')} ${what}${number === 1 ? '' : 's'}`;
+
+/** @param {string} text */
+function say(text) {
+  byId('file-status').className = 'status';
+  byId('file-status').textContent = text;
+}
+
+/** @param {unknown} error */
+function fail(error) {
+  byId('file-status').className = 'status note';
+  byId('file-status').textContent = sentence(error);
+}
