@@ -5,17 +5,19 @@ import { jsonTable } from './json_table.js';
 
 export class AnswerCard {
   text = '';
+  failed = false;
 
   /** @param {string} model @param {boolean} structured whether JSON was asked for */
   constructor(model, structured) {
     this.structured = structured;
-    this.body = el('div', { className: 'said' });
+    this.body = el('div', { className: structured ? 'said code' : 'said' });
     this.thoughts = el('div', { className: 'thoughts' });
     this.thinking = el('details', { hidden: true }, el('summary', {}, 'Thoughts'), this.thoughts);
     this.calls = el('div', { className: 'calls' });
     /** @type {{name: string, code: HTMLElement}[]} */
     this.called = [];
     this.facts = el('p', { className: 'facts soft' });
+    this.copied = el('button', { type: 'button', hidden: true, onclick: () => this.copy() }, 'Copy');
     this.element = el(
       'article',
       { className: 'answer waiting', 'aria-label': `Answer of ${model}` },
@@ -23,7 +25,7 @@ export class AnswerCard {
       this.thinking,
       this.body,
       this.calls,
-      this.facts,
+      el('div', { className: 'foot' }, this.facts, this.copied),
     );
   }
 
@@ -59,10 +61,21 @@ export class AnswerCard {
     if (this.structured && this.text) this.showJson(reason);
     else if (!this.text && !this.called.length) this.body.append(el('span', { className: 'soft' }, 'no text'));
     this.facts.replaceChildren(...facts.map((fact) => el('span', {}, fact)));
+    this.copied.hidden = !this.text;
+  }
+
+  async copy() {
+    try {
+      await navigator.clipboard.writeText(this.text);
+      this.copied.textContent = 'Copied';
+    } catch {
+      this.copied.textContent = 'Not allowed';
+    }
   }
 
   /** @param {string} sentence */
   fail(sentence) {
+    this.failed = true;
     this.element.classList.remove('waiting');
     this.element.append(el('p', { className: 'note', role: 'alert' }, sentence));
   }
@@ -74,7 +87,6 @@ export class AnswerCard {
       value = JSON.parse(this.text);
     } catch {
       const why = reason === 'length' ? 'it was cut at the limit of tokens' : 'it is not valid';
-      this.body.classList.add('code');
       this.element.append(el('p', { className: 'note', role: 'alert' }, `The answer is no complete JSON: ${why}.`));
       return;
     }

@@ -30,11 +30,20 @@ export function startChat() {
   });
   byId('stop').addEventListener('click', () => running?.abort());
   byId('fresh').addEventListener('click', begin);
-  byId('compare').addEventListener('change', () => (byId('other-field').hidden = !byId('compare').checked));
+  byId('compare').addEventListener('change', compare);
   const wide = matchMedia('(min-width: 56rem)');
   const fold = () => (byId('settings').open = wide.matches);
   wide.addEventListener('change', fold);
   fold();
+}
+
+/** Shows who else answers: not the same model, where there is another. */
+function compare() {
+  const { model, other } = { model: byId('model'), other: byId('other') };
+  byId('other-field').hidden = !byId('compare').checked;
+  if (other.value !== model.value) return;
+  const names = [...other.options].map((option) => option.value);
+  other.value = names.find((name) => name !== model.value) ?? model.value;
 }
 
 /** When the list of models has come anew. @param {string} [chosen] */
@@ -124,8 +133,15 @@ async function answerAll(turn, names, cards, format) {
   if (running === mine) {
     running = null;
     busy(false);
+    if (!mine.signal.aborted && !turn.answers.some(Boolean) && cards.every((card) => card.failed)) takeBack(turn);
   }
   announce(cards.map((card, column) => `${names[column]}: ${card.text.slice(0, 400) || 'no answer'}`).join('. '));
+}
+
+/** A question that nobody could answer can be changed, and asked again. @param {import('./conversation.js').Turn} turn */
+function takeBack(turn) {
+  byId('question').value ||= turn.text;
+  if (!tray.pictures.length) tray.put(turn.pictures);
 }
 
 function sampling() {

@@ -8,7 +8,7 @@ const PARTS = { conversation: '', preferred: ', the preferred answer', non_prefe
 export function checkedRows(rows) {
   if (!rows.length) return [];
   const legend = el('p', { className: 'soft' }, el('mark', {}, 'Marked'), ' text is learned; the rest is what it is learned from.');
-  return [el('h2', {}, 'Rows'), legend, el('ol', { className: 'rows' }, ...rows.map(row))];
+  return [el('div', { className: 'group' }, el('h2', {}, 'Rows'), legend, el('ol', { className: 'rows' }, ...rows.map(row)))];
 }
 
 /** @param {any} row */

@@ -7,6 +7,7 @@ import { lossCurve, lossesOf } from './loss_curve.js';
 
 const EVERY = 1000; // milliseconds
 const SHOWN = 200; // events
+const PADDING = 30; // pixels beside the curve
 const ENDED = ['succeeded', 'failed', 'cancelled'];
 /** What may be asked of a job, by its state. */
 const ACTIONS = {
@@ -16,7 +17,10 @@ const ACTIONS = {
   paused: ['resume', 'cancel'],
 };
 
-/** @type {{id: string, events: JobEvents, timer: ReturnType<typeof setTimeout> | undefined, shown: string} | null} */
+/**
+ * redraw: as it was drawn last.
+ * @type {{id: string, events: JobEvents, timer: ReturnType<typeof setTimeout> | undefined, shown: string, redraw: () => void} | null}
+ */
 let current = null;
 /** @type {(model: string) => void} */
 let talkTo = () => {};
@@ -27,6 +31,7 @@ let changed = () => {};
 export function startJob(talk, onChange) {
   talkTo = talk;
   changed = onChange;
+  addEventListener('resize', () => current?.redraw());
 }
 
 /** @param {string} state */
@@ -40,7 +45,7 @@ export function closeJob() {
 
 /** @param {string} id */
 export function openJob(id) {
-  const mine = (current = { id, events: new JobEvents(id), timer: undefined, shown: '' });
+  const mine = (current = { id, events: new JobEvents(id), timer: undefined, shown: '', redraw: () => {} });
   const look = async () => {
     let job;
     try {
@@ -61,7 +66,8 @@ async function load(mine) {
   if (current !== mine || (!fresh && mine.shown === job.status)) return job;
   if (mine.shown && mine.shown !== job.status) announce(`The job is ${job.status.replaceAll('_', ' ')}`);
   mine.shown = job.status;
-  draw(job, mine.events.all, checkpoints.data);
+  mine.redraw = () => draw(job, mine.events.all, checkpoints.data);
+  mine.redraw();
   return job;
 }
 
@@ -74,7 +80,7 @@ function draw(job, events, checkpoints) {
     el('header', {}, el('h2', {}, job.user_provided_suffix || job.id), stateOf(job.status), ...actions(job)),
     job.error?.message ? el('p', { className: 'note' }, job.error.message) : '',
     facts(job, events),
-    lossCurve(lossesOf(events)),
+    lossCurve(lossesOf(events), place.clientWidth - PADDING),
     ...models(job, checkpoints),
     el('h3', {}, 'Events'),
     eventList(events),
@@ -125,7 +131,7 @@ function models(job, checkpoints) {
   const rows = found.map(({ name, step, loss }, at) =>
     el('tr', {}, el('th', { scope: 'row' }, typeof step === 'number' ? `step ${step}` : step),
       el('td', {}, el('code', {}, name)),
-      el('td', {}, (loss.full_valid_loss ?? loss.train_loss)?.toFixed(4) ?? ''),
+      el('td', { className: 'number' }, (loss.full_valid_loss ?? loss.train_loss)?.toFixed(4) ?? ''),
       el('td', {}, el('button', { type: 'button', id: `try-${at}`, 'aria-label': `Try ${name}`, onclick: () => talkTo(name) }, 'Try it'))),
   );
   return [el('h3', {}, 'Models'), el('div', { className: 'scroll' }, el('table', { className: 'list' }, el('tbody', {}, ...rows)))];

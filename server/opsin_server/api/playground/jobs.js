@@ -58,7 +58,8 @@ function jobTable(page, chosen) {
   }
   const rows = page.data.map((/** @type {any} */ job) => {
     const link = el('a', { href: `#jobs/${job.id}`, 'aria-current': job.id === chosen ? 'true' : null }, job.user_provided_suffix || job.id);
-    return el('tr', {}, el('td', {}, link), el('td', {}, stateOf(job.status)), el('td', { className: 'soft' }, when(job.created_at)));
+    const id = job.user_provided_suffix ? el('span', { className: 'soft id' }, job.id) : null;
+    return el('tr', {}, el('td', {}, link, id), el('td', {}, stateOf(job.status)), el('td', { className: 'soft' }, when(job.created_at)));
   });
   const head = ['Job', 'State', 'Created'].map((name) => el('th', { scope: 'col' }, name));
   const more = page.has_more ? el('caption', {}, 'The newest 50') : null;

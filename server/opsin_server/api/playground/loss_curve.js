@@ -2,13 +2,13 @@
 
 import { el, svg } from './dom.js';
 
-const WIDTH = 640;
 const HEIGHT = 240;
 const LEFT = 44;
 const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 28;
 const MOST = 600; // points of a line
+const TICK = 60; // pixels for the number of a step
 
 /** @typedef {{step: number, value: number}} Point */
 /** @typedef {{train: Point[], valid: Point[], total: number}} Losses */
@@ -31,41 +31,58 @@ export function lossesOf(events) {
   return found;
 }
 
-/** @param {Losses} losses @returns {Node} */
-export function lossCurve(losses) {
+/** @param {Losses} losses @param {number} width in pixels @returns {Node} */
+export function lossCurve(losses, width) {
   const all = [...losses.train, ...losses.valid];
   if (!all.length) return el('p', { className: 'soft' }, 'No step has been told of yet.');
   const last = Math.max(losses.total, ...all.map((point) => point.step), 2);
   const top = ceiling(Math.max(...all.map((point) => point.value)));
-  const x = (/** @type {number} */ step) => LEFT + ((step - 1) / (last - 1)) * (WIDTH - LEFT - RIGHT);
+  const right = width - RIGHT;
+  const x = (/** @type {number} */ step) => LEFT + ((step - 1) / (last - 1)) * (right - LEFT);
   const y = (/** @type {number} */ value) => TOP + (1 - value / top) * (HEIGHT - TOP - BOTTOM);
   const place = (/** @type {Point} */ { step, value }) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`;
+  const cursor = svg('line', { class: 'cursor', y1: TOP, y2: HEIGHT - BOTTOM, visibility: 'hidden' });
+  const readout = el('span', { className: 'soft', 'aria-hidden': 'true' }, 'loss by step');
   const drawing = svg(
     'svg',
-    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': described(losses) },
-    ...[0, 1, 2, 3, 4].flatMap((part) => level((top * part) / 4, y)),
-    ...stepTicks(last).map((step) => svg('text', { x: x(step), y: HEIGHT - 8, 'text-anchor': 'middle' }, String(step))),
+    { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: 'img', 'aria-label': described(losses) },
+    ...[0, 1, 2, 3, 4].flatMap((part) => level((top * part) / 4, y, right)),
+    ...stepTicks(last, right - LEFT).map((step) => svg('text', { x: x(step), y: HEIGHT - 8, 'text-anchor': 'middle' }, String(step))),
+    cursor,
     svg('polyline', { class: 'train', points: thinned(losses.train).map(place).join(' ') }),
     svg('polyline', { class: 'valid', points: losses.valid.map(place).join(' ') }),
     ...losses.valid.map((point) => svg('circle', { class: 'valid', cx: x(point.step), cy: y(point.value), r: 3 })),
   );
-  return el('figure', { className: 'curve' }, legend(losses), drawing, table(losses));
+  drawing.addEventListener('pointermove', (event) => {
+    const at = /** @type {PointerEvent} */ (event).clientX - drawing.getBoundingClientRect().left;
+    const step = Math.round(1 + ((at - LEFT) / (right - LEFT)) * (last - 1));
+    readout.textContent = readingAt(losses, step);
+    for (const end of ['x1', 'x2']) cursor.setAttribute(end, String(x(step)));
+    cursor.setAttribute('visibility', step >= 1 && step <= last ? 'visible' : 'hidden');
+  });
+  return el('figure', { className: 'curve' }, legend(losses, readout), drawing, table(losses));
 }
 
-/** @param {number} value @param {(value: number) => number} y */
-function level(value, y) {
-  const line = svg('line', { x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) });
+/** @param {Losses} losses @param {number} step */
+function readingAt({ train, valid }, step) {
+  const said = [train, valid].map((line) => line.find((point) => point.step === step)?.value.toFixed(4));
+  return said.some(Boolean) ? `step ${step}: ${said.filter(Boolean).join(' and ')}` : 'loss by step';
+}
+
+/** @param {number} value @param {(value: number) => number} y @param {number} right */
+function level(value, y, right) {
+  const line = svg('line', { x1: LEFT, x2: right, y1: y(value), y2: y(value) });
   return [line, svg('text', { x: LEFT - 8, y: y(value) + 4, 'text-anchor': 'end' }, short(value))];
 }
 
-/** @param {Losses} losses */
-function legend({ train, valid }) {
+/** @param {Losses} losses @param {Node} readout */
+function legend({ train, valid }, readout) {
   return el(
     'figcaption',
     {},
     el('span', { className: 'key train' }, 'training ', el('b', {}, last(train))),
     valid.length ? el('span', { className: 'key valid' }, 'validation ', el('b', {}, last(valid))) : null,
-    el('span', { className: 'soft' }, 'loss by step'),
+    readout,
   );
 }
 
@@ -113,9 +130,10 @@ function ceiling(value) {
 /** @param {number} value */
 const short = (value) => String(Number(value.toPrecision(2)));
 
-/** @param {number} last */
-function stepTicks(last) {
-  const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((each) => last / each <= 8) ?? ceiling(last / 8);
+/** @param {number} last @param {number} room in pixels */
+function stepTicks(last, room) {
+  const most = Math.max(2, room / TICK);
+  const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((each) => last / each <= most) ?? ceiling(last / most);
   const found = [1];
   for (let step = every; step <= last; step += every) if (step > 1) found.push(step);
   return found;

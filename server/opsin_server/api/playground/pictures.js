@@ -47,6 +47,12 @@ export class Tray {
     this.show();
   }
 
+  /** @param {Picture[]} pictures */
+  put(pictures) {
+    this.pictures = pictures;
+    this.show();
+  }
+
   /** Hands them over. */
   take() {
     const taken = this.pictures;

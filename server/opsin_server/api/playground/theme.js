@@ -11,7 +11,7 @@ export function startTheme() {
   if (!(theme in NEXT)) theme = 'auto';
   const show = () => {
     document.documentElement.dataset.theme = theme;
-    byId('theme').textContent = NAMES[theme];
+    byId('theme').textContent = `◐ ${NAMES[theme]}`;
     byId('theme').setAttribute('aria-label', `Theme: ${NAMES[theme]}`);
   };
   byId('theme').addEventListener('click', () => {

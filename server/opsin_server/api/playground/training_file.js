@@ -68,8 +68,9 @@ function verdict(found, train) {
   return el(
     'div',
     { className: `verdict panel ${found.refusal ? 'refused' : 'accepted'}` },
-    el('p', {}, el('strong', {}, found.refusal ? 'A job would refuse it. ' : `${read} would be trained on. `),
-      found.refusal ?? (found.complete ? '' : 'A job reads the rest as well.')),
+    found.refusal
+      ? el('p', {}, el('strong', {}, 'A job would fail: '), found.refusal)
+      : el('p', {}, el('strong', {}, `${read} would be trained on. `), found.complete ? '' : 'A job reads the rest as well.'),
     found.refusal ? null : button,
   );
 }
@@ -95,7 +96,7 @@ function remarks(report) {
   const said = report.remarks.map((/** @type {any} */ one) =>
     el('li', {}, `${count(one.rows, 'row')}, the first in line ${one.line}: ${one.message}`),
   );
-  return said.length ? [el('h2', {}, 'Remarks'), el('ul', { className: 'plain' }, ...said)] : [];
+  return said.length ? [el('div', { className: 'group' }, el('h2', {}, 'Remarks'), el('ul', { className: 'plain' }, ...said))] : [];
 }
 
 /** @param {any} report */
@@ -105,11 +106,9 @@ function faults(report) {
     el('tr', {}, el('th', { scope: 'row' }, fault.line ? `line ${fault.line}` : 'the file'), el('td', {}, fault.message)),
   );
   const more = report.fault_count - report.faults.length;
-  return [
-    el('h2', {}, 'Faults'),
-    el('table', { className: 'list faults' }, el('tbody', {}, ...rows)),
-    more > 0 ? el('p', { className: 'soft' }, `and ${more.toLocaleString('en')} more`) : '',
-  ];
+  const table = el('table', { className: 'list faults' }, el('tbody', {}, ...rows));
+  const rest = more > 0 ? el('p', { className: 'soft' }, `and ${more.toLocaleString('en')} more`) : null;
+  return [el('div', { className: 'group' }, el('h2', {}, 'Faults'), table, rest)];
 }
 
 /** @param {number} number @param {string} what */
