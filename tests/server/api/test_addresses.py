@@ -48,7 +48,7 @@ def guarded() -> Iterator[RunningServer]:
 
 def test_head_is_answered_as_get_is_without_the_body(plain: Any) -> None:
     read = [path for method, path in routes(plain) if method == "GET"]
-    assert len(read) == 62
+    assert len(read) == 63
     for path in read:
         status, headers, body = ask(plain, "GET", path)
         assert body

@@ -25,8 +25,9 @@ from opsin_server.api.schemas.adapters import (
     UnloadLoraAdapter,
 )
 from opsin_server.api.schemas.batches import CreateBatch
-from opsin_server.api.schemas.files import PURPOSES, CompleteUpload, CreateUpload
+from opsin_server.api.schemas.files import PURPOSES, CheckFile, CompleteUpload, CreateUpload
 from opsin_server.api.schemas.webhooks import ChangeWebhook, CreateWebhook, RotateSecret, SampleWebhook
+from opsin_server.fine_tuning.file_check import FileCheck
 
 FLAG = {"type": "string", "enum": ["true", "false", "1", "0"]}
 FILES, FILE = "/v1/files", "/v1/files/{file_id}"
@@ -78,6 +79,14 @@ KEPT_RESOURCES = (
                 "Its bytes; of a job's results in base64, and plain to those who accept text/csv.",
                 (),
                 {BYTES: None, "text/csv": None},
+            ),
+            Operation(
+                "checkFile",
+                "POST",
+                FILE + "/check",
+                "What a job would make of a training file's first lines.",
+                (CheckFile,),
+                {JSON: FileCheck},
             ),
             Operation("deleteFile", "DELETE", FILE, "It is gone.", (), of("file")),
         ),

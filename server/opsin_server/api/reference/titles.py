@@ -16,7 +16,7 @@ from opsin_server.api.schemas.batches import CreateBatch
 from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions
 from opsin_server.api.schemas.completion_request import CompletionRequest
 from opsin_server.api.schemas.embedding_request import EmbeddingRequest
-from opsin_server.api.schemas.files import CompleteUpload, CreateUpload, ExpiresAfter
+from opsin_server.api.schemas.files import CheckFile, CompleteUpload, CreateUpload, ExpiresAfter
 from opsin_server.api.schemas.fine_tunes import CreateFineTune, LegacyHyperparameters
 from opsin_server.api.schemas.fine_tuning import (
     CreateJob,
@@ -106,6 +106,7 @@ TITLES: dict[type[BaseModel], tuple[str, str]] = {
     EmbeddingRequest: ("An embeddings request", ""),
     TokenizeTextRequest: ("A prompt for `/tokenize`", ""),
     DetokenizeRequest: ("A request to `/detokenize`", ""),
+    CheckFile: ("A check of a training file", "[What it answers](training-data.md#over-the-api)."),
     CreateUpload: ("A new upload", ""),
     ExpiresAfter: ("`expires_after`", ""),
     CompleteUpload: ("An upload's parts", ""),
