@@ -26,12 +26,21 @@ class MediaLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_request_pixels: Annotated[Annotated[int, Meta(ge=1)], Option("Pixels of all images of a request.")] = (
         160_000_000
     )
+    max_videos: Annotated[Annotated[int, Meta(ge=0)], Option("Videos of a request; 0: none are taken.")] = 4
+    max_video_images: Annotated[
+        Annotated[int, Meta(ge=1)], Option("Pictures that a video may be sent as, each of which is a frame.")
+    ] = 256
+    max_video_bytes: Annotated[Annotated[int, Meta(ge=1)], Option("One video file.", metavar="SIZE")] = 40 * 2**20
+    max_video_pixels: Annotated[Annotated[int, Meta(ge=1)], Option("Pixels of one frame of a video.")] = 8_847_360
+    max_video_frames: Annotated[Annotated[int, Meta(ge=1)], Option("Frames of one video, taken or not.")] = 20_000
+    max_video_seconds: Annotated[Annotated[float, Meta(ge=0.1)], Option("Duration of one video.")] = 600.0
+    video_timeout: Annotated[Annotated[float, Meta(ge=0.1)], Option("Seconds to decode one video.")] = 30.0
     fetch_timeout: Annotated[
-        Annotated[float, Meta(ge=0.1)], Option("Seconds to fetch one image.", name="media-timeout")
+        Annotated[float, Meta(ge=0.1)], Option("Seconds to fetch one image or video.", name="media-timeout")
     ] = 10.0
     allow: Annotated[
         tuple[str, ...],
-        Option("A private address that images may come from.", name="media-allow", metavar="HOST|CIDR"),
+        Option("A private address that images and videos may come from.", name="media-allow", metavar="HOST|CIDR"),
     ] = ()
 
     def __post_init__(self) -> None:
@@ -40,6 +49,12 @@ class MediaLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("--max-image-pixels", self.max_image_pixels),
             ("--max-images", self.max_images),
             ("--max-request-pixels", self.max_request_pixels),
+            ("--max-video-images", self.max_video_images),
+            ("--max-video-bytes", self.max_video_bytes),
+            ("--max-video-pixels", self.max_video_pixels),
+            ("--max-video-frames", self.max_video_frames),
+            ("--max-video-seconds", self.max_video_seconds),
+            ("--video-timeout", self.video_timeout),
             ("--media-timeout", self.fetch_timeout),
         ):
             if not value > 0:

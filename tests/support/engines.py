@@ -10,7 +10,7 @@ import torch
 
 from opsin_plugins.loading.linears import linears_of
 from opsin_plugins.loading.registry import Registry
-from opsin_plugins.spec import U8, ImageBudget
+from opsin_plugins.spec import U8, ImageBudget, VisualItem
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig, KvDType
 from opsin_server.engine.engine import Engine
@@ -73,7 +73,7 @@ def make_engine(
 @dataclass
 class Asked:
     ids: Sequence[int]
-    images: Sequence[U8] = ()
+    images: Sequence[U8 | VisualItem] = ()  # the second of a video that is prepared
     count: int = 16
     sampling: Sampling = GREEDY
     guided: str | None = None
@@ -103,7 +103,8 @@ def submit(
     pooling: Pooling | None = None,
 ) -> Prompt:
     made = prompt(ours, asked.ids, asked.images)
-    digests = [image_digest(image, ours.spec, ImageBudget()) for image in asked.images]
+    shown = [image.pixels if isinstance(image, VisualItem) else image for image in asked.images]
+    digests = [image_digest(image, ours.spec, ImageBudget()) for image in shown]
     items = [replace(item, digest=digest) for item, digest in zip(made.items, digests, strict=True)]
     message = Submit(
         name,

@@ -41,12 +41,22 @@ def their_inputs(spec: ModelSpec, asked: Prompt) -> dict[str, Any]:
 
 def _qwen2(spec: ModelSpec, asked: Prompt) -> dict[str, Any]:
     assert spec.vision is not None
-    patches = [normalised(i, spec.vision)[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) for i in asked.items]
-    return {
-        "pixel_values": torch.cat(patches),
-        "image_grid_thw": torch.tensor([i.grid for i in asked.items]),
-        "mm_token_type_ids": (asked.ids[None] == spec.image_token).int(),
-    }
+    images = [i for i in asked.items if i.video is None]
+    videos = [i for i in asked.items if i.video is not None]
+    still, moving = (asked.ids[None] == token for token in (spec.image_token, spec.video_token))
+    found: dict[str, Any] = {"mm_token_type_ids": still.int() + 2 * moving.int()}
+    if images:
+        patches = [normalised(i, spec.vision)[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) for i in images]
+        found |= {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor([i.grid for i in images])}
+    if videos:
+        patches = [
+            normalised(i, spec.vision).unflatten(0, (-1, i.patch_rows)).transpose(1, 2).flatten(1) for i in videos
+        ]
+        found |= {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor([i.grid for i in videos])}
+    if videos and spec.family == "qwen2_5_vl":
+        seconds = [2 / i.video.sampled_fps for i in videos if i.video is not None]
+        found["second_per_grid_ts"] = torch.tensor(seconds)
+    return found
 
 
 def _stacked(spec: ModelSpec, asked: Prompt) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from opsin_plugins.loading.files import read_model_files
 from opsin_plugins.loading.open_model import open_model
 from opsin_plugins.loading.registry import Registry
 from opsin_plugins.loading.weight_matching import assign
-from opsin_plugins.spec import U8, Architecture, ImageBudget, ModelSpec
+from opsin_plugins.spec import U8, Architecture, ImageBudget, ModelSpec, VisualItem
 from support import tiny
 from support.inputs import their_inputs
 
@@ -70,8 +70,11 @@ def saved(model: Any, directory: Path, **how: Any) -> Ours:
     return load(tiny.save(model, directory), options=tiny.FAMILIES[tiny.family_of(model)].options, **how)
 
 
-def prompt(ours: Ours, ids: Sequence[int], images: Sequence[U8]) -> Prompt:
-    items = ours.architecture.preprocess(images, ours.spec, ImageBudget())
+def prompt(ours: Ours, ids: Sequence[int], visuals: Sequence[U8 | VisualItem]) -> Prompt:
+    """visuals: pictures, and videos that are prepared."""
+    images = [one for one in visuals if not isinstance(one, VisualItem)]
+    prepared = iter(ours.architecture.preprocess(images, ours.spec, ImageBudget()))
+    items = [one if isinstance(one, VisualItem) else next(prepared) for one in visuals]
     expanded = ours.architecture.expand(ids, items, ours.spec, tiny.encode)
     positions, delta = ours.architecture.positions(expanded, items, ours.spec)
     sizes = [(i.shape[0], i.shape[1]) for i in images]

@@ -34,11 +34,15 @@ class Picture(Protocol):
     @property
     def tiles(self) -> tuple[int, int]: ...
 
+    @property
+    def patch_rows(self) -> int: ...
+
 
 class Stem(nn.Module):
     """U8 patches [N, C·p·p] to [N, width]: normalise, then one product.
 
-    A patch may span several frames; a still picture fills all of them, so their kernels are summed instead.
+    A patch may span several frames; a still picture fills all of them, so their kernels are summed instead. The frames
+    of a video's patches lie behind each other.
     """
 
     scale: Tensor
@@ -56,10 +60,14 @@ class Stem(nn.Module):
         self.register_buffer("scale", constants(scale), persistent=False)
         self.register_buffer("shift", constants(shift), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        kernel = self.weight.sum(2) if self.weight.dim() == 5 else self.weight
+    def forward(self, pixels: Tensor, frames: int = 1) -> Tensor:
+        """frames: rows of pixels of each patch, 1 or all that it spans."""
+        if frames > 1:
+            kernel = self.weight.transpose(1, 2)
+        else:
+            kernel = self.weight.sum(2) if self.weight.dim() == 5 else self.weight
         normalised = torch.addcmul(self.shift, pixels.float(), self.scale)
-        return F.linear(normalised.to(kernel.dtype), kernel.flatten(1), self.bias)
+        return F.linear(normalised.to(kernel.dtype).view(len(pixels) // frames, -1), kernel.flatten(1), self.bias)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class _Packing:
     whole: Attended
     whole_layers: frozenset[int]
     order: Tensor | None
+    patch_rows: list[int]
 
     def attended(self, layer: int) -> Attended:
         return self.whole if layer in self.whole_layers else self.apart
@@ -186,6 +195,7 @@ class Tower(nn.Module):
 
     def _packing(self, pictures: Sequence[Picture], lora: Lora | None) -> _Packing:
         grids, device = [p.grid for p in pictures], self.patch.weight.device
+        patch_rows = [p.patch_rows for p in pictures]
         # Frames of one picture attend apart: a grid of t frames is t segments.
         frames = [h * w + self.spec.class_token for t, h, w in grids for _ in range(t)]
         if lora is not None and self.spec.class_token:
@@ -193,17 +203,17 @@ class Tower(nn.Module):
         rope = self._rope(grids) if "rope" in self.spec.position else None
         whole = Attended(Segments(frames), rope, lora)
         if not self.spec.window:
-            return _Packing(grids, frames, whole, whole, frozenset(), None)
+            return _Packing(grids, frames, whole, whole, frozenset(), None, patch_rows)
         order, lengths = windows(grids, self.merge, self.spec.window)
         order = order.to(device)
         if rope is not None:
             rope = rope[0].index_select(0, order), rope[1].index_select(0, order)
         # (The order is one within each picture: its adapter's rows stay where they are.)
         apart, whole = (Attended(Segments(n), rope, lora) for n in (lengths, frames))
-        return _Packing(grids, frames, apart, whole, frozenset(self.spec.whole_layers), order)
+        return _Packing(grids, frames, apart, whole, frozenset(self.spec.whole_layers), order, patch_rows)
 
     def _embedded(self, pixels: Tensor, packing: _Packing) -> Tensor:
-        x = self.patch(pixels)
+        x = self._patches(pixels, packing)
         if self.class_token is not None:
             cls = self.class_token[None].to(x.dtype)
             patches = x.split([n - 1 for n in packing.frames])
@@ -212,6 +222,14 @@ class Tower(nn.Module):
             x = x + self._table(self.positions, packing.grids)
         x = x if self.pre_norm is None else self.pre_norm(x)
         return x if packing.order is None else x.index_select(0, packing.order)
+
+    def _patches(self, pixels: Tensor, packing: _Packing) -> Tensor:
+        if max(packing.patch_rows) == 1:
+            out: Tensor = self.patch(pixels)
+            return out
+        lengths = [t * h * w * n for (t, h, w), n in zip(packing.grids, packing.patch_rows, strict=True)]
+        parts = zip(pixels.split(lengths), packing.patch_rows, strict=True)
+        return torch.cat([self.patch(part, frames) for part, frames in parts])
 
     def _features(self, x: Tensor, taps: Sequence[Tensor], packing: _Packing) -> Tensor:
         x = x if self.post_norm is None else self.post_norm(x)

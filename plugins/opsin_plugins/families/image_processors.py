@@ -1,8 +1,8 @@
-"""The image processors of transformers that the built-in encoders implement, and how their settings are read.
+"""The image and video processors of transformers that the built-in encoders implement, and how their settings are read.
 
-A checkpoint's settings say which class made them (`image_processor_type`). What they leave out is that class's own
-default, whatever the model; null is no default but nothing: a step that is not done, a size that is missing. A setting
-that changes pixels and is not implemented is refused by name.
+A checkpoint's settings say which class made them (`image_processor_type`, `video_processor_type`). What they leave out
+is that class's own default, whatever the model; null is no default but nothing: a step that is not done, a size that is
+missing. A setting that changes pixels and is not implemented is refused by name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ HALF = (0.5, 0.5, 0.5)
 INERT = frozenset(
     {
         "image_processor_type",
+        "video_processor_type",
         "feature_extractor_type",
         "processor_class",
         "auto_map",
@@ -30,6 +31,8 @@ INERT = frozenset(
         "input_data_format",
         "device",
         "return_tensors",
+        "return_metadata",
+        "video_metadata",
         "disable_grouping",
         "image_seq_length",
         "return_row_col_info",
@@ -43,20 +46,22 @@ ABOUT_PIXELS = re.compile(r"^do_|size|crop|pad|pixel|resize|resample|rescale|mea
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """One class of image processors.
+    """One class of processors.
 
     names: its `image_processor_type`, without "Fast" or "Pil"; the first is its own, the others do the same to pixels.
     defaults: what its files may leave out. fixed: settings that are implemented with one value only, the default.
+    kind: of what it prepares: "image" or "video".
     """
 
     names: tuple[str, ...]
     defaults: Mapping[str, object]
     fixed: Mapping[str, object] = field(default_factory=dict)
+    kind: str = "image"
 
     @property
     def complete(self) -> Config:
         """Its name and its defaults."""
-        return {"image_processor_type": self.names[0], **self.defaults}
+        return {f"{self.kind}_processor_type": self.names[0], **self.defaults}
 
     def resolve(self, settings: Config | None) -> Config:
         """The settings with every default filled in. Raises SpecError when there are none, when another class made
@@ -73,25 +78,27 @@ class ImageProcessor:
         fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, **self.fixed}
         for key, value in given.items():
             if key in fixed and not _same(value, fixed[key]):
-                raise SpecError(f"image processor {key}: {value!r} is not supported ({fixed[key]!r} is)")
+                raise SpecError(f"{self.kind} processor {key}: {value!r} is not supported ({fixed[key]!r} is)")
             if key not in (*fixed, *self.defaults, *INERT, "rescale_factor") and ABOUT_PIXELS.search(key) and value:
                 raise SpecError(
-                    f"image processor {key}: {value!r} is not supported: {self.names[0]} has no such setting"
+                    f"{self.kind} processor {key}: {value!r} is not supported: {self.names[0]} has no such setting"
                 )
         factor = number(given, "rescale_factor", 1 / 255)
         if abs(factor * 255 - 1) > 1e-6:
-            raise SpecError(f"image processor rescale_factor {factor} is not supported (1/255 is)")
+            raise SpecError(f"{self.kind} processor rescale_factor {factor} is not supported (1/255 is)")
         return {**self.defaults, **given}
 
     def _check_type(self, settings: Config) -> None:
         legacy = settings.get("feature_extractor_type")  # of files from before 2023
-        said = settings.get("image_processor_type") or (
+        said = settings.get(f"{self.kind}_processor_type") or (
             legacy.replace("FeatureExtractor", "ImageProcessor") if isinstance(legacy, str) else None
         )
         if said is None:
             return
         if not isinstance(said, str) or said.removesuffix("Fast").removesuffix("Pil") not in self.names:
-            raise SpecError(f"image_processor_type {said!r} is not supported for this model ({', '.join(self.names)})")
+            raise SpecError(
+                f"{self.kind}_processor_type {said!r} is not supported for this model ({', '.join(self.names)})"
+            )
 
 
 def _whole(value: object) -> object:
@@ -167,6 +174,49 @@ QWEN2_VL = ImageProcessor(
         "merge_size": 2,
     },
     {"do_center_crop": False, "do_pad": False},
+)
+_QWEN_VIDEO = {
+    "resample": 3,
+    "min_pixels": None,
+    "max_pixels": None,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "fps": None,
+    "num_frames": None,
+    "min_frames": 4,
+    "max_frames": 768,
+    "do_sample_frames": False,  # of a server nobody wants every frame: see `video_spec`
+    "cap_pixels_per_frame": None,
+    "use_token_compression": True,  # transformers passes over it
+}
+QWEN2_VL_VIDEO = ImageProcessor(
+    ("Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor"),
+    {
+        **_QWEN_VIDEO,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768},
+        "patch_size": 14,
+        "max_video_tokens": 128000,
+    },
+    {"do_center_crop": False, "do_pad": False},
+    "video",
+)
+QWEN3_VL_VIDEO = ImageProcessor(
+    ("Qwen3VLVideoProcessor",),
+    {
+        **_QWEN_VIDEO,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768},
+        "patch_size": 16,
+        "fps": 2,
+        "max_video_tokens": 768,
+        "max_image_size": None,  # transformers passes over these two
+        "max_duration": None,
+    },
+    {"do_center_crop": False, "do_pad": False},
+    "video",
 )
 IDEFICS3 = ImageProcessor(
     ("Idefics3ImageProcessor", "SmolVLMImageProcessor"),

@@ -18,20 +18,29 @@ Written = tuple[Sequence[int], tuple[bool, ...] | None]  # ids, and which of the
 
 
 def write_images(
-    ids: Sequence[int], items: Sequence[VisualItem], placeholder: int, write: Callable[[VisualItem], Written]
+    ids: Sequence[int],
+    items: Sequence[VisualItem],
+    placeholder: int,
+    write: Callable[[VisualItem], Written],
+    of_videos: int | None = None,
 ) -> Expanded:
-    """Every placeholder id becomes what is written for its image. Raises SpecError on unequal counts."""
+    """Every placeholder id becomes what is written for its image, or its video. of_videos: their placeholder. Raises
+    SpecError on unequal counts."""
     array = np.asarray(ids, np.int32)
-    places = np.flatnonzero(array == placeholder)
-    if len(places) != len(items):
-        raise SpecError(f"the chat template wrote {len(places)} image placeholders for {len(items)} images")
+    places = np.flatnonzero((array == placeholder) | (array == (placeholder if of_videos is None else of_videos)))
+    moving = [item.video is not None for item in items]
+    if [int(array[place]) != placeholder for place in places] != moving:
+        written = int(np.count_nonzero(array[places] == placeholder))
+        videos = f" and {len(places) - written} of videos for {sum(moving)} videos" if any(moving) else ""
+        images = len(items) - sum(moving)
+        raise SpecError(f"the chat template wrote {written} image placeholders for {images} images{videos}")
     parts, spans, at, length = [], [], 0, 0
     for number, (place, item) in enumerate(zip(places, items, strict=True)):
-        written, visual = write(item)
-        parts += [array[at:place], np.asarray(written, np.int32)]
+        row, visual = write(item)
+        parts += [array[at:place], np.asarray(row, np.int32)]
         length += int(place) - at
-        spans.append(Span(length, len(written), number, visual))
-        at, length = int(place) + 1, length + len(written)
+        spans.append(Span(length, len(row), number, visual))
+        at, length = int(place) + 1, length + len(row)
     return Expanded(np.concatenate([*parts, array[at:]]), tuple(spans))
 
 
@@ -50,23 +59,40 @@ def line(length: int) -> tuple[I32, int]:
     return np.arange(length, dtype=np.int32)[None], 0
 
 
-def mrope(expanded: Expanded, items: Sequence[VisualItem], merge: int) -> tuple[I32, int]:
-    """M-RoPE positions I32 [3, T] (time, row, column) and the delta of what follows.
+def mrope(expanded: Expanded, items: Sequence[VisualItem], merge: int, ticks_per_second: float = 0) -> tuple[I32, int]:
+    """M-RoPE positions I32 [3, T] (time, row, column) and the delta of what follows the prompt.
 
     Text advances all axes; an image at s gives t = s, h = s + row, w = s + column of the merged grid, and what
-    follows starts at s + max(rows, columns). Source: the Qwen2-VL paper, §2.1.
+    follows starts at s + max(rows, columns). Of a video the time axis takes steps, after which text goes on from the
+    same place, and what follows the prompt from the largest position of all. Sources: the Qwen2-VL paper, §2.1;
+    transformers' get_rope_index.
     """
     total = len(expanded.ids)
     out = np.empty((3, total), np.int32)
     at = position = 0
     for span in expanded.spans:
-        text = span.start - at
-        out[:, at : span.start] = position + np.arange(text)
-        position += text
-        frames, rows, columns = (g // m for g, m in zip(items[span.item].grid, (1, merge, merge), strict=True))
-        axes = np.indices((frames, rows, columns)).reshape(3, -1)
-        out[:, span.start : span.start + span.length] = position + axes
-        position += max(rows, columns)
-        at = span.start + span.length
+        for start, ticks in _runs(span, items[span.item], ticks_per_second):
+            text = start - at
+            out[:, at:start] = position + np.arange(text)
+            position += text
+            rows, columns = (g // merge for g in items[span.item].grid[1:])
+            axes = np.indices((len(ticks), rows, columns)).reshape(3, -1)
+            axes[0] = ticks[axes[0]]
+            at = start + axes.shape[1]
+            out[:, start:at] = position + axes
+            position += max(rows, columns)
     out[:, at:] = position + np.arange(total - at)
-    return out, position + (total - at) - total
+    return out, int(out.max(initial=-1)) + 1 - total
+
+
+def _runs(span: Span, item: VisualItem, ticks_per_second: float) -> list[tuple[int, I32]]:
+    """Visual tokens that stand behind each other: where they begin, and the steps in time of their patches. Where a
+    video's span has other tokens in between, each of its patches in time begins anew."""
+    if span.visual_mask is not None:
+        marks = np.flatnonzero(np.diff(np.asarray(span.visual_mask, np.int8), prepend=0) == 1)
+        return [(span.start + int(mark), np.zeros(1, np.int32)) for mark in marks]
+    ticks = np.arange(item.grid[0], dtype=np.float32)
+    if item.video is not None and ticks_per_second:
+        seconds = np.float32(item.patch_rows / item.video.sampled_fps)
+        ticks *= np.float32(ticks_per_second) * seconds  # (in float32, as transformers does it)
+    return [(span.start, ticks.astype(np.int32))]

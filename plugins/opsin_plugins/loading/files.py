@@ -34,6 +34,7 @@ def read_model_files(
         directory=directory,
         config=config,
         preprocessor=_image_processor(directory, processor),
+        video_preprocessor=_video_processor(directory, processor),
         generation=read_json(directory / "generation_config.json"),
         tokenizer_config=tokenizer_config,
         chat_template=find_chat_template(directory, processor, tokenizer_config, vision=has_vision(config)),
@@ -84,10 +85,19 @@ def _config(directory: Path, processor: Mapping[str, object]) -> tuple[Mapping[s
 def _image_processor(directory: Path, processor: Mapping[str, object]) -> Mapping[str, object] | None:
     """The image processor's settings: within processor_config.json, where transformers 5 saves them, else in a file of
     their own; None where neither is there."""
-    nested = processor.get("image_processor")
+    return _settings(directory, processor, "image_processor", "preprocessor_config.json")
+
+
+def _video_processor(directory: Path, processor: Mapping[str, object]) -> Mapping[str, object] | None:
+    """As the image processor's. Where neither is there, transformers reads the image processor's file."""
+    return _settings(directory, processor, "video_processor", "video_preprocessor_config.json")
+
+
+def _settings(directory: Path, processor: Mapping[str, object], section: str, file: str) -> Mapping[str, object] | None:
+    nested = processor.get(section)
     if isinstance(nested, Mapping):
         return nested
     if nested is not None:
-        raise SpecError(f"{directory / 'processor_config.json'}: image_processor is no object: {nested!r:.100}")
-    path = directory / "preprocessor_config.json"
+        raise SpecError(f"{directory / 'processor_config.json'}: {section} is no object: {nested!r:.100}")
+    path = directory / file
     return read_json(path) if path.is_file() else None

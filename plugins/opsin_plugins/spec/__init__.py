@@ -35,7 +35,8 @@ from opsin_plugins.spec.model_spec import (
     TowerSpec,
 )
 from opsin_plugins.spec.packing import CodeForm, Packing
-from opsin_plugins.spec.protocols import Architecture, DualEncoder, FusionStrategy, VisionEncoder
+from opsin_plugins.spec.protocols import Architecture, DualEncoder, FusionStrategy, TakesVideos, VisionEncoder
+from opsin_plugins.spec.videos import Clip, VideoBudget, VideoPlan, VideoSource, VideoSpec
 from opsin_plugins.spec.visual_items import Expanded, ImageBudget, Span, VisibleImages, VisualItem
 from opsin_plugins.spec.weight_rules import Concat, Ignore, Prefix, PublishedNames, Rename, Reorder, Rule, Split
 
@@ -45,6 +46,7 @@ __all__ = [
     "U8",
     "Activation",
     "Architecture",
+    "Clip",
     "CodeForm",
     "Concat",
     "Config",
@@ -80,10 +82,15 @@ __all__ = [
     "Span",
     "SpecError",
     "Split",
+    "TakesVideos",
     "TensorInfo",
     "TextTowerSpec",
     "TiledTowerSpec",
     "TowerSpec",
+    "VideoBudget",
+    "VideoPlan",
+    "VideoSource",
+    "VideoSpec",
     "VisibleImages",
     "VisionEncoder",
     "VisualItem",

@@ -27,6 +27,7 @@ class ModelFiles:
     directory: Path
     config: Mapping[str, object]
     preprocessor: Mapping[str, object] | None = None  # the image processor's settings; None: they are nowhere
+    video_preprocessor: Mapping[str, object] | None = None  # the video processor's; None: the image processor's count
     generation: Mapping[str, object] = field(default_factory=dict)
     tokenizer_config: Mapping[str, object] = field(default_factory=dict)
     chat_template: str | None = None

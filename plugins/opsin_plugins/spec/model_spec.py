@@ -12,6 +12,7 @@ from typing import Literal
 
 from opsin_plugins.spec.base_types import Activation, Norm, SpecError
 from opsin_plugins.spec.linears import LinearShape, attention_linears, mlp_linears, under
+from opsin_plugins.spec.videos import VideoSpec
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,8 @@ class CrossSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything the host needs to build, feed and check one model."""
+    """Everything the host needs to build, feed and check one model. no_video: why it takes no videos, where its family
+    does and its files stand against it."""
 
     family: str
     decoder: DecoderSpec
@@ -327,6 +329,9 @@ class ModelSpec:
     eos: tuple[int, ...]
     max_positions: int
     cross: CrossSpec | None = None  # of the fusion "cross_attention" alone
+    video: VideoSpec | None = None
+    video_token: int | None = None  # the placeholder that a template writes once per video
+    no_video: str = ""
 
     def __post_init__(self) -> None:
         parts = (self.vision, self.projector, self.image, self.fusion, self.encoder, self.image_token)
@@ -334,3 +339,7 @@ class ModelSpec:
             raise SpecError(f"{self.family}: a model has all vision parts or none, got {parts}")
         if self.image_token is not None and self.image_token >= self.decoder.embeddings:
             raise SpecError(f"image token {self.image_token} is outside of the {self.decoder.embeddings} embeddings")
+        if (self.video is None) != (self.video_token is None):
+            raise SpecError(f"{self.family}: a model has a VideoSpec and a video token or neither")
+        if self.video_token is not None and self.video_token >= self.decoder.embeddings:
+            raise SpecError(f"video token {self.video_token} is outside of the {self.decoder.embeddings} embeddings")

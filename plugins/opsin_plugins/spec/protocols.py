@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from opsin_plugins.spec.base_types import I32, U8, Config, Encode, Grid, Pattern
 from opsin_plugins.spec.dual_encoder_spec import DualEncoderSpec
 from opsin_plugins.spec.encoder_spec import EncoderSpec
 from opsin_plugins.spec.model_files import ModelFiles
 from opsin_plugins.spec.model_spec import ImageSpec, ModelSpec, TowerSpec
+from opsin_plugins.spec.videos import Clip, VideoBudget, VideoPlan, VideoSource
 from opsin_plugins.spec.visual_items import Expanded, ImageBudget, VisualItem
 from opsin_plugins.spec.weight_rules import Rule
 
@@ -51,6 +52,16 @@ class Architecture(Protocol):
 
     def chat_template(self, files: ModelFiles) -> str | None:
         """A template for directories without one; None: there is none, and the directory must bring its own."""
+
+
+@runtime_checkable
+class TakesVideos(Protocol):
+    """What a family has beside an `Architecture`, whose models set `ModelSpec.video`."""
+
+    def plan_video(self, source: VideoSource, spec: ModelSpec, budget: VideoBudget) -> VideoPlan:
+        """Which frames are taken. Raises SpecError for a video the model cannot take."""
+
+    def preprocess_video(self, clip: Clip, spec: ModelSpec) -> VisualItem: ...
 
 
 class VisionEncoder(Protocol):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opsin_plugins.spec.base_types import I32, U8, Grid
+from opsin_plugins.spec.videos import VideoPlan
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class ImageBudget:
 
 @dataclass(frozen=True)
 class VisualItem:
-    """One preprocessed image.
+    """One preprocessed image or video.
 
-    pixels: U8 [N, C·p·p], one frame's patches in the tower's order; the stem normalises on the device.
+    pixels: U8 [N, C·p·p], one frame's patches in the tower's order; the stem normalises on the device. Of a video, the
+    frames that a patch spans stand behind each other.
     grid: (frames or tiles, rows, columns) in patches. tokens: how many visual tokens it becomes. digest: set by the
     host.
     tiles: how the tiles lie, (rows, columns); the grid may have one more (a view of the whole picture).
     arrange: I32 [tokens], which projected feature each visual token is, -1 for the newline; None: as they come.
     hidden: trailing visual tokens that only prompt tokens before the first image may attend to.
+    video: what was taken of a video; None: it is an image.
     """
 
     pixels: U8
@@ -43,6 +46,12 @@ class VisualItem:
     tiles: tuple[int, int] = (1, 1)
     arrange: I32 | None = None
     hidden: int = 0
+    video: VideoPlan | None = None
+
+    @property
+    def patch_rows(self) -> int:
+        """Rows of pixels for each patch: the frames that it spans, or 1 of an image, which fills all of them."""
+        return len(self.pixels) // (self.grid[0] * self.grid[1] * self.grid[2])
 
 
 @dataclass(frozen=True)

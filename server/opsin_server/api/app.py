@@ -53,6 +53,7 @@ from opsin_server.api.services import Services
 from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
 from opsin_server.guided.check_process import GrammarChecker
+from opsin_server.media.video_process import VideoDecoder
 from opsin_server.metrics import Metrics
 from opsin_server.text.embedding_input import Embedder
 from opsin_server.text.encode_prompt import PromptEncoder
@@ -99,6 +100,7 @@ def create_app(
         answers=answers,
         admission=Admission(config.max_queue),
         grammars=GrammarChecker(),
+        videos=VideoDecoder(),
         metrics=metrics,
         threads=ThreadPoolExecutor(config.preprocess_threads or DEFAULT_THREADS, thread_name_prefix="opsin-prompt"),
     )

@@ -11,14 +11,14 @@ from typing import BinaryIO
 from opsin_server.api.chores import every
 from opsin_server.errors import BadRequest, NotFound, TooLarge
 from opsin_server.file_config import FileConfig
-from opsin_server.media.encoded_image import too_many_bytes
+from opsin_server.media.media_kind import IMAGE, VIDEO, MediaKind
 from opsin_server.media_limits import MediaLimits
 from opsin_server.storage.file_records import not_pending
 from opsin_server.storage.records import TENANT, Blob, NewUpload, Page, StoredFile, Upload, UploadPart, checked_name
 from opsin_server.storage.state import State
 
 PART_BYTES = 64 * 2**20  # of a part, as at OpenAI
-IMAGE_PURPOSES = ("vision", "user_data")
+MEDIA_PURPOSES = ("vision", "user_data")
 EXPIRE_SECONDS = 600.0  # between looks at what has expired
 
 
@@ -71,17 +71,22 @@ class FileService:
 
     def read_image(self, file_id: str) -> bytes:
         """Of a picture that a request or a row names, on any thread. Raises BadRequest."""
+        return self._read_media(file_id, IMAGE)
+
+    def read_video(self, file_id: str) -> bytes:
+        """The same of a video."""
+        return self._read_media(file_id, VIDEO)
+
+    def _read_media(self, file_id: str, kind: MediaKind) -> bytes:
         try:
             file = self._records.get(TENANT, file_id)
         except NotFound as error:
-            raise BadRequest(error.message, code="invalid_image") from None
-        if file.purpose not in IMAGE_PURPOSES:
-            raise BadRequest(
-                f"{file.id} has the purpose '{file.purpose}': upload an image with {' or '.join(IMAGE_PURPOSES)}",
-                code="invalid_image",
-            )
-        if file.size > self._media.max_image_bytes:
-            raise too_many_bytes(f"{file.size:,}", self._media)
+            raise kind.invalid(error.message) from None
+        if file.purpose not in MEDIA_PURPOSES:
+            purposes = " or ".join(MEDIA_PURPOSES)
+            raise kind.invalid(f"{file.id} has the purpose '{file.purpose}': upload {kind.some} with {purposes}")
+        if file.size > kind.max_bytes(self._media):
+            raise kind.too_many_bytes(f"{file.size:,}", self._media)
         with self._state.blobs.open(TENANT, file.digest) as opened:
             return opened.read()
 

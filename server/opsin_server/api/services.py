@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from opsin_plugins.spec import U8
+from opsin_plugins.spec import U8, Clip
 from opsin_server.api.adapter_service import AdapterService
 from opsin_server.api.admission import Admission
 from opsin_server.api.answer_store import AnswerStore
@@ -24,6 +24,7 @@ from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest
 from opsin_server.guided.check_process import GrammarChecker
+from opsin_server.media.video_process import VideoDecoder
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
 from opsin_server.text.embedding_input import Embedder
@@ -50,6 +51,7 @@ class Services:
     answers: AnswerStore | None  # None: none are kept
     admission: Admission
     grammars: GrammarChecker
+    videos: VideoDecoder
     metrics: Metrics
     threads: ThreadPoolExecutor
 
@@ -65,11 +67,15 @@ class Services:
         return self.chat_encoder
 
     async def encode(
-        self, messages: Sequence[Message], images: Sequence[U8], continue_final: bool, options: PromptOptions = PLAIN
+        self,
+        messages: Sequence[Message],
+        visuals: Sequence[U8 | Clip],
+        continue_final: bool,
+        options: PromptOptions = PLAIN,
     ) -> Prompt:
         """In a thread: tokenizing and resizing take milliseconds, and release the interpreter's lock."""
         loop, encode = asyncio.get_running_loop(), self.encoder.encode
-        return await loop.run_in_executor(self.threads, encode, messages, images, continue_final, options)
+        return await loop.run_in_executor(self.threads, encode, messages, visuals, continue_final, options)
 
     def check_open(self) -> None:
         """Raises Unavailable while no new work is taken."""

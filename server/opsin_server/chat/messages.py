@@ -11,10 +11,14 @@ from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, missing, on
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 # What a part of each type must hold. The types with "input" and "output" are those of OpenAI's Responses API.
-PartType = Literal["text", "input_text", "output_text", "image_url", "input_image", "image", "file"]
+PartType = Literal[
+    "text", "input_text", "output_text", "image_url", "input_image", "image", "file", "video_url", "video"
+]
 # One of these; the others: a field of their own name.
 _HOLDS = {"input_text": ("text",), "output_text": ("text",), "input_image": ("image_url", "file_id")}
-_HELD = ("text", "image_url", "image", "file", "file_id")
+_HELD = ("text", "image_url", "image", "file", "file_id", "video_url", "video")
+# Beside them.
+_OF_VIDEOS = ("fps", "num_frames", "min_frames", "max_frames", "max_pixels", "total_pixels")
 
 
 def known(literal: Any, noun: str) -> BeforeValidator:
@@ -61,6 +65,51 @@ class ImageURL(Strict):
         return self
 
 
+Frames = Annotated[int, Field(ge=1, le=10_000), WHOLE]
+FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
+
+
+class VideoFields(Strict):
+    """Which frames of a video are taken, and how large they are. Where it is sent as frames, `fps` says how many were
+    taken of a second."""
+
+    fps: Annotated[
+        FramesPerSecond | None,
+        Field(description="of a video: frames taken of each second; of one sent as frames: that were"),
+    ] = None
+    num_frames: Annotated[
+        Frames | None, Field(description="of a video, in place of `fps`: frames taken of all of it")
+    ] = None
+    min_frames: Annotated[Frames | None, Field(description="of a video, with `fps`: at least so many are taken")] = None
+    max_frames: Annotated[Frames | None, Field(description="of a video, with `fps`: at most so many are taken")] = None
+    max_pixels: Annotated[Pixels | None, Field(description="of a video: at most so many in a frame after resizing")] = (
+        None
+    )
+    total_pixels: Annotated[
+        Annotated[int, Field(ge=1, lt=2**40), WHOLE] | None,
+        Field(description="of a video: at most so many in all frames together after resizing"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _samples_one_way(self) -> VideoFields:
+        if self.fps is not None and self.num_frames is not None:
+            raise wrong("give fps or num_frames, not both", "num_frames")
+        return self
+
+
+class VideoURL(Strict):
+    url: Annotated[str | None, Field(description="or file_id")] = None
+    file_id: Annotated[str | None, Field(description="of a video that was uploaded to /v1/files")] = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> VideoURL:
+        if self.url is None and self.file_id is None:
+            raise missing("url")
+        if self.url is not None and self.file_id is not None:
+            raise wrong("give a url or a file_id, not both", "file_id")
+        return self
+
+
 class FilePart(Strict):
     """An image that was uploaded, or a data: URL of one."""
 
@@ -79,7 +128,21 @@ class FilePart(Strict):
         return self
 
 
-class ContentPart(Strict):
+_KINDS = {str: "~string", list: "~parts", type(None): "~null"}
+Video = Annotated[
+    Annotated[str, Tag("~string")]
+    | Annotated[Annotated[list[str], Field(min_length=1)], Tag("~parts")]
+    | Annotated[None, Tag("~null")],
+    Discriminator(
+        lambda value: _KINDS.get(type(value)),
+        custom_error_type="wrong",
+        custom_error_message="{message}",
+        custom_error_context={"message": "must be a URL, or a list of the URLs of its frames"},
+    ),
+]
+
+
+class ContentPart(VideoFields):
     """One part of a message."""
 
     type: Annotated[PartType, known(PartType, "content parts")]
@@ -92,6 +155,8 @@ class ContentPart(Strict):
     image: str | None = None
     file: FilePart | None = None
     file_id: Annotated[str | None, Field(description='of "input_image"')] = None
+    video_url: Annotated[VideoURL | None, Field(description="or its URL alone"), BeforeValidator(_object_of_url)] = None
+    video: Annotated[Video, Field(description="a URL; or the URLs of pictures that are its frames")] = None
     detail: Annotated[Detail, Field(description='of "input_image"')] = None
 
     # These cannot change an answer.
@@ -120,10 +185,13 @@ class ContentPart(Strict):
             raise wrong(f'a part of type "{self.type}" has one of "{given[0]}" and "{given[1]}"', given[1])
         if self.detail is not None and self.type != "input_image":
             raise wrong(f'a part of type "{self.type}" must not have "detail"', "detail")
+        if self.type not in ("video", "video_url"):
+            for name in _OF_VIDEOS:
+                if getattr(self, name) is not None:
+                    raise wrong(f'a part of type "{self.type}" must not have "{name}"', name)
         return self
 
 
-_KINDS = {str: "~string", list: "~parts", type(None): "~null"}
 # Of unions, here and in requests of other routes; in the location of an error they are no field's name.
 TAGS = frozenset({*_KINDS.values(), "~tokens", "~token_lists", "~part", "~object"})
 _NO_CONTENT = "must be a string or a list of content parts"

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from opsin_plugins.spec import ImageBudget
-from opsin_server.chat.messages import ChatMessage, ContentPart
+from opsin_plugins.spec import ImageBudget, VideoBudget
+from opsin_server.chat.messages import ChatMessage, ContentPart, VideoFields
 from opsin_server.media.file_id import FileId
-from opsin_server.text.conversation import ImagePart, Message, Role, TextPart, ToolCall
+from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart, ToolCall, VideoPart
 
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
 
-def to_messages(messages: Sequence[ChatMessage], default: ImageBudget, path: str = "messages") -> list[Message]:
-    """ "developer" is OpenAI's newer name for "system". default: for images that do not say. path: of the messages in
-    what was sent, for errors."""
+NOT_SAID = VideoBudget()
+
+
+def to_messages(
+    messages: Sequence[ChatMessage], default: ImageBudget, path: str = "messages", of_videos: VideoBudget = NOT_SAID
+) -> list[Message]:
+    """ "developer" is OpenAI's newer name for "system". default, of_videos: for images and videos that do not say.
+    path: of the messages in what was sent, for errors."""
     return [
         Message(
             _role(message),
-            _parts(message.content, f"{path}[{index}].content", default),
+            _parts(message.content, f"{path}[{index}].content", default, of_videos),
             message.thoughts,
             is_string=not isinstance(message.content, list),
             tool_calls=tuple(
@@ -36,20 +42,22 @@ def _role(message: ChatMessage) -> Role:
 
 
 def _parts(
-    content: str | list[ContentPart] | None, param: str, default: ImageBudget
-) -> tuple[TextPart | ImagePart, ...]:
+    content: str | list[ContentPart] | None, param: str, default: ImageBudget, of_videos: VideoBudget
+) -> tuple[Part, ...]:
     if isinstance(content, str):
         return (TextPart(content),)
     if not content:  # an assistant's
         return (TextPart(""),)
-    return tuple(to_part(part, f"{param}[{index}]", default) for index, part in enumerate(content))
+    return tuple(to_part(part, f"{param}[{index}]", default, of_videos) for index, part in enumerate(content))
 
 
-def to_part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | ImagePart:
+def to_part(part: ContentPart, param: str, default: ImageBudget, of_videos: VideoBudget = NOT_SAID) -> Part:
     """param: where it stands in what was sent. An image's own number of pixels goes before the request's, and both
     before what `detail` stands for."""
     if part.text is not None:
         return TextPart(part.text)
+    if part.video_url is not None or part.video is not None:
+        return _video(part, param, of_videos)
     pixels, low = default.max_pixels, part.detail == "low"
     if part.image_url is not None:
         pixels, low = part.image_url.max_pixels or pixels, low or part.image_url.detail == "low"
@@ -58,6 +66,26 @@ def to_part(part: ContentPart, param: str, default: ImageBudget) -> TextPart | I
     if pixels is None and low:
         return ImagePart(source, ImageBudget(LOW_DETAIL_PIXELS, default.max_tokens), param)
     return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)
+
+
+def _video(part: ContentPart, param: str, default: VideoBudget) -> VideoPart:
+    budget = asked_of_videos(part, default)
+    if part.video is not None:
+        return VideoPart(part.video if isinstance(part.video, str) else tuple(part.video), budget, f"{param}.video")
+    assert part.video_url is not None
+    url, file_id = part.video_url.url, part.video_url.file_id
+    if url is not None:
+        return VideoPart(url, budget, f"{param}.video_url")
+    assert file_id is not None
+    return VideoPart(FileId(file_id), budget, f"{param}.video_url.file_id")
+
+
+def asked_of_videos(said: VideoFields, default: VideoBudget) -> VideoBudget:
+    """What is said goes before the default; either way to choose frames replaces the other."""
+    given = {name: value for name in VideoFields.model_fields if (value := getattr(said, name)) is not None}
+    if "fps" in given or "num_frames" in given:
+        default = replace(default, fps=None, num_frames=None)
+    return replace(default, **given)
 
 
 def _source(part: ContentPart) -> tuple[str, str]:

@@ -50,8 +50,8 @@ def check_items(message: Submit, arrays: Arrays, model: Model, cache: EncoderCac
         vision = model.spec.vision
         if vision is None:
             raise SpecError("this model takes no images")
-        patches = item.grid[0] * item.grid[1] * item.grid[2]
-        if patches < 1 or item.shape != (patches, vision.patch_dim):
+        frames = (1,) if model.spec.video is None else (1, vision.temporal)
+        if min(item.grid) < 1 or item.shape not in [(item.patches * n, vision.patch_dim) for n in frames]:
             raise SpecError(f"pixels {item.shape} do not fit grid {item.grid}")
         if isinstance(vision, TiledTowerSpec):
             _check_tiles(item, vision)

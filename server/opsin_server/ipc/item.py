@@ -1,13 +1,15 @@
-"""A preprocessed image as it crosses the door."""
+"""A preprocessed image or video as it crosses the door."""
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
 
 class Item(msgspec.Struct, frozen=True):
-    """An image whose pixels follow as a frame: a VisualItem without its arrays. digest: SHA-256 of what it is and how
-    it was prepared."""
+    """An image or a video whose pixels follow as a frame: a VisualItem without its arrays. digest: SHA-256 of what
+    it is and how it was prepared."""
 
     digest: bytes
     grid: tuple[int, int, int]
@@ -16,3 +18,12 @@ class Item(msgspec.Struct, frozen=True):
     tiles: tuple[int, int] = (1, 1)
     hidden: int = 0
     arranged: bool = False
+
+    @property
+    def patches(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def patch_rows(self) -> int:
+        """Rows of pixels for each patch, as of VisualItem."""
+        return self.shape[0] // self.patches

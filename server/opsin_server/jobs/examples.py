@@ -59,6 +59,9 @@ class TrainingMessage(ChatMessage):
             )
         if self.weight is not None and self.role != "assistant":
             raise wrong(f'only the assistant\'s messages may have one, not "{self.role}"', "weight")
+        for index, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            if part.type in ("video", "video_url"):
+                raise unsupported(part.type, "rows with videos are not trained here", f"content[{index}].type")
         if self.role == "assistant" and not self.content:
             raise wrong("the assistant's text must not be null or empty in training", "content")
         return self

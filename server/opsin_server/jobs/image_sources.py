@@ -7,8 +7,8 @@ from pathlib import Path
 
 from opsin_server.chat.fields import shown
 from opsin_server.errors import BadRequest
-from opsin_server.media.encoded_image import too_many_bytes
 from opsin_server.media.file_id import FileId
+from opsin_server.media.media_kind import IMAGE
 from opsin_server.media.url import parse_url
 from opsin_server.media_limits import MediaLimits
 from opsin_server.text.conversation import ImagePart
@@ -55,7 +55,7 @@ def read_path(source: str, base: Path, limits: MediaLimits) -> bytes:
         if not path.is_file():
             raise BadRequest(f"{shown(source)} is no file", code="invalid_image")
         if (size := path.stat().st_size) > limits.max_image_bytes:
-            raise too_many_bytes(f"{size:,}", limits)
+            raise IMAGE.too_many_bytes(f"{size:,}", limits)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # (a NUL in a path)
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

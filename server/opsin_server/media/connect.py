@@ -11,8 +11,8 @@ from typing import Any
 
 import httpcore2
 
+from opsin_server.errors import BadRequest
 from opsin_server.media.allowed_addresses import dialable
-from opsin_server.media.url import refused
 
 # Addresses tried of one host, so that a dead first answer leaves time for the next within the same deadline.
 MAX_TRIES = 4
@@ -49,10 +49,10 @@ class Network:
 class CheckedBackend(httpcore2.AsyncNetworkBackend):
     """Dials for httpcore, which passes the URL's own host here and keeps it for Host, SNI and the certificate."""
 
-    def __init__(self, network: Network, allow: Sequence[str], seconds: float, why_not: str) -> None:
-        """allow: private hosts that may be dialled all the same. seconds: for all tries of a host. why_not: the
-        sentence for one that may not be."""
-        self._network, self._allow, self._seconds, self._why_not = network, allow, seconds, why_not
+    def __init__(self, network: Network, allow: Sequence[str], seconds: float, refusal: BadRequest) -> None:
+        """allow: private hosts that may be dialled all the same. seconds: for all tries of a host. refusal: of one that
+        may not be."""
+        self._network, self._allow, self._seconds, self._refusal = network, allow, seconds, refusal
 
     async def connect_tcp(
         self,
@@ -67,7 +67,7 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
         # One private answer condemns the host, and an unknown host reads the same: else the difference would tell
         # a caller which names exist inside.
         if not addresses or None in addresses:
-            raise refused(self._why_not)
+            raise self._refusal
         tries = [address for address in addresses if address is not None][:MAX_TRIES]
         failure: Exception = httpcore2.ConnectError()
         for address in tries:

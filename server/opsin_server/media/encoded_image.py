@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from opsin_server.errors import BadRequest
+from opsin_server.media.media_kind import IMAGE
 from opsin_server.media_limits import MediaLimits
 
 
@@ -28,13 +29,8 @@ def check_size(still: EncodedImage, limits: MediaLimits) -> None:
         raise invalid(f"The image is {size} pixels")
     if pixels > limits.max_image_pixels:
         limit = f"{limits.max_image_pixels:,} (--max-image-pixels)"
-        raise BadRequest(f"The image is {size} = {pixels:,} pixels; the limit is {limit}", code="image_too_large")
-
-
-def too_many_bytes(size: str, limits: MediaLimits) -> BadRequest:
-    limit = f"{limits.max_image_bytes:,} (--max-image-bytes)"
-    return BadRequest(f"The image is {size} bytes; the limit is {limit}", code="image_too_large")
+        raise IMAGE.too_large(f"The image is {size} = {pixels:,} pixels; the limit is {limit}")
 
 
 def invalid(message: str) -> BadRequest:
-    return BadRequest(message, code="invalid_image")
+    return IMAGE.invalid(message)

@@ -1,8 +1,8 @@
-"""An image that a client has uploaded, where others give a URL."""
+"""An image or a video that a client has uploaded, where others give a URL."""
 
 from collections.abc import Callable
 
-from opsin_server.errors import BadRequest
+from opsin_server.media.media_kind import IMAGE, MediaKind
 
 
 class FileId(str):
@@ -12,11 +12,11 @@ class FileId(str):
 
 
 ReadFile = Callable[[str], bytes]
-"""The bytes of an uploaded image. Raises BadRequest."""
+"""The bytes of an uploaded image, or video. Raises BadRequest."""
 
 
-def read_file(file_id: str, files: ReadFile | None) -> bytes:
+def read_file(file_id: str, files: ReadFile | None, kind: MediaKind = IMAGE) -> bytes:
     """files: None where there are none. Raises BadRequest."""
     if files is None:
-        raise BadRequest("an image by the id of a file: only a server has files", code="invalid_image")
+        raise kind.invalid(f"{kind.some} by the id of a file: only a server has files")
     return files(file_id)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from opsin_plugins.spec import ImageBudget
+from opsin_plugins.spec import ImageBudget, VideoBudget
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -27,7 +27,16 @@ class ImagePart:
     demanded: bool = False
 
 
-Part = TextPart | ImagePart
+@dataclass(frozen=True)
+class VideoPart:
+    """source: URL or data URL of a file; or those of pictures, each of which is a frame. param: as of an image."""
+
+    source: str | tuple[str, ...]
+    budget: VideoBudget
+    param: str
+
+
+Part = TextPart | ImagePart | VideoPart
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,17 @@ class Message:
     tool_call_id: str | None = None
 
 
+def visual_parts(messages: Sequence[Message]) -> list[ImagePart | VideoPart]:
+    """In the order in which what was loaded of them is handed to `PromptEncoder.encode`."""
+    return [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+
+
 def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
-    """In the order in which their pixels are handed to `PromptEncoder.encode`."""
-    return [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
+    return [part for part in visual_parts(messages) if isinstance(part, ImagePart)]
+
+
+def video_parts(messages: Sequence[Message]) -> list[VideoPart]:
+    return [part for part in visual_parts(messages) if isinstance(part, VideoPart)]
 
 
 def texts(messages: Sequence[Message]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from opsin_plugins.loading.declared_pooling import declared_cuts, declared_pooling
-from opsin_plugins.spec import U8, ModelFiles, SpecError
+from opsin_plugins.spec import U8, Clip, ModelFiles, SpecError
 from opsin_server.embedding_config import EmbeddingConfig
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Pooling
@@ -49,20 +49,22 @@ class DecoderEmbedder:
             self._encoder.check(what.messages)
 
     def encode(
-        self, what: EmbeddingInput, images: Sequence[U8], context: int, truncation: Truncation
+        self, what: EmbeddingInput, visuals: Sequence[U8 | Clip], context: int, truncation: Truncation
     ) -> EmbeddingPrompt:
-        prompt = self._prompt(what, images, context, truncation)
+        prompt = self._prompt(what, visuals, context, truncation)
         check_length(len(prompt.ids), context, what.param)
         return EmbeddingPrompt(prompt, len(prompt.ids), sum(span.length for span in prompt.spans))
 
-    def _prompt(self, what: EmbeddingInput, images: Sequence[U8], context: int, truncation: Truncation) -> Prompt:
+    def _prompt(
+        self, what: EmbeddingInput, visuals: Sequence[U8 | Clip], context: int, truncation: Truncation
+    ) -> Prompt:
         if isinstance(what, ConversationInput):
             # (A conversation that were cut would lose its template's end, or a part of a picture.)
             size, far = sum(map(len, texts(what.messages))), FAR_TOO_LONG * context * self._longest
             if size > far:
                 raise too_long(f"{size:,} characters", context, what.param)
             options = PromptOptions(generation_prompt=what.opens)
-            return self._encoder.encode(what.messages, images, options=options)
+            return self._encoder.encode(what.messages, visuals, options=options)
         if isinstance(what, TextInput):
             ids = text_ids(self._encoder.tokenizer, what, context, truncation)
         else:

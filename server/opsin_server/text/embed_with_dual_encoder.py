@@ -10,11 +10,11 @@ import numpy as np
 
 from opsin_plugins.loading.declared_pooling import declared_cuts
 from opsin_plugins.loading.open_served import OpenDualEncoder
-from opsin_plugins.spec import I32, U8, SpecError, VisualItem
+from opsin_plugins.spec import I32, U8, Clip, SpecError, VisualItem
 from opsin_server.embedding_config import EmbeddingConfig
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Pooling
-from opsin_server.text.conversation import ImagePart, Message, TextPart
+from opsin_server.text.conversation import ImagePart, Message, TextPart, VideoPart
 from opsin_server.text.embedding_input import (
     ConversationInput,
     EmbeddingFacts,
@@ -63,12 +63,13 @@ class DualEncoderEmbedder:
                 )
 
     def encode(
-        self, what: EmbeddingInput, images: Sequence[U8], context: int, truncation: Truncation
+        self, what: EmbeddingInput, visuals: Sequence[U8 | Clip], context: int, truncation: Truncation
     ) -> EmbeddingPrompt:
         if isinstance(what, ConversationInput):
             part = _only_part(what.messages, what.param)
             if isinstance(part, ImagePart):
-                return self._picture(images[0], part)
+                assert not isinstance(visuals[0], Clip)
+                return self._picture(visuals[0], part)
             what = TextInput(part.text, what.param)
         return self._text(what, context, truncation)
 
@@ -120,9 +121,14 @@ def _only_part(messages: Sequence[Message], param: str) -> TextPart | ImagePart:
             "each an input of its own",
             param=param,
         )
-    if isinstance(parts[0], TextPart) and not parts[0].text:
+    part = parts[0]
+    if isinstance(part, VideoPart):
+        raise BadRequest(
+            "this model takes no videos: it embeds texts and pictures", param=part.param, code="unsupported_video"
+        )
+    if isinstance(part, TextPart) and not part.text:
         raise BadRequest("it must not be an empty string", param=param)
-    return parts[0]
+    return part
 
 
 def _prompt(ids: Sequence[int], item: VisualItem | None = None) -> Prompt:

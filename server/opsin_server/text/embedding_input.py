@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from opsin_plugins.spec import U8
+from opsin_plugins.spec import U8, Clip
 from opsin_server.errors import BadRequest
 from opsin_server.ipc.messages import Pooling
 from opsin_server.text.conversation import Message
@@ -83,9 +83,9 @@ class Embedder(Protocol):
         """What can be refused before any picture is fetched. Raises BadRequest."""
 
     def encode(
-        self, what: EmbeddingInput, images: Sequence[U8], context: int, truncation: Truncation
+        self, what: EmbeddingInput, visuals: Sequence[U8 | Clip], context: int, truncation: Truncation
     ) -> EmbeddingPrompt:
-        """images: of a conversation, in the order of `image_parts`. context: tokens that the engine takes. Raises
+        """visuals: of a conversation, in the order of `visual_parts`. context: tokens that the engine takes. Raises
         BadRequest."""
 
 

@@ -1,4 +1,4 @@
-"""A conversation and its decoded pictures to all that the engine needs of a prompt."""
+"""A conversation and its decoded pictures and videos to all that the engine needs of a prompt."""
 
 from __future__ import annotations
 
@@ -14,21 +14,34 @@ from opsin_plugins.spec import (
     I32,
     U8,
     Architecture,
+    Clip,
     Expanded,
     ImageBudget,
     ModelFiles,
     ModelSpec,
     Span,
     SpecError,
+    TakesVideos,
+    VideoBudget,
+    VideoPlan,
+    VideoSource,
     VisualItem,
 )
 from opsin_server.config import EngineConfig
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.text.answer_frame import AnswerFrame, answer_frame
 from opsin_server.text.answer_labels import Bools, answer_labels
-from opsin_server.text.conversation import ImagePart, Message, TextPart, image_parts
+from opsin_server.text.conversation import (
+    ImagePart,
+    Message,
+    TextPart,
+    VideoPart,
+    image_parts,
+    video_parts,
+    visual_parts,
+)
 from opsin_server.text.end_tokens import answer_ends
-from opsin_server.text.image_digest import image_digest
+from opsin_server.text.image_digest import image_digest, video_digest
 from opsin_server.text.merge_turns import merge_answers
 from opsin_server.text.plain_text import ConversationEncoder, LostMarkerError
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
@@ -76,7 +89,10 @@ class PromptEncoder:
         self.vocabulary = spec.decoder.vocab  # tokens that can be drawn
         self._conversation = ConversationEncoder(self.tokenizer, self.template, opens=spec.vision is not None)
         self._check_template()
-        self.takes_images = spec.image_token is not None and self._writes_placeholder(spec.image_token)
+        self.takes_images = spec.image_token is not None and self._writes_placeholder(
+            spec.image_token, ImagePart("", ImageBudget(), "")
+        )
+        self._no_video = self._why_no_video()
 
     def check(self, messages: Sequence[Message]) -> None:
         """What can be refused before any image is fetched."""
@@ -88,11 +104,15 @@ class PromptEncoder:
         for part in parts:
             if part.demanded and image is not None and not image.resizable:
                 raise BadRequest(f"max_pixels: {self.spec.family} gives every image one size", param=part.param)
+        if self._no_video and (videos := video_parts(messages)):
+            raise BadRequest(
+                f"this model takes no videos: {self._no_video}", param=videos[0].param, code="unsupported_video"
+            )
 
     def text_ids(
         self, messages: Sequence[Message], continue_final: bool = False, options: PromptOptions = PLAIN
     ) -> list[int]:
-        """The rendered conversation, each image one placeholder. Raises BadRequest.
+        """The rendered conversation, each image and each video one placeholder. Raises BadRequest.
 
         continue_final: the last message is the assistant's, and what is generated goes on where its text ends.
         """
@@ -102,15 +122,24 @@ class PromptEncoder:
     def encode(
         self,
         messages: Sequence[Message],
-        images: Sequence[U8],
+        visuals: Sequence[U8 | Clip],
         continue_final: bool = False,
         options: PromptOptions = PLAIN,
     ) -> Prompt:
-        """images: U8 [H, W, 3], RGB, in the order of `image_parts(messages)`. continue_final: as of `text_ids`.
+        """visuals: images, U8 [H, W, 3], RGB, and videos, in the order of `visual_parts(messages)`. continue_final: as
+        of `text_ids`.
 
         Raises BadRequest.
         """
-        return self._prompt(self.text_ids(messages, continue_final, options), messages, images)
+        return self._prompt(self.text_ids(messages, continue_final, options), messages, visuals)
+
+    def plan_video(self, source: VideoSource, part: VideoPart) -> VideoPlan:
+        """Which frames of a video are taken, once it is known what there is. Raises BadRequest."""
+        assert isinstance(self._architecture, TakesVideos)
+        try:
+            return self._architecture.plan_video(source, self.spec, part.budget)
+        except SpecError as error:
+            raise BadRequest(str(error), param=part.param, code="invalid_video") from error
 
     def of_ids(self, ids: Sequence[int], param: str) -> Prompt:
         """A prompt of ids that no template has written, without pictures. Raises BadRequest."""
@@ -153,11 +182,11 @@ class PromptEncoder:
         """What the template writes around an answer."""
         return answer_frame(self.tokenizer, self.template, self.ends)
 
-    def _prompt(self, ids: Sequence[int], messages: Sequence[Message], images: Sequence[U8]) -> Prompt:
-        parts = image_parts(messages)
-        if len(parts) != len(images):
-            raise ValueError(f"{len(images)} images for {len(parts)} image parts")
-        items = tuple(self.visual_item(part, image) for part, image in zip(parts, images, strict=True))
+    def _prompt(self, ids: Sequence[int], messages: Sequence[Message], visuals: Sequence[U8 | Clip]) -> Prompt:
+        parts = visual_parts(messages)
+        if len(parts) != len(visuals):
+            raise ValueError(f"{len(visuals)} images and videos for {len(parts)} parts")
+        items = tuple(self._item(part, visual) for part, visual in zip(parts, visuals, strict=True))
         try:
             expanded = self._architecture.expand(ids, items, self.spec, self.tokenizer.encode)
             positions, delta = self._architecture.positions(expanded, items, self.spec)
@@ -186,6 +215,15 @@ class PromptEncoder:
         tail = b"".join(map(self.tokenizer.token_bytes, prompt.ids[-TAIL:].tolist())).decode("utf-8", "replace")
         return tail.rfind(self.reasoning.begin) > tail.rfind(self.reasoning.end)
 
+    def _item(self, part: ImagePart | VideoPart, visual: U8 | Clip) -> VisualItem:
+        if isinstance(part, ImagePart):
+            assert not isinstance(visual, Clip)
+            return self.visual_item(part, visual)
+        assert isinstance(visual, Clip)
+        assert isinstance(self._architecture, TakesVideos)
+        item = self._architecture.preprocess_video(visual, self.spec)
+        return replace(item, digest=video_digest(visual, self.spec))
+
     def visual_item(self, part: ImagePart, image: U8) -> VisualItem:
         """One picture as the tower takes it, with its digest. Raises BadRequest."""
         try:
@@ -211,9 +249,19 @@ class PromptEncoder:
         except BadRequest:  # a template may want more than one turn
             return
 
-    def _writes_placeholder(self, token: int) -> bool:
-        """Whether the template shows an image at all, by rendering one."""
-        message = Message("user", (ImagePart("", ImageBudget(), ""), TextPart("7301")))
+    def _why_no_video(self) -> str:
+        """Why the model takes none; empty where it does."""
+        token = self.spec.video_token
+        if token is None or not isinstance(self._architecture, TakesVideos):
+            return self.spec.no_video or f"{self.spec.family} has none"
+        if token not in self.tokenizer.marker_ids:
+            return f"tokenizer.json has no token of its own for the id {token}"
+        shows = self._writes_placeholder(token, VideoPart("", VideoBudget(), ""))
+        return "" if shows else "its chat template shows none"
+
+    def _writes_placeholder(self, token: int, part: ImagePart | VideoPart) -> bool:
+        """Whether the template shows such a part at all, by rendering one."""
+        message = Message("user", (part, TextPart("7301")))
         try:
             return self._conversation.ids([message]).count(token) == 1
         except BadRequest:

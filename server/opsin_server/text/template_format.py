@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from opsin_plugins.spec import SpecError
 from opsin_server.errors import OpsinError
-from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart, ToolCall
+from opsin_server.text.conversation import Message, Part, Role, TextPart, ToolCall, VideoPart
 from opsin_server.text.merge_turns import fold_system, merge_turns, one_text
 from opsin_server.text.trusted import joined, own
 
@@ -60,11 +60,13 @@ ROLES: Mapping[Role, str] = {
     "assistant": own("assistant"),
     "tool": own("tool"),
 }
-IMAGE, TEXT = own("image"), own("text")
+IMAGE, VIDEO, TEXT = own("image"), own("video"), own("text")
 
 
 def _part(part: Part) -> dict[str, str]:
-    return {"type": IMAGE} if isinstance(part, ImagePart) else {"type": TEXT, "text": part.text}
+    if isinstance(part, TextPart):
+        return {"type": TEXT, "text": part.text}
+    return {"type": VIDEO if isinstance(part, VideoPart) else IMAGE}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -49,7 +49,7 @@ async def send(delivery: WebhookDelivery, config: WebhookConfig, network: Networ
         "User-Agent": "opsin",
         **signed,
     }
-    backend = CheckedBackend(network, config.webhook_allow, config.webhook_timeout, NOT_PUBLIC)
+    backend = CheckedBackend(network, config.webhook_allow, config.webhook_timeout, BadRequest(NOT_PUBLIC))
     address = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
     pool = httpcore2.AsyncConnectionPool(ssl_context=network.tls(), max_connections=1, network_backend=backend)
     try:

@@ -27,7 +27,7 @@ ACT = {"model", "messages", "logprobs", "max_completion_tokens", "max_tokens", "
 }  # fmt: skip
 ACT_OF_OURS = {"top_k", "min_p", "repetition_penalty", "ignore_eos", "priority", "mm_processor_kwargs"} | {
     "continue_final_message", "add_generation_prompt", "min_tokens", "stop_token_ids", "structured_outputs",
-    "chat_template_kwargs", "prompt_logprobs",
+    "chat_template_kwargs", "media_io_kwargs", "prompt_logprobs",
 }  # fmt: skip
 GUIDED = {f"guided_{name}" for name in ("json", "regex", "choice", "grammar", "whitespace_pattern", "decoding_backend")}
 IGNORED: dict[str, Any] = {
@@ -83,7 +83,6 @@ NEUTRAL_DIALECTS: dict[str, tuple[list[Any], list[Any]]] = {
     "include_stop_str_in_output": ([False], [True]),
     "length_penalty": ([1, 1.0], [0.8]),
     "logits_processors": ([[]], [["x"]]),
-    "media_io_kwargs": ([{}], [{"video": {}}]),
     "mirostat": ([0], [2]),
     "mirostat_mode": ([0], [2]),
     "models": ([[]], [["a", "b"]]),

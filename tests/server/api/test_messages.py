@@ -91,7 +91,7 @@ WRONG_MESSAGES: list[tuple[list[Any], str]] = [
     ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "messages[0].content[0].type"),
     ([{"role": "user", "content": [{"type": "file", "file": {"file": "f"}}]}], "messages[0].content[0].file.file"),
     ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], "messages[0].content[0].type"),
-    ([{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}], "messages[0].content[0].type"),
+    ([{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}], "messages[0].content[0].video_url.url"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].image_url"),
     ([{"role": "user", "content": [{"type": "image_url", "file_id": "f"}]}], "messages[0].content[0].image_url"),
     ([{"role": "user", "content": [{"type": "text", "text": "x", "detail": "low"}]}], "messages[0].content[0].detail"),

@@ -36,6 +36,8 @@ QWEN3_VL = """\
 {%- for piece in content -%}
 {%- if counts and (piece.type == 'image' or 'image' in piece or 'image_url' in piece) -%}
 {{ '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif counts and (piece.type == 'video' or 'video' in piece) -%}
+{{ '<|vision_start|><|video_pad|><|vision_end|>' }}
 {%- elif 'text' in piece -%}{{ piece.text }}
 {%- endif -%}
 {%- endfor -%}

@@ -5,9 +5,21 @@ from __future__ import annotations
 from opsin_plugins.families.base import renames
 from opsin_plugins.families.encoders.qwen3_vl import Qwen3VLEncoder
 from opsin_plugins.families.language import TextDefaults
+from opsin_plugins.families.positions import Written
 from opsin_plugins.families.qwen2_like import Qwen2Style
-from opsin_plugins.spec import LevelsProjectorSpec, ProjectorSpec, Rule, TowerSpec
+from opsin_plugins.families.videos import timestamps
+from opsin_plugins.spec import (
+    Encode,
+    LevelsProjectorSpec,
+    ModelSpec,
+    ProjectorSpec,
+    Rule,
+    TowerSpec,
+    VideoPlan,
+    VisualItem,
+)
 
+START, END = "<|vision_start|>", "<|vision_end|>"
 MERGER, LEVEL = "model.visual.merger.", "model.visual.deepstack_merger_list.{i}."
 
 
@@ -30,3 +42,16 @@ class Qwen3VL(Qwen2Style):
             *renames({f"{MERGER}{theirs}": f"projector.{ours}" for theirs, ours in parts.items()}),
             *renames({f"{LEVEL}{theirs}": f"projector.levels.{{i}}.{ours}" for theirs, ours in parts.items()}),
         ]
+
+    def write_video(self, item: VisualItem, plan: VideoPlan, spec: ModelSpec, encode: Encode) -> Written:
+        """Each patch in time with its seconds before it."""
+        assert spec.video is not None
+        assert spec.video_token is not None
+        ids: list[int] = []
+        visual: list[bool] = []
+        tokens = item.tokens // item.grid[0]
+        for seconds in timestamps(plan, spec.video.temporal):
+            before, behind = encode(f"<{seconds:.1f} seconds>{START}"), encode(END)
+            ids += [*before, *[spec.video_token] * tokens, *behind]
+            visual += [*[False] * len(before), *[True] * tokens, *[False] * len(behind)]
+        return ids, tuple(visual)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from opsin_plugins.families.base import renames
-from opsin_plugins.families.config_fields import activation, integer, integers
+from opsin_plugins.families.config_fields import activation, integer, integers, number
 from opsin_plugins.families.encoders.qwen2_vl import JOINS, LAYER_ATTENTION, Qwen2VLEncoder
 from opsin_plugins.spec import Concat, Config, EncoderSpec, Rename, Rule, SpecError, TowerSpec
 
@@ -35,6 +35,9 @@ class Qwen25VLEncoder(Qwen2VLEncoder):
             window=window,
             whole_layers=integers(config, "fullatt_block_indexes", (7, 15, 23, 31)),
         )
+
+    def ticks_per_second(self, config: Config) -> float:
+        return number(config, "tokens_per_second", 4)
 
     def weights(self, spec: TowerSpec, prefix: str) -> Sequence[Rule]:
         source, mine = f"{prefix}blocks.{{i}}.", "vision.layers.{i}."

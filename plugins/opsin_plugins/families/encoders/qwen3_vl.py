@@ -8,12 +8,16 @@ from dataclasses import replace
 
 from opsin_plugins.families.config_fields import activation, integer, integers, layer_count
 from opsin_plugins.families.encoders.qwen2_vl import JOINS, LAYER_ATTENTION, Qwen2VLEncoder
+from opsin_plugins.families.image_processors import QWEN3_VL_VIDEO
 from opsin_plugins.spec import Config, EncoderSpec, Rename, Rule, SpecError, TowerSpec
 
 
 class Qwen3VLEncoder(Qwen2VLEncoder):
     name = "qwen3_vl"
     mlp = ("mlp.linear_fc1", "mlp.linear_fc2")
+    video_processor = QWEN3_VL_VIDEO
+    video_sampling = "ends"
+    video_budget = "video"
     claims = EncoderSpec(
         model_types=("qwen3_vl", "qwen3_vl_vision"),
         attention=LAYER_ATTENTION,

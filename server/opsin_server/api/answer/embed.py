@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opsin_plugins.spec import U8, ImageBudget
+from opsin_plugins.spec import U8, Clip, ImageBudget, VideoBudget
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.adapter_use import AdapterUse
+from opsin_server.api.answer.load_visuals import load_visuals, max_video_tokens
 from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.schemas.embedding_request import EmbeddingRequest
 from opsin_server.api.schemas.embedding_response import EmbeddingList, EmbeddingUsage, encode, encoded
 from opsin_server.api.services import Services
 from opsin_server.chat.messages import ContentPart
-from opsin_server.chat.to_messages import to_messages, to_part
+from opsin_server.chat.to_messages import asked_of_videos, to_messages, to_part
 from opsin_server.errors import BadRequest, EngineFailed
 from opsin_server.ipc.messages import Output, Sampling, Submit, arrays_of, describe
-from opsin_server.media.load_images import load_images
-from opsin_server.text.conversation import ImagePart, Message, image_parts
+from opsin_server.text.conversation import Message, TextPart, visual_parts
 from opsin_server.text.embedding_input import (
     ConversationInput,
     EmbeddingFacts,
@@ -56,16 +56,18 @@ async def embed(
     """The answer's body. adapter: None is the base model. held: what its closing gives back. Raises BadRequest."""
     log.model, log.adapter = body.model, None if adapter is None else adapter.label
     engine, embedder = facts(services.engine), services.embedder
-    inputs = inputs_of(body, engine.max_image_tokens, None if adapter is None else adapter.max_pixels)
+    inputs = inputs_of(
+        body, engine.max_image_tokens, None if adapter is None else adapter.max_pixels, max_video_tokens(engine)
+    )
     size = check_dimensions(body.dimensions, embedder.facts)
     for one in inputs:
         embedder.check(one)
-    images = await _images(inputs, services)
+    visuals = await _visuals(inputs, services)
     truncation = Truncation(body.truncate_prompt_tokens, body.truncation_side or "right")
     asked = _Asked(adapter, engine.max_context, truncation)
     if adapter is not None:
         asked.use = held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
-    found = await _all(inputs, images, asked, log, services)
+    found = await _all(inputs, visuals, asked, log, services)
     data = []
     for index, vector in enumerate(found):
         data.append(encoded(index, shortened(vector, size), body.encoding_format))
@@ -75,14 +77,20 @@ async def embed(
 
 
 def inputs_of(
-    body: EmbeddingRequest, max_image_tokens: int | None, max_pixels: int | None = None
+    body: EmbeddingRequest,
+    max_image_tokens: int | None,
+    max_pixels: int | None = None,
+    video_tokens: int | None = None,
 ) -> list[EmbeddingInput]:
-    """max_pixels: of a picture where the request does not say, as an adapter was trained."""
+    """max_pixels: of a picture where the request does not say, as an adapter was trained. video_tokens: for how many of
+    a video there is room."""
     options, dressed = body.mm_processor_kwargs, body.add_special_tokens is not False
     said = None if options is None else options.max_pixels
     budget = ImageBudget(max_pixels if said is None else said, max_image_tokens)
+    of_videos = VideoBudget(max_tokens=video_tokens)
+    of_videos = of_videos if options is None else asked_of_videos(options, of_videos)
     if body.messages is not None:
-        messages = to_messages(body.messages, budget)
+        messages = to_messages(body.messages, budget, of_videos=of_videos)
         return [ConversationInput(tuple(messages), "messages", body.add_generation_prompt is True)]
     given = body.input
     if isinstance(given, str):
@@ -90,19 +98,21 @@ def inputs_of(
     assert given is not None
     if given and isinstance(given[0], int):
         return [TokenInput(tuple(token for token in given if isinstance(token, int)), "input")]
-    return [_input(one, f"input[{index}]", budget, dressed) for index, one in enumerate(given)]
+    return [_input(one, f"input[{index}]", budget, of_videos, dressed) for index, one in enumerate(given)]
 
 
-def _input(one: str | int | list[int] | ContentPart, param: str, budget: ImageBudget, dressed: bool) -> EmbeddingInput:
+def _input(
+    one: str | int | list[int] | ContentPart, param: str, budget: ImageBudget, of_videos: VideoBudget, dressed: bool
+) -> EmbeddingInput:
     if isinstance(one, str):
         return TextInput(one, param, dressed)
     if isinstance(one, list):
         return TokenInput(tuple(one), param)
     assert isinstance(one, ContentPart)
-    part = to_part(one, param, budget)
-    if isinstance(part, ImagePart):
-        return ConversationInput((Message("user", (part,)),), param)
-    return TextInput(part.text, param, dressed)
+    part = to_part(one, param, budget, of_videos)
+    if isinstance(part, TextPart):
+        return TextInput(part.text, param, dressed)
+    return ConversationInput((Message("user", (part,)),), param)
 
 
 def check_dimensions(wanted: int | None, about: EmbeddingFacts) -> int:
@@ -132,20 +142,19 @@ def shortened(data: bytes, size: int) -> bytes:
     return (kept / max(float(np.linalg.norm(kept)), 1e-12)).astype("<f4").tobytes()
 
 
-async def _images(inputs: Sequence[EmbeddingInput], services: Services) -> list[list[U8]]:
-    """Of each input, its pictures."""
-    parts = [image_parts(one.messages) if isinstance(one, ConversationInput) else [] for one in inputs]
-    flat = [part for of_one in parts for part in of_one]
-    media = services.config.media
-    pixels = await load_images(
-        [part.source for part in flat], media, [part.param for part in flat], files=services.files.read_image
-    )
-    rest = iter(pixels)
+async def _visuals(inputs: Sequence[EmbeddingInput], services: Services) -> list[list[U8 | Clip]]:
+    """Of each input, its pictures and videos."""
+    parts = [visual_parts(one.messages) if isinstance(one, ConversationInput) else [] for one in inputs]
+    rest = iter(await load_visuals([part for of_one in parts for part in of_one], services))
     return [[next(rest) for _ in of_one] for of_one in parts]
 
 
 async def _all(
-    inputs: Sequence[EmbeddingInput], images: Sequence[list[U8]], asked: _Asked, log: RequestLog, services: Services
+    inputs: Sequence[EmbeddingInput],
+    visuals: Sequence[list[U8 | Clip]],
+    asked: _Asked,
+    log: RequestLog,
+    services: Services,
 ) -> list[bytes]:
     """In the order of the inputs. The first that fails ends the others."""
     gate = asyncio.Semaphore(IN_FLIGHT)
@@ -154,7 +163,7 @@ async def _all(
         async with gate:
             loop, encode = asyncio.get_running_loop(), services.embedder.encode
             made = await loop.run_in_executor(
-                services.threads, encode, inputs[index], images[index], asked.context, asked.truncation
+                services.threads, encode, inputs[index], visuals[index], asked.context, asked.truncation
             )
             log.usage.prompt_tokens += made.tokens
             log.usage.image_tokens += made.image_tokens

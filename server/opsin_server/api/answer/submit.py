@@ -1,12 +1,14 @@
-"""From a checked chat request to an answer that the engine is working on: pictures, prompt, limits, sampling."""
+"""From a checked chat request to an answer that the engine is working on: pictures and videos, prompt, limits,
+sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 
-from opsin_plugins.spec import ImageBudget
+from opsin_plugins.spec import ImageBudget, VideoBudget
 from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.answer_tools import answer_tools, prompt_options
 from opsin_server.api.answer.generation import Generation, Identity
@@ -23,16 +25,16 @@ from opsin_server.api.answer.hand_over import (
     submission,
 )
 from opsin_server.api.answer.keep_chat import keeper
+from opsin_server.api.answer.load_visuals import load_visuals, max_video_tokens
 from opsin_server.api.answer.prompt_scores import PromptScores, check_entries, prompt_tokens
 from opsin_server.api.answer.structured_output import grammar_of
 from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.services import Services
-from opsin_server.chat.to_messages import to_messages
+from opsin_server.chat.to_messages import asked_of_videos, to_messages
 from opsin_server.errors import BadRequest
-from opsin_server.media.load_images import load_images
-from opsin_server.text.conversation import Message, image_parts, texts
+from opsin_server.text.conversation import Message, texts, visual_parts
 from opsin_server.text.encode_prompt import Prompt
 from opsin_server.text.reasoning import ReasoningReader
 
@@ -95,18 +97,17 @@ async def submit(
 def conversation(body: ChatRequest, adapter: ServedAdapter | None, services: Services) -> list[Message]:
     """In the prompt code's words, with what can be refused before anything is fetched. Raises BadRequest."""
     engine = facts(services.engine)
-    messages = to_prompt(body, engine.max_image_tokens, None if adapter is None else adapter.max_pixels)
+    max_pixels = None if adapter is None else adapter.max_pixels
+    messages = to_prompt(body, engine.max_image_tokens, max_pixels, max_video_tokens(engine))
     services.encoder.check(messages)
     check_length(messages, services.encoder.tokenizer.longest_token, engine.max_context)
     return messages
 
 
 async def encoded(messages: Sequence[Message], body: ChatRequest, services: Services) -> Prompt:
-    """With its images loaded. Raises BadRequest."""
-    images = image_parts(messages)
-    media, params = services.config.media, [image.param for image in images]
-    pixels = await load_images([image.source for image in images], media, params, files=services.files.read_image)
-    return await services.encode(messages, pixels, bool(body.continue_final_message), prompt_options(body))
+    """With its images and videos loaded. Raises BadRequest."""
+    visuals = await load_visuals(visual_parts(messages), services)
+    return await services.encode(messages, visuals, bool(body.continue_final_message), prompt_options(body))
 
 
 def check_length(messages: Sequence[Message], longest_token: int, context: int) -> None:
@@ -165,10 +166,25 @@ def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:
     return f" ({images} of them for {count} images, the largest {largest}; there is room for {fit})"
 
 
-def to_prompt(request: ChatRequest, max_image_tokens: int | None, max_pixels: int | None = None) -> list[Message]:
+def to_prompt(
+    request: ChatRequest,
+    max_image_tokens: int | None,
+    max_pixels: int | None = None,
+    max_video_tokens: int | None = None,
+) -> list[Message]:
     """The same conversation in the prompt code's words. max_pixels: of a picture where the request does not say, as an
-    adapter was trained."""
+    adapter was trained. max_video_tokens: for how many of a video there is room."""
     options = request.mm_processor_kwargs
     said = None if options is None else options.max_pixels
     default = ImageBudget(max_pixels if said is None else said, max_image_tokens)
-    return to_messages(request.messages, default)
+    return to_messages(request.messages, default, of_videos=_of_videos(request, max_video_tokens))
+
+
+def _of_videos(request: ChatRequest, max_tokens: int | None) -> VideoBudget:
+    """What processors are told goes before what readers of files are told."""
+    budget = VideoBudget(max_tokens=max_tokens)
+    if request.media_io_kwargs is not None and (read := request.media_io_kwargs.video) is not None:
+        budget = replace(budget, fps=read.fps, num_frames=read.num_frames)
+    if request.mm_processor_kwargs is None:
+        return budget
+    return asked_of_videos(request.mm_processor_kwargs, budget)

@@ -13,7 +13,7 @@ from opsin_server.api.schemas.adapters import (
     UnloadLoraAdapter,
 )
 from opsin_server.api.schemas.batches import CreateBatch
-from opsin_server.api.schemas.chat_request import ChatRequest, ProcessorOptions
+from opsin_server.api.schemas.chat_request import ChatRequest, InputOptions, ProcessorOptions, VideoInputOptions
 from opsin_server.api.schemas.completion_request import CompletionRequest
 from opsin_server.api.schemas.embedding_request import EmbeddingRequest
 from opsin_server.api.schemas.files import CheckFile, CompleteUpload, CreateUpload, ExpiresAfter
@@ -53,7 +53,15 @@ from opsin_server.api.schemas.structured_outputs import JsonSchemaFormat, Respon
 from opsin_server.api.schemas.tokenize import DetokenizeRequest, TokenizeTextRequest
 from opsin_server.api.schemas.tools import FunctionDefinition, NamedChoice, NamedFunction, Tool
 from opsin_server.api.schemas.webhooks import ChangeWebhook, CreateWebhook, RotateSecret, SampleWebhook
-from opsin_server.chat.messages import CalledFunction, ChatMessage, ContentPart, FilePart, ImageURL, MessageToolCall
+from opsin_server.chat.messages import (
+    CalledFunction,
+    ChatMessage,
+    ContentPart,
+    FilePart,
+    ImageURL,
+    MessageToolCall,
+    VideoURL,
+)
 
 TITLES: dict[type[BaseModel], tuple[str, str]] = {
     ChatRequest: ("A chat request", ""),
@@ -65,7 +73,9 @@ TITLES: dict[type[BaseModel], tuple[str, str]] = {
     ResponseFormat: ("`response_format`", "What the answer is held to."),
     JsonSchemaFormat: ("`json_schema`", "Whether `strict` is true or not, the answer is held to the schema."),
     StructuredOutputs: ("`structured_outputs`", "What the answer is held to, by vLLM's names: one of the first five."),
-    ProcessorOptions: ("`mm_processor_kwargs`", "For all images of the request."),
+    ProcessorOptions: ("`mm_processor_kwargs`", "For all images and videos of the request."),
+    InputOptions: ("`media_io_kwargs`", ""),
+    VideoInputOptions: ("The `video` of `media_io_kwargs`", "-1 says nothing."),
     ChatMessage: ("A message", ""),
     MessageToolCall: ("A call", "Of an assistant's message."),
     CalledFunction: ("The `function` of a call", ""),
@@ -75,6 +85,7 @@ TITLES: dict[type[BaseModel], tuple[str, str]] = {
     ),
     ImageURL: ("`image_url`", ""),
     FilePart: ("`file`", ""),
+    VideoURL: ("`video_url`", ""),
     ChangeStored: ("A change of a stored chat completion", ""),
     ResponsesRequest: ("A Responses request", ""),
     InputItem: (

@@ -12,13 +12,34 @@ from opsin_server.api.schemas.fine_tuning import checked_pairs
 from opsin_server.api.schemas.sampling_fields import SamplingFields, Tokens
 from opsin_server.api.schemas.tools import MAX_TOOLS, Tool, ToolChoice
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, only, unsupported, wrong
-from opsin_server.chat.messages import ChatMessage, Pixels
+from opsin_server.chat.messages import ChatMessage, Frames, FramesPerSecond, Pixels, VideoFields
 
 
-class ProcessorOptions(Strict):
-    """For all images of a request, under vLLM's name for it."""
+def _unless_minus_one(value: Any) -> Any:
+    """-1 says nothing."""
+    return None if value == -1 else value
 
-    max_pixels: Pixels | None = None
+
+class ProcessorOptions(VideoFields):
+    """For all images and videos of a request, under vLLM's name for it."""
+
+    max_pixels: Annotated[
+        Pixels | None, Field(description="at most so many in an image, and in a frame of a video, after resizing")
+    ] = None
+
+    do_sample_frames: Annotated[None, only(True)] = None
+
+
+class VideoInputOptions(Strict):
+    fps: Annotated[FramesPerSecond | None, BeforeValidator(_unless_minus_one)] = None
+    num_frames: Annotated[Frames | None, BeforeValidator(_unless_minus_one)] = None
+
+
+class InputOptions(Strict):
+    """The same again, under vLLM's name for what reads files."""
+
+    video: VideoInputOptions | None = None
+    image: Annotated[None, only({})] = None
 
 
 # What published templates ask for. No template is given any other variable, nor one of its own by these names.
@@ -61,6 +82,7 @@ class ChatRequest(Dialects, SamplingFields):
     tool_choice: Annotated[ToolChoice, Field(description="or a function by name")] = None
     parallel_tool_calls: Annotated[bool | None, Field(description="false: at most one call")] = None
     mm_processor_kwargs: ProcessorOptions | None = None
+    media_io_kwargs: Annotated[InputOptions | None, Field(description="for all videos of the request")] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, BeforeValidator(_template_variables), Field(description=TEMPLATE_VARIABLES_WORDS)
     ] = None

@@ -72,6 +72,7 @@ class CompletionRequest(CommonDialects, SamplingFields):
     # These would change the answer, and pass only where they would not.
     suffix: Annotated[None, only("")] = None
     prompt_embeds: Annotated[None, only()] = None
+    media_io_kwargs: Annotated[None, only({})] = None
     truncate_prompt_tokens: Annotated[None, only()] = None
     allowed_token_ids: Annotated[None, only()] = None
     service_tier: Annotated[None, only("auto", "default")] = None

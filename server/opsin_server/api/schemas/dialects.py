@@ -40,7 +40,6 @@ class CommonDialects(Strict):
     return_token_ids: Annotated[None, only(False)] = None
     return_hidden_states: Annotated[None, only(False)] = None
     documents: Annotated[None, only([])] = None
-    media_io_kwargs: Annotated[None, only({})] = None
     logits_processors: Annotated[None, only([])] = None
     vllm_xargs: Annotated[None, only({})] = None
 

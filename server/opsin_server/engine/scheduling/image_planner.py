@@ -63,7 +63,7 @@ class ImagePlanner:
     def _too_much(self, plan: Plan, sequence: Sequence, need: EncoderInput) -> bool:
         """Whether an image must wait for another step. Not when all that is encoded in this one are images without
         which this sequence's next row cannot be computed: they would be too much in every step."""
-        patches = plan.patches + sequence.items[need.item].shape[0]
+        patches = plan.patches + sequence.items[need.item].patches
         if plan.room is not None:
             return patches > plan.room.patches and len(plan.encode) >= plan.room.images
         if not plan.encode or patches <= self.pace.patches:

@@ -63,7 +63,7 @@ class Plan:
     @property
     def patches(self) -> int:
         """Of the images that are encoded."""
-        return sum(sequence.items[item].shape[0] for sequence, item in self.encode)
+        return sum(sequence.items[item].patches for sequence, item in self.encode)
 
     @property
     def empty(self) -> bool:

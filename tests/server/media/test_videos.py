@@ -1,0 +1,142 @@
+"""Videos decoded apart: the frames that were asked for, and what a hostile file costs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from opsin_plugins.spec import Clip, VideoPlan, VideoSource
+from opsin_server.errors import BadRequest
+from opsin_server.media import load_videos, video_process
+from opsin_server.media.load_videos import VideoLoader
+from opsin_server.media.video_process import VideoDecoder
+from opsin_server.media_limits import MediaLimits
+from support import videos
+
+PICTURES = videos.frames(9, 48, 64)
+MP4 = videos.encoded(PICTURES)
+WANTED = (0, 3, 3, 8)
+
+
+def plan(source: VideoSource) -> VideoPlan:
+    """To the last frame."""
+    return VideoPlan(source, (*WANTED[:3], source.frames - 1), source.height, source.width, 1)
+
+
+def decoded(data: bytes, make: Callable[[VideoSource], VideoPlan] = plan, **limits: float) -> Clip:
+    return asyncio.run(VideoDecoder().decode(data, MediaLimits(**limits), make, 3))  # type: ignore[arg-type]
+
+
+def refused(data: bytes, **limits: float) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        decoded(data, **limits)
+    return caught.value
+
+
+CODECS = [
+    ("mp4", "libx264"),
+    ("mov", "mpeg4"),
+    ("matroska", "libx265"),
+    ("webm", "libvpx"),
+    ("webm", "libvpx-vp9"),
+    ("mp4", "libsvtav1"),
+    ("avi", "mpeg4"),
+]
+
+
+@pytest.mark.parametrize(("container", "codec"), CODECS)
+def test_the_frames_are_those_that_were_asked_for(container: str, codec: str) -> None:
+    data = videos.encoded(PICTURES, 8, container, codec)
+    clip = decoded(data)
+    assert clip.plan.source == VideoSource(9, 8.0, 48, 64)
+    assert np.array_equal(clip.frames, videos.decoded(data)[list(WANTED)])
+
+
+def test_they_are_brought_to_the_size_of_the_plan() -> None:
+    clip = decoded(MP4, lambda source: VideoPlan(source, (1, 5), 24, 40, 1))
+    assert np.array_equal(clip.frames, videos.clip(videos.decoded(MP4), clip.plan).frames)
+
+
+def sizes_vary() -> bytes:
+    """Two videos behind each other in one stream, as H.264 allows it."""
+    return videos.joined([PICTURES[:4], videos.frames(4, 96, 64)])
+
+
+def huge_frames() -> bytes:
+    """Behind a header that calls them small."""
+    return videos.joined([np.zeros((1, 4096, 4096, 3), np.uint8)], (48, 64))
+
+
+def many_frames() -> bytes:
+    return videos.encoded(np.zeros((400, 16, 16, 3), np.uint8), 30)
+
+
+HOSTILE = {
+    "nothing": (b"", {}, "no known format"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(99), {}, "no known format"),
+    "a playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", {}, "no known format"),
+    "a list of files": (b"ffconcat version 1.0\nfile /etc/passwd\n", {}, "no known format"),
+    "a beginning alone": (MP4[:12] + bytes(50), {}, "truncated or damaged"),
+    "no index": (MP4[: len(MP4) // 2], {}, "truncated or damaged"),
+    "noise inside": (MP4[:60] + bytes(range(256)) * 3 + MP4[828:], {}, ""),
+    "a codec that is not accepted": (videos.encoded(PICTURES, 8, "avi", "ffv1"), {}, "codec is not accepted"),
+    "a header that lies": (huge_frames(), {}, "16,777,216 pixels"),
+    "frames of several sizes": (sizes_vary(), {}, "several sizes"),
+    "large frames": (MP4, {"max_video_pixels": 48 * 64 - 1}, "--max-video-pixels"),
+    "many frames": (many_frames(), {"max_video_frames": 300}, "--max-video-frames"),
+    "a long time": (many_frames(), {"max_video_seconds": 10}, "--max-video-seconds"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_ends_in_a_sentence_and_in_time(name: str) -> None:
+    data, limits, said = HOSTILE[name]
+    start = time.monotonic()
+    error = refused(data, **limits)  # type: ignore[arg-type]
+    assert said in error.message
+    assert error.code in ("invalid_video", "video_too_large")
+    assert time.monotonic() - start < 10
+
+
+def test_a_process_that_is_killed_is_one_requests_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(video_process, "WORKER", ("-c", "import os; os.kill(os.getpid(), 9)"))
+        assert refused(MP4).code == "invalid_video"
+    with monkeypatch.context() as patch:
+        patch.setattr(video_process, "WORKER", ("-c", "print(); import time; time.sleep(60)"))
+        assert refused(MP4, video_timeout=0.2).code == "video_too_large"
+    assert len(decoded(MP4).frames) == len(WANTED)
+
+
+def test_what_decodes_opens_nothing() -> None:
+    """Neither a file nor a connection, whatever a video asks for."""
+    tries = (
+        "from opsin_server.media import video_worker as worker",
+        "worker._limit(worker.VideoFile(0, 1, 1, 1.0, 1.0))",
+        "for name in ('open', 'connect'):",
+        "    try: open('/etc/hosts') if name == 'open' else __import__('_socket').socket()",
+        "    except OSError as error: print(name, error.errno)",
+    )
+    ran = subprocess.run([sys.executable, "-c", "\n".join(tries)], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["open", str(errno.EMFILE), "connect", str(errno.EMFILE)]
+
+
+def url(data: bytes) -> str:
+    return "data:video/mp4;base64," + base64.b64encode(data).decode()
+
+
+def test_without_the_extra_files_are_refused_and_frames_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_videos, "decodes_videos", lambda: False)
+    loader = VideoLoader(MediaLimits(), VideoDecoder())
+    with pytest.raises(BadRequest, match=r"pip install 'opsin\[video\]'") as caught:
+        loader.check([url(MP4)], ["messages[0].content[0].video_url"])
+    assert (caught.value.param, caught.value.code) == ("messages[0].content[0].video_url", "unsupported_video")
+    loader.check([("data:image/png;base64,AAAA",)], ["messages[0].content[0].video"])
