@@ -21,7 +21,7 @@ export class AnswerCard {
     this.element = el(
       'article',
       { className: 'answer waiting', 'aria-label': `Answer of ${model}` },
-      el('h3', { className: 'model' }, model),
+      el('h2', { className: 'model' }, model),
       this.thinking,
       this.body,
       this.calls,
@@ -90,7 +90,7 @@ export class AnswerCard {
       this.element.append(el('p', { className: 'note', role: 'alert' }, `The answer is no complete JSON: ${why}.`));
       return;
     }
-    const raw = el('pre', { className: 'code', tabIndex: 0, 'aria-label': 'Raw JSON' }, JSON.stringify(value, null, 2));
+    const raw = el('pre', { className: 'code', tabIndex: 0, role: 'group', 'aria-label': 'Raw JSON' }, JSON.stringify(value, null, 2));
     this.body.className = 'structured';
     this.body.replaceChildren(el('div', { className: 'scroll' }, jsonTable(value)), raw);
   }

@@ -12,6 +12,8 @@ import { showFiles, startTrainingFile } from './training_file.js';
 
 const TITLES = { chat: 'Chat', data: 'Training data', jobs: 'Jobs' };
 
+let shows = 0; // how often a view was asked for: what comes late for an earlier one is left
+
 /** Shows what the address says, and asks the server for what the view needs. @param {string} [model] to talk to */
 async function show(model) {
   const [asked, id = ''] = location.hash.slice(1).split('/');
@@ -23,8 +25,10 @@ async function show(model) {
   }
   document.title = `${TITLES[/** @type {keyof TITLES} */ (view)]} – Opsin playground`;
   leaveJobs();
+  const mine = ++shows;
   try {
     await loadModels();
+    if (mine !== shows) return;
     note(byId('notice'), '');
     showModels(model);
     if (view === 'data') await showFiles();

@@ -4,6 +4,8 @@ import { ask } from './api.js';
 import { sentence } from './dom.js';
 import { events } from './stream.js';
 
+const LEAST = 0.01; // seconds, of which a rate can be told: what comes at once would give any number
+
 /**
  * Returns the text, of a failed answer "".
  * @param {object} request the body without `stream`
@@ -52,7 +54,7 @@ function facts(usage, reason, began, first, last) {
   if (first !== null) found.push(`${milliseconds(first - began)} to the first token`);
   if (usage) {
     const seconds = first === null ? 0 : (last - first) / 1000;
-    if (usage.completion_tokens > 1 && seconds > 0) {
+    if (seconds > LEAST) {
       found.push(`${((usage.completion_tokens - 1) / seconds).toFixed(1)} tokens/s`);
     }
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;

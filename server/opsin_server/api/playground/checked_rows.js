@@ -26,7 +26,7 @@ function row({ line, part, tokens, learned, runs }) {
 function run({ text, learned, picture }) {
   if (picture) {
     const said = `picture, ${picture.tokens} tokens`;
-    const image = picture.url ? el('img', { src: picture.url, alt: said }) : null;
+    const image = picture.url ? el('img', { src: picture.url, alt: '' }) : null;
     return el('span', { className: 'picture' }, image, el('span', { className: 'soft' }, said));
   }
   return learned ? el('mark', {}, text) : el('span', {}, text);

@@ -64,7 +64,10 @@ async function load(mine) {
   const job = await get(path); // before its events: none is missed that came with the end
   const [fresh, checkpoints] = await Promise.all([mine.events.load(), get(`${path}/checkpoints?limit=100`)]);
   if (current !== mine || (!fresh && mine.shown === job.status)) return job;
-  if (mine.shown && mine.shown !== job.status) announce(`The job is ${job.status.replaceAll('_', ' ')}`);
+  if (mine.shown && mine.shown !== job.status) {
+    announce(`The job is ${job.status.replaceAll('_', ' ')}`);
+    changed();
+  }
   mine.shown = job.status;
   mine.redraw = () => draw(job, mine.events.all, checkpoints.data);
   mine.redraw();

@@ -124,7 +124,7 @@ function thinned(line, most = MOST) {
 /** A round number that is not below. @param {number} value */
 function ceiling(value) {
   const unit = 10 ** Math.floor(Math.log10(value || 1));
-  return [1, 2, 4, 5, 8, 10].map((part) => part * unit).find((round) => round >= value) ?? 10 * unit;
+  return [1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10].map((part) => part * unit).find((round) => round >= value) ?? 10 * unit;
 }
 
 /** @param {number} value */
