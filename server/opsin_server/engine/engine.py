@@ -162,7 +162,7 @@ class Engine:
 
         A failure ends the requests that were in the batch, and no others. Raises EngineBroken when step after step
         fails, or the device does not answer any more."""
-        outputs = self._take_adapters() + self.arrivals.take_compiled()
+        outputs = self.arrivals.take_compiled() + self._take_adapters()  # (who has a grammar now may want an adapter)
         if self._launched is not None and not self.scheduler.can_run_ahead():
             outputs += self._commit_launched()
         started = time.perf_counter()

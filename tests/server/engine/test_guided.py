@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,21 @@ def schema_answers(ours: Ours, words: guided.Vocabulary, numbers: list[int], **o
         assert answer.finish == "stop", (answer, text, schema)
         guided.check(text, schema)
     return texts
+
+
+def test_an_adapter_is_read_for_whoever_waited_for_a_grammar(
+    ours: Ours, words: guided.Vocabulary, tmp_path: Path
+) -> None:
+    """Nobody else asks for anything: when no step is due, one is to come."""
+    adapter = adapters.write(tmp_path / "a.safetensors", adapters.random(ours, 4, 0))
+    engine = engine_of(ours, words, adapter_slots=2)
+    engines.submit(engine, ours, "it", asked(0, choice_grammar(["yes"], "x").text), (words.end,), adapter)
+    answers: dict[str, engines.Answer] = {}
+    while engine.sequences:
+        assert engine.busy or select.select(engine.wakers, [], [], 10)[0], "it waits for nothing, for ever"
+        engines.collect(engine.step(), answers)
+    assert words.text(answers["it"].tokens) == "yes"
+    engine.close()
 
 
 def test_answers_are_valid_alone_together_and_preempted(ours: Ours, words: guided.Vocabulary) -> None:
