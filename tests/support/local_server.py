@@ -22,11 +22,10 @@ from opsin_server.embedding_config import EmbeddingConfig
 from opsin_server.engine.startup.load import load_engine
 from opsin_server.ipc.messages import Arrays, Stats, Submit, Vocabulary, choice_ids
 from opsin_server.ipc.stream import Stream
-from opsin_server.metrics import Metrics
 from opsin_server.text.embed_with_decoder import DecoderEmbedder
 from opsin_server.text.embed_with_dual_encoder import DualEncoderEmbedder
 from opsin_server.text.encode_prompt import PromptEncoder
-from support.base_only import BaseOnly, Refusing
+from support.fake_services import fake_services
 
 MODEL = "tiny"
 Result = TypeVar("Result")
@@ -108,11 +107,16 @@ class LocalServer:
         self.engine = LocalEngine(engine)
         if encoder is not None and (vocabulary := vocabulary_of(encoder)) is not None:
             self.engine.teach(*vocabulary)
-        config, version = ServerConfig(engine), fingerprint(model.files, __version__)
-        self._app = create_app(
-            config, self.engine, encoder, (MODEL,), version, self.sampling, BaseOnly((MODEL,)), Refusing(),
-            Refusing(), Refusing(), Refusing(), Metrics(), embedder=self.embedder,
-        )  # fmt: skip
+        services = fake_services(
+            ServerConfig(engine),
+            self.engine,
+            encoder,
+            self.embedder,
+            (MODEL,),
+            version=fingerprint(model.files, __version__),
+            sampling=self.sampling,
+        )
+        self._app = create_app(services)
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """A chat completion's JSON; anything but 200 is an AssertionError with the answer."""

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from opsin_server.api.adapter_service import AdapterService
-from opsin_server.api.admission import Admission
-from opsin_server.api.answer_store import AnswerStore
-from opsin_server.api.batch_service import BatchService
-from opsin_server.api.engine_status import Engine
-from opsin_server.api.file_service import FileService
-from opsin_server.api.fine_tuning_service import FineTuningService
 from opsin_server.api.middleware import error_responses
 from opsin_server.api.middleware.auth import AuthMiddleware
 from opsin_server.api.middleware.cors import BrowserOriginsMiddleware
@@ -48,63 +38,13 @@ from opsin_server.api.routes import (
 )
 from opsin_server.api.routes import files as routes_of_files
 from opsin_server.api.routes import fine_tuning as routes_of_jobs
-from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.api.services import Services
-from opsin_server.api.webhook_service import WebhookService
-from opsin_server.config import ServerConfig
-from opsin_server.guided.check_process import GrammarChecker
-from opsin_server.media.video_process import VideoDecoder
-from opsin_server.metrics import Metrics
-from opsin_server.text.embedding_input import Embedder
-from opsin_server.text.encode_prompt import PromptEncoder
-
-DEFAULT_THREADS = min(8, os.cpu_count() or 1)
 
 
-def create_app(
-    config: ServerConfig,
-    engine: Engine,
-    encoder: PromptEncoder | None,
-    names: Sequence[str],
-    version: str,
-    sampling: SamplingDefaults,
-    adapters: AdapterService,
-    files: FileService,
-    fine_tuning: FineTuningService,
-    batch_service: BatchService,
-    webhook_service: WebhookService,
-    metrics: Metrics,
-    digest: Callable[[], str | None] = lambda: None,
-    *,
-    embedder: Embedder,
-    answers: AnswerStore | None = None,
-) -> FastAPI:
-    """encoder: None where the model makes embeddings alone; names: what it is called; version: its fingerprint; digest:
-    asks for its content digest, which may be known later, or never; answers: None where none are kept. The engine is
-    started and stopped by the caller, and may still be loading."""
-    services = Services(
-        config=config,
-        engine=engine,
-        chat_encoder=encoder,
-        embedder=embedder,
-        names=tuple(names),
-        version=version,
-        sampling=sampling,
-        digest=digest,
-        created=int(time.time()),
-        adapters=adapters,
-        files=files,
-        fine_tuning=fine_tuning,
-        batches=batch_service,
-        webhooks=webhook_service,
-        answers=answers,
-        admission=Admission(config.max_queue),
-        grammars=GrammarChecker(),
-        videos=VideoDecoder(),
-        metrics=metrics,
-        threads=ThreadPoolExecutor(config.preprocess_threads or DEFAULT_THREADS, thread_name_prefix="opsin-prompt"),
-    )
-    services.metrics.watch(engine.engines, lambda: len(services.admission), names[0])
+def create_app(services: Services) -> FastAPI:
+    """Whoever calls it opens the services and closes them, and starts and stops the engine."""
+    config = services.config
+    services.metrics.watch(services.engine.engines, lambda: len(services.admission), services.names[0])
     app = FastAPI(
         title="Opsin",
         lifespan=_lifespan,
@@ -133,7 +73,7 @@ def create_app(
     if config.playground:
         app.include_router(playground.router)
         open_paths |= playground.PATHS
-    if answers is not None:
+    if services.answers is not None:
         app.include_router(_with_and_without_version(stored_chats.router))
     app.add_middleware(
         AuthMiddleware, keys=config.api_keys, open_paths=open_paths
@@ -143,7 +83,7 @@ def create_app(
     app.add_middleware(ErrorResponsesMiddleware)
     if config.allow_origins:
         app.add_middleware(BrowserOriginsMiddleware, origins=config.allow_origins)
-    app.add_middleware(RequestLogMiddleware, metrics=services.metrics, version=version)
+    app.add_middleware(RequestLogMiddleware, metrics=services.metrics, version=services.version)
     return app
 
 

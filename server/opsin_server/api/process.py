@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 import uvloop
 from rich.console import Console
 
-from opsin_plugins.loading.content_digest import ContentDigest, fingerprint
+from opsin_plugins.loading.content_digest import ContentDigest
 from opsin_plugins.loading.open_model import OpenModel
 from opsin_plugins.loading.open_served import OpenDualEncoder, open_served
 from opsin_plugins.loading.registry import installed
 from opsin_plugins.spec import SpecError
-from opsin_server import __version__
 from opsin_server.api.listen_addresses import Address, addresses, bind, check_guarded, url_of
 from opsin_server.api.model_digest import ModelDigest
 from opsin_server.config import ServerConfig
@@ -31,20 +30,12 @@ from opsin_server.console import Facts, Loading, announce, embedding_rows, model
 from opsin_server.errors import ConfigError
 from opsin_server.ipc.client import EngineClient
 from opsin_server.ipc.messages import Ready
-from opsin_server.metrics import Metrics
-from opsin_server.served_name import model_name, readable
 from opsin_server.signals import heeded
 from opsin_server.storage.data_directory import open_directory
 
 if TYPE_CHECKING:
-    from opsin_server.api.adapter_service import AdapterService
-    from opsin_server.api.batch_service import BatchService
-    from opsin_server.api.fine_tuning_service import FineTuningService
-    from opsin_server.api.sampling_defaults import SamplingDefaults
-    from opsin_server.batches.answers import Answerer
+    from opsin_server.api.services import Services
     from opsin_server.storage.state import State
-    from opsin_server.text.embedding_input import Embedder
-    from opsin_server.text.encode_prompt import PromptEncoder
 
 log = logging.getLogger("opsin.launch")
 
@@ -117,66 +108,28 @@ async def _serve(
     state: State,
 ) -> None:
     # Imported only now: 0.7 s in which the engine process is loading already.
-    from opsin_server.api.adapter_service import AdapterService
-    from opsin_server.api.answer_store import AnswerStore
     from opsin_server.api.app import create_app
-    from opsin_server.api.batch_service import BatchService
-    from opsin_server.api.file_service import FileService
-    from opsin_server.api.fine_tuning_service import FineTuningService
+    from opsin_server.api.assemble import assemble
     from opsin_server.api.listener import Server
-    from opsin_server.api.routes.in_process import BackgroundAnswers
-    from opsin_server.api.sampling_defaults import read_sampling_defaults
-    from opsin_server.api.webhook_service import WebhookService
-    from opsin_server.text.embed_with_decoder import DecoderEmbedder
-    from opsin_server.text.embed_with_dual_encoder import DualEncoderEmbedder
-    from opsin_server.text.encode_prompt import PromptEncoder
 
-    names = tuple(map(readable, config.served_names)) or (model_name(model.files.directory),)
     try:
-        encoder: PromptEncoder | None = None
-        answers: OpenModel | None = None
-        embedder: Embedder
-        if isinstance(model, OpenDualEncoder):
-            embedder = DualEncoderEmbedder(model, config.embeddings)
-        else:
-            answers, encoder = model, PromptEncoder(model.files, model.architecture, model.spec)
-            embedder = DecoderEmbedder(model.files, encoder, config.embeddings)
-        sampling = read_sampling_defaults(model.files.generation if config.generation_config == "auto" else {})
-        version = fingerprint(model.files, __version__)
-        metrics = Metrics()
-        adapters = AdapterService(
-            config.adapters, state, answers, engine, names, metrics.adapters, lambda: digest.value
-        )
-        files = FileService(config.files, state, config.media)
-        jobs = FineTuningService(
-            config, state, engine, answers, encoder, adapters, names, metrics.jobs, files.read_image
-        )
-        batches = BatchService(config, state, adapters, metrics.batches)
-        webhooks = WebhookService(config.webhooks, state, metrics.webhooks)
-        store = AnswerStore(config.answers, state) if config.answers.store else None
-        app = create_app(
-            config, engine, encoder, names, version, sampling, adapters, files, jobs, batches, webhooks,
-            metrics, lambda: digest.value, embedder=embedder, answers=store,
-        )  # fmt: skip
+        services = assemble(config, engine, model, digest, state)
     except ValueError as error:  # a tokenizer, template or limit that cannot be; its sentence is for the operator
         raise ConfigError(str(error)) from error
+    app = create_app(services)
     gc.collect()
     gc.freeze()  # what was imported stays: going through it would stop all requests for 20 to 40 ms [measured]
     gc.enable()  # (the command line disabled it)
     url = url_of(listeners[0])  # now: the server closes them, and may be told to stop before the engine is ready
     server = Server(app, config, listeners)
-    files.open()
-    webhooks.open()
-    if store is not None:
-        store.open()
+    services.open()
     serving = asyncio.create_task(server.serve_until_stopped())
-    lines = BackgroundAnswers(app.state.services)
-    ready = asyncio.create_task(_ready(engine, encoder, adapters, jobs, batches, lines))
+    ready = asyncio.create_task(_ready(engine, services))
     try:
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         loading.done()
         if ready.done() and not serving.done():  # (a signal may come in the moment in which the engine is ready)
-            _announce(loading, config, ready.result(), _facts(model, encoder, embedder, sampling), url, names[0])
+            _announce(loading, config, ready.result(), _facts(model, services), url, services.names[0])
             digest.start()
         await serving
     finally:  # also when the engine did not start, or a signal came before `serve` had its own
@@ -186,43 +139,31 @@ async def _serve(
         await asyncio.wait({serving, ready})
         if not ready.cancelled():
             ready.exception()
-        await batches.close()
-        await jobs.close()
-        await files.close()
-        await webhooks.close()
-        if store is not None:
-            await store.close()
-        await adapters.close()
+        await services.close()
 
 
-async def _ready(
-    engine: EngineClient,
-    encoder: PromptEncoder | None,
-    adapters: AdapterService,
-    jobs: FineTuningService,
-    batches: BatchService,
-    lines: Answerer,
-) -> Ready:
+async def _ready(engine: EngineClient, services: Services) -> Ready:
     """When the engine has loaded, all adapters that are stored or named are known, and jobs and batches go on."""
+    from opsin_server.api.routes.in_process import BackgroundAnswers
     from opsin_server.api.vocabulary import vocabulary_of
 
+    encoder = services.chat_encoder
     if encoder is not None and (vocabulary := await asyncio.to_thread(vocabulary_of, encoder)) is not None:
         engine.teach(*vocabulary)
     ready = await engine.wait_ready()
-    await adapters.open(ready)
-    await jobs.open(ready)
-    await batches.open(ready, lines)
+    await services.adapters.open(ready)
+    await services.fine_tuning.open(ready)
+    await services.batches.open(ready, BackgroundAnswers(services))
     return ready
 
 
-def _facts(
-    model: OpenModel | OpenDualEncoder, encoder: PromptEncoder | None, embedder: Embedder, sampling: SamplingDefaults
-) -> Facts:
+def _facts(model: OpenModel | OpenDualEncoder, services: Services) -> Facts:
     """What the banner says of the model."""
+    encoder = services.chat_encoder
     if encoder is None or isinstance(model, OpenDualEncoder):
-        return Facts(embedding_rows(model.files, embedder.facts), sees=True, answers=False)
+        return Facts(embedding_rows(model.files, services.embedder.facts), sees=True, answers=False)
     ends = [encoder.tokenizer.token_text(i) for i in encoder.ends]
-    rows = model_rows(model.files, model.spec, ends, sampling.described())
+    rows = model_rows(model.files, model.spec, ends, services.sampling.described())
     return Facts(rows, sees=model.spec.vision is not None, answers=True)
 
 

@@ -1,11 +1,12 @@
-"""What the routes share: made once by `create_app`, found through the application's state."""
+"""What the routes share: made once (`api.assemble`), found through the application's state."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -32,7 +33,7 @@ from opsin_server.text.encode_prompt import Prompt, PromptEncoder
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Services:
     config: ServerConfig
     engine: Engine
@@ -42,7 +43,6 @@ class Services:
     version: str  # the model's fingerprint
     sampling: SamplingDefaults
     digest: Callable[[], str | None]  # the model's content digest, once it is known
-    created: int  # Unix seconds
     adapters: AdapterService
     files: FileService
     fine_tuning: FineTuningService
@@ -50,10 +50,11 @@ class Services:
     webhooks: WebhookService
     answers: AnswerStore | None  # None: none are kept
     admission: Admission
-    grammars: GrammarChecker
-    videos: VideoDecoder
     metrics: Metrics
     threads: ThreadPoolExecutor
+    grammars: GrammarChecker = field(default_factory=GrammarChecker)
+    videos: VideoDecoder = field(default_factory=VideoDecoder)
+    created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -76,6 +77,23 @@ class Services:
         """In a thread: tokenizing and resizing take milliseconds, and release the interpreter's lock."""
         loop, encode = asyncio.get_running_loop(), self.encoder.encode
         return await loop.run_in_executor(self.threads, encode, messages, visuals, continue_final, options)
+
+    def open(self) -> None:
+        """What goes on without an engine; adapters, jobs and batches are opened when that is ready."""
+        self.files.open()
+        self.webhooks.open()
+        if self.answers is not None:
+            self.answers.open()
+
+    async def close(self) -> None:
+        """What uses others goes before them."""
+        await self.batches.close()
+        await self.fine_tuning.close()
+        await self.files.close()
+        await self.webhooks.close()
+        if self.answers is not None:
+            await self.answers.close()
+        await self.adapters.close()
 
     def check_open(self) -> None:
         """Raises Unavailable while no new work is taken."""

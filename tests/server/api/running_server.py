@@ -19,10 +19,8 @@ from fake_engine import FakeEngine
 from opsin_server.api.app import create_app
 from opsin_server.api.listen_addresses import addresses, bind
 from opsin_server.api.listener import Server
-from opsin_server.api.sampling_defaults import SamplingDefaults
 from opsin_server.config import EngineConfig, ServerConfig
-from opsin_server.metrics import Metrics
-from support.base_only import BaseOnly, Refusing
+from support.fake_services import fake_services
 from support.served import PLAIN
 
 NAMES = ("opsin-test", "gpt-4o-2024-08-06")
@@ -47,23 +45,20 @@ class RunningServer:
         self.engine = engine
         self.digest: str | None = None
         self.config = config(**changes)
-        self.app = create_app(
+        services = fake_services(
             self.config,
             engine,
             encoder or FakeEncoder(),
+            FakeEmbedder(),
             NAMES,
-            "v1-test",
-            sampling or SamplingDefaults(),
-            BaseOnly(NAMES),  # type: ignore[arg-type]
-            files or Refusing(),
-            Refusing(),  # type: ignore[arg-type]
-            batches or Refusing(),
-            webhooks or Refusing(),
-            Metrics(),
-            lambda: self.digest,
-            embedder=FakeEmbedder(),
+            sampling=sampling,
+            files=files,
+            webhooks=webhooks,
+            batches=batches,
             answers=answers,
+            digest=lambda: self.digest,
         )
+        self.app = create_app(services)
         self.loop = uvloop.new_event_loop()
         self.url = ""
         self._started = threading.Event()

@@ -8,28 +8,12 @@ from running_server import NAMES, config
 from opsin_server.api.app import create_app
 from opsin_server.api.listen_addresses import addresses, bind
 from opsin_server.api.listener import Server
-from opsin_server.api.sampling_defaults import SamplingDefaults
-from opsin_server.metrics import Metrics
-from support.base_only import BaseOnly, Refusing
+from support.fake_services import fake_services
 
 
 async def main() -> None:
     engine = FakeEngine(Script(b"x" * 40, delay=0.01))
-    app = create_app(
-        config(),
-        engine,
-        FakeEncoder(),  # type: ignore[arg-type]
-        NAMES,
-        "v1-test",
-        SamplingDefaults(),
-        BaseOnly(NAMES),  # type: ignore[arg-type]
-        Refusing(),  # type: ignore[arg-type]
-        Refusing(),  # type: ignore[arg-type]
-        Refusing(),  # type: ignore[arg-type]
-        Refusing(),  # type: ignore[arg-type]
-        Metrics(),
-        embedder=FakeEmbedder(),
-    )
+    app = create_app(fake_services(config(), engine, FakeEncoder(), FakeEmbedder(), NAMES))
     listeners = bind(addresses(config().host), config().port)
     await Server(app, config(), listeners, lambda url: print(url, flush=True)).serve_until_stopped()
 
