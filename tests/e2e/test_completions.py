@@ -68,5 +68,6 @@ def test_a_chat_can_be_asked_by_its_tokens(client: openai.OpenAI, served: Served
         placeholder = http.post("/tokenize", json={"prompt": "<|image_pad|>", "parse_special": True}).json()["tokens"]
         refused = http.post("/v1/completions", json={"model": MODEL_NAME, "prompt": placeholder}).json()["error"]
         assert refused["param"] == "prompt"
+        assert "stands for a picture" in refused["message"]
     assert len(tokens) == chat.usage.prompt_tokens
     assert client.completions.create(prompt=tokens, **options).choices[0].text == chat.choices[0].message.content

@@ -102,6 +102,9 @@ def test_the_sdk_reads_arguments_into_a_model(client: openai.OpenAI) -> None:
     assert isinstance(call.function.parsed_arguments, paint)
 
 
+WRONG = {"type": "function", "function": {"name": "wrong", "parameters": {"type": "object", "not": {}}}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -112,7 +115,12 @@ def test_the_sdk_reads_arguments_into_a_model(client: openai.OpenAI) -> None:
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0]"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "x" * 65}}]}, "tools[0].function.name"),
-        ({"tool_choice": "required", "tools": [{"function": {"name": "x", "parameters": {"type": 7}}}]}, "tools"),
+        ({"tool_choice": "required", "tools": [{"function": {"name": "x", "parameters": {"type": 7}}}]}, "tools[0]"),
+        ({"tool_choice": "required", "tools": [TOOLS[0], WRONG]}, "tools[1].function.parameters"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "wrong"}}, "tools": [TOOLS[0], WRONG]},
+            "tools[1].function.parameters",
+        ),
         ({"functions": [{"name": "x"}]}, "functions"),
     ],
 )

@@ -38,11 +38,24 @@ class Checked:
     model: str
 
 
-class _Line(msgspec.Struct):
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
     custom_id: Any = None
     method: Any = None
     url: Any = None
     body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def _without_nulls(data: bytes, error: msgspec.ValidationError) -> _Line:
+    """A line with keys that none has. Null stands for one that was left out. Raises _Fault, of a line that is no object
+    too."""
+    try:
+        given = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError):
+        raise _Fault("invalid_json_line", f"This line is no JSON object: {error}") from None
+    known = {name: value for name, value in given.items() if name in _Line.__struct_fields__}
+    if unknown := next((name for name in given if name not in known and bytes(given[name]) != b"null"), None):
+        raise _Fault("unknown_parameter", f"Unrecognized request argument supplied: {unknown[:100]}", unknown[:100])
+    return msgspec.json.decode(msgspec.json.encode(known), type=_Line)
 
 
 class _Body(msgspec.Struct):
@@ -103,6 +116,8 @@ class _Reader:
         try:
             data.decode()  # (what is kept raw is not looked at)
             line = msgspec.json.decode(data, type=_Line)
+        except msgspec.ValidationError as error:
+            line = _without_nulls(data, error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _Fault("invalid_json_line", f"This line is no JSON object: {error}") from None
         custom_id = self._custom_id(line.custom_id, number)

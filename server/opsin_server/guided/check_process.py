@@ -19,6 +19,7 @@ CHECK_SECONDS = 1.0
 START_SECONDS = 30.0
 WAIT_SECONDS = 10.0  # behind others
 REMEMBERED = 256  # grammars and what was found of them
+TOO_MUCH = "it takes"  # a fault that its parts would have to take as long for
 MAX_LINE = 2**21  # bytes of an answer, which repeats the grammar
 
 
@@ -72,6 +73,8 @@ class GrammarChecker:
         else:
             self._found.move_to_end(grammar)
         if found.fault:
+            for part in () if found.fault.startswith(TOO_MUCH) else grammar.parts:
+                await self.check(part)
             raise BadRequest(_sentence(found.fault, grammar.param), param=grammar.param, code="invalid_grammar")
         return found.text
 
@@ -105,13 +108,13 @@ class GrammarChecker:
                 line = await process.stdout.readline()
             done = bool(line)
         except TimeoutError:
-            return Found(f"it takes more than {CHECK_SECONDS:g} s to compile", grammar.text)
+            return Found(f"{TOO_MUCH} more than {CHECK_SECONDS:g} s to compile", grammar.text)
         except (ConnectionError, RuntimeError):
             line = b""
         finally:  # also where this request was cancelled: what comes now would be the next one's answer
             if not done:
                 await self._end()
-        return found_of(line) if line else Found("it takes too much memory to compile", grammar.text)
+        return found_of(line) if line else Found(f"{TOO_MUCH} too much memory to compile", grammar.text)
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None:

@@ -59,6 +59,8 @@ def found_in(asked: Asked, tokenizer: LLTokenizer) -> Found:
     if asked.gbnf:
         try:
             text = HEAD + gbnf_to_lark(text).replace("%llguidance {}", "")
+        except RecursionError:
+            return Found("its brackets are nested too deeply", text)
         except Exception as error:  # (whatever its parser met)
             return Found(f"it is no GBNF: {error}", text)
     if asked.other:

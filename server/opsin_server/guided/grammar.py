@@ -22,18 +22,22 @@ OPTIONS = "x-guidance"  # llguidance's own key in a schema
 @dataclass(frozen=True)
 class Grammar:
     """param: of the request, where it comes from. gbnf: in llama.cpp's form, which must still be translated. other: an
-    answer may keep to this one instead."""
+    answer may keep to this one instead. parts: of which it is made, each with a param of its own: where this one is
+    wrong, the part at fault is named."""
 
     text: str
     param: str
     gbnf: bool = False
     other: str = ""
+    parts: tuple[Grammar, ...] = ()
 
 
-def json_grammar(schema: Mapping[str, Any], param: str, whitespace: str | None = WHITESPACE) -> Grammar:
+def json_grammar(
+    schema: Mapping[str, Any], param: str, whitespace: str | None = WHITESPACE, parts: tuple[Grammar, ...] = ()
+) -> Grammar:
     """An answer that is JSON of this schema. whitespace: a pattern of what may stand between its parts; None: nothing
     may. Raises BadRequest."""
-    return Grammar(f"{HEAD}start: %json {schema_text(schema, param, whitespace)}", param)
+    return Grammar(f"{HEAD}start: %json {schema_text(schema, param, whitespace)}", param, parts=parts)
 
 
 def schema_text(schema: Mapping[str, Any], param: str, whitespace: str | None = WHITESPACE) -> str:

@@ -12,6 +12,10 @@ from opsin_server.guided.limits import MAX_DEPTH
 FORMATS = frozenset(("date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"))
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 LARGEST = 2**63 - 1
+DIALECTS = (
+    *(f"http://json-schema.org/draft-0{number}/schema" for number in (3, 4, 6, 7)),
+    *(f"https://json-schema.org/draft/{date}/schema" for date in ("2019-09", "2020-12")),
+)
 OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # a schema a name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 ONE = ("items", "additionalProperties")
@@ -71,6 +75,7 @@ def _composes(schema: object) -> bool:
 def _part(schema: Any, param: str, closes: bool) -> Any:
     if not isinstance(schema, Mapping):
         return schema
+    _check_dialect(schema, param)
     _check_numbers(schema, param)
     made = dict(schema)
     for name in OF_SCHEMAS:
@@ -89,6 +94,13 @@ def _part(schema: Any, param: str, closes: bool) -> Any:
     if closes and open_ and isinstance(made.get("properties"), dict) and made["properties"]:
         made["additionalProperties"] = False
     return made
+
+
+def _check_dialect(schema: Mapping[str, Any], param: str) -> None:
+    name = schema.get("$schema", "")
+    if isinstance(name, str) and name and name.removesuffix("#") not in DIALECTS:
+        given = name if len(name) <= 80 else name[:77] + "..."
+        raise wrong(f"'$schema' is {given!r}, and may be {', '.join(DIALECTS)} or be left out", param)
 
 
 def _check_numbers(schema: Mapping[str, Any], param: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opsin_server.guided.grammar import Grammar, literal, schema_text
+from opsin_server.guided.grammar import Grammar, json_grammar, literal, schema_text
 from opsin_server.guided.limits import HEAD, MAX_SCHEMA
 from opsin_server.guided.schema import wrong
 
@@ -56,7 +56,8 @@ class ToolFunction:
 def calls_grammar(words: CallWords, functions: Sequence[ToolFunction], parallel: bool) -> Grammar:
     """An answer that is nothing but calls: one, or some. Raises BadRequest."""
     rules = _rules(words, functions, parallel)
-    return Grammar(HEAD + "\n".join([f"start: {words.terms(words.begin)} calls", *rules]), "tools")
+    start = f"start: {words.terms(words.begin)} calls"
+    return Grammar(HEAD + "\n".join([start, *rules]), "tools", parts=_schemas(functions))
 
 
 def free_or_calls_grammar(words: CallWords, functions: Sequence[ToolFunction], parallel: bool) -> Grammar:
@@ -73,12 +74,16 @@ def free_or_calls_grammar(words: CallWords, functions: Sequence[ToolFunction], p
         else:
             trigger = f"trigger[lazy]: TEXT {words.terms(words.opener)}"
             start = [f"start: text | trigger {behind} calls", "text: TEXT", trigger, f"TEXT: {ANYTHING}"]
-    return Grammar(HEAD + "\n".join([*start, *rules]), "tools")
+    return Grammar(HEAD + "\n".join([*start, *rules]), "tools", parts=_schemas(functions))
 
 
 def either_grammar(first: Grammar, second: Grammar) -> Grammar:
     """An answer that keeps to one of two."""
-    return replace(second, other=first.text)
+    return replace(second, other=first.text, parts=(*first.parts, *second.parts))
+
+
+def _schemas(functions: Sequence[ToolFunction]) -> tuple[Grammar, ...]:
+    return tuple(json_grammar(function.schema or NOTHING, function.param) for function in functions)
 
 
 def _rules(words: CallWords, functions: Sequence[ToolFunction], parallel: bool) -> list[str]:

@@ -151,7 +151,9 @@ class PromptEncoder:
         try:
             return self._prompt(ids, (), ())
         except BadRequest as error:
-            raise BadRequest(error.message, param=param) from error
+            picture = self.spec.image_token
+            why = f"token {picture} stands for a picture, and token ids bring none: send pictures as content parts"
+            raise BadRequest(why if picture in ids else error.message, param=param) from error
 
     def encode_labelled(
         self, messages: Sequence[Message], images: Sequence[U8], learned: Sequence[bool], everything: bool = False

@@ -33,7 +33,11 @@ def faults(path: Path, data: bytes) -> list[tuple[int | None, str, str | None]]:
 
 def test_lines_are_read_with_their_numbers_and_bodies_as_they_stand(tmp_path: Path) -> None:
     body = b'{ "model": "m",  "messages": [1e2, "\\u00fc"]}'
-    data = line("\u00fc") + b"\r\n\n" + line("b").replace(json.dumps(BODY).encode(), body)
+    data = (
+        line("\u00fc").replace(b"{", b'{"other": null, ', 1)
+        + b"\r\n\n"
+        + line("b").replace(json.dumps(BODY).encode(), body)
+    )
     assert checked(tmp_path / "a", data) == Checked(2, MODEL)
     found = list(requests(tmp_path / "a", ENDPOINT, 1000))
     assert [(one.line, one.custom_id) for one in found] == [(1, "\u00fc"), (3, "b")]
@@ -52,6 +56,7 @@ def test_lines_are_read_with_their_numbers_and_bodies_as_they_stand(tmp_path: Pa
         (line("x" * 513), "invalid_request", "custom_id"),
         (line("first"), "duplicate_custom_id", "custom_id"),
         (line(method="GET"), "invalid_request", "method"),
+        (line().replace(b"{", b'{"priority": 1, ', 1), "unknown_parameter", "priority"),
         (line(url="/v1/embeddings"), "url_mismatch", "url"),
         (line(body=...), "missing_required_parameter", "body"),
         (line(body=[1]), "missing_required_parameter", "body"),

@@ -45,6 +45,29 @@ def test_every_hostile_grammar_is_refused_in_time() -> None:
     assert asyncio.run(refused()) >= 100
 
 
+@pytest.mark.parametrize(
+    ("grammar", "param"),
+    [
+        (json_grammar({}, "json", "((", (Grammar("start: /((/", "whitespace_pattern"),)), "whitespace_pattern"),
+        (json_grammar({"not": {}}, "json", " ", (regex_grammar(" ", "whitespace_pattern"),)), "json"),
+        (ebnf_grammar("root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "grammar"), "grammar"),
+    ],
+    ids=["a part", "the whole", "brackets"],
+)
+def test_what_is_at_fault_is_named(grammar: Grammar, param: str) -> None:
+    async def refused() -> BadRequest:
+        checker = GrammarChecker()
+        with pytest.raises(BadRequest) as caught:
+            await checker.check(grammar)
+        await checker.close()
+        return caught.value
+
+    error = asyncio.run(refused())
+    assert (error.param, error.code) == (param, "invalid_grammar")
+    assert error.message.startswith(f"Invalid value for '{param}': ")
+    assert param != "grammar" or error.message.endswith("its brackets are nested too deeply")
+
+
 def test_a_process_that_is_gone_is_started_again() -> None:
     async def checks() -> None:
         checker = GrammarChecker()

@@ -34,6 +34,7 @@ SHAPE = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"type": "array", "uniqueItems": False}, {"type": "array"}),
         ({"type": "string", "format": "password"}, {"type": "string"}),
         ({"type": "string", "format": "date"}, None),
+        ({"$schema": "http://json-schema.org/draft-07/schema#"}, None),
         ({"type": "integer", "exclusiveMinimum": 1, "maximum": 5}, None),
         ({"type": "number", "exclusiveMinimum": 0}, None),
         ({"type": "object", "required": ["a"], "minProperties": 1}, None),
@@ -58,6 +59,7 @@ def test_what_is_closed_and_what_is_left_out(schema: dict[str, Any], same: dict[
         ({"type": "integer", "minimum": -(2**70)}, "64 bits"),
         ({"type": "object", "minProperties": 2, "required": ["a"]}, "'minProperties'"),
         ({"type": "string", "pattern": "a\\"}, "backslash"),
+        ({"items": {"$schema": "bogus"}}, "'$schema' is 'bogus', and may be http://json-schema.org/"),
     ],
 )
 def test_what_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], words: str) -> None:

@@ -25,12 +25,14 @@ from opsin_server.text.tool_reader import ToolCallReader
 
 @dataclass(frozen=True)
 class AnswerTools:
-    """form: in which the model's template writes calls. must: whether the answer is nothing but calls."""
+    """form: in which the model's template writes calls. must: whether the answer is nothing but calls. first: the place
+    of the first tool among the request's."""
 
     tools: tuple[Tool, ...]
     form: ToolFormat
     must: bool
     parallel: bool
+    first: int = 0
 
     def reader(self) -> ToolCallReader:
         return ToolCallReader(self.form, self._new_id, [tool.function.name for tool in self.tools], self.must)
@@ -50,7 +52,7 @@ class AnswerTools:
             form.begin, form.middle, form.between, form.end, form.opener, CALL_ID, form.kind == "pythonic",
             tokenizer.split_special,
         )  # fmt: skip
-        functions = [_function(tool, number) for number, tool in enumerate(self.tools)]
+        functions = [_function(tool, number) for number, tool in enumerate(self.tools, self.first)]
         if self.must:
             return calls_grammar(words, functions, self.parallel)
         if answer is not None:
@@ -72,11 +74,12 @@ def answer_tools(body: ChatRequest, encoder: PromptEncoder) -> AnswerTools | Non
         )
     tools = tuple(body.tools)
     if isinstance(choice, NamedChoice):
-        tools = tuple(tool for tool in tools if tool.function.name == choice.function.name)
-        if not tools:
+        names = [tool.function.name for tool in tools]
+        if choice.function.name not in names:
             message = f"There is no tool {choice.function.name!r} in 'tools'"
             raise BadRequest(message, param="tool_choice.function.name")
-        return AnswerTools(tools, form, must=True, parallel=False)
+        place = names.index(choice.function.name)
+        return AnswerTools(tools[place : place + 1], form, must=True, parallel=False, first=place)
     return AnswerTools(tools, form, choice == "required", body.parallel_tool_calls is not False)
 
 

@@ -42,9 +42,10 @@ def _of_vllm(given: StructuredOutputs | None) -> list[Grammar]:
         return []
     blanks = WHITESPACE if given.whitespace_pattern is None else given.whitespace_pattern
     whitespace = None if given.disable_any_whitespace else blanks
-    found = _of_fields("structured_outputs.", whitespace, given.json_, given.regex, given.choice, given.grammar)
+    parts = _blanks(given.whitespace_pattern, "structured_outputs.whitespace_pattern")
+    found = _of_fields("structured_outputs.", whitespace, parts, given.json_, given.regex, given.choice, given.grammar)
     if given.json_object:
-        found.append(json_grammar(ANY_OBJECT, "structured_outputs.json_object", whitespace))
+        found.append(json_grammar(ANY_OBJECT, "structured_outputs.json_object", whitespace, parts))
     if not found:
         names = "'json', 'json_object', 'regex', 'choice' or 'grammar'"
         raise BadRequest(f"'structured_outputs' needs {names}", param="structured_outputs")
@@ -54,14 +55,20 @@ def _of_vllm(given: StructuredOutputs | None) -> list[Grammar]:
 def _of_guided(body: SamplingFields) -> list[Grammar]:
     given = body.guided_whitespace_pattern
     whitespace = WHITESPACE if given is None else given
+    parts = _blanks(given, "guided_whitespace_pattern")
     return _of_fields(
-        "guided_", whitespace, body.guided_json, body.guided_regex, body.guided_choice, body.guided_grammar
+        "guided_", whitespace, parts, body.guided_json, body.guided_regex, body.guided_choice, body.guided_grammar
     )
+
+
+def _blanks(pattern: str | None, param: str) -> tuple[Grammar, ...]:
+    return (regex_grammar(pattern, param),) if pattern else ()
 
 
 def _of_fields(
     prefix: str,
     whitespace: str | None,
+    parts: tuple[Grammar, ...],
     schema: Mapping[str, Any] | None,
     regex: str | None,
     choice: list[str] | None,
@@ -69,7 +76,7 @@ def _of_fields(
 ) -> list[Grammar]:
     found = []
     if schema is not None:
-        found.append(json_grammar(schema, f"{prefix}json", whitespace))
+        found.append(json_grammar(schema, f"{prefix}json", whitespace, parts))
     if regex is not None:
         found.append(regex_grammar(regex, f"{prefix}regex"))
     if choice is not None:

@@ -44,11 +44,7 @@ LABELS = Query(
 )
 INCLUDE = tuple(Query(name, STRING, "ignored: all is shown") for name in ("include", "include[]"))
 ANTHROPICS_PAGE = (
-    Query(
-        "limit",
-        {"type": "integer", "minimum": 1, "maximum": 1000},
-        "with `anthropic-version` alone, as the next: 1 to 1,000",
-    ),
+    Query("limit", {}, "of requests with `anthropic-version` alone, as the next: 1 to 1,000"),
     Query("after_id", STRING, "what follows the model of this id"),
     Query("before_id", STRING, "what stands in front of it"),
 )

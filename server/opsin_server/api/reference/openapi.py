@@ -68,12 +68,13 @@ PROBE_FAILS = 503
 
 
 @cache
-def encoded_document(root_path: str, *, keeps_answers: bool) -> bytes:
-    return msgspec.json.encode(document(root_path, keeps_answers=keeps_answers))
+def encoded_document(root_path: str, *, keeps_answers: bool, has_keys: bool) -> bytes:
+    return msgspec.json.encode(document(root_path, keeps_answers=keeps_answers, has_keys=has_keys))
 
 
-def document(root_path: str = "", *, keeps_answers: bool = True) -> dict[str, Any]:
-    """root_path: a proxy's prefix. keeps_answers: whether there are the routes of chats that are kept."""
+def document(root_path: str = "", *, keeps_answers: bool = True, has_keys: bool = True) -> dict[str, Any]:
+    """root_path: a proxy's prefix. keeps_answers: whether there are the routes of kept chats. has_keys: whether a key
+    is asked for; where none is, one may be sent."""
     operations = [
         (resource.title, operation)
         for resource in RESOURCES
@@ -96,7 +97,7 @@ def document(root_path: str = "", *, keeps_answers: bool = True) -> dict[str, An
         "openapi": "3.1.0",
         "info": {"title": "Opsin", "version": __version__, "description": ABOUT},
         "servers": [{"url": root_path or "/"}],
-        "security": [{BEARER: []}],
+        "security": [{BEARER: []}, *([] if has_keys else [{}])],
         "tags": [{"name": title} for title in dict.fromkeys(title for title, _ in operations)],
         "paths": paths,
         "components": {
@@ -116,7 +117,7 @@ def _described(operation: Operation, bodies: Mapping[Any, Any], answers: Mapping
         described["requestBody"] = _body(operation, bodies)
     responses = {str(status): _failure(operation, status) for status in operation.failures}
     if operation.answers:
-        content = {kind: {"schema": _answer(answer, answers)} for kind, answer in operation.answers.items()}
+        content = {kind: _answer(answer, answers) for kind, answer in operation.answers.items()}
         responses[str(operation.status)] = {"description": operation.summary, "content": content}
     return {**described, "responses": dict(sorted(responses.items()))}
 
@@ -159,12 +160,12 @@ def _failure(operation: Operation, status: int) -> dict[str, Any]:
 
 def _answer(answer: Any, answers: Mapping[Any, Any]) -> dict[str, Any]:
     if answer is None:
-        return {"type": "string"}
+        return {}
     if not isinstance(answer, str):
-        return answers[answer]
+        return {"schema": answers[answer]}
     if not answer:
-        return {"type": "object"}
+        return {"schema": {"type": "object"}}
     properties: dict[str, Any] = {"object": {"const": answer}}
     if answer == "list":
         properties["data"] = {"type": "array"}
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    return {"schema": {"type": "object", "properties": properties, "required": list(properties)}}

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.routes.read_body import parse, read_body
-from opsin_server.api.routes.read_query import known_query, read_limit
+from opsin_server.api.routes.read_query import known_query, labels_of, read_limit
 from opsin_server.api.schemas.fine_tuning import (
     CreateJob,
     described_checkpoint,
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/fine_tuning")
 
 DEFAULT, MOST = 20, 1000  # of a page
 CHECKPOINTS = 10
-METADATA, NO_METADATA = "metadata[", "metadata"
+NO_METADATA = "metadata"
 
 
 @router.post("/jobs")
@@ -38,11 +38,11 @@ async def create_job(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 @router.api_route("/jobs", methods=READ)
 async def list_jobs(request: Request, services: ServicesDep) -> dict[str, Any]:
-    pairs = {name: value for name, value in request.query_params.items() if name.startswith(METADATA)}
-    query = known_query(request, ("after", "limit", NO_METADATA, *pairs))
-    metadata: dict[str, str] | None = {name.removeprefix(METADATA).removesuffix("]"): pairs[name] for name in pairs}
+    labels = labels_of(request)
+    query = known_query(request, ("after", "limit", NO_METADATA, *labels))
+    metadata: dict[str, str] | None = {label: query[name] for name, label in labels.items()}
     if NO_METADATA in query:
-        if query[NO_METADATA] != "null" or pairs:
+        if query[NO_METADATA] != "null" or labels:
             raise BadRequest("'metadata' must be null, for jobs without, or metadata[KEY]=VALUE", param=NO_METADATA)
         metadata = None
     page = await services.fine_tuning.page(query.get("after"), read_limit(query, DEFAULT, MOST), metadata)

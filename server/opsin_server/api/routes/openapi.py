@@ -17,6 +17,8 @@ router = APIRouter()
 @router.api_route("/openapi.json", methods=READ)
 async def describe_api(services: ServicesDep) -> Response:
     """Made when it is first asked for, in a thread: it takes a tenth of a second."""
-    keeps = services.answers is not None
-    made = await asyncio.to_thread(encoded_document, services.config.root_path, keeps_answers=keeps)
+    config, keeps = services.config, services.answers is not None
+    made = await asyncio.to_thread(
+        encoded_document, config.root_path, keeps_answers=keeps, has_keys=bool(config.api_keys)
+    )
     return Response(made, media_type="application/json")

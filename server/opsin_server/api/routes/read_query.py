@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from fastapi import Request
 
 from opsin_server.errors import BadRequest, NotFound
 from opsin_server.storage.records import Page
+
+LABEL = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
 def known_query(request: Request, known: Collection[str]) -> dict[str, str]:
@@ -21,6 +24,11 @@ def known_query(request: Request, known: Collection[str]) -> dict[str, str]:
         twice = next(name for name in found if len(request.query_params.getlist(name)) > 1)
         raise BadRequest(f"'{twice}' is given more than once", param=twice)
     return found
+
+
+def labels_of(request: Request) -> dict[str, str]:
+    """Of parameters that ask for a value of metadata, metadata[KEY]=VALUE: the key."""
+    return {name: found[1] for name in request.query_params if (found := LABEL.fullmatch(name))}
 
 
 def read_limit(query: dict[str, str], default: int, most: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Request
 from opsin_server.api.answer_store import AnswerStore
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.routes.read_body import parse, read_body
-from opsin_server.api.routes.read_query import known_query, newest_first, page_of, read_limit
+from opsin_server.api.routes.read_query import known_query, labels_of, newest_first, page_of, read_limit
 from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.schemas.stored_chats import ChangeStored, described_messages, described_stored
 from opsin_server.api.services import Services, ServicesDep
@@ -19,12 +18,11 @@ router = APIRouter()
 
 DEFAULT, MOST = 20, 100  # of a page
 BODY = 2**16  # bytes
-LABEL = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
 @router.api_route("/chat/completions", methods=READ)
 async def list_stored(request: Request, services: ServicesDep) -> dict[str, Any]:
-    labels = {name: found[1] for name in request.query_params if (found := LABEL.fullmatch(name))}
+    labels = labels_of(request)
     query = known_query(request, ("after", "limit", "order", "model", *labels))
     page = await _store(services).page(
         "chat.completion",

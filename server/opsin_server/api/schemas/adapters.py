@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from opsin_server.adapters.catalogue import AdapterCatalogue
-from opsin_server.chat.fields import Ignored, Strict
+from opsin_server.chat.fields import WHOLE, Ignored, Strict
 from opsin_server.ipc.messages import AdapterReport
 from opsin_server.storage.records import Adapter, AdapterVersion, Alias
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Path = Annotated[str, Field(min_length=1, max_length=4096)]
-Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Number = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
 
 
 class LoadLoraAdapter(Strict):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from opsin_server.api.schemas.dialects import CommonDialects
-from opsin_server.api.schemas.sampling_fields import SamplingFields
+from opsin_server.api.schemas.sampling_fields import MAX_CHOICES, SamplingFields
 from opsin_server.api.schemas.tokenize import Opening, Parse
 from opsin_server.chat.fields import WHOLE, Ignored, only, unsupported, whole, wrong
 
@@ -59,7 +59,9 @@ class CompletionRequest(CommonDialects, SamplingFields):
         Annotated[int, Field(ge=0, le=5), WHOLE] | None, Field(description="of each token, and of so many others")
     ] = None
     echo: Annotated[bool | None, Field(description="the answer's text begins with the prompt")] = None
-    best_of: Annotated[Annotated[int, WHOLE] | None, Field(description="1 or what `n` is")] = None
+    best_of: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None, Field(description="1 or what `n` is")
+    ] = None
     add_special_tokens: Opening = None
     parse_special: Parse = None
 

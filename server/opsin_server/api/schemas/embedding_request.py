@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_server.api.schemas.chat_request import ProcessorOptions
-from opsin_server.chat.fields import WHOLE, Ignored, Strict, missing, only, wrong
+from opsin_server.chat.fields import WHOLE, Ignored, Strict, missing, only, whole, wrong
 from opsin_server.chat.messages import ChatMessage, ContentPart
 
 MAX_INPUTS = 2048  # as OpenAI has it
 SEPARATORS = 400_000  # commas and brackets of a body: OpenAI takes 300,000 tokens
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-_KINDS = {str: "~string", int: "~tokens", list: "~token_lists", dict: "~parts"}
+_KINDS = {str: "~string", int: "~tokens", float: "~tokens", list: "~token_lists", dict: "~parts"}
 
 
 def _form(value: Any) -> str | None:
@@ -34,11 +34,16 @@ def _by(form: Callable[[Any], str | None], message: str) -> Discriminator:
     return Discriminator(form, custom_error_type="wrong", custom_error_message=message)
 
 
+def _whole_ids(value: Any) -> Any:
+    """Looked at one by one only where there is a float: there may be hundreds of thousands."""
+    return list(map(whole, value)) if isinstance(value, list) and float in set(map(type, value)) else value
+
+
 Entry = Annotated[
     Annotated[str, Tag("~string")] | Annotated[ContentPart, Tag("~part")],
     _by(_entry, "must be a string or a content part, as the entries before it"),
 ]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True), BeforeValidator(_whole_ids)]
 Input = Annotated[
     Annotated[str, Tag("~string")]
     | Annotated[TokenIds, Tag("~tokens")]

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from opsin_server.chat.fields import Ignored, Strict, unsupported
+from opsin_server.chat.fields import WHOLE, Ignored, Strict, unsupported
 from opsin_server.storage.records import StoredFile, Upload, UploadPart
 
 PURPOSES = ("fine-tune", "batch", "vision", "user_data")
 OTHERS = ("assistants", "evals")  # that OpenAI has, and nothing here acts on
-LASTS = Annotated[int, Field(ge=3600, le=30 * 24 * 3600)]
+LASTS = Annotated[int, Field(ge=3600, le=30 * 24 * 3600), WHOLE]
 
 
 class ExpiresAfter(Strict):
@@ -20,7 +20,7 @@ class ExpiresAfter(Strict):
 
 
 class CreateUpload(Strict):
-    bytes: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=1, lt=2**63), WHOLE]
     filename: Annotated[str, Field(min_length=1, max_length=256)]
     mime_type: Ignored = None
     purpose: str

@@ -6,28 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from opsin_server.chat.fields import Strict, unsupported, wrong
+from opsin_server.chat.fields import WHOLE, Strict, unsupported, whole, wrong
 from opsin_server.storage.records import Job, JobCheckpoint, JobEvent
 
 
-def _auto_or(least: float, most: float, *, whole: bool) -> BeforeValidator:
+def _auto_or(least: float, most: float, kind: Any) -> BeforeValidator:
     """ "auto", a number within bounds, or null."""
 
     def check(value: Any) -> Any:
-        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        value = whole(value) if kind is int else value
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
         if value is None or value == "auto" or (is_number and least <= value <= most):
             return value
-        noun = "a whole number" if whole else "a number"
+        noun = "a whole number" if kind is int else "a number"
         raise wrong(f"it must be 'auto', or {noun} from {least:g} to {most:g}")
 
-    kind: Any = int if whole else float
     sent: Any = Literal["auto"] | Annotated[kind, Field(ge=least, le=most)] | None
     return BeforeValidator(check, json_schema_input_type=sent)
 
 
-Rows = Annotated[Any, _auto_or(1, 4096, whole=True)]
-Epochs = Annotated[Any, _auto_or(1, 1000, whole=True)]
-Positive = Annotated[Any, _auto_or(1e-6, 1e4, whole=False)]
+Rows = Annotated[Any, _auto_or(1, 4096, int)]
+Epochs = Annotated[Any, _auto_or(1, 1000, int)]
+Positive = Annotated[Any, _auto_or(1e-6, 1e4, float)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 PAIRS = 16  # of metadata
 
@@ -103,7 +103,7 @@ class CreateJob(Strict):
     training_file: Name
     validation_file: Name | None = None
     suffix: Annotated[str, Field(max_length=64), AfterValidator(storable)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] | None = None
     metadata: dict[str, str] | None = None
     method: Method | None = None
     hyperparameters: SupervisedHyperparameters | None = None

@@ -23,6 +23,7 @@ from opsin_server.chat.describe_error import describe
 from opsin_server.errors import OpsinError
 
 ERROR = "Error: "  # in front of a result that is one
+_SCHEMA = re.compile(r"(tools\[\d+\])\.function\.parameters")
 _PLACE = re.compile(r"messages\[\d+\](\.content\[\d+\])?")
 
 
@@ -37,6 +38,10 @@ class ChatForm:
         """The error, speaking of the client's own fields."""
         if error.param is not None and (found := _PLACE.match(error.param)) is not None:
             error.param = self.places.get(found[0], "messages")
+        if error.param is not None and (found := _SCHEMA.match(error.param)) is not None:
+            own = f"{found[1]}.input_schema"
+            error.message = error.message.replace(f"'{found[0]}", f"'{own}")
+            error.param, error.args = own + error.param[found.end() :], (error.message,)
         return error
 
     def add(self, role: str, place: str, content: str | list[dict[str, Any]], **others: Any) -> None:

@@ -1,0 +1,49 @@
+"""Whatever the OpenAPI document lets a client send, and what it does not: no request is answered with a 5xx, or in a
+shape that the document does not have."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from support import api_cases
+from support.served import Served
+
+CASES, NIGHTLY = 2000, 20_000
+
+
+@pytest.fixture
+def server() -> Iterator[Served]:
+    """One of its own: what is made up may name adapters, and keep files."""
+    server = Served("--store")
+    try:
+        yield server
+        server.wait_idle()
+        server.close()
+    finally:
+        server.discard()
+
+
+def asked(server: Served, cases: int, number: int) -> Counter[int]:
+    engine = server.engine
+    found = api_cases.run(server.get("/openapi.json").json(), server.url, cases, number)
+    assert found.total() >= cases
+    assert found[200] > cases // 20, "few were answered"
+    assert server.engine == engine
+    assert "error=" not in server.stderr, server.stderr
+    return found
+
+
+def test_two_thousand_requests_of_the_document(server: Served):
+    asked(server, CASES, 1)
+
+
+@pytest.mark.nightly
+def test_twenty_thousand_requests_of_the_document(server: Served, record_property):
+    number = random.randrange(2**32)
+    found = asked(server, NIGHTLY, number)
+    statuses = ", ".join(f"{count:,} of {status}" for status, count in sorted(found.items()))
+    record_property("result", f"{found.total():,} requests, right and wrong: {statuses}, no 5xx; seed {number}")
