@@ -36,9 +36,9 @@ class CreateAdapter(Strict):
     """Of a directory below --adapter-dir. (An upload is a multipart form with `file` and the same other fields.)"""
 
     name: Name
-    path: Path
-    promote: bool = True
-    force: bool = False
+    path: Annotated[Path, Field(description="below --adapter-dir")]
+    promote: Annotated[bool, Field(description="false: it is loaded, and not the current version")] = True
+    force: Annotated[bool, Field(description="true: also for another base model than it was trained on")] = False
 
 
 class PromoteVersion(Strict):
@@ -51,7 +51,7 @@ class PinAdapter(Strict):
 
 class CreateAlias(Strict):
     alias: Name
-    target: Annotated[str, Field(min_length=1, max_length=400)]
+    target: Annotated[str, Field(min_length=1, max_length=400, description="a model, an adapter, or NAME@v3")]
 
 
 def described_version(version: AdapterVersion, *, current: bool) -> dict[str, Any]:

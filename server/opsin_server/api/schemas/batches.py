@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from opsin_server.api.schemas.files import ExpiresAfter
 from opsin_server.api.schemas.fine_tuning import Name, checked_pairs
@@ -19,11 +19,11 @@ STATES: tuple[BatchStatus, ...] = (
 
 
 class CreateBatch(Strict):
-    input_file_id: Name
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
-    output_expires_after: ExpiresAfter | None = None
+    input_file_id: Annotated[Name, Field(description="a file's id, of the purpose `batch`")]
+    endpoint: Annotated[str, Field(description="`/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`")]
+    completion_window: Annotated[str, Field(description=f"`{WINDOW}`")]
+    metadata: Annotated[dict[str, str] | None, Field(description="comes back with the batch; at most 16 pairs")] = None
+    output_expires_after: Annotated[ExpiresAfter | None, Field(description="of the files of answers")] = None
 
     @field_validator("completion_window")
     @classmethod

@@ -20,10 +20,10 @@ class ExpiresAfter(Strict):
 
 
 class CreateUpload(Strict):
-    bytes: Annotated[int, Field(ge=1, lt=2**63), WHOLE]
+    bytes: Annotated[int, Field(ge=1, lt=2**63, description="of the whole file, which is checked at its end"), WHOLE]
     filename: Annotated[str, Field(min_length=1, max_length=256)]
     mime_type: Ignored = None
-    purpose: str
+    purpose: Annotated[str, Field(description=" · ".join(f"`{purpose}`" for purpose in PURPOSES))]
     expires_after: ExpiresAfter | None = None
 
     @field_validator("purpose")
@@ -41,8 +41,8 @@ class CheckFile(Strict):
 
 
 class CompleteUpload(Strict):
-    part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
-    md5: str | None = None
+    part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000, description="in the order of the file")]
+    md5: Annotated[str | None, Field(description="of the whole file, in hexadecimal")] = None
 
 
 def known_purpose(purpose: str) -> str:

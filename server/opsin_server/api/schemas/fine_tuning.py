@@ -99,16 +99,27 @@ class Integration(Strict):
 
 
 class CreateJob(Strict):
-    model: Name
-    training_file: Name
+    model: Annotated[Name, Field(description="the served one, or a fine-tuned one that is trained on from")]
+    training_file: Annotated[Name, Field(description="a file's id, of the purpose `fine-tune`, as the next")]
     validation_file: Name | None = None
-    suffix: Annotated[str, Field(max_length=64), AfterValidator(storable)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] | None = None
-    metadata: dict[str, str] | None = None
-    method: Method | None = None
-    hyperparameters: SupervisedHyperparameters | None = None
+    suffix: Annotated[
+        Annotated[str, Field(max_length=64), AfterValidator(storable)] | None,
+        Field(description="a part of the new model's name"),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] | None,
+        Field(description="left out, one is drawn and reported"),
+    ] = None
+    metadata: Annotated[dict[str, str] | None, Field(description="jobs are found by it; at most 16 pairs")] = None
+    method: Annotated[Method | None, Field(description="left out, `supervised`")] = None
+    hyperparameters: Annotated[
+        SupervisedHyperparameters | None, Field(description="deprecated, and as those of `method`")
+    ] = None
     integrations: Annotated[list[Integration], Field(max_length=1)] | None = None
-    opsin: dict[str, Any] | None = None
+    opsin: Annotated[
+        dict[str, Any] | None,
+        Field(description="options of `opsin finetune`, and `publish_as`, `promote`, `max_seconds`"),
+    ] = None
 
     @field_validator("metadata")
     @classmethod

@@ -17,7 +17,7 @@ MASKED = 4  # characters of a secret that its hint shows
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Address = Annotated[str, Field(min_length=1, max_length=8192)]
-Types = Annotated[list[str], Field(min_length=1, max_length=100)]
+Types = Annotated[list[str], Field(min_length=1, max_length=100, description="of `/v1/webhook_event_types`")]
 
 
 def known_type(kind: str) -> str:
