@@ -43,7 +43,8 @@ def _qwen2(spec: ModelSpec, asked: Prompt) -> dict[str, Any]:
     assert spec.vision is not None
     images = [i for i in asked.items if i.video is None]
     videos = [i for i in asked.items if i.video is not None]
-    still, moving = (asked.ids[None] == token for token in (spec.image_token, spec.video_token))
+    tokens = spec.image_token, -1 if spec.video_token is None else spec.video_token
+    still, moving = (asked.ids[None] == token for token in tokens)
     found: dict[str, Any] = {"mm_token_type_ids": still.int() + 2 * moving.int()}
     if images:
         patches = [normalised(i, spec.vision)[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) for i in images]

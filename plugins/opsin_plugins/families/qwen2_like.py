@@ -64,7 +64,10 @@ class Qwen2Style(Family):
         width = integer(vision_config, self.width_key, decoder.width)
         if width != decoder.width:
             raise SpecError(f"the tower gives {width} values a visual token, the decoder takes {decoder.width}")
+        video_token = integer(config, "video_token_id", VIDEO_TOKEN, least=0)
         video, no_video = self._video(files, tower, vision_config)
+        if video_token >= decoder.embeddings:
+            video, no_video = None, f"there is no token {video_token}, which would stand for one (video_token_id)"
         return ModelSpec(
             family=self.name,
             decoder=decoder,
@@ -77,7 +80,7 @@ class Qwen2Style(Family):
             eos=end_ids(files),
             max_positions=max_positions(text, self.text),
             video=video,
-            video_token=None if video is None else integer(config, "video_token_id", VIDEO_TOKEN, least=0),
+            video_token=None if video is None else video_token,
             no_video=no_video,
         )
 

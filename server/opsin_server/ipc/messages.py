@@ -164,6 +164,10 @@ class MemoryLedger(msgspec.Struct, frozen=True):
         """What is left on purpose: for libraries, fragments, and whatever else runs there."""
         return self.free - self.reserved
 
+    def room_for_video(self, context: int) -> int:
+        """Visual tokens of one, in a context of so many tokens."""
+        return min(context, self.encoder_blocks * self.block_size)
+
     def __getitem__(self, name: str) -> int:
         return next((reserve.bytes for reserve in self.reserves if reserve.name == name), 0)
 
@@ -188,7 +192,8 @@ class Estimate(msgspec.Struct, frozen=True, tag=True):
     what they take while a request has it. encoder_peak: activations while that image is encoded, about. context,
     images: the tokens that fit, and how many of the largest images. refusal: why it does not serve; empty when it does,
     and then there is a ledger. training: where it was asked for. dimensions: of a dual encoder's embeddings, which has
-    no keys and values; 0: of no other.
+    no keys and values; 0: of no other. video_tokens: visual tokens of one video for which there is room; no_video: why
+    there are none, in a family that has them.
     """
 
     family: str
@@ -209,6 +214,8 @@ class Estimate(msgspec.Struct, frozen=True, tag=True):
     ledger: MemoryLedger | None = None
     training: TrainingEstimate | None = None
     dimensions: int = 0
+    video_tokens: int = 0
+    no_video: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -92,7 +92,8 @@ async def _talk(
             limits.max_video_seconds,
             limits.video_timeout,
         )
-        to.write(line_of(asked) + b"\n" + data)
+        to.write(line_of(asked) + b"\n")
+        to.write(data)
         await to.drain()
         found = _checked(probed_of(await came.readuntil()))
         made = plan(VideoSource(found.frames, found.fps, found.height, found.width))

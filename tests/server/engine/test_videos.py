@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from opsin_plugins.spec import SpecError
+from opsin_server.engine.running.video_pieces import pieces_of
+from opsin_server.ipc.messages import describe
 from support import engines, oracle, tiny, videos
 from support.engines import Asked
 
@@ -30,7 +32,8 @@ def test_what_is_generated_is_transformers_own(family: str, tmp_path: Path) -> N
         Asked([4, IMAGE, 11], [oracle.picture(2, 33, 33)], count=8),
     ]
     expected = [oracle.their_tokens(theirs, ours, oracle.prompt(ours, a.ids, a.images), a.count) for a in asked]
-    engine = engines.make_engine(ours, max_batch_tokens=16)
+    engine = engines.make_engine(ours, max_batch_tokens=16, max_encode_patches=60)  # (a video is cut in time)
+    assert all(len(pieces_of(item, 60)) > 1 for item in describe([video(1), video(2, 9)]))
     assert [a.tokens for a in engines.ask(engine, ours, asked)] == expected
     again = engines.ask(engine, ours, asked[:1])[0]
     assert again.tokens == expected[0]

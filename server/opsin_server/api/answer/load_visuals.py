@@ -28,7 +28,7 @@ async def load_visuals(parts: Sequence[ImagePart | VideoPart], services: Service
 
 def max_video_tokens(engine: Ready) -> int:
     """Visual tokens of one video for which there is room."""
-    return min(engine.max_context, engine.memory.encoder_blocks * engine.memory.block_size)
+    return engine.memory.room_for_video(engine.max_context)
 
 
 async def _clip(part: VideoPart, loader: VideoLoader, services: Services) -> Clip:

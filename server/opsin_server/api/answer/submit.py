@@ -163,7 +163,8 @@ def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:
     per_image = max(0, left) // count
     fit = f"{count} of at most {per_image} tokens" if per_image else "none beside this text"
     largest = max(span.length for span in prompt.spans)
-    return f" ({images} of them for {count} images, the largest {largest}; there is room for {fit})"
+    noun = "images" if all(item.video is None for item in prompt.items) else "images and videos"
+    return f" ({images} of them for {count} {noun}, the largest {largest}; there is room for {fit})"
 
 
 def to_prompt(

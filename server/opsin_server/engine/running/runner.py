@@ -26,9 +26,11 @@ from opsin_server.engine.running.batch import Batch
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.running.pooling import PooledStates, pooled_states
 from opsin_server.engine.running.prompt_logprobs import ScoredPrompts, score_prompts
+from opsin_server.engine.running.video_pieces import pieces_of
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.plan import Chunk
 from opsin_server.engine.scheduling.sequence import Sequence
+from opsin_server.ipc.item import Item
 
 ALIGNMENT = 64  # bytes
 
@@ -75,7 +77,8 @@ def make_visual_pool(
 
 class Runner:
     """visual_pool: what is kept of pictures (`make_visual_pool`), whose ledger is `cache`; graphs: captured decode
-    steps; adapters: the slots, if there are any."""
+    steps; adapters: the slots, if there are any. max_encode_patches: of one video, that go through the tower together;
+    None: all."""
 
     def __init__(
         self,
@@ -86,7 +89,9 @@ class Runner:
         visual_pool: list[Tensor],
         graphs: DecodeGraphs | None = None,
         adapters: AdapterSlots | None = None,
+        max_encode_patches: int | None = None,
     ) -> None:
+        self.max_encode_patches = max_encode_patches
         self.model, self.pool, self.cache, self.device, self.graphs = model, pool, cache, device, graphs
         self.visual_pool, self.adapters = visual_pool, adapters
         self.drawn: Tensor | None = None  # I64 [M], the tokens of the last step that drew some, on the device
@@ -104,7 +109,28 @@ class Runner:
         self.adapters.load(slot, weights)
 
     def encode(self, images: list[tuple[Sequence, int]]) -> None:
-        """Visual tokens of all images of a step in one pass; each is kept under its key."""
+        """Visual tokens of all images of a step in one pass, and of each video that is long; each is kept under its
+        key."""
+        together = []
+        for sequence, item in images:
+            pieces = pieces_of(sequence.items[item], self.max_encode_patches)
+            if len(pieces) > 1:
+                self._encode_in_pieces(sequence, item, pieces)
+            else:
+                together.append((sequence, item))
+        if together:
+            self._encode_together(together)
+
+    def _encode_in_pieces(self, sequence: Sequence, item: int, pieces: Seq[Item]) -> None:
+        lora, found, first = self._lora([(sequence.adapter_slot, 0)]), list[Tensor](), 0
+        for piece in pieces:
+            pixels = torch.from_numpy(sequence.pixels[item][first : first + piece.shape[0]])
+            found += self.model.encode(moved(pixels, self.device), [piece], None, lora)
+            first += piece.shape[0]
+        key, tokens = sequence.visual_keys[item], torch.cat(found)
+        self.cache.fill(key, self._keep(key, tokens, self._lora([(sequence.adapter_slot, len(tokens))])))
+
+    def _encode_together(self, images: list[tuple[Sequence, int]]) -> None:
         pixels = np.concatenate([sequence.pixels[item] for sequence, item in images])
         entries = [sequence.items[item] for sequence, item in images]
         orders = [sequence.arrange[item] for sequence, item in images]

@@ -137,6 +137,10 @@ def estimate(
         images=_images_that_fit(spec, resolved, largest),
         refusal=refusal,
         ledger=None if resolved is None else resolved.memory,
+        video_tokens=0
+        if resolved is None or spec.video is None
+        else resolved.memory.room_for_video(resolved.max_context),
+        no_video=spec.no_video,
     )
     return said, resolved
 
