@@ -105,6 +105,23 @@ def test_frames_are_answered_as_in_transformers(qwen: Qwen) -> None:
     assert_same(qwen, answer, expected)
 
 
+def test_a_file_by_its_id_is_the_file(qwen: Qwen) -> None:
+    client = qwen.server.client()
+    uploaded = client.files.create(file=("a.mp4", MP4), purpose="vision").id
+    part = {"type": "video_url", "video_url": {"file_id": uploaded}}
+    options = {"extra_body": {"mm_processor_kwargs": {"num_frames": 4}}}
+    answers = [
+        client.chat.completions.create(model="tiny", messages=turn(one), temperature=0, max_tokens=4, **options)
+        for one in (part, file_part())
+    ]
+    first, second = ((a.choices[0].message.content, a.usage.prompt_tokens) for a in answers)
+    assert first == second
+    assert first[1] < ask_greedily(qwen.server, turn(file_part()), 4).usage.prompt_tokens
+    gone = {"type": "video_url", "video_url": {"file_id": "file-none"}}
+    with pytest.raises(openai.BadRequestError, match="No such File object"):
+        client.chat.completions.create(model="tiny", messages=turn(gone))
+
+
 @pytest.mark.parametrize(
     ("part", "param", "said"),
     [

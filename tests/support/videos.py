@@ -53,12 +53,17 @@ def frames(count: int, height: int, width: int, seed: int = 0) -> U8:
     return np.stack(made).astype(np.uint8)
 
 
-def encoded(pictures: U8, fps: int = 8, container: str = "mp4", codec: str = "libx264", **options: str) -> bytes:
+def encoded(
+    pictures: U8, fps: int = 8, container: str = "mp4", codec: str = "libx264", turned: int = 0, **options: str
+) -> bytes:
+    """turned: by so many degrees the file says that a player has to turn it, against the clock."""
     out = BytesIO()
     with av.open(out, "w", format=container) as file:
         stream = file.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        if turned:
+            stream.set_display_rotation(turned)
         for picture in pictures:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())

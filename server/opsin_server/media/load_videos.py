@@ -75,6 +75,6 @@ class VideoLoader:
         made = plan(VideoSource(len(pictures), fps or DEFAULT_FPS, height, width, sampled=True))
 
         def resized() -> U8:
-            return np.stack([resize(picture, made.height, made.width, resample) for picture in pictures])
+            return np.stack([resize(pictures[i], made.height, made.width, resample) for i in made.frames])
 
         return Clip(made, await asyncio.to_thread(resized))

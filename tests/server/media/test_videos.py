@@ -65,6 +65,13 @@ def test_they_are_brought_to_the_size_of_the_plan() -> None:
     assert np.array_equal(clip.frames, videos.clip(videos.decoded(MP4), clip.plan).frames)
 
 
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_what_a_phone_has_turned_is_upright(degrees: int) -> None:
+    data = videos.encoded(PICTURES, turned=degrees)
+    clip = decoded(data)
+    assert np.array_equal(clip.frames, np.rot90(videos.decoded(data)[[0, 3, 3, 8]], degrees // 90, (1, 2)))
+
+
 def sizes_vary() -> bytes:
     """Two videos behind each other in one stream, as H.264 allows it."""
     return videos.joined([PICTURES[:4], videos.frames(4, 96, 64)])
@@ -116,7 +123,7 @@ def test_a_process_that_is_killed_is_one_requests_fault(monkeypatch: pytest.Monk
     assert len(decoded(MP4).frames) == len(WANTED)
 
 
-def test_what_decodes_opens_nothing() -> None:
+def test_what_decodes_opens_nothing_and_is_bounded() -> None:
     """Neither a file nor a connection, whatever a video asks for."""
     tries = (
         "from opsin_server.media import video_worker as worker",
@@ -124,9 +131,11 @@ def test_what_decodes_opens_nothing() -> None:
         "for name in ('open', 'connect'):",
         "    try: open('/etc/hosts') if name == 'open' else __import__('_socket').socket()",
         "    except OSError as error: print(name, error.errno)",
+        "try: bytearray(3 * 2**29)",
+        "except MemoryError: print('memory')",
     )
     ran = subprocess.run([sys.executable, "-c", "\n".join(tries)], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["open", str(errno.EMFILE), "connect", str(errno.EMFILE)]
+    assert ran.stdout.split() == ["open", str(errno.EMFILE), "connect", str(errno.EMFILE), "memory"]
 
 
 def url(data: bytes) -> str:
@@ -140,3 +149,45 @@ def test_without_the_extra_files_are_refused_and_frames_are_not(monkeypatch: pyt
         loader.check([url(MP4)], ["messages[0].content[0].video_url"])
     assert (caught.value.param, caught.value.code) == ("messages[0].content[0].video_url", "unsupported_video")
     loader.check([("data:image/png;base64,AAAA",)], ["messages[0].content[0].video"])
+
+
+def load(kit, answer: bytes, path: str = "/a.mp4", **limits: object) -> tuple[Clip | BadRequest, list[bytes]]:
+    async def run() -> tuple[Clip | BadRequest, list[bytes]]:
+        async with kit.Loopback({path: answer}).running() as server:
+            loader = VideoLoader(MediaLimits(**{"allow": ("127.0.0.1",), **limits}), VideoDecoder())
+            try:
+                found: Clip | BadRequest = await loader.from_file(f"http://127.0.0.1:{server.port}{path}", plan, 3)
+            except BadRequest as error:
+                found = error
+            return found, server.requests
+
+    return asyncio.run(run())
+
+
+def test_a_url_is_fetched_under_the_rules_of_pictures(kit) -> None:
+    clip, requests = load(kit, kit.http(MP4, kind="video/mp4"))
+    assert isinstance(clip, Clip)
+    assert b"Accept: video/*" in requests[0]
+    for answer, limits, code in (
+        (kit.http(MP4, kind="text/html"), {}, "invalid_video"),
+        (kit.http(MP4, kind="video/mp4"), {"max_video_bytes": 1000}, "video_too_large"),
+        (kit.http(b"", status="404 Not Found"), {}, "video_fetch_failed"),
+        (kit.http(MP4, kind="video/mp4"), {"allow": ()}, "video_url_not_allowed"),
+    ):
+        error, requests = load(kit, answer, **limits)
+        assert isinstance(error, BadRequest)
+        assert error.code == code
+        assert "image" not in error.message
+    assert requests == []
+
+
+def test_frames_are_pictures_of_one_size(kit) -> None:
+    loader = VideoLoader(MediaLimits(max_images=1), VideoDecoder())
+    urls = [kit.as_data_url(kit.encode(kit.picture(seed=seed), "PNG")) for seed in range(3)]
+    clip = asyncio.run(loader.from_pictures(urls, None, lambda of: VideoPlan(of, (0, 1, 2), 12, 20, 1), 3, "here"))
+    assert clip.plan.source == VideoSource(3, 2.0, 23, 37, sampled=True)
+    assert clip.frames.shape == (3, 12, 20, 3)
+    other = kit.as_data_url(kit.encode(kit.picture(38), "PNG"))
+    with pytest.raises(BadRequest, match="this is 38 x 23, and the first 37 x 23") as caught:
+        asyncio.run(loader.from_pictures([*urls, other], None, plan, 3, "here"))
+    assert caught.value.param == "here[3]"
