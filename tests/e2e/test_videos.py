@@ -105,6 +105,18 @@ def test_frames_are_answered_as_in_transformers(qwen: Qwen) -> None:
     assert_same(qwen, answer, expected)
 
 
+def test_a_video_is_embedded(qwen: Qwen) -> None:
+    client = qwen.server.client()
+    found = [
+        client.embeddings.create(model="tiny", input=[part], encoding_format="float")  # type: ignore[list-item]
+        for part in (file_part(), file_part(), file_part(num_frames=4))
+    ]
+    first, second, other = (np.array(one.data[0].embedding) for one in found)
+    assert np.allclose(first, second, atol=1e-5)
+    assert not np.allclose(first, other, atol=1e-3)
+    assert found[0].usage.prompt_tokens > found[2].usage.prompt_tokens
+
+
 def test_a_file_by_its_id_is_the_file(qwen: Qwen) -> None:
     client = qwen.server.client()
     uploaded = client.files.create(file=("a.mp4", MP4), purpose="vision").id
