@@ -90,6 +90,18 @@ def test_a_batch_of_pictures_is_answered_as_the_route_answers_it(client: openai.
     assert batch.output_file_id in {file.id for file in client.files.list(purpose="batch_output")}
 
 
+def test_a_batch_of_responses_is_answered_as_the_route_answers_it(client: openai.OpenAI) -> None:
+    bodies = [{"input": "What is there?"}, {"input": "Hello!", "stream": True}]
+    data = lines(bodies).replace(ENDPOINT.encode(), b"/v1/responses")
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
+    batch = ended(client, batch.id)
+    (line,), (wrong,) = content(client, batch.output_file_id), content(client, batch.error_file_id)
+    made = client.responses.create(model=MINI.name, temperature=0, input="What is there?")
+    assert line["response"]["body"]["output"][0]["content"][0]["text"] == made.output_text
+    assert wrong["response"]["body"]["error"]["param"] == "stream"
+
+
 def test_a_batch_of_embeddings_is_answered_as_the_route_answers_it(client: openai.OpenAI) -> None:
     texts = ["A blue square.", "A dog and a pizza."]
     data = lines([{"input": text} for text in texts]).replace(ENDPOINT.encode(), b"/v1/embeddings")

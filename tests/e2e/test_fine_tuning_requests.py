@@ -105,10 +105,10 @@ def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -
     absent = "finetune_cross_attention_layers"
     assert absent in create(extra_body={"opsin": {absent: True}}).message
     assert refused(lambda: client.fine_tuning.jobs.retrieve("ftjob-none")).status_code == 404
-    permissions = refused(lambda: client.fine_tuning.checkpoints.permissions.list("x"))
-    graders = refused(lambda: client.post("/fine_tuning/alpha/graders/run", cast_to=object, body={}))
-    for error in (permissions, graders):
-        assert (error.status_code, error.code) == (400, "unsupported_parameter")  # type: ignore[attr-defined]
+    permissions = client.fine_tuning.checkpoints.permissions
+    assert permissions.list("x", order="ascending").data == []
+    error = refused(lambda: permissions.create("x", project_ids=["y"]))
+    assert (error.status_code, error.code) == (400, "unsupported_parameter")  # type: ignore[attr-defined]
 
 
 def test_a_number_without_end_is_refused_and_spoils_nothing(server: Served, client: openai.OpenAI) -> None:

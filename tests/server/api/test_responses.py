@@ -184,6 +184,27 @@ def test_what_the_chat_behind_it_refuses_has_the_names_of_the_request(
     assert "--store" in caught.value.message or not {"store", "previous_response_id"} & fields.keys()
 
 
+def test_what_is_left_out_is_the_served_model_and_an_empty_message(plain: RunningServer) -> None:
+    client = strict(plain)
+    answer = client.responses.create()
+    assert (answer.model, answer.output_text) == ("opsin-test", "hello")
+    assert answer.usage is not None
+    assert client.responses.input_tokens.count().input_tokens == answer.usage.input_tokens == 0
+    asked: Any = {"input": "hi", "instructions": "Be short."}
+    answer = client.responses.create(**asked)
+    assert answer.usage is not None
+    assert client.responses.input_tokens.count(**asked).input_tokens == answer.usage.input_tokens > 2
+    with pytest.raises(openai.BadRequestError, match="personality"):
+        client.responses.input_tokens.count(**asked, personality="friendly")
+
+
+def test_padding_hides_how_long_deltas_are(plain: RunningServer) -> None:
+    deltas = [
+        event for event in streamed(plain, stream_options={"include_obfuscation": True}) if hasattr(event, "delta")
+    ]
+    assert {len(event.delta) + len(event.obfuscation) for event in deltas} == {32}
+
+
 def test_without_a_store_nothing_is_kept(plain: RunningServer) -> None:
     answer = plain.client().responses.create(**ASK)
     assert json.loads(answer.to_json())["store"] is False

@@ -16,6 +16,7 @@ from opsin_server.api import answer_store
 from opsin_server.api.answer_store import DAY, AnswerStore
 from opsin_server.errors import StorageFailed
 from opsin_server.storage.state import State
+from opsin_server.text.reasoning import ReasoningFormat
 from support.clock import Clock
 
 CHAT: dict[str, Any] = {"model": "opsin-test", "messages": [{"role": "user", "content": "hi"}], "store": True}
@@ -93,6 +94,48 @@ def test_a_response_goes_on_with_one_that_is_kept(server: RunningServer) -> None
     assert len(client.responses.input_items.list(again.id).data) == 5
     tokens = [answer.usage.input_tokens for answer in (one, two, again) if answer.usage]
     assert tokens == [len("Be short.hi"), len("hihellohi"), len("hihellohihellohi")]
+
+
+def test_a_kept_response_comes_back_as_events(server: RunningServer) -> None:
+    server.services.encoder.reasoning = ReasoningFormat("h", "e")  # the server says "hello"
+    client = server.client(_strict_response_validation=True)
+    live = list(client.responses.create(**ASK, stream=True))
+    kept = client.responses.retrieve(live[-1].response.id)
+    again = list(client.responses.retrieve(kept.id, stream=True))
+    assert again[-1].response.to_dict() == live[-1].response.to_dict() == kept.to_dict()
+    kinds = [event.type for event in live]
+    assert [event.type for event in again] == [kind for i, kind in enumerate(kinds) if kind != kinds[i - 1]]
+    for event in (*live, *again):
+        event.sequence_number = 0
+    whole = [event.to_dict() for event in live if not event.type.endswith(".delta")]
+    assert [event.to_dict() for event in again if not event.type.endswith(".delta")] == whole
+    rest = list(client.responses.retrieve(kept.id, stream=True, starting_after=3, include_obfuscation=True))
+    assert [event.sequence_number for event in rest] == list(range(4, len(again)))
+    assert all(len(event.delta) + len(event.obfuscation) == 32 for event in rest if hasattr(event, "delta"))
+    assert client.responses.cancel(kept.id).to_dict() == kept.to_dict()
+
+
+def test_a_conversation_is_made_short_and_goes_on(server: RunningServer) -> None:
+    strict, client = server.client(_strict_response_validation=True), server.client()  # it knows no users' messages
+    one = client.responses.create(**ASK)
+    short = strict.responses.compact(model="opsin-test")
+    assert ([item.type for item in short.output], short.usage.output_tokens) == (["compaction"], len("hello"))
+    loose = client.responses.compact(model="opsin-test", previous_response_id=one.id, input="more")
+    first, second, summary = loose.output
+    assert [part.text for item in (first, second) for part in item.content] == ["hi", "more"]  # type: ignore[union-attr]
+    items: Any = [first.to_dict(), second.to_dict(), summary.to_dict(), {"role": "user", "content": "go on"}]
+    two = client.responses.create(model="opsin-test", input=items)
+    assert two.usage is not None
+    assert two.usage.input_tokens == len("himorehellogo on")
+    assert (
+        client.responses.input_items.list(two.id, order="asc").data[2].to_dict()["encrypted_content"]
+        == items[2]["encrypted_content"]
+    )
+    for content in ("gAAA", "opsin1.!", "opsin1._w=="):
+        items[2]["encrypted_content"] = content
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model="opsin-test", input=items)
+        assert caught.value.param == "input[2].encrypted_content"
 
 
 def test_an_item_is_referred_to_by_its_id(client: openai.OpenAI) -> None:

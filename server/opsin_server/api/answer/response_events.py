@@ -4,6 +4,7 @@ last of them holds."""
 from __future__ import annotations
 
 import copy
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from opsin_server.errors import OpsinError
 from opsin_server.text.tool_reader import ToolCallDelta
 
 Event = dict[str, Any]
+PADDED_BYTES = 32  # whose multiple a delta has with its padding
 
 
 class ResponseEvents:
@@ -34,7 +36,7 @@ class ResponseEvents:
     def __init__(
         self, generation: Generation, response: dict[str, Any], keep: Callable[[dict[str, Any]], Awaitable[None]]
     ) -> None:
-        self._generation, self.response, self._keep = generation, response, keep
+        self.generation, self.response, self._keep = generation, response, keep
         self._number = 0
         self._item: dict[str, Any] | None = None  # the one that is being written
         self._arguments: list[str] = []
@@ -43,7 +45,7 @@ class ResponseEvents:
     async def groups(self) -> AsyncIterator[list[Event]]:
         """Those that go out together. Raises EngineFailed."""
         group = [self._whole("created"), self._whole("in_progress")]
-        async for piece in self._generation.pieces():
+        async for piece in self.generation.pieces():
             if piece.thoughts:
                 group += self._of_thoughts(piece.thoughts)
             group += self._of_text(piece)
@@ -80,7 +82,7 @@ class ResponseEvents:
             return
         if self._item is None or self._item["type"] != "message":
             yield from self._begins_part(message_item(self._own_id("msg")), text_part())
-        logprobs = self._generation.logprobs(piece.logprobs)
+        logprobs = self.generation.logprobs(piece.logprobs)
         known = [] if logprobs is None else logprobs.content
         self._text.append(piece.text)
         self._open["content"][0]["logprobs"] += known
@@ -148,7 +150,7 @@ class ResponseEvents:
             yield from self._begins_part(message_item(self._own_id("msg")), text_part())
         if self._item is not None:
             yield from self._done("incomplete" if incomplete else "completed")
-        self.response["usage"] = described_usage(self._generation.usage())
+        self.response["usage"] = described_usage(self.generation.usage())
         self.response["status"] = "incomplete" if incomplete else "completed"
         if incomplete:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
@@ -163,5 +165,13 @@ class ResponseEvents:
         return {"type": kind, "sequence_number": number, **fields}
 
 
-def written(events: list[Event]) -> bytes:
+def written(events: list[Event], *, obfuscated: bool = False) -> bytes:
+    """obfuscated: with what hides how long each delta is."""
+    if obfuscated:
+        events = [event | _padding(event["delta"]) if "delta" in event else event for event in events]
     return b"".join(b"event: %s\ndata: %s\n\n" % (event["type"].encode(), encode(event)) for event in events)
+
+
+def _padding(delta: str) -> dict[str, str]:
+    missing = -len(delta.encode()) % PADDED_BYTES
+    return {"obfuscation": secrets.token_hex(missing)[:missing]}

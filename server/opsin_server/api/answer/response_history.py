@@ -8,7 +8,7 @@ from typing import Any
 
 from opsin_server.api.answer.keep_chat import store_of
 from opsin_server.api.answer_store import MAX_SAID_BYTES, check_said, size_of
-from opsin_server.api.schemas.responses import ResponsesRequest
+from opsin_server.api.schemas.responses import Conversation, ResponsesRequest
 from opsin_server.api.schemas.responses_items import InputItem
 from opsin_server.api.schemas.responses_kept import find_item, kept_item, read_kept, response_of_item
 from opsin_server.api.services import Services
@@ -25,9 +25,9 @@ class History:
     said: tuple[Mapping[str, Any], ...] | None
 
 
-async def history(body: ResponsesRequest, response_id: str, services: Services) -> History:
+async def history(body: Conversation, response_id: str, services: Services) -> History:
     """Raises BadRequest for what cannot be kept, and NotFound for what is not."""
-    if body.store:
+    if isinstance(body, ResponsesRequest) and body.store:
         store_of(services, "store", "true")
     found: list[tuple[InputItem, str]] = []
     said: list[Mapping[str, Any]] = []
@@ -44,7 +44,8 @@ async def history(body: ResponsesRequest, response_id: str, services: Services) 
         else:
             found.append((item, where))
             said.append(kept_item(item, response_id, len(said)))
-    return History(found, tuple(said) if _is_kept(body, said, services) else None)
+    is_kept = isinstance(body, ResponsesRequest) and _is_kept(body, said, services)
+    return History(found, tuple(said) if is_kept else None)
 
 
 def _is_kept(body: ResponsesRequest, said: list[Mapping[str, Any]], services: Services) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
 from opsin_server.api.answer.event_stream import EventStream
-from opsin_server.api.answer.generation import Generation
 from opsin_server.api.answer.response_events import ResponseEvents, written
 from opsin_server.api.cancellation import CancelScope
 from opsin_server.errors import OpsinError
@@ -17,18 +16,19 @@ class ResponseStream(EventStream):
 
     def __init__(
         self,
-        generation: Generation,
         events: ResponseEvents,
         cancellation: CancelScope,
         held: AsyncExitStack,
         headers: Mapping[str, str],
+        *,
+        obfuscated: bool,
     ) -> None:
-        super().__init__(generation, cancellation, held, False, False, headers)
-        self._response_events = events
+        super().__init__(events.generation, cancellation, held, False, False, headers)
+        self._response_events, self._obfuscated = events, obfuscated
 
     async def _events(self) -> AsyncIterator[bytes]:
         async for group in self._response_events.groups():
-            yield written(group)
+            yield written(group, obfuscated=self._obfuscated)
 
     def _last_words(self, error: OpsinError) -> bytes:
         return written(self._response_events.failed(error))

@@ -24,7 +24,7 @@ from opsin_server.api.schemas.embedding_request import DeploymentEmbeddingReques
 from opsin_server.api.schemas.embedding_response import EmbeddingList
 from opsin_server.api.schemas.messages_request import CountTokensRequest, MessagesRequest
 from opsin_server.api.schemas.messages_response import MessageAnswer, TokensCount
-from opsin_server.api.schemas.responses import ResponsesRequest
+from opsin_server.api.schemas.responses import CompactRequest, InputTokensRequest, ResponsesRequest
 from opsin_server.api.schemas.stored_chats import ChangeStored
 from opsin_server.api.schemas.tokenize import (
     Detokenized,
@@ -43,6 +43,11 @@ LABELS = Query(
     "metadata", {"type": "object", "additionalProperties": STRING}, "answers with this value under KEY", deep=True
 )
 INCLUDE = tuple(Query(name, STRING, "ignored: all is shown") for name in ("include", "include[]"))
+REPLAY = (
+    Query("stream", {"type": "boolean"}, "`true`: as events, each part in one delta"),
+    Query("starting_after", {"type": "integer", "minimum": 0}, "with `stream`: the events with greater numbers alone"),
+    Query("include_obfuscation", {"type": "boolean"}, "with `stream`: deltas have padding, which hides their lengths"),
+)
 ANTHROPICS_PAGE = (
     Query("limit", {}, "of requests with `anthropic-version` alone, as the next: 1 to 1,000"),
     Query("after_id", STRING, "what follows the model of this id"),
@@ -130,7 +135,39 @@ RESPONSE_ROUTES = Resource(
             (ResponsesRequest,),
             {JSON: "response", EVENTS: None},
         ),
-        Operation("getResponse", "GET", RESPONSE, "One that was kept.", (), of("response"), INCLUDE),
+        Operation(
+            "compactResponse",
+            "POST",
+            RESPONSES + "/compact",
+            "A conversation made short, as items for the next input.",
+            (CompactRequest,),
+            of("response.compaction"),
+        ),
+        Operation(
+            "getInputTokens",
+            "POST",
+            RESPONSES + "/input_tokens",
+            "How many tokens such a prompt has, those of its pictures too.",
+            (InputTokensRequest,),
+            of("response.input_tokens"),
+        ),
+        Operation(
+            "getResponse",
+            "GET",
+            RESPONSE,
+            "One that was kept, whole or as a stream of events.",
+            (),
+            {JSON: "response", EVENTS: None},
+            (*REPLAY, *INCLUDE),
+        ),
+        Operation(
+            "cancelResponse",
+            "POST",
+            RESPONSE + "/cancel",
+            "One that was kept, as it is: it has ended, and there is nothing to cancel.",
+            (),
+            of("response"),
+        ),
         Operation("deleteResponse", "DELETE", RESPONSE, "It is gone.", (), of("response")),
         Operation(
             "listInputItems",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from opsin_server.api.reference.operations import AFTER, EVENTS, JSON, STRING, Operation, Query, Resource, limit, of
 from opsin_server.api.schemas.fine_tunes import CreateFineTune
 from opsin_server.api.schemas.fine_tuning import CreateJob
+from opsin_server.api.schemas.graders import RunGrader, ValidateGrader
 
 JOBS, JOB = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job_id}"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{model}/permissions"
-GRADERS = "/v1/fine_tuning/alpha/graders/{action}"
+GRADERS = "/v1/fine_tuning/alpha/graders"
 TUNES, TUNE = "/v1/fine_tunes", "/v1/fine_tunes/{fine_tune_id}"
 LABELS = Query(
     "metadata",
@@ -65,14 +66,18 @@ JOB_RESOURCES = (
                 of("list"),
                 (AFTER, limit(10, 1000)),
             ),
+            Operation(
+                "listCheckpointPermissions",
+                "GET",
+                PERMISSIONS,
+                "There are none: whoever has a key may use all models.",
+                (),
+                of("list"),
+                (AFTER, limit(10, 1000), Query("order", STRING, "ignored"), Query("project_id", STRING, "ignored")),
+            ),
             *(
-                Operation(
-                    f"{verb}CheckpointPermissions",
-                    method,
-                    PERMISSIONS,
-                    "Refused: whoever has a key may use all models.",
-                )
-                for verb, method in (("list", "GET"), ("create", "POST"), ("deleteAll", "DELETE"))
+                Operation(f"{verb}CheckpointPermissions", method, PERMISSIONS, "Refused: there are none.")
+                for verb, method in (("create", "POST"), ("deleteAll", "DELETE"))
             ),
             Operation(
                 "deleteCheckpointPermission",
@@ -80,10 +85,26 @@ JOB_RESOURCES = (
                 PERMISSIONS + "/{permission}",
                 "Refused, as the others.",
             ),
-            Operation("runGrader", "POST", GRADERS, "Refused: there is no reinforcement fine-tuning."),
         ),
         "[For users](fine-tuning-api.md). An `Idempotency-Key` of at most 256 characters makes one job of a request "
         "that is sent again.",
+    ),
+    Resource(
+        "Graders",
+        (
+            Operation(
+                "runGrader", "POST", GRADERS + "/run", "A grader is tried on one sample.", (RunGrader,), {JSON: ""}
+            ),
+            Operation(
+                "validateGrader",
+                "POST",
+                GRADERS + "/validate",
+                "Would it be run?",
+                (ValidateGrader,),
+                {JSON: ""},
+            ),
+        ),
+        "Nothing learns from them: there is no reinforcement fine-tuning.",
     ),
     Resource(
         "Fine-tunes of OpenAI's legacy API",

@@ -101,8 +101,8 @@ ORDERS = {"type": "string", "enum": ["asc", "desc"]}
 
 
 def limit(default: int, most: int) -> Query:
-    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
-    return Query("limit", schema, f"1 to {most:,}; left out, {default:,}")
+    schema = {"type": "integer", "minimum": 0, "maximum": most, "default": default}
+    return Query("limit", schema, f"0 to {most:,}; left out, {default:,}")
 
 
 def order(default: str) -> Query:

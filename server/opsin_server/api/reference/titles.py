@@ -27,6 +27,7 @@ from opsin_server.api.schemas.fine_tuning import (
     Supervised,
     SupervisedHyperparameters,
 )
+from opsin_server.api.schemas.graders import RunGrader, StringCheck, ValidateGrader
 from opsin_server.api.schemas.messages_blocks import Block, ImageSource, ResultBlock, TextBlock
 from opsin_server.api.schemas.messages_request import (
     CountTokensRequest,
@@ -39,6 +40,8 @@ from opsin_server.api.schemas.messages_request import (
     Thinking,
 )
 from opsin_server.api.schemas.responses import (
+    CompactRequest,
+    InputTokensRequest,
     ResponsesRequest,
     ResponseStreamOptions,
     ResponseTool,
@@ -64,6 +67,9 @@ from opsin_server.chat.messages import (
 )
 
 TITLES: dict[type[BaseModel], tuple[str, str]] = {
+    RunGrader: ("A grader that is run", ""),
+    ValidateGrader: ("A grader that is checked", ""),
+    StringCheck: ("A grader", "Its variables are dotted paths, of keys and of numbers."),
     ChatRequest: ("A chat request", ""),
     StreamOptions: ("`stream_options`", "Without a stream they have no effect."),
     Tool: ("A tool", "A function that the answer may call."),
@@ -88,6 +94,8 @@ TITLES: dict[type[BaseModel], tuple[str, str]] = {
     VideoURL: ("`video_url`", ""),
     ChangeStored: ("A change of a stored chat completion", ""),
     ResponsesRequest: ("A Responses request", ""),
+    CompactRequest: ("A conversation that is made short", ""),
+    InputTokensRequest: ("A Responses request whose tokens are counted", ""),
     InputItem: (
         "An item of `input`",
         "Others, of built-in tools, are refused by name. An answer's items are accepted as they came.",

@@ -17,7 +17,7 @@ from opsin_server.api.routes.chat import admitted
 from opsin_server.api.routes.read_body import parse, read_body
 from opsin_server.api.routes.read_query import known_query, newest_first, read_limit
 from opsin_server.api.routes.read_upload import read_upload
-from opsin_server.api.schemas.files import OTHERS, PURPOSES, CheckFile, described_file
+from opsin_server.api.schemas.files import PURPOSES, CheckFile, described_file
 from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.services import ServicesDep
 from opsin_server.errors import BadRequest
@@ -45,10 +45,8 @@ async def create_file(request: Request, services: ServicesDep) -> dict[str, Any]
 @router.api_route("/files", methods=READ)
 async def list_files(request: Request, services: ServicesDep) -> dict[str, Any]:
     query = known_query(request, ("after", "limit", "order", "purpose"))
-    limit, purpose = read_limit(query, MOST, MOST), query.get("purpose")
-    if purpose is not None and purpose not in (known := (*PURPOSES, *OTHERS, RESULTS, BATCH_OUTPUT)):
-        raise BadRequest(f"Invalid value for 'purpose': it must be one of {', '.join(known)}", param="purpose")
-    page = await services.files.page(query.get("after"), limit, newest_first(query), purpose)
+    limit = read_limit(query, MOST, MOST)
+    page = await services.files.page(query.get("after"), limit, newest_first(query), query.get("purpose"))
     return described_page([described_file(file) for file in page.items], page)
 
 
@@ -103,8 +101,6 @@ def _purpose(fields: Mapping[str, str]) -> str:
     if purpose in PURPOSES:
         return purpose
     known = f"it must be one of {', '.join(PURPOSES)}"
-    if purpose in OTHERS:
-        raise BadRequest(f"The purpose '{purpose}' is not supported here: {known}", param="purpose")
     raise BadRequest(f"Invalid value for 'purpose': {known}", param="purpose", code="invalid_value")
 
 

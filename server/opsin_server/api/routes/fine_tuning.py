@@ -18,6 +18,7 @@ from opsin_server.api.schemas.fine_tuning import (
 from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.services import ServicesDep
 from opsin_server.errors import BadRequest
+from opsin_server.storage.records import Page
 
 router = APIRouter(prefix="/fine_tuning")
 
@@ -83,14 +84,16 @@ async def list_checkpoints(job_id: str, request: Request, services: ServicesDep)
     return described_page([described_checkpoint(one, job_id) for one in page.items], page)
 
 
-@router.api_route("/checkpoints/{model:path}/permissions", methods=[*READ, "POST", "DELETE"])
+@router.api_route("/checkpoints/{model:path}/permissions", methods=READ)
+async def list_permissions(model: str, request: Request) -> dict[str, Any]:
+    """There are none."""
+    query = known_query(request, ("after", "limit", "order", "project_id"))
+    read_limit(query, CHECKPOINTS, MOST)
+    return described_page([], Page((), False))
+
+
+@router.api_route("/checkpoints/{model:path}/permissions", methods=["POST", "DELETE"])
 @router.api_route("/checkpoints/{model:path}/permissions/{permission}", methods=["DELETE"])
 async def permissions(model: str) -> None:
     why = "whoever has a key may use all models"
     raise BadRequest(f"permissions of checkpoints are not supported here: {why}", code="unsupported_parameter")
-
-
-@router.post("/alpha/graders/{action}")
-async def graders(action: str) -> None:
-    why = "there is no reinforcement fine-tuning"
-    raise BadRequest(f"graders are not supported here: {why}", code="unsupported_parameter")

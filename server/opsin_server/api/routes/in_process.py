@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from opsin_server.api.answer.begin_response import begin_response
 from opsin_server.api.answer.completion_events import completion
 from opsin_server.api.answer.embed import embed
 from opsin_server.api.answer.submit import submit
@@ -25,6 +26,7 @@ from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.schemas.chat_response import encode
 from opsin_server.api.schemas.completion_request import CompletionRequest
 from opsin_server.api.schemas.embedding_request import SEPARATORS, EmbeddingRequest
+from opsin_server.api.schemas.responses import ResponsesRequest
 from opsin_server.api.schemas.sampling_fields import SamplingFields
 from opsin_server.api.services import Services
 from opsin_server.batches.answers import Answer
@@ -42,6 +44,15 @@ async def chat(body: bytes, log: RequestLog, services: Services) -> bytes:
         return encode(await generation.completion())
 
 
+async def responses(body: bytes, log: RequestLog, services: Services) -> bytes:
+    request = parse(ResponsesRequest, body)
+    _check_whole(request)
+    model = request.model or services.names[0]
+    adapter = await services.adapters.resolve(model)
+    async with AsyncExitStack() as held:
+        return encode(await (await begin_response(request, model, adapter, log, services, held)).whole())
+
+
 async def completions(body: bytes, log: RequestLog, services: Services) -> bytes:
     request = parse(CompletionRequest, body)
     _check_whole(request)
@@ -52,7 +63,7 @@ async def completions(body: bytes, log: RequestLog, services: Services) -> bytes
         return encode(await completion(generation, begun, request, services))
 
 
-def _check_whole(request: SamplingFields) -> None:
+def _check_whole(request: SamplingFields | ResponsesRequest) -> None:
     if request.stream:
         raise BadRequest("'stream' must be false or left out: a batch has whole answers", param="stream")
 
@@ -66,6 +77,7 @@ async def embeddings(body: bytes, log: RequestLog, services: Services) -> bytes:
 
 ENDPOINTS: dict[str, Callable[[bytes, RequestLog, Services], Awaitable[bytes]]] = {
     "/v1/chat/completions": chat,
+    "/v1/responses": responses,
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
 }

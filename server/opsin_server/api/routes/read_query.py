@@ -32,10 +32,21 @@ def labels_of(request: Request) -> dict[str, str]:
 
 
 def read_limit(query: dict[str, str], default: int, most: int) -> int:
-    text = query.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-        raise BadRequest(f"Invalid value for 'limit': it must be a number from 1 to {most:,}", param="limit")
+    return read_number(query, "limit", default, most)
+
+
+def read_number(query: dict[str, str], name: str, default: int, most: int) -> int:
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) <= most):
+        raise BadRequest(f"Invalid value for '{name}': it must be a number from 0 to {most:,}", param=name)
     return int(text)
+
+
+def read_flag(query: dict[str, str], name: str) -> bool:
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise BadRequest(f"Invalid value for '{name}': it must be true or false", param=name)
+    return text == "true"
 
 
 def newest_first(query: dict[str, str], default: str = "desc") -> bool:

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, unsupported
 from opsin_server.storage.records import StoredFile, Upload, UploadPart
 
-PURPOSES = ("fine-tune", "batch", "vision", "user_data")
-OTHERS = ("assistants", "evals")  # that OpenAI has, and nothing here acts on
+# Nothing here acts on files of the last two: they are kept, and given back.
+PURPOSES = ("fine-tune", "batch", "vision", "user_data", "assistants", "evals")
 LASTS = Annotated[int, Field(ge=3600, le=30 * 24 * 3600), WHOLE]
 
 
@@ -20,7 +20,7 @@ class ExpiresAfter(Strict):
 
 
 class CreateUpload(Strict):
-    bytes: Annotated[int, Field(ge=1, lt=2**63, description="of the whole file, which is checked at its end"), WHOLE]
+    bytes: Annotated[int, Field(ge=0, lt=2**63, description="of the whole file, which is checked at its end"), WHOLE]
     filename: Annotated[str, Field(min_length=1, max_length=256)]
     mime_type: Ignored = None
     purpose: Annotated[str, Field(description=" · ".join(f"`{purpose}`" for purpose in PURPOSES))]
@@ -41,7 +41,7 @@ class CheckFile(Strict):
 
 
 class CompleteUpload(Strict):
-    part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000, description="in the order of the file")]
+    part_ids: Annotated[list[str], Field(max_length=10_000, description="in the order of the file")]
     md5: Annotated[str | None, Field(description="of the whole file, in hexadecimal")] = None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_server.api.schemas.fine_tuning import checked_pairs
-from opsin_server.api.schemas.responses_items import Items
+from opsin_server.api.schemas.responses_items import Items, said_by_user
 from opsin_server.api.schemas.sampling_fields import Tokens
 from opsin_server.api.schemas.structured_outputs import FormatType, Schema
 from opsin_server.api.schemas.tools import MAX_TOOLS, MODES, Name
@@ -108,17 +108,76 @@ class TextOptions(Strict):
 
 
 class ResponseStreamOptions(Strict):
-    include_obfuscation: Annotated[None, only(False)] = None
+    include_obfuscation: Annotated[
+        bool | None, Field(description="true: deltas have padding, which hides their lengths; left out, none")
+    ] = None
 
 
-class ResponsesRequest(Strict):
-    model: Annotated[str, Field(min_length=1)]
-    input: Annotated[Items, Field(description="or a string, what the user says")]
+# Pictures are given to the model as they are: what is left to the server here is "disabled".
+COMPRESSION = ({"context_compression": "auto"}, {"context_compression": "disabled"})
+
+
+class Conversation(Strict):
+    """What was said."""
+
+    model: Annotated[str | None, Field(min_length=1, description="left out, the served one")] = None
+    input: Annotated[
+        Items, Field(description="or a string, what the user says; left out, an empty message of the user's")
+    ] = said_by_user("")
 
     # These act.
     instructions: Annotated[
         str | None, Field(description="what the system says, for this answer alone: it is not kept with it")
     ] = None
+    previous_response_id: Annotated[
+        str | None, Field(max_length=256, description="of a kept response, whose conversation goes on")
+    ] = None
+
+
+class CompactRequest(Conversation):
+    """Of which a summary is made."""
+
+    # These cannot change an answer.
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    prompt_cache_options: Ignored = None
+
+    # These would change the answer, and pass only where they would not.
+    image: Annotated[None, only(*COMPRESSION)] = None
+    service_tier: Annotated[None, only("auto", "default")] = None
+
+
+class ResponsesInput(Conversation):
+    """What a prompt is made of."""
+
+    # These act.
+    tools: Annotated[list[ResponseTool] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: Annotated[ToolChoice, Field(description="or a function by name")] = None
+    parallel_tool_calls: Annotated[bool | None, Field(description="false: at most one call")] = None
+    text: TextOptions | None = None
+
+    # These would change the answer, and pass only where they would not.
+    conversation: Annotated[None, only()] = None
+    reasoning: Annotated[None, only({}, {"effort": "none"}, {"effort": None}, {"effort": None, "summary": None})] = None
+    truncation: Annotated[None, only("disabled")] = None
+
+    @model_validator(mode="after")
+    def _asks_for_an_answer(self) -> Self:
+        last = self.input[-1]
+        if last.kind in ("function_call", "reasoning") or last.role == "assistant":
+            where = f"input[{len(self.input) - 1}]"
+            raise unsupported(last.role or last.kind, "the last item must not be the assistant's", where)
+        return self
+
+
+class InputTokensRequest(ResponsesInput):
+    """Of a prompt whose tokens are counted."""
+
+    personality: Annotated[None, only()] = None
+
+
+class ResponsesRequest(ResponsesInput):
+    # These act.
     max_output_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -127,10 +186,6 @@ class ResponsesRequest(Strict):
         list[Annotated[Includable, known(Includable, "values")]] | None,
         Field(max_length=64, description=f"`{LOGPROBS}` acts; the others are of what no answer here has"),
     ] = None
-    tools: Annotated[list[ResponseTool] | None, Field(max_length=MAX_TOOLS)] = None
-    tool_choice: Annotated[ToolChoice, Field(description="or a function by name")] = None
-    parallel_tool_calls: Annotated[bool | None, Field(description="false: at most one call")] = None
-    text: TextOptions | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     metadata: Annotated[
@@ -138,9 +193,6 @@ class ResponsesRequest(Strict):
     ] = None
     store: Annotated[
         bool | None, Field(description="of a server with `--store`: whether the answer is kept; left out, it is")
-    ] = None
-    previous_response_id: Annotated[
-        str | None, Field(max_length=256, description="of a kept response, whose conversation goes on")
     ] = None
 
     # These cannot change an answer.
@@ -154,26 +206,23 @@ class ResponsesRequest(Strict):
     # These would change the answer, and pass only where they would not.
     background: Annotated[None, only(False)] = None
     background_options: Annotated[None, only()] = None
-    conversation: Annotated[None, only()] = None
     prompt: Annotated[None, only()] = None
-    reasoning: Annotated[None, only({}, {"effort": "none"}, {"effort": None}, {"effort": None, "summary": None})] = None
-    truncation: Annotated[None, only("disabled")] = None
     service_tier: Annotated[None, only("auto", "default")] = None
     context_management: Annotated[None, only([])] = None
     moderation: Annotated[None, only()] = None
-    image: Annotated[None, only()] = None
+    image: Annotated[None, only(*COMPRESSION)] = None
     access_programs: Annotated[None, only()] = None
+
+    @property
+    def wants_obfuscation(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_obfuscation)
 
     @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> ResponsesRequest:
+    def _fields_agree(self) -> Self:
         if self.top_logprobs and not self.wants_logprobs:
             raise wrong(f"needs '{LOGPROBS}' in 'include'", "top_logprobs")
-        last = self.input[-1]
-        if last.kind in ("function_call", "reasoning") or last.role == "assistant":
-            where = f"input[{len(self.input) - 1}]"
-            raise unsupported(last.role or last.kind, "the last item must not be the assistant's", where)
         return self

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from opsin_server.api.schemas.chat_request import ChatRequest
-from opsin_server.api.schemas.responses import ResponsesRequest, TextFormat
+from opsin_server.api.schemas.compaction import unpacked
+from opsin_server.api.schemas.responses import ResponsesInput, ResponsesRequest, TextFormat
 from opsin_server.api.schemas.responses_items import InputItem, InputPart
 from opsin_server.chat.describe_error import describe
 from opsin_server.errors import BadRequest
@@ -43,6 +44,8 @@ class ChatForm:
             self.paths[f"messages[{len(self.messages) - 1}].tool_call_id"] = f"{where}.call_id"
         elif item.kind == "reasoning":
             self._think(item)
+        elif item.kind == "compaction":
+            self._message("assistant", unpacked(item.encrypted_content or ""), f"{where}.encrypted_content")
         else:
             self._message(item.role or "user", item.content or "", f"{where}.content")
 
@@ -81,22 +84,25 @@ class ChatForm:
         function = {"name": item.name, "arguments": item.arguments}
         calls.append({"id": item.call_id, "type": "function", "function": function})
 
-    def request(self, body: ResponsesRequest) -> ChatRequest:
-        """Raises BadRequest by the names of `body`."""
+    def request(self, body: ResponsesInput, model: str) -> ChatRequest:
+        """model: the name of the one that is meant. Raises BadRequest by the names of `body`."""
         given: dict[str, Any] = {
-            "model": body.model,
+            "model": model,
             "messages": self.messages,
-            "max_completion_tokens": body.max_output_tokens,
-            "temperature": body.temperature,
-            "top_p": body.top_p,
-            "logprobs": body.wants_logprobs,
-            "top_logprobs": body.top_logprobs if body.wants_logprobs else None,
             "tools": [tool.as_chat() for tool in body.tools or ()] or None,
             "tool_choice": _choice(body),
             "parallel_tool_calls": body.parallel_tool_calls,
             "response_format": None if body.text is None else _format(body.text.format),
-            "stream": body.stream,
         }
+        if isinstance(body, ResponsesRequest):
+            given |= {
+                "max_completion_tokens": body.max_output_tokens,
+                "temperature": body.temperature,
+                "top_p": body.top_p,
+                "logprobs": body.wants_logprobs,
+                "top_logprobs": body.top_logprobs if body.wants_logprobs else None,
+                "stream": body.stream,
+            }
         with self.names():
             try:
                 return ChatRequest.model_validate(given)
@@ -133,7 +139,7 @@ def chat_form(items: Sequence[tuple[InputItem, str]], instructions: str | None) 
     return form
 
 
-def _choice(body: ResponsesRequest) -> Any:
+def _choice(body: ResponsesInput) -> Any:
     choice = body.tool_choice
     return (
         choice if choice is None or isinstance(choice, str) else {"type": "function", "function": {"name": choice.name}}

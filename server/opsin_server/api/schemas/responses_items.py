@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from opsin_server.api.schemas.compaction import check_packed
 from opsin_server.chat.fields import Ignored, Strict, missing, only, wrong
 from opsin_server.chat.messages import Detail, check_arguments, known
 
 PartType = Literal["input_text", "output_text", "text", "reasoning_text", "input_image", "input_file"]
-ItemType = Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"]
+ItemType = Literal["message", "function_call", "function_call_output", "reasoning", "item_reference", "compaction"]
 Role = Literal["system", "developer", "user", "assistant"]
 PART_FIELDS: dict[str, tuple[str, ...]] = {
     "input_image": ("image_url", "file_id", "detail"),
@@ -22,6 +23,7 @@ ITEM_FIELDS: dict[str, tuple[str, ...]] = {
     "function_call_output": ("call_id", "output"),
     "reasoning": ("content",),
     "item_reference": ("id",),
+    "compaction": ("encrypted_content",),
 }
 
 
@@ -83,7 +85,7 @@ Content = Annotated[
 
 
 class InputItem(Strict):
-    """One item, of one of five types. What an answer holds is accepted as it came."""
+    """One item, of one of six types. What an answer holds is accepted as it came."""
 
     type: Annotated[ItemType | None, known(ItemType, "items"), Field(description='left out: "message"')] = None
     role: Annotated[Role | None, known(Role, "roles"), Field(description="of a message")] = None
@@ -99,12 +101,14 @@ class InputItem(Strict):
     name: Annotated[str | None, Field(min_length=1, max_length=256, description="of a function's call")] = None
     arguments: Annotated[str | None, Field(description="of a function's call: a JSON object")] = None
     output: Annotated[Content, Field(description="of a function's result")] = None
+    encrypted_content: Annotated[
+        str | None, Field(description="of a compaction: what /v1/responses/compact gave; ignored in all others")
+    ] = None
 
     # These cannot change an answer.
     status: Ignored = None
     phase: Ignored = None
-    summary: Ignored = None  # of reasoning, as the next: no template shows them
-    encrypted_content: Ignored = None
+    summary: Ignored = None  # of reasoning: no template shows it
     parsed_arguments: Ignored = None  # the SDK's own, in what it has parsed
 
     # These would change the answer, and pass only where they would not.
@@ -134,6 +138,8 @@ class InputItem(Strict):
                 raise missing(name)
         if self.kind == "function_call":
             check_arguments(self.arguments or "")
+        if self.kind == "compaction":
+            check_packed(self.encrypted_content or "")
         if self.kind == "reasoning":
             return self
         if self.content == [] or self.output == []:
@@ -141,8 +147,12 @@ class InputItem(Strict):
         return self
 
 
+def said_by_user(text: str) -> list[InputItem]:
+    return [InputItem.model_validate({"type": "message", "role": "user", "content": text})]
+
+
 def _of_a_string(value: Any) -> Any:
-    return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
+    return said_by_user(value or "") if value is None or isinstance(value, str) else value
 
 
 Items = Annotated[

@@ -9,12 +9,20 @@ from opsin_server.api.schemas.responses_items import InputItem, InputPart
 from opsin_server.api.schemas.responses_object import RESPONSE, TOKEN, item_id, text_part, thoughts_part
 from opsin_server.storage.records import StoredAnswer
 
-PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+    "compaction": "cmp",
+}
 
 
 def kept_item(item: InputItem, response_id: str, number: int) -> dict[str, Any]:
     """Item `number` of a response's input."""
     own = {"id": item_id(PREFIXES[item.kind], response_id, number, "i"), "type": item.kind, "status": "completed"}
+    if item.kind == "compaction":
+        return {"id": own["id"], "type": item.kind, "encrypted_content": item.encrypted_content}
     if item.kind == "function_call":
         return {**own, "call_id": item.call_id, "name": item.name, "arguments": item.arguments}
     if item.kind == "function_call_output":

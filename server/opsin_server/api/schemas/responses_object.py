@@ -25,9 +25,9 @@ def item_id(prefix: str, response_id: str, number: int, side: str) -> str:
 
 
 def new_response(
-    body: ResponsesRequest, response_id: str, created: int, temperature: float, top_p: float, *, kept: bool
+    body: ResponsesRequest, model: str, response_id: str, created: int, temperature: float, top_p: float, *, kept: bool
 ) -> dict[str, Any]:
-    """One that has not begun. temperature, top_p: those that act. kept: whether it will be."""
+    """One that has not begun. model, temperature, top_p: those that act. kept: whether it will be."""
     text = {} if body.text is None or body.text.format is None else body.text.format.model_dump(by_alias=True)
     known = {name: value for name, value in text.items() if value is not None}
     return {
@@ -42,7 +42,7 @@ def new_response(
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
-        "model": body.model,
+        "model": model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
