@@ -71,6 +71,7 @@ nightly: setup-test
 	$(INTERPRETED) -m nightly tests/kernels/interpreted
 	$(BIN)/pytest -m nightly --timeout 7200 -o junit_family=xunit1 --junitxml build/nightly.xml $(PYTEST_ARGS)
 	$(BIN)/python bench/nightly.py build/nightly.xml
+	$(BIN)/python bench/sdk_shares.py build/nightly.xml
 
 bench: setup-test
 	$(BIN)/python bench/serve.py $(ARGS)

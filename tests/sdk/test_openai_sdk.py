@@ -1,4 +1,4 @@
-"""The SDK's own tests of files, uploads and fine-tuning, unmodified, against a running server."""
+"""The SDK's own tests of what Opsin has, unmodified, against a running server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from support.served import Served
 
 HERE = Path(__file__).parent
 TESTS = (
+    "chat/test_completions.py", "chat/completions/test_messages.py", "test_responses.py",
+    "responses/test_input_items.py", "responses/test_input_tokens.py", "test_models.py", "test_completions.py",
+    "test_embeddings.py", "test_batches.py", "test_webhooks.py", "webhooks/test_event_types.py",
     "test_files.py", "test_uploads.py", "uploads/test_parts.py", "fine_tuning/test_jobs.py",
     "fine_tuning/jobs/test_checkpoints.py", "fine_tuning/checkpoints/test_permissions.py",
     "fine_tuning/alpha/test_graders.py",
@@ -30,7 +34,8 @@ def test_the_sdks_own_tests_pass_but_for_those_listed(
     source = unpacked(tmp_path)
     path = [str(libraries(source, tmp_path / "libraries")), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     data, report = tmp_path / "data", tmp_path / "report.xml"
-    with Served("--served-model-name", MODEL, storage=("--data-dir", str(data))) as served:
+    options = ("--served-model-name", MODEL, "--store", "--matryoshka", "--webhook-allow", "127.0.0.1")
+    with Served(*options, storage=("--data-dir", str(data))) as served:
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "TEST_API_BASE_URL": f"{served.url}/v1"}
         done = run(source, data / "opsin.db", report, served.room.environment(**environment))
         served.close()
@@ -40,6 +45,11 @@ def test_the_sdks_own_tests_pass_but_for_those_listed(
         print(f"\n{verdict}")
     asked, other, listed = verdict.counts[PASSED], verdict.counts[NOT_ASKED], sum(verdict.listed.values())
     record_property("result", f"{asked} passed, {other} more without a request, {listed} listed with a reason")
+    record_property("sdk", f"openai {version('openai')}")
+    for file, share in (*verdict.shares.items(), ("all", verdict.total)):
+        record_property("share", f"{file} {share.passed} {share.asked} {share.all_parameters}")
+    for reason, number in verdict.listed.items():
+        record_property("listed", f"{number} {reason}")
     assert not verdict.problems
 
 

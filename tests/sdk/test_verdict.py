@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sdk.verdict import NOT_ASKED, PASSED, SKIPPED, Exemption, Outcome, judge, read_exemptions, read_outcomes
+from sdk.verdict import NOT_ASKED, PASSED, SKIPPED, Exemption, Outcome, Share, judge, read_exemptions, read_outcomes
 
 LISTED = Exemption(("test_files.*.test_*_create",), "not supported", "there is none")
 AS_LISTED = Outcome("test_files.TestFiles.test_raw_create[loose]", "400: not supported here")
@@ -25,6 +25,15 @@ def test_what_is_as_it_should_be_is_counted():
     assert (verdict.counts, verdict.problems) == ({PASSED: 1, NOT_ASKED: 1, SKIPPED: 1}, [])
     assert verdict.listed == {LISTED.reason: 1}
     assert "    1  listed: there is none" in str(verdict)
+
+
+def test_shares_are_of_what_asked_the_server():
+    listed = Outcome("chat.test_x.TestX.test_create_with_all_params[strict]", "no")
+    others = [Outcome("chat.test_x.TestX.a", asked=n) for n in (0, 1, 2)]
+    verdict = judge([*others, listed, Outcome("test_y.TestY.b")], [Exemption(("*",), "no", "none", ("strict",))])
+    assert verdict.shares == {"chat/test_x.py": Share(3, 2, 1), "test_y.py": Share(1, 1, 0)}
+    assert (verdict.total, str(verdict.total)) == (Share(4, 3, 1), "3 of 4, 75.0%")
+    assert verdict.problems == []
 
 
 @pytest.mark.parametrize(

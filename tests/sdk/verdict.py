@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tomllib
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,16 +16,22 @@ PASSED, NOT_ASKED = "passed", "passed without a request to the server"
 SKIPPED = "skipped by the SDK itself"
 
 
+ALL_PARAMETERS = "_with_all_params"  # in the name of a test that sends all fields at once
+
+
 @dataclass(frozen=True)
 class Exemption:
-    """tests: patterns of their names without parameters. says: a part of how they fail."""
+    """tests: patterns of their names without parameters. says: a part of how they fail. modes: those of the client in
+    which they do; empty: all."""
 
     tests: tuple[str, ...]
     says: str
     reason: str
+    modes: tuple[str, ...] = ()
 
     def covers(self, name: str) -> bool:
-        return any(_fits(name, pattern) for pattern in self.tests)
+        mode = name.partition("[")[2].removesuffix("]")
+        return (not self.modes or mode in self.modes) and any(_fits(name, pattern) for pattern in self.tests)
 
 
 @dataclass(frozen=True)
@@ -37,24 +43,52 @@ class Outcome:
     skipped: bool = False
     asked: int = 1
 
+    @property
+    def file(self) -> str:
+        return self.name.partition(".Test")[0].replace(".", "/") + ".py"
+
+
+@dataclass
+class Share:
+    """Of the tests that asked the server. all_parameters: of those that did not pass, how many send all fields."""
+
+    asked: int = 0
+    passed: int = 0
+    all_parameters: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        self.asked += 1
+        self.passed += outcome.failure is None
+        self.all_parameters += outcome.failure is not None and ALL_PARAMETERS in outcome.name
+
+    def __str__(self) -> str:
+        return f"{self.passed} of {self.asked}, {self.passed / self.asked:.1%}"
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """counts: tests by what became of them. listed: those that failed as they may, by the reason."""
+    """counts: tests by what became of them. listed: those that failed as they may, by the reason. shares: by file."""
 
     counts: Mapping[str, int]
     listed: Mapping[str, int]
     problems: Sequence[str]
+    shares: Mapping[str, Share]
+
+    @property
+    def total(self) -> Share:
+        shares = self.shares.values()
+        return Share(*(sum(getattr(one, name) for one in shares) for name in ("asked", "passed", "all_parameters")))
 
     def __str__(self) -> str:
         lines = [f"{number:5}  {what}" for what, number in self.counts.items()]
         lines += [f"{number:5}  listed: {reason}" for reason, number in self.listed.items()]
+        lines += [f"{share}  {file}" for file, share in self.shares.items()]
         return "\n".join([*lines, *self.problems])
 
 
 def read_exemptions(path: Path) -> list[Exemption]:
     found = tomllib.loads(path.read_text())["exemption"]
-    return [Exemption(tuple(one["tests"]), one["says"], one["reason"]) for one in found]
+    return [Exemption(tuple(one["tests"]), one["says"], one["reason"], tuple(one.get("modes", ()))) for one in found]
 
 
 def read_outcomes(junit: Path) -> list[Outcome]:
@@ -63,8 +97,10 @@ def read_outcomes(junit: Path) -> list[Outcome]:
 
 
 def judge(outcomes: Sequence[Outcome], exemptions: Sequence[Exemption]) -> Verdict:
-    counts, listed, problems = Counter[str](), Counter[str](), []
+    counts, listed, problems, shares = Counter[str](), Counter[str](), [], defaultdict[str, Share](Share)
     for outcome in outcomes:
+        if outcome.asked and not outcome.skipped:
+            shares[outcome.file].add(outcome)
         exemption = next((one for one in exemptions if one.covers(outcome.name)), None)
         if (problem := _problem(outcome, exemption)) is not None:
             problems.append(f"{outcome.name} {problem}")
@@ -78,7 +114,7 @@ def judge(outcomes: Sequence[Outcome], exemptions: Sequence[Exemption]) -> Verdi
     patterns = [pattern for one in exemptions for pattern in one.tests]
     unused = [one for one in patterns if not any(_fits(name, one) for name in names)]
     problems += [f"{one} is listed, and no test is called so" for one in unused]
-    return Verdict(counts, listed, problems)
+    return Verdict(counts, listed, problems, shares)
 
 
 def _problem(outcome: Outcome, exemption: Exemption | None) -> str | None:
