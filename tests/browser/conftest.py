@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from support.served import Served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 KEY = "sk-of-the-browser-<b>"
 ARGUMENTS = (
@@ -17,6 +21,16 @@ ARGUMENTS = (
 )  # fmt: skip
 PREFIX = "/llm"
 FAILED = "Failed to load resource"  # what Chromium itself says of an answer that is an error
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Other targets run without what `make test-clients` installs."""
+    return True if find_spec("playwright") is None and config.getoption("markexpr") != "clients" else None
+
+
+@pytest.fixture(scope="session")
+def key() -> str:
+    return KEY
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +43,8 @@ def server() -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
     path = shutil.which("chromium")
     assert path is not None, "make test-clients installs chromium"
     with sync_playwright() as playwright:

@@ -45,7 +45,7 @@ def test_what_is_learned_is_marked(page: Page) -> None:
     assert first.locator(".picture img").evaluate(
         "async (image) => { await image.decode(); return image.naturalWidth }"
     )
-    page.get_by_label("Learned is").select_option("all")
+    page.get_by_label("What is learned").select_option("all")
     page.get_by_role("button", name="Check").click()
     expect(first.locator("mark").filter(has_text="and?")).to_be_visible()
     assert page.locator("main img[src=x]").count() == 0
@@ -97,6 +97,18 @@ def test_a_job_from_a_file_to_a_chat_with_its_model(page: Page, server: Served) 
     page.get_by_label("Question", exact=True).fill("What is it (1)?")
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".answer .said")).to_have_text(re.compile(".+"))
+
+
+def test_batches_are_listed(page: Page, server: Served, key: str) -> None:
+    client = server.client(api_key=key)
+    body = {"model": "opsin-mini", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("batch.jsonl", json.dumps(line).encode()), purpose="batch")
+    made = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    page.get_by_role("link", name="Jobs").click()
+    row = page.get_by_role("row").filter(has_text=made.id)
+    expect(row).to_contain_text("completed")
+    expect(row).to_contain_text("1 of 1")
 
 
 def test_a_job_is_paused_goes_on_and_is_cancelled(page: Page) -> None:

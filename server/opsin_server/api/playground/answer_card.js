@@ -18,6 +18,7 @@ export class AnswerCard {
     this.called = [];
     this.facts = el('p', { className: 'facts soft' });
     this.copied = el('button', { type: 'button', hidden: true, onclick: () => this.copy() }, 'Copy');
+    this.foot = el('div', { className: 'foot' }, this.facts, this.copied);
     this.element = el(
       'article',
       { className: 'answer waiting', 'aria-label': `Answer of ${model}` },
@@ -25,7 +26,7 @@ export class AnswerCard {
       this.thinking,
       this.body,
       this.calls,
-      el('div', { className: 'foot' }, this.facts, this.copied),
+      this.foot,
     );
   }
 
@@ -57,6 +58,7 @@ export class AnswerCard {
 
   /** @param {string} reason why it ended @param {string[]} facts */
   end(reason, facts) {
+    this.element.normalize(); // (each piece of text was a node of its own)
     this.element.classList.remove('waiting');
     if (this.structured && this.text) this.showJson(reason);
     else if (!this.text && !this.called.length) this.body.append(el('span', { className: 'soft' }, 'no text'));
@@ -77,7 +79,12 @@ export class AnswerCard {
   fail(sentence) {
     this.failed = true;
     this.element.classList.remove('waiting');
-    this.element.append(el('p', { className: 'note', role: 'alert' }, sentence));
+    this.warn(sentence);
+  }
+
+  /** @param {string} sentence */
+  warn(sentence) {
+    this.foot.before(el('p', { className: 'note', role: 'alert' }, sentence));
   }
 
   /** @param {string} reason */
@@ -87,7 +94,7 @@ export class AnswerCard {
       value = JSON.parse(this.text);
     } catch {
       const why = reason === 'length' ? 'it was cut at the limit of tokens' : 'it is not valid';
-      this.element.append(el('p', { className: 'note', role: 'alert' }, `The answer is no complete JSON: ${why}.`));
+      this.warn(`The answer is no complete JSON: ${why}.`);
       return;
     }
     const raw = el('pre', { className: 'code', tabIndex: 0, role: 'group', 'aria-label': 'Raw JSON' }, JSON.stringify(value, null, 2));

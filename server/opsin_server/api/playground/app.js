@@ -65,6 +65,9 @@ function start() {
     location.hash = 'chat';
     byId('question').focus();
   });
+  document.addEventListener('visibilitychange', () => {
+    if (!document.hidden) loadModels().then(() => showModels(), () => {}); // (what has been trained meanwhile)
+  });
   byId('skip').addEventListener('click', () => byId('main').focus());
   addEventListener('hashchange', () => {
     void show(wanted);

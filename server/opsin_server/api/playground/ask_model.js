@@ -4,6 +4,7 @@ import { ask } from './api.js';
 import { sentence } from './dom.js';
 import { events } from './stream.js';
 
+const ENDS = { length: 'cut at the limit of tokens', tool_calls: 'asks for tools' };
 const LEAST = 0.01; // seconds, of which a rate can be told: what comes at once would give any number
 
 /**
@@ -61,7 +62,7 @@ function facts(usage, reason, began, first, last) {
     found.push(`prompt ${usage.prompt_tokens}${cached ? ` (${cached} cached)` : ''}`);
     found.push(`answer ${usage.completion_tokens}`);
   }
-  if (reason && reason !== 'stop') found.push(reason === 'length' ? 'cut at the limit of tokens' : reason);
+  if (reason !== 'stop') found.push(ENDS[/** @type {keyof ENDS} */ (reason)] ?? reason);
   return found;
 }
 

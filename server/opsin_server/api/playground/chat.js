@@ -118,7 +118,7 @@ async function send() {
  */
 async function answerAll(turn, names, cards, format) {
   const mine = (running = new AbortController());
-  const asked = turns;
+  const asked = byId('remember').checked ? turns : [turn];
   busy(true);
   announce(names.length > 1 ? 'Both models are answering' : 'The model is answering');
   const follow = setInterval(followEnd, 100);

@@ -120,6 +120,7 @@ function facts(job, events) {
     ['model', job.model],
     ['step', metrics ? `${metrics.step} of ${metrics.total_steps}` : '–'],
     ...Object.entries(numbers).map(([name, value]) => [name.replaceAll('_', ' ').replace('n epochs', 'epochs'), value]),
+    ...(job.estimated_finish && !ENDED.includes(job.status) ? [['ends about', clock(job.estimated_finish)]] : []),
     ['trained tokens', job.trained_tokens?.toLocaleString('en') ?? '–'],
     ['seed', job.seed],
   ];
@@ -140,11 +141,14 @@ function models(job, checkpoints) {
   return [el('h3', {}, 'Models'), el('div', { className: 'scroll' }, el('table', { className: 'list' }, el('tbody', {}, ...rows)))];
 }
 
+/** @param {number} seconds of Unix */
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString('en-GB');
+
 /** @param {any[]} events */
 function eventList(events) {
   const rows = events.slice(-SHOWN).reverse().map((event) =>
     el('li', { className: event.level },
-      el('time', { className: 'soft' }, new Date(event.created_at * 1000).toLocaleTimeString('en-GB')), ' ', event.message),
+      el('time', { className: 'soft' }, clock(event.created_at)), ' ', event.message),
   );
   return el('ol', { className: 'events', tabIndex: 0, 'aria-label': 'Events, the newest first' }, ...rows);
 }
