@@ -63,6 +63,12 @@ def test_the_dialog_and_the_empty_page(stranger: Page) -> None:
     stranger.keyboard.press("Escape")
     expect(stranger.get_by_role("dialog")).to_be_hidden()
     assert violations(stranger) == []
+    stranger.get_by_role("link", name="Jobs").click()
+    expect(stranger.get_by_role("heading", name="Fine-tuning jobs")).to_be_visible()
+    expect(stranger.get_by_role("alert").filter(has_text="No API key was given")).to_be_visible()
+    expect(stranger.get_by_role("dialog")).to_be_hidden()
+    stranger.get_by_role("button", name="API key").click()
+    expect(stranger.get_by_role("dialog")).to_contain_text("It is kept in this tab")
 
 
 def test_the_theme_is_chosen_and_stays(page: Page) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from support import videos
 from support.served import Served
 from support.talk import SAMPLES
 
@@ -81,6 +82,19 @@ def test_pictures_are_pasted_chosen_and_taken_away(page: Page) -> None:
     )
     send(page, "Describe the picture.")
     expect(page.get_by_role("article", name="You").get_by_role("img")).to_have_count(2)
+
+
+def test_a_video_is_sent_as_one(page: Page) -> None:
+    clip = {"name": "clip.mp4", "mimeType": "video/mp4", "buffer": videos.encoded(videos.frames(8, 64, 64))}
+    page.set_input_files("#choose", clip)  # type: ignore[arg-type]
+    expect(page.locator("#tray video")).to_have_attribute("aria-label", "clip.mp4")
+    with page.expect_request("**/chat/completions") as asked:
+        send(page, "?")
+    parts = asked.value.post_data_json["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["video_url", "text"]
+    page.wait_for_function("document.querySelector('.asked video').videoWidth === 64")
+    expect(page.locator(".answer").get_by_role("alert")).to_contain_text("this model takes no videos")
+    expect(page.locator("#tray video")).to_have_count(1)  # what nobody could answer can be asked otherwise
 
 
 def test_a_chat_by_the_keyboard_alone(page: Page) -> None:

@@ -6,7 +6,7 @@ import { askModel } from './ask_model.js';
 import { messagesOf } from './conversation.js';
 import { announce, byId, el } from './dom.js';
 import { fillModels } from './models.js';
-import { drawnPicture, filesOf, Tray } from './pictures.js';
+import { drawnPicture, filesOf, shown, Tray } from './pictures.js';
 
 const NEAR = 160; // pixels from the end of the page, within which it follows what comes
 
@@ -164,7 +164,7 @@ function busy(now) {
 
 /** @param {import('./conversation.js').Turn} turn @param {AnswerCard[]} cards */
 function showTurn(turn, cards) {
-  const pictures = turn.pictures.map(({ name, url }) => el('img', { src: url, alt: name }));
+  const pictures = turn.pictures.map((picture) => shown(picture, true));
   byId('thread').append(
     el(
       'div',

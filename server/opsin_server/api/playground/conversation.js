@@ -1,5 +1,7 @@
 /** What was said, and what of it goes to a model. */
 
+import { isVideo } from './pictures.js';
+
 /**
  * answers: of each column, "" where a model has given none.
  * @typedef {{text: string, pictures: import('./pictures.js').Picture[], answers: string[]}} Turn
@@ -25,6 +27,9 @@ export function messagesOf(turns, column, system) {
 /** @param {Turn} turn @returns {any} */
 function questionOf({ text, pictures }) {
   if (!pictures.length) return { role: 'user', content: text };
-  const images = pictures.map(({ url }) => ({ type: 'image_url', image_url: { url } }));
+  const images = pictures.map((picture) => {
+    const type = isVideo(picture) ? 'video_url' : 'image_url';
+    return { type, [type]: { url: picture.url } };
+  });
   return { role: 'user', content: text ? [...images, { type: 'text', text }] : images };
 }

@@ -5,7 +5,7 @@ import { announce, byId, el, sentence } from './dom.js';
 import { JobEvents } from './job_events.js';
 import { lossCurve, lossesOf } from './loss_curve.js';
 
-const EVERY = 1000; // milliseconds
+const EVERY = 2000; // milliseconds
 const SHOWN = 200; // events
 const PADDING = 30; // pixels beside the curve
 const ENDED = ['succeeded', 'failed', 'cancelled'];

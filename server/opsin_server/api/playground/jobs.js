@@ -5,7 +5,7 @@ import { byId, el, note, sentence } from './dom.js';
 import { startJobForm } from './job_form.js';
 import { closeJob, openJob, startJob, stateOf } from './job_view.js';
 
-const EVERY = 3000; // milliseconds
+const EVERY = 5000; // milliseconds
 
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let timer;

@@ -5,10 +5,17 @@ import { byId } from './dom.js';
 const PLACE = 'opsin.key';
 const WHY = byId('key-why').textContent;
 
+let dismissed = false; // who wants to give none is not asked again and again
+
 export const key = () => sessionStorage.getItem(PLACE) ?? '';
 
-/** @param {string} [why] the server's sentence */
-export function askForKey(why = WHY) {
+/** @param {string} why the server's sentence */
+export function askForKey(why) {
+  if (!dismissed) open(why);
+}
+
+/** @param {string} why */
+function open(why) {
   const dialog = byId('key-dialog');
   byId('key-why').textContent = why;
   if (dialog.open) return;
@@ -18,14 +25,19 @@ export function askForKey(why = WHY) {
 
 /** @param {() => void} changed */
 export function startKey(changed) {
-  byId('key-open').addEventListener('click', () => askForKey());
-  byId('key-cancel').addEventListener('click', () => byId('key-dialog').close());
+  byId('key-open').addEventListener('click', () => open(WHY));
+  byId('key-dialog').addEventListener('cancel', () => (dismissed = true)); // (Escape)
+  byId('key-cancel').addEventListener('click', () => {
+    dismissed = true;
+    byId('key-dialog').close();
+  });
   byId('key-form').addEventListener('submit', (/** @type {Event} */ event) => {
     event.preventDefault();
     const given = byId('key').value.trim();
     if (given) sessionStorage.setItem(PLACE, given);
     else sessionStorage.removeItem(PLACE);
     byId('key-dialog').close();
+    dismissed = false;
     changed();
   });
 }

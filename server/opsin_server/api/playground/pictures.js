@@ -1,15 +1,28 @@
-/** Pictures of the question that is being written: chosen, dropped or pasted. */
+/** Pictures and videos of the question that is being written: chosen, dropped or pasted. */
 
 import { el, note, sentence } from './dom.js';
 
-const KINDS = ['image/png', 'image/jpeg', 'image/webp', 'image/gif'];
+const KINDS = [
+  ...['png', 'jpeg', 'webp', 'gif'].map((kind) => `image/${kind}`),
+  ...['mp4', 'webm', 'quicktime', 'x-matroska', 'x-msvideo'].map((kind) => `video/${kind}`),
+];
 
-/** @typedef {{name: string, url: string}} Picture url: a data: URL */
+/** @typedef {{name: string, url: string}} Picture or a video. url: a data: URL */
+
+/** @param {Picture} picture */
+export const isVideo = ({ url }) => url.startsWith('data:video/');
+
+/** @param {Picture} picture @param {boolean} plays whether a video can be played there */
+export function shown(picture, plays) {
+  const { name, url } = picture;
+  if (!isVideo(picture)) return el('img', { src: url, alt: name });
+  return el('video', { src: url, muted: true, controls: plays, 'aria-label': name });
+}
 
 /** @param {File} file @returns {Promise<Picture>} */
 export async function readPicture(file) {
   const name = file.name || 'pasted picture';
-  if (!KINDS.includes(file.type)) throw new Error(`${name} is not a PNG, JPEG, WEBP or GIF picture`);
+  if (!KINDS.includes(file.type)) throw new Error(`${name} is not a PNG, JPEG, WEBP or GIF picture, nor a video`);
   const url = await new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
@@ -68,7 +81,7 @@ export class Tray {
         el(
           'li',
           {},
-          el('img', { src: picture.url, alt: picture.name }),
+          shown(picture, false),
           el('button', { type: 'button', 'aria-label': `Remove ${picture.name}`, onclick: () => this.remove(at) }, '×'),
         ),
       ),
