@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from support import videos
 from support.served import Served
@@ -211,6 +211,23 @@ def test_whatever_a_model_says_is_text(page: Page) -> None:
     assert "blocked" in other.evaluate(
         "() => { try { document.body.innerHTML = '<b>'; return 'set' } catch (e) { return `blocked: ${e}` } }"
     )
+
+
+def test_a_refusal_that_comes_late_asks_for_no_other_key(stranger: Page, key: str) -> None:
+    held: list[Route] = []
+    expect(stranger.get_by_role("dialog")).to_be_visible()
+    stranger.route("**/version", lambda asked: held.append(asked))
+    stranger.reload()
+    expect(stranger.get_by_role("dialog")).to_be_visible()
+    stranger.get_by_label("Key", exact=True).fill(key)
+    stranger.get_by_role("button", name="Use this key").click()
+    expect(stranger.get_by_label("Model", exact=True)).to_have_value("opsin-mini")
+    with stranger.expect_response("**/version"):
+        held[0].continue_()
+    stranger.wait_for_timeout(200)
+    expect(stranger.get_by_role("dialog")).to_be_hidden()
+    held[1].continue_()
+    expect(stranger.locator("#served")).to_have_text("opsin-mini")
 
 
 def test_a_wrong_key_is_said_and_the_right_one_stays_in_the_tab(stranger: Page, key: str) -> None:

@@ -20,7 +20,8 @@ export class ApiError extends Error {
  */
 export async function ask(path, { json, ...options } = {}) {
   const headers = new Headers(options.headers);
-  if (key()) headers.set('authorization', `Bearer ${key()}`);
+  const sent = key();
+  if (sent) headers.set('authorization', `Bearer ${sent}`);
   if (json !== undefined) headers.set('content-type', 'application/json');
   const body = json === undefined ? options.body : JSON.stringify(json);
   let response;
@@ -32,7 +33,7 @@ export async function ask(path, { json, ...options } = {}) {
   }
   if (response.ok) return response;
   const message = await sentenceOf(response);
-  if (response.status === 401) askForKey(message);
+  if (response.status === 401 && sent === key()) askForKey(message); // (another may have been given meanwhile)
   throw new ApiError(message, response.status);
 }
 

@@ -34,7 +34,7 @@ async function show(model) {
     if (view === 'data') await showFiles();
     if (view === 'jobs') await enterJobs(id);
   } catch (error) {
-    note(byId('notice'), sentence(error));
+    if (mine === shows) note(byId('notice'), sentence(error));
   }
 }
 
