@@ -121,4 +121,5 @@ def test_a_job_is_paused_goes_on_and_is_cancelled(page: Page) -> None:
     for button, state in (("Pause", "paused"), ("Resume", "running"), ("Cancel", "cancelled")):
         header.get_by_role("button", name=button).press("Enter")
         expect(header.locator(".state")).to_have_text(state)
+        expect(page.locator("#job:focus, #job :focus")).to_have_count(1)  # what was pressed is gone, its place is not
     expect(header.get_by_role("button")).to_have_count(0)

@@ -1,7 +1,7 @@
 /** One job as it goes on: its state, the curve of its losses, its checkpoints and what has happened. */
 
 import { get, post } from './api.js';
-import { announce, byId, el, sentence } from './dom.js';
+import { announce, byId, el, note, sentence } from './dom.js';
 import { JobEvents } from './job_events.js';
 import { lossCurve, lossesOf } from './loss_curve.js';
 
@@ -19,8 +19,10 @@ const ACTIONS = {
 
 /**
  * redraw: as it was drawn last.
- * @type {{id: string, events: JobEvents, timer: ReturnType<typeof setTimeout> | undefined, shown: string, redraw: () => void} | null}
+ * @typedef {{id: string, events: JobEvents, timer: number | undefined, shown: string, redraw: () => void}} Shown
  */
+
+/** @type {Shown | null} */
 let current = null;
 /** @type {(model: string) => void} */
 let talkTo = () => {};
@@ -45,7 +47,9 @@ export function closeJob() {
 
 /** @param {string} id */
 export function openJob(id) {
-  const mine = (current = { id, events: new JobEvents(id), timer: undefined, shown: '', redraw: () => {} });
+  /** @type {Shown} */
+  const mine = { id, events: new JobEvents(id), timer: undefined, shown: '', redraw: () => {} };
+  current = mine;
   const look = async () => {
     let job;
     try {
@@ -58,7 +62,7 @@ export function openJob(id) {
   void look();
 }
 
-/** @param {NonNullable<typeof current>} mine */
+/** @param {Shown} mine */
 async function load(mine) {
   const path = `v1/fine_tuning/jobs/${encodeURIComponent(mine.id)}`;
   const job = await get(path); // before its events: none is missed that came with the end
@@ -79,6 +83,7 @@ function draw(job, events, checkpoints) {
   const place = byId('job');
   const open = [...place.querySelectorAll('details')].map((one) => one.open);
   const held = place.contains(document.activeElement) ? document.activeElement?.id : '';
+  const scrolled = byId('job-events')?.scrollTop ?? 0;
   place.replaceChildren(
     el('header', {}, el('h2', {}, job.user_provided_suffix || job.id), stateOf(job.status), ...actions(job)),
     job.error?.message ? el('p', { className: 'note' }, job.error.message) : '',
@@ -89,7 +94,8 @@ function draw(job, events, checkpoints) {
     eventList(events),
   );
   place.querySelectorAll('details').forEach((one, at) => (one.open = open[at] ?? false));
-  if (held) byId(held)?.focus();
+  byId('job-events').scrollTop = scrolled;
+  if (held) (byId(held) ?? place).focus();
 }
 
 /** @param {any} job */
@@ -100,13 +106,12 @@ function actions(job) {
       try {
         await post(`v1/fine_tuning/jobs/${job.id}/${name}`, {});
       } catch (error) {
-        announce(sentence(error));
+        note(byId('notice'), sentence(error));
       }
       changed();
-      if (current?.id === job.id) {
-        clearTimeout(current.timer);
-        openJob(job.id);
-      }
+      if (current?.id !== job.id) return;
+      clearTimeout(current?.timer);
+      openJob(job.id);
     };
     return el('button', { type: 'button', id: `job-${name}`, onclick: act }, name[0].toUpperCase() + name.slice(1));
   });
@@ -150,5 +155,5 @@ function eventList(events) {
     el('li', { className: event.level },
       el('time', { className: 'soft' }, clock(event.created_at)), ' ', event.message),
   );
-  return el('ol', { className: 'events', tabIndex: 0, 'aria-label': 'Events, the newest first' }, ...rows);
+  return el('ol', { className: 'events', id: 'job-events', tabIndex: 0, 'aria-label': 'Events, the newest first' }, ...rows);
 }

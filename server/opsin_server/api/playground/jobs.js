@@ -9,6 +9,7 @@ const EVERY = 5000; // milliseconds
 
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let timer;
+let failed = false; // whether the last list could not be had
 
 /** @param {(model: string) => void} talk opens a chat with a model */
 export function startJobs(talk) {
@@ -38,8 +39,10 @@ async function list() {
     const chosen = location.hash.split('/')[1];
     redraw(byId('job-list'), jobTable(jobs, chosen));
     redraw(byId('batch-list'), batchTable(batches.data));
-    note(byId('notice'), '');
+    if (failed) note(byId('notice'), '');
+    failed = false;
   } catch (error) {
+    failed = true;
     note(byId('notice'), sentence(error));
   }
 }

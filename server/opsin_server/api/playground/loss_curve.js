@@ -110,7 +110,7 @@ function table({ train, valid }) {
   return el(
     'details',
     {},
-    el('summary', {}, 'As a table'),
+    el('summary', { id: 'losses-table' }, 'As a table'),
     el('table', { className: 'list numbers' }, el('thead', {}, el('tr', {}, ...head)), el('tbody', {}, ...rows)),
   );
 }
