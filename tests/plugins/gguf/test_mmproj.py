@@ -28,7 +28,7 @@ from support.mmproj_files import Pair, write_mmproj, write_pair
 
 def qwen2_5_vl(**changes: Any) -> Any:
     """Windows of 112 pixels, which no field names, of 4 x 4 merged patches."""
-    return tiny.qwen2_5_vl(vision={"patch_size": 14, "window_size": 112}, **changes)
+    return tiny.qwen2_5_vl(vision={"patch_size": 14, "window_size": 112, "tokens_per_second": 2}, **changes)
 
 
 MAKERS: Mapping[str, Callable[..., Any]] = {

@@ -21,7 +21,7 @@ from opsin_plugins.spec import SpecError
 class Projector:
     """decoders: architectures that it goes with. tokens: what the vocabulary has to have, the one that stands for a
     picture first. last: the tensor whose rows are as wide as the decoder. language: what transformers puts in front of
-    the decoder's tensors."""
+    the decoder's tensors. video: the token that stands for one, where the vocabulary has it."""
 
     model: str
     decoders: tuple[str, ...]
@@ -29,13 +29,15 @@ class Projector:
     last: str
     read: Callable[[TowerFile], VisionHalf]
     language: str = "model.language_model."
+    video: str = ""
 
 
+VIDEO = "<|video_pad|>"
 _QWEN = (("qwen2vl",), ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>"), "mm.2.weight")
 PROJECTORS: Mapping[str, Projector] = {
     "mlp": Projector("LLaVA-1.5", ("llama", "qwen2", "qwen3"), ("<image>",), "mm.2.weight", read_llava),
-    "qwen2vl_merger": Projector("Qwen2-VL", *_QWEN, read_qwen2_vl),
-    "qwen2.5vl_merger": Projector("Qwen2.5-VL", *_QWEN, read_qwen2_5_vl),
+    "qwen2vl_merger": Projector("Qwen2-VL", *_QWEN, read_qwen2_vl, video=VIDEO),
+    "qwen2.5vl_merger": Projector("Qwen2.5-VL", *_QWEN, read_qwen2_5_vl, video=VIDEO),
     "idefics3": Projector(
         "Idefics3, SmolVLM",
         ("llama",),
@@ -82,6 +84,8 @@ class Mmproj:
         token = vocabulary.index(self.projector.tokens[0])
         tied = {"tie_word_embeddings": text["tie_word_embeddings"]}
         placeholder = dict.fromkeys(("image_token_id", "image_token_index"), token)  # (families differ in its name)
+        if (video := self.projector.video) in vocabulary:
+            placeholder["video_token_id"] = vocabulary.index(video)
         return {**self.half.config, **tied, **placeholder, "text_config": _language(said, text)}
 
     def _wrong(self, sentence: str) -> SpecError:

@@ -30,6 +30,7 @@ OTHERS = {
 # What both publishers' preprocessor_config.json say, where the file says nothing.
 LEAST_PIXELS, MOST_PIXELS = 3136, 12_845_056
 WINDOW = 112  # pixels a side
+TOKENS_PER_SECOND = 2  # of a video: what every published Qwen2.5-VL has, and no file says
 
 
 def read_qwen2_vl(file: TowerFile) -> VisionHalf:
@@ -60,6 +61,7 @@ def read_qwen2_5_vl(file: TowerFile) -> VisionHalf:
         "hidden_act": file.activation("gelu", "silu"),
         "window_size": file.own.integer("window_size", WINDOW),
         "fullatt_block_indexes": tuple(range(every - 1, file.layers, every)),
+        "tokens_per_second": TOKENS_PER_SECOND,
     }
     gated = {"ffn_gate": "mlp.gate_proj", first: "mlp.up_proj", second: "mlp.down_proj"}
     return _half(file, vision, {**PARTS, **gated})
