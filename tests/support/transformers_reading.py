@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.processing_utils import VideosKwargs
 
 from opsin_plugins.spec import U8
+from support.repositories.directories import video_settings
 
 Json = dict[str, Any]
 
@@ -74,8 +75,8 @@ class TransformersReading:
         (self.processor or self.tokenizer).save_pretrained(directory)
         path = directory / "processor_config.json"
         if isinstance(self.processor, _WithoutVideos):
-            videos = {"video_processor_type": "SomeVideoProcessor", "size": {"shortest_edge": 1, "longest_edge": 1}}
-            path.write_text(json.dumps({**json.loads(path.read_text()), "video_processor": videos}))
+            saved = {**json.loads(path.read_text()), "video_processor": video_settings(self.directory)}
+            path.write_text(json.dumps(saved))
         return directory
 
 

@@ -24,11 +24,12 @@ def write_images(
     write: Callable[[VisualItem], Written],
     of_videos: int | None = None,
 ) -> Expanded:
-    """Every placeholder id becomes what is written for its image, or its video. of_videos: their placeholder. Raises
-    SpecError on unequal counts."""
+    """Every placeholder id becomes what is written for its image, or its video. of_videos: their placeholder, which is
+    an id like any other where there are none. Raises SpecError on unequal counts."""
     array = np.asarray(ids, np.int32)
-    places = np.flatnonzero((array == placeholder) | (array == (placeholder if of_videos is None else of_videos)))
     moving = [item.video is not None for item in items]
+    placeholders = [placeholder] if of_videos is None or not any(moving) else [placeholder, of_videos]
+    places = np.flatnonzero(np.isin(array, placeholders))
     if [int(array[place]) != placeholder for place in places] != moving:
         written = int(np.count_nonzero(array[places] == placeholder))
         videos = f" and {len(places) - written} of videos for {sum(moving)} videos" if any(moving) else ""

@@ -153,6 +153,25 @@ UNSAID = {
 }
 
 
+VIDEO_PROCESSORS = {
+    "qwen2_vl": "Qwen2VLVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+}
+
+
+def video_settings(directory: Path) -> Json:
+    """What a version that has read the directory saves of its video processor; of families whose videos are not served,
+    something."""
+    kind = VIDEO_PROCESSORS.get(json.loads((directory / "config.json").read_text())["model_type"])
+    if kind is None:
+        return {"video_processor_type": "SomeVideoProcessor", "size": {"shortest_edge": 1, "longest_edge": 1}}
+    files = (directory / f"{name}_config.json" for name in ("video_preprocessor", "preprocessor"))
+    said = json.loads(next(file for file in files if file.is_file()).read_text())
+    said.pop("image_processor_type", None)
+    return {**UNSAID, **STEPS, "resample": 3, "rescale_factor": 1 / 255, **said, "video_processor_type": kind}
+
+
 def saved_by_4_57(repository: Repository, source: Path, target: Path) -> Path:
     """As transformers 4.57 saved it: every field of a configuration, text apart from vision, nulls in the settings of
     pictures, the template in a file of its own."""
@@ -166,7 +185,7 @@ def saved_by_4_57(repository: Repository, source: Path, target: Path) -> Path:
         if "min_pixels" in said:
             said["size"] = {"shortest_edge": said["min_pixels"], "longest_edge": said["max_pixels"]}
         put(target, settings.name, said)
-        put(target, "video_preprocessor_config.json", {**said, "size": {"shortest_edge": 1, "longest_edge": 1}})
+        put(target, "video_preprocessor_config.json", video_settings(source))
     tokenizer = json.loads((target / "tokenizer_config.json").read_text())
     template = tokenizer.pop("chat_template", None)
     put(target, "tokenizer_config.json", tokenizer)
