@@ -17,8 +17,9 @@ from opsin_plugins.families.encoders.qwen2_vl import Qwen2VLEncoder
 from opsin_plugins.families.encoders.qwen3_vl import Qwen3VLEncoder
 from opsin_plugins.families.videos import frame_size, plan_video, timestamps
 from opsin_plugins.loading.open_model import open_model
-from opsin_plugins.spec import SpecError, VideoBudget, VideoSource, VideoSpec
-from support import oracle, tiny, videos
+from opsin_plugins.loading.registry import Registry
+from opsin_plugins.spec import SpecError, TakesVideos, VideoBudget, VideoSource, VideoSpec
+from support import oracle, published, tiny, videos
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 VIDEO, IMAGE = 151, tiny.IMAGE_TOKEN
@@ -168,6 +169,20 @@ def test_seconds_stand_between_the_first_and_the_last_frame_of_a_patch() -> None
 def test_what_cannot_be_taken_is_said(family: str, source: VideoSource, budget: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         plan_video(source, declared(family), VideoBudget(**budget))
+
+
+@pytest.mark.parametrize("name", ["Qwen2-VL-2B-Instruct", "Qwen2.5-VL-3B-Instruct", "Qwen3-VL-2B-Instruct"])
+def test_published_models_take_videos(name: str) -> None:
+    files = published.model_files(name)
+    architecture = Registry().architecture(files)
+    spec = architecture.spec(files)
+    assert spec.no_video == ""
+    assert isinstance(architecture, TakesVideos)
+    ten_seconds = VideoSource(300, 30.0, 720, 1280)
+    plan = architecture.plan_video(ten_seconds, spec, VideoBudget(max_pixels=200_704))
+    tokens = 10 * (plan.height // spec.video.factor) * (plan.width // spec.video.factor)
+    assert plan.tokens == tokens
+    assert tokens == (2520 if name != "Qwen3-VL-2B-Instruct" else 1800)
 
 
 @pytest.mark.parametrize(
