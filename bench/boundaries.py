@@ -19,7 +19,8 @@ from typing import Any
 import models
 import report
 from boundary_answers import ANSWERED, REFUSED, Findings, try_fields
-from boundary_fields import Bodies, numeric_fields
+from boundary_bodies import Bodies
+from boundary_fields import numeric_fields
 from neighbours import Client, Neighbours
 from processes import Threads
 from systems import Opsin
@@ -31,7 +32,7 @@ ABOUT = """`python bench/boundaries.py`; opsin-mini on one thread. What each num
 around its bounds and with odd ones. A body that the OpenAPI document allows is answered, equal numbers with equal
 answers, and null as a field that is left out; any other is a 400 that names the field. Otherwise: the code with which
 a value is refused, by a sentence that names the field, though the document allows it: something else in the request, a
-limit of the server or the model does not."""
+limit of the server or the model does not. (opsin-mini takes no videos: what is of one is tried up to that refusal.)"""
 
 
 def prepare(client: Client) -> Bodies:

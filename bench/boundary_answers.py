@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from boundary_fields import Bodies, Field
+from boundary_bodies import Bodies
+from boundary_fields import Field
 from neighbours import Client
 
 JOBS = ("createFineTuningJob", "createFineTune")
 HYPERPARAMETERS = ("batch_size", "n_epochs", "learning_rate_multiplier", "beta")
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 SAID = ("choices", "output", "data", "content", "prompt", "method", "hyperparams", "bytes")
+NO_VIDEOS = "unsupported_video"  # of a model that takes none
 TINY, ANSWERED, REFUSED = "5e-324", "answered", "400"
 
 
@@ -40,7 +42,7 @@ def try_fields(client: Client, fields: Iterable[Field], bodies: Bodies) -> Findi
             faults = (
                 [*answer_faults(one, text, body, answer, answers)]
                 if status == 200
-                else refusal_faults(one, status, answer)
+                else refusal_faults(one, status, answer, one.allows(text, body))
             )
             found.wrong += [f"{one.operation} {one.name}={text}: {fault}" for fault in faults]
             if status == 200 and one.operation in JOBS:
@@ -60,11 +62,13 @@ def outcome(one: Field, text: str, body: bytes, status: int, answer: dict[str, A
     return f"{status} ({error.get('code') or error.get('type')})" if one.allows(text, body) else str(status)
 
 
-def refusal_faults(one: Field, status: int, answer: dict[str, Any]) -> list[str]:
+def refusal_faults(one: Field, status: int, answer: dict[str, Any], allowed: bool) -> list[str]:
     """The field is named, or what it is in: by a param, or in the message where errors have none (Anthropic's)."""
     error = answer.get("error", {})
     param = error.get("param")
     inside = param is not None and one.name.startswith((f"{param}.", f"{param}["))
+    if error.get("code") == NO_VIDEOS and allowed:
+        return []
     if status in (400, 413) and (
         param == one.name or inside or (param is None and one.name in error.get("message", ""))
     ):

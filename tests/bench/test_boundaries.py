@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 import boundaries
 import pytest
 from boundary_answers import Findings, try_fields
-from boundary_fields import Bodies, numeric_fields
+from boundary_bodies import Bodies
+from boundary_fields import numeric_fields
 from neighbours import Client, Neighbours
 
 from support.served import Served
 
 SOME = (
     "temperature", "top_p", "top_k", "n", "seed", "logit_bias.5", "stop_token_ids[0]", "top_logprobs", "max_tokens",
-    "mm_processor_kwargs.max_pixels",
+    "mm_processor_kwargs.max_pixels", "mm_processor_kwargs.fps",
 )  # fmt: skip
 
 

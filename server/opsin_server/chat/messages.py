@@ -155,7 +155,11 @@ class ContentPart(VideoFields):
     image: str | None = None
     file: FilePart | None = None
     file_id: Annotated[str | None, Field(description='of "input_image"')] = None
-    video_url: Annotated[VideoURL | None, Field(description="or its URL alone"), BeforeValidator(_object_of_url)] = None
+    video_url: Annotated[
+        VideoURL | None,
+        Field(description="or its URL alone"),
+        BeforeValidator(_object_of_url, json_schema_input_type=VideoURL | str | None),
+    ] = None
     video: Annotated[Video, Field(description="a URL; or the URLs of pictures that are its frames")] = None
     detail: Annotated[Detail, Field(description='of "input_image"')] = None
 

@@ -84,7 +84,7 @@ def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def sent_as(metadata: Sequence[Any]) -> Any:
     """Of what a validator makes something else: the type that is sent."""
     found = (entry.json_schema_input_type for entry in metadata if isinstance(entry, BeforeValidator))
-    return next((kind for kind in found if kind is not Any and isinstance(kind, object) and get_args(kind)), None)
+    return next((kind for kind in found if get_args(kind)), None)
 
 
 def nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -31,8 +31,16 @@ class ProcessorOptions(VideoFields):
 
 
 class VideoInputOptions(Strict):
-    fps: Annotated[FramesPerSecond | None, BeforeValidator(_unless_minus_one)] = None
-    num_frames: Annotated[Frames | None, BeforeValidator(_unless_minus_one)] = None
+    fps: Annotated[
+        FramesPerSecond | None,
+        BeforeValidator(_unless_minus_one, json_schema_input_type=FramesPerSecond | Literal[-1] | None),
+        Field(description="or -1, as if it were left out"),
+    ] = None
+    num_frames: Annotated[
+        Frames | None,
+        BeforeValidator(_unless_minus_one, json_schema_input_type=Frames | Literal[-1] | None),
+        Field(description="or -1, as if it were left out"),
+    ] = None
 
 
 class InputOptions(Strict):
