@@ -158,5 +158,6 @@ def test_a_request_that_is_sent_again_makes_one_job(client: openai.OpenAI) -> No
     assert first.id in without
     assert with_metadata.id not in without
     assert refused(lambda: client.fine_tuning.jobs.list(extra_query={"metadata": "a"})).status_code == 400
+    assert refused(lambda: client.fine_tuning.jobs.list(extra_query={"metadata[a": "b"})).status_code == 400
     assert refused(lambda: client.fine_tuning.jobs.cancel(first.id)).status_code == 400
     client.fine_tuning.jobs.cancel(with_metadata.id)
