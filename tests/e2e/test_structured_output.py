@@ -81,6 +81,11 @@ def test_vllms_names_for_it(client: openai.OpenAI) -> None:
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"guided_choice": ["a"], "guided_regex": "a"}, "guided_choice"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        (
+            {"structured_outputs": {"json": {}, "whitespace_pattern": "(("}},
+            "structured_outputs.whitespace_pattern",
+        ),
+        ({"guided_json": {}, "guided_whitespace_pattern": "["}, "guided_whitespace_pattern"),
     ],
 )
 def test_what_cannot_be_kept_to_is_refused_by_name(served, fields: dict[str, object], param: str) -> None:
