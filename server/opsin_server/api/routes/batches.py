@@ -7,10 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from opsin_server.api.middleware.paths import READ
-from opsin_server.api.routes.in_process import ENDPOINTS
 from opsin_server.api.routes.read_body import parse, read_body
 from opsin_server.api.routes.read_query import known_query, read_limit
-from opsin_server.api.schemas.batches import CreateBatch, described_batch
+from opsin_server.api.schemas.batches import ENDPOINTS, CreateBatch, described_batch
 from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.services import ServicesDep
 from opsin_server.errors import BadRequest

@@ -22,6 +22,7 @@ from opsin_server.api.engine_status import Engine, TokenStream
 from opsin_server.api.middleware import error_responses
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.routes.read_body import parse
+from opsin_server.api.schemas.batches import ENDPOINTS
 from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.schemas.chat_response import encode
 from opsin_server.api.schemas.completion_request import CompletionRequest
@@ -75,12 +76,8 @@ async def embeddings(body: bytes, log: RequestLog, services: Services) -> bytes:
         return await embed(request, adapter, log, services, held)
 
 
-ENDPOINTS: dict[str, Callable[[bytes, RequestLog, Services], Awaitable[bytes]]] = {
-    "/v1/chat/completions": chat,
-    "/v1/responses": responses,
-    "/v1/completions": completions,
-    "/v1/embeddings": embeddings,
-}
+Answering = Callable[[bytes, RequestLog, Services], Awaitable[bytes]]
+ANSWERING: dict[str, Answering] = dict(zip(ENDPOINTS, (chat, responses, completions, embeddings), strict=True))
 
 
 class BackgroundAnswers:
@@ -98,7 +95,7 @@ class BackgroundAnswers:
         services = replace(self._services, engine=cast("Engine", _Background(self._services.engine, started)))
         status = 200
         try:
-            content = await ENDPOINTS[endpoint](body, log, services)
+            content = await ANSWERING[endpoint](body, log, services)
         except (Unavailable, StorageFailed, EngineFailed):
             raise
         except Exception as failure:

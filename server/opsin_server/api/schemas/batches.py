@@ -13,6 +13,7 @@ from opsin_server.chat.fields import Strict, unsupported
 from opsin_server.storage.records import Batch, BatchStatus
 
 WINDOW = "24h"
+ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings")  # whose requests lines are
 STATES: tuple[BatchStatus, ...] = (
     "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled",
 )  # fmt: skip
@@ -20,7 +21,7 @@ STATES: tuple[BatchStatus, ...] = (
 
 class CreateBatch(Strict):
     input_file_id: Annotated[Name, Field(description="a file's id, of the purpose `batch`")]
-    endpoint: Annotated[str, Field(description="`/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`")]
+    endpoint: Annotated[str, Field(description=" · ".join(f"`{path}`" for path in ENDPOINTS))]
     completion_window: Annotated[str, Field(description=f"`{WINDOW}`")]
     metadata: Annotated[dict[str, str] | None, Field(description="comes back with the batch; at most 16 pairs")] = None
     output_expires_after: Annotated[ExpiresAfter | None, Field(description="of the files of answers")] = None
