@@ -33,11 +33,9 @@ class CreateUpload(Strict):
 
 
 class CheckFile(Strict):
-    """lines: of the file, that are read. rows: of those that are right, that come back. opsin: options of a job."""
-
-    lines: Annotated[int, Field(ge=1, le=2000)] = 200
-    rows: Annotated[int, Field(ge=0, le=50)] = 20
-    opsin: dict[str, Any] | None = None
+    lines: Annotated[int, Field(ge=1, le=2000, description="of the file, that are read; 200"), WHOLE] = 200
+    rows: Annotated[int, Field(ge=0, le=50, description="that come back, of those that are right; 20"), WHOLE] = 20
+    opsin: Annotated[dict[str, Any] | None, Field(description="options of a job that would be trained on it")] = None
 
 
 class CompleteUpload(Strict):
