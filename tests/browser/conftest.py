@@ -20,6 +20,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PREFIX = "/llm"
+SECONDS = 60  # on a machine that is busy with other things
 FAILED = "Failed to load resource"  # what Chromium itself says of an answer that is an error
 
 
@@ -43,8 +44,9 @@ def server() -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=SECONDS * 1000)
     path = shutil.which("chromium")
     assert path is not None, "make test-clients installs chromium"
     with sync_playwright() as playwright:
@@ -56,7 +58,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def context(chromium: Browser) -> Iterator[BrowserContext]:
     made = chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    made.set_default_timeout(30_000)
+    made.set_default_timeout(SECONDS * 1000)
     yield made
     made.close()
 
