@@ -32,11 +32,12 @@ def two_shapes() -> Picture:
 
 
 def asked_about(picture: Picture, times: int = 150) -> dict[str, set[str]]:
-    """Every question that comes up, with all answers it was given."""
+    """Every question that comes up, with all answers it was given. (A schema asks for more than a question says.)"""
     answers: dict[str, set[str]] = defaultdict(set)
     for seed in range(times):
         for asked in questions.ask(picture, random.Random(seed), EVERYTHING, 30):
-            answers[asked.question.removesuffix(" Answer briefly.")].add(asked.answer)
+            if not asked.held:
+                answers[asked.question.removesuffix(" Answer briefly.")].add(asked.answer)
     return answers
 
 
@@ -58,6 +59,8 @@ def asked_about(picture: Picture, times: int = 150) -> dict[str, set[str]]:
         ("Is there a red square?", "No"),
         ("Is the square red?", "No"),
         ("What color is the background?", "White"),
+        ("Describe the picture as JSON.", '{"objects": ["red circle", "blue square"]}'),
+        ("Count as JSON.", '{"count": 2}'),
     ],
 )
 def test_a_drawn_scene_gets_its_right_answers(question: str, answer: str):
@@ -186,4 +189,4 @@ def test_a_seed_always_asks_the_same(bare_fonts):
             rng = random.Random(f"{kind} {seed}")
             picture = draw(rng, kind, rng.choice(LARGE + WIDE), exam(), bare_fonts)
             asked += [tuple(a) for a in questions.ask(picture, rng, EVERYTHING, 30)]
-    assert hashlib.sha256(repr(asked).encode()).hexdigest()[:16] == "dbfdcb56064c0f14"
+    assert hashlib.sha256(repr(asked).encode()).hexdigest()[:16] == "d6468fc01477331e"

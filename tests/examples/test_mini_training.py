@@ -135,6 +135,20 @@ def test_answers_are_marked_where_they_lie(tokenizer):
     assert [a.task for a in with_room_for_one.asked] == ["a"]
 
 
+def test_what_a_schema_writes_is_not_learned(tokenizer):
+    """The first brace and the keys are the schema's; values, and what stands between, are the answer's."""
+    encoder = Encoder(tokenizer)
+    answer = '{"shape": "star", "color": "red"}'
+    asked = Asked("json_held", "What is this?", answer, held=True)
+    packed = pack(encoder, random.Random(0), [[asked]], 96, encoder.prefix(1, None), (3, 4), 0.0)
+    flat = packed.layout.ids.flatten()
+    assert torch.equal(flat[packed.target_at + 1], packed.target)
+    assert tokenizer.decode(packed.target) == ': "star", "color: "red"}<|im_end|>'.replace("color", "")
+    assert packed.lengths == [len(packed.target)]
+    whole = pack(encoder, random.Random(0), [[asked._replace(held=False)]], 96, encoder.prefix(1, None), (3, 4), 0.0)
+    assert tokenizer.decode(whole.target) == answer + "<|im_end|>"
+
+
 def test_nouns_know_their_things(tokenizer):
     """'the red circle': two things match at 'red', and two are circles, but only one is both."""
     things = [Thing("shape", "circle", "red", (0, 0, 16, 16)), Thing("shape", "square", "red", (40, 16, 56, 32))]

@@ -66,7 +66,7 @@ LATE: dict[str, float] = {
 }
 # More of the weak tasks that still rise.
 LAST = LATE | {"count": 3.5, "count_of": 1.2, "compare": 1.6, "relation": 0.8, "read": 5}
-LAST |= {"side": 1.4, "beside": 1.4, "where": 1.5}
+LAST |= {"side": 1.4, "beside": 1.4, "where": 1.5, "json": 2.5, "json_held": 4}
 
 EARLY_END = 0.22  # until here most of the time goes into the vision tower
 PAIRS_FROM = 0.24  # picture pairs come from here on

@@ -12,6 +12,7 @@ from mini_opsin.questions.pairs import ask_pair
 __all__ = ["TASKS", "Asked", "ask", "ask_pair", "refine"]
 
 HELD = "json_held"
+IN_JSON = ("json", HELD)
 
 TASKS: dict[str, Task] = {
     "caption": what.caption,
@@ -61,5 +62,6 @@ def ask(picture: Picture, rng: random.Random, weights: dict[str, float], n: int)
         if weights[name] > 0 and len(out) < n:
             found = TASKS[name](picture, rng)
             if found:
-                out.append(Asked(refine(name, picture), vary(rng, found[0]), found[1], held=name == HELD))
+                question = found[0] if name in IN_JSON else vary(rng, found[0])  # (keys are spelled as they are)
+                out.append(Asked(refine(name, picture), question, found[1], held=name == HELD))
     return out
