@@ -166,7 +166,7 @@ def estimate_rows(said: Estimate) -> list[tuple[str, str]]:
             )
         )
     if said.video_tokens or said.no_video:
-        room = f"room for {said.video_tokens:,} visual tokens of one"
+        room = f"room for {said.video_tokens:,} visual tokens of one, if the chat template shows any"
         rows.append(("videos", f"none: {said.no_video}" if said.no_video else room))
     ledger = [] if said.ledger is None else [*memory_rows(said.ledger), ("adapters", adapter_room(said.ledger))]
     training = [] if said.training is None else [("training", training_room(said.training))]

@@ -68,6 +68,15 @@ class Span:
     visual_mask: tuple[bool, ...] | None = None
     bidirectional: bool = False
 
+    @property
+    def visual_tokens(self) -> int:
+        """Ids that are overwritten; what else is in it (marks, the seconds of a video) is text."""
+        return self.length if self.visual_mask is None else sum(self.visual_mask)
+
+    def is_visual(self, place: int) -> bool:
+        """Of an id of the prompt, which is in the span."""
+        return self.visual_mask is None or self.visual_mask[place - self.start]
+
 
 @dataclass(frozen=True)
 class VisibleImages:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -48,7 +45,6 @@ def create_app(services: Services) -> FastAPI:
     services.metrics.watch(services.engine.engines, lambda: len(services.admission), services.names[0])
     app = FastAPI(
         title="Opsin",
-        lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -98,10 +94,3 @@ def _with_and_without_version(router: APIRouter) -> APIRouter:
             path, methods = prefix + route.path, sorted(route.methods or ())
             found.add_api_route(path, route.endpoint, methods=methods, response_model=None)
     return found
-
-
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    yield
-    await app.state.services.grammars.close()
-    app.state.services.threads.shutdown(wait=False, cancel_futures=True)

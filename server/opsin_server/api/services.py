@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -52,6 +53,9 @@ class Services:
     admission: Admission
     metrics: Metrics
     threads: ThreadPoolExecutor
+    background_threads: ThreadPoolExecutor = field(  # for batches, one at a time
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="opsin-batch")
+    )
     grammars: GrammarChecker = field(default_factory=GrammarChecker)
     videos: VideoDecoder = field(default_factory=VideoDecoder)
     created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
@@ -86,14 +90,16 @@ class Services:
             self.answers.open()
 
     async def close(self) -> None:
-        """What uses others goes before them."""
-        await self.batches.close()
-        await self.fine_tuning.close()
-        await self.files.close()
-        await self.webhooks.close()
-        if self.answers is not None:
-            await self.answers.close()
-        await self.adapters.close()
+        """What uses others goes before them; one that fails to close keeps none from it."""
+        async with AsyncExitStack() as closing:  # (the last one that is named goes first)
+            for threads in (self.threads, self.background_threads):
+                closing.callback(threads.shutdown, wait=False, cancel_futures=True)
+            closing.push_async_callback(self.grammars.close)
+            closing.push_async_callback(self.adapters.close)
+            if self.answers is not None:
+                closing.push_async_callback(self.answers.close)
+            for service in (self.webhooks, self.files, self.fine_tuning, self.batches):
+                closing.push_async_callback(service.close)
 
     def check_open(self) -> None:
         """Raises Unavailable while no new work is taken."""

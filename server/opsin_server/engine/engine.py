@@ -325,6 +325,8 @@ class Engine:
         first, stopped = sequence.generated == 1, finish == "stop"
         if finish == "complete":
             finish = "stop"
+        if finish is not None and not sequence.answers:
+            finish = "length"
         return Output(
             sequence.request_id,
             (token,) if sequence.answers and not stopped else (),
@@ -357,7 +359,8 @@ class Engine:
             raise SpecError(f"{message.choices} choices; this engine takes 1 to {MOST_CHOICES}")
         if not self.sequences.keys().isdisjoint(choice_ids(message.request_id, message.choices)):
             raise SpecError(f"request {message.request_id} is already here")
-        most = self.scheduler.limits.max_context - (message.pooling is None)  # (an answer has one token, at least)
+        answers = message.pooling is None and message.max_tokens > 0
+        most = self.scheduler.limits.max_context - answers  # (an answer has one token, at least)
         if not 0 < total <= most:
             raise SpecError(f"{total} prompt tokens; this engine takes 1 to {most}")
         check_asked_of_prompt(message)

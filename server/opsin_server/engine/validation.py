@@ -89,7 +89,7 @@ def check_spans(message: Submit, total: int) -> None:
             raise SpecError("bidirectional image spans are not served by this version")
         if span.visual_mask is not None and len(span.visual_mask) != span.length:
             raise SpecError(f"{len(span.visual_mask)} marks for an image span of {span.length}")
-        placeholders = span.length if span.visual_mask is None else sum(span.visual_mask)
+        placeholders = span.visual_tokens
         if placeholders != message.items[span.item].tokens and not message.visible:
             raise SpecError(f"{placeholders} placeholders for {message.items[span.item].tokens} visual tokens")
         at = span.start + span.length

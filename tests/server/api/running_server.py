@@ -79,6 +79,8 @@ class RunningServer:
 
         self.server = Server(self.app, self.config, bind(addresses(self.config.host), 0), started)
         await self.server.serve_until_stopped()
+        await self.services.grammars.close()
+        self.services.threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def services(self) -> Any:

@@ -52,7 +52,7 @@ class PromptScores:
         self.ids = prompt.ids.tolist()
         self._unsaid = {0, *(place for place, token in enumerate(self.ids) if token >= vocabulary)}
         for span in prompt.spans:
-            self._unsaid.update(range(span.start, span.start + span.length))
+            self._unsaid.update(filter(span.is_visual, range(span.start, span.start + span.length)))
         self._parts: list[PromptLogprobs] = []
 
     def add(self, part: PromptLogprobs) -> None:

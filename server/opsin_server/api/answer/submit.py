@@ -129,6 +129,7 @@ def check_size(size: int, longest_token: int, context: int, noun: str = "message
 
 
 def image_tokens(prompt: Prompt) -> int:
+    """All that stands for pictures and videos: marks of rows and the seconds of a video, too."""
     return sum(span.length for span in prompt.spans)
 
 
@@ -143,7 +144,7 @@ def room(prompt: Prompt, wanted: int | None, context: int, limit: str = "max_tok
             param=limit,
             code="context_length_exceeded",
         )
-    if length + (wanted or 1) > context:
+    if length + (1 if wanted is None else wanted) > context:
         raise BadRequest(
             f"The model's context holds {context} tokens; the {noun} {have} {length}"
             f"{_of_images(prompt, wanted, context)} and the answer may have {wanted or 'at least 1'}. "
@@ -151,7 +152,7 @@ def room(prompt: Prompt, wanted: int | None, context: int, limit: str = "max_tok
             param=noun,
             code="context_length_exceeded",
         )
-    return wanted or context - length
+    return context - length if wanted is None else wanted
 
 
 def _of_images(prompt: Prompt, wanted: int | None, context: int) -> str:

@@ -42,7 +42,7 @@ async def submit_completion(
     prompts: list[Prompt] = []
     for given in body.prompt:  # one that does not fit is refused before the next is tokenized
         prompt = await raw_prompt(given, opening, special, services)
-        room(prompt, max(1, body.output_limit), context, noun="prompt")
+        room(prompt, body.output_limit, context, noun="prompt")
         prompts.append(prompt)
     log.usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     choices: list[ChoiceStream] = []

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, cast
@@ -87,8 +86,7 @@ class BackgroundAnswers:
         self._published = services.metrics
         unpublished = Metrics()
         unpublished.adapters = services.metrics.adapters
-        threads = ThreadPoolExecutor(1, thread_name_prefix="opsin-batch")
-        self._services = replace(services, metrics=unpublished, threads=threads)
+        self._services = replace(services, metrics=unpublished, threads=services.background_threads)
 
     async def __call__(self, endpoint: str, body: bytes, started: Callable[[], None]) -> Answer:
         log = RequestLog(f"req_{secrets.token_hex(12)}", "POST")
