@@ -65,10 +65,10 @@ def corpus(rng: random.Random, pictures: int, fonts: Fonts) -> Iterator[str]:
     yield from ["system", "user", "assistant", words.OFF_TOPIC] * 200
     weights = dict.fromkeys(questions.TASKS, 1.0)
     for _ in range(pictures):
-        for _, question, answer in questions.ask(_any_picture(rng, fonts), rng, weights, 8):
+        for _, question, answer, _ in questions.ask(_any_picture(rng, fonts), rng, weights, 8):
             yield from (question, answer)
         pair = (scene(rng, (48, 48), 1, fonts), scene(rng, (48, 48), 2, fonts))
-        for _, question, answer in questions.ask_pair(pair, rng, 1):
+        for _, question, answer, _ in questions.ask_pair(pair, rng, 1):
             yield from (question, answer)
 
 
