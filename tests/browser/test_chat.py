@@ -84,6 +84,42 @@ def test_pictures_are_pasted_chosen_and_taken_away(page: Page) -> None:
     expect(page.get_by_role("article", name="You").get_by_role("img")).to_have_count(2)
 
 
+def test_a_question_waits_for_its_pictures(page: Page) -> None:
+    page.evaluate(
+        "() => { const read = FileReader.prototype.readAsDataURL; FileReader.prototype.readAsDataURL ="
+        " function (file) { setTimeout(() => read.call(this, file), 500) } }"
+    )
+    page.get_by_label("Question", exact=True).fill("?")
+    page.set_input_files("#choose", [SAMPLES / "cat.png", SAMPLES / "rocket.png"])
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    expect(page.locator(".turn")).to_have_count(0)
+    with page.expect_request("**/chat/completions") as asked:
+        page.get_by_role("button", name="Send").click()
+    assert len(asked.value.post_data_json["messages"][0]["content"]) == 3
+
+
+def test_a_refusal_names_its_picture_and_can_be_seen(page: Page) -> None:
+    error = {"message": "It is too wide", "param": "messages[0].content[1].image_url"}
+    page.route("**/chat/completions", lambda asked: asked.fulfill(status=400, json={"error": error}))
+    page.set_input_files("#choose", [SAMPLES / "cat.png", SAMPLES / "rocket.png", SAMPLES / "red_circle.png"])
+    page.locator("#seed").fill("-1")
+    send(page, "?")
+    expect(page.locator("#seed")).to_be_focused()
+    expect(page.locator(".turn")).to_have_count(0)
+    page.locator("#seed").fill("1")
+    send(page, "?")
+    refusal = page.locator(".answer").get_by_role("alert")
+    expect(refusal).to_have_text("rocket.png: It is too wide")
+    expect(page.locator("#tray img")).to_have_count(3)
+    refused, composer = refusal.bounding_box(), page.locator("#composer").bounding_box()
+    assert refused is not None
+    assert composer is not None
+    assert refused["y"] + refused["height"] <= composer["y"]
+    page.get_by_role("button", name="Remove all").click()
+    expect(page.locator("#tray > li")).to_have_count(0)
+
+
 def test_a_video_is_sent_as_one(page: Page) -> None:
     clip = {"name": "clip.mp4", "mimeType": "video/mp4", "buffer": videos.encoded(videos.frames(8, 64, 64))}
     page.set_input_files("#choose", clip)  # type: ignore[arg-type]
@@ -92,7 +128,7 @@ def test_a_video_is_sent_as_one(page: Page) -> None:
         send(page, "?")
     parts = asked.value.post_data_json["messages"][0]["content"]
     assert [part["type"] for part in parts] == ["video_url", "text"]
-    page.wait_for_function("document.querySelector('.asked video').videoWidth === 64")
+    page.wait_for_function("() => document.querySelector('.asked video').videoWidth === 64")
     expect(page.locator(".answer").get_by_role("alert")).to_contain_text("this model takes no videos")
     expect(page.locator("#tray video")).to_have_count(1)  # what nobody could answer can be asked otherwise
 
@@ -143,6 +179,27 @@ def test_two_models_side_by_side(page: Page) -> None:
     assert left["x"] + left["width"] < right["x"]
 
 
+def test_a_model_that_failed_is_not_told_what_the_other_said(page: Page) -> None:
+    asked = []
+
+    def answer(route: Route) -> None:
+        request = route.request.post_data_json
+        asked.append((request["model"], [message["content"] for message in request["messages"]]))
+        if request["model"] == "second" and len(asked) < 3:
+            route.fulfill(status=500, json={"error": {"message": "no"}})
+        else:
+            body = f"{chunk({'content': 'said'}, 'stop')}data: [DONE]\n\n"
+            route.fulfill(body=body, content_type="text/event-stream")
+
+    page.route("**/chat/completions", answer)
+    page.get_by_label("Compare side by side with").check()
+    for number in range(2):
+        send(page, f"{number}?")
+        expect(page.locator(".answer .facts, .answer [role=alert]")).to_have_count(2 * number + 3)
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+    assert sorted(asked[2:]) == [("opsin-mini", ["0?", "said", "1?"]), ("second", ["1?"])]
+
+
 def test_answers_that_keep_to_a_form(page: Page) -> None:
     schema = {
         "type": "object",
@@ -185,6 +242,7 @@ def test_an_answer_is_stopped(page: Page, server: Served, key: str) -> None:
     expect(page.locator(".answer .said")).to_contain_text("on and on")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".facts")).to_have_text("stopped")
+    expect(page.locator(".answer").get_by_role("alert")).to_contain_text("it was stopped")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     assert len(page.locator(".answer").inner_text()) < 150 * len('"on and on"')
     server.wait_idle(10, headers={"Authorization": f"Bearer {key}"})
@@ -233,7 +291,12 @@ def test_a_refusal_that_comes_late_asks_for_no_other_key(stranger: Page, key: st
 def test_a_wrong_key_is_said_and_the_right_one_stays_in_the_tab(stranger: Page, key: str) -> None:
     dialog = stranger.get_by_role("dialog", name="API key")
     expect(dialog).to_contain_text("No API key was given")
-    stranger.get_by_label("Key", exact=True).fill("sk-wrong")
+    field = stranger.get_by_label("Key", exact=True)
+    field.fill("ключ")
+    stranger.keyboard.press("Enter")
+    expect(dialog).to_be_visible()
+    assert "Latin" in field.evaluate("(field) => field.validationMessage")
+    field.fill("sk-wrong")
     stranger.keyboard.press("Enter")
     expect(dialog).to_contain_text("The API key is not one of this server's")
     expect(stranger.locator("#notice")).to_contain_text("The API key is not one of this server's")

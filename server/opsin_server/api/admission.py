@@ -22,6 +22,7 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_flight: set[CancelScope] = set()
+        self._undrained: set[CancelScope] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -36,18 +37,26 @@ class Admission:
         if len(self._in_flight) >= self._limit:
             raise Saturated(f"{len(self._in_flight)} requests are in flight; the limit is {self._limit} (--max-queue)")
 
-    def admit(self) -> CancelScope:
-        """The caller gives it back with `release`."""
+    def admit(self, drained: bool = True) -> CancelScope:
+        """The caller gives it back with `release`. drained: whether a server that drains lets it finish."""
         self.check()
         scope = CancelScope()
         self._in_flight.add(scope)
+        if not drained:
+            self._undrained.add(scope)
         self._idle.clear()
         return scope
 
     def release(self, scope: CancelScope) -> None:
         self._in_flight.discard(scope)
+        self._undrained.discard(scope)
         if not self._in_flight:
             self._idle.set()
+
+    def drain(self) -> None:
+        self.draining = True
+        for scope in list(self._undrained):
+            scope.end(Draining("The server is shutting down"))
 
     async def idle(self) -> None:
         """Returns when nothing is in flight."""

@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def _finish(self) -> None:
-        self._admission.draining = True
+        self._admission.drain()
         log.info("draining requests=%d seconds=%g", len(self._admission), self._drain_timeout)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._admission.idle(), self._drain_timeout)

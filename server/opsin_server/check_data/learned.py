@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from rich.text import Text
 
@@ -17,9 +18,9 @@ MARKS = ("[[", "]]")  # where there is no colour
 
 def pieces(row: TrainingRow, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
     """Runs of tokens as text, and whether they are learned; an image in words."""
-    for run in runs(row, tokenizer):
-        text = run.text if run.item is None else f"<image: {row.items[run.item].tokens} tokens>"
-        yield text, run.learned
+    for (learned, item), group in groupby(runs(row, tokenizer), key=lambda run: (run.learned, run.item)):
+        text = "".join(run.text for run in group)
+        yield text if item is None else f"<image: {row.items[item].tokens} tokens>", learned
 
 
 def shown(row: TrainingRow, tokenizer: Tokenizer, colour: bool) -> Text:

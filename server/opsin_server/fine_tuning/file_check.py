@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from typing import BinaryIO, Literal
 
 import msgspec
 
+from opsin_server.errors import Unavailable
 from opsin_server.fine_tuning.job_options import JobOptions
 from opsin_server.fine_tuning.workplace import Workplace
 from opsin_server.ipc.training_rows import TrainingRow
@@ -22,7 +24,10 @@ from opsin_server.jobs.prepared import Prepared, Report
 from opsin_server.media.thumbnail import thumbnail
 from opsin_server.text.tokenizer import Tokenizer
 
-LIMITS = DataLimits(max_line_bytes=64 * 2**20, max_stored_bytes=2**30)
+SECONDS = 60.0  # in which rows are read
+WAIT_SECONDS = 60.0  # for other checks
+LIMITS = DataLimits(max_line_bytes=64 * 2**20, max_stored_bytes=2**30, max_seconds=SECONDS)
+THREADS = 8  # which wait for pictures, most of the time
 MOST_BYTES = LIMITS.max_line_bytes  # of the lines that are read
 PICTURES = 64  # of a check, that are shown
 
@@ -37,10 +42,12 @@ class ShownPicture(msgspec.Struct, frozen=True):
 
 
 class ShownRun(msgspec.Struct, frozen=True):
-    """Tokens as text, all of them learned or none; or a picture."""
+    """Tokens as text, all of them learned or none; or a picture. special: of tokens that no typed text becomes, though
+    it may look the same."""
 
     text: str
     learned: bool
+    special: bool = False
     picture: ShownPicture | None = None
 
 
@@ -55,12 +62,14 @@ class ShownRow(msgspec.Struct, frozen=True):
 
 
 class FileCheck(msgspec.Struct, frozen=True):
-    """lines: that were read, from the first on. complete: they are all of the file's. refusal: why a job would not
+    """lines: that were read, from the first on. complete: they are all of the file's. timed_out: there was no
+    time for more. refusal: why a job would not
     train on it, as far as they say. rows: the first of those that are right."""
 
     file: str
     lines: int
     complete: bool
+    timed_out: bool
     refusal: str | None
     report: Report
     rows: tuple[ShownRow, ...]
@@ -76,8 +85,9 @@ class FileChecks:
     async def check(
         self, place: Workplace, file: tuple[str, str], options: JobOptions, lines: int, rows: int
     ) -> FileCheck:
-        """file: its id and digest. Whoever is cancelled leaves when the process has ended. Raises BadRequest."""
-        async with self._turn:
+        """file: its id and digest. Whoever is cancelled leaves when the process has ended. Raises BadRequest, or
+        Unavailable when others are checked for too long."""
+        async with self._my_turn():
             gone = threading.Event()
             work = asyncio.create_task(asyncio.to_thread(_checked, place, file, options, lines, rows, gone))
             try:
@@ -87,6 +97,17 @@ class FileChecks:
                 await asyncio.wait({work})
                 work.exception()
                 raise
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        try:
+            await asyncio.wait_for(self._turn.acquire(), WAIT_SECONDS)
+        except TimeoutError:
+            raise Unavailable("Other files are being checked, one at a time: try again later") from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
 
 class _Gone(Exception):
@@ -106,7 +127,7 @@ def _checked(
             read, complete = _copy(opened, out, lines)
         # All good rows, whatever the policy for wrong ones is: the verdict is found afterwards.
         lenient = msgspec.structs.replace(options.data, on_bad_row="skip", min_rows=1)
-        source = replace(place.source(options), options=lenient, limits=LIMITS)
+        source = replace(place.source(options), options=lenient, limits=LIMITS, threads=THREADS)
         shown: tuple[ShownRow, ...] = ()
         try:
             made = place.prepare(folder / "lines", source, folder / "data", go_on)
@@ -116,8 +137,12 @@ def _checked(
             report = made.report
             shown = tuple(_shown(made, source.encoder.tokenizer, rows))
             made.close()
-    asked = options.data if complete else msgspec.structs.replace(options.data, min_rows=1)
-    return FileCheck(file[0], read, complete, refusal(report, asked) or None, report, shown)
+    timed_out = report.unread_from is not None
+    if report.unread_from is not None:
+        read, complete = report.unread_from - 1, False
+    least = options.data.min_rows if complete else 0 if timed_out else 1
+    asked = msgspec.structs.replace(options.data, min_rows=least)
+    return FileCheck(file[0], read, complete, timed_out, refusal(report, asked) or None, report, shown)
 
 
 def _copy(file: BinaryIO, out: BinaryIO, lines: int) -> tuple[int, bool]:
@@ -160,7 +185,7 @@ def _row(
         return ShownPicture(item.tokens, pictures.get(item.digest))
 
     found = (
-        ShownRun(shortened(run.text), run.learned, None if run.item is None else picture(run.item))
+        ShownRun(shortened(run.text), run.learned, run.special, None if run.item is None else picture(run.item))
         for run in runs(row, tokenizer)
     )
     return ShownRow(line, part, len(row.ids), int(row.labels.sum()), tuple(found))

@@ -21,6 +21,7 @@ class Collected:
         self.faults, self.remarks = Faults(), Remarks()
         self.kind: Kind | None = None
         self.left_out = self.truncated = self.skipped = self.image_rows = self.longest = 0
+        self.unread_from: int | None = None
         self._writer = writer
         self._line: list[int] = []
         self._tokens: list[int] = []
@@ -82,6 +83,7 @@ class Collected:
             fault_count=self.faults.count,
             faults=tuple(self.faults.first),
             remarks=tuple(remarks),
+            unread_from=self.unread_from,
         )
 
 

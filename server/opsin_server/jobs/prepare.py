@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ def prepare(file: Path, source: Source, out: Path, on_row: Callable[[int], None]
         _collect(file, source, out, collected, on_row or (lambda lines: None))
     report = collected.report()
     if why := refusal(report, source.options, source.role):
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=report.unread_from is not None)  # (into which a row may still be written)
         raise REFUSED[source.role](why, report)
     with (out / FACTS).open("wb") as facts:
         np.savez(facts, **collected.facts()._asdict())
@@ -185,6 +186,8 @@ def _collect(file: Path, source: Source, out: Path, collected: Collected, on_row
         out / IMAGES, source.media, source.limits.max_stored_bytes, source.base, source.network, source.files
     )
     encoder = RowEncoder(source.encoder, store, source.options, source.media)
+    seconds = source.limits.max_seconds
+    ends = None if seconds is None else time.monotonic() + seconds
 
     def make(line: Line) -> _Made:
         if line.data is None:
@@ -194,11 +197,20 @@ def _collect(file: Path, source: Source, out: Path, collected: Collected, on_row
     try:
         with closing(_in_order(read_lines(file, source.limits), make, source)) as made:
             for line, future in made:
+                if ends is not None and not _done(future, ends):
+                    collected.unread_from = line.number
+                    break
                 _take(line, future, source, collected)
                 on_row(line.number)
                 _check_count(collected, source.limits)
     except BadRequest as error:
         collected.faults.add(0, one_line(error))
+
+
+def _done(future: Future[_Made], ends: float) -> bool:
+    """Whether it is, before that time."""
+    left = ends - time.monotonic()
+    return left > 0 and bool(wait([future], left).done)
 
 
 def _check_count(collected: Collected, limits: DataLimits) -> None:
@@ -215,18 +227,18 @@ def _in_order(
     waiting: deque[tuple[Line, Future[_Made]]] = deque()
     size = 0
     threads = source.threads
-    with ThreadPoolExecutor(threads, thread_name_prefix="opsin-data") as pool:
-        try:
-            for line in lines:
-                waiting.append((line, pool.submit(make, line)))
-                size += len(line.data or b"")
-                while len(waiting) > AHEAD * threads or (size > MAX_AHEAD_BYTES and waiting):
-                    size -= len(waiting[0][0].data or b"")
-                    yield waiting.popleft()
-            while waiting:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="opsin-data")
+    try:
+        for line in lines:
+            waiting.append((line, pool.submit(make, line)))
+            size += len(line.data or b"")
+            while len(waiting) > AHEAD * threads or (size > MAX_AHEAD_BYTES and waiting):
+                size -= len(waiting[0][0].data or b"")
                 yield waiting.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(wait=source.limits.max_seconds is None, cancel_futures=True)
 
 
 def _make(data: bytes, source: Source, encoder: RowEncoder) -> _Made:

@@ -36,7 +36,7 @@ class FileBytes(msgspec.Struct, frozen=True):
 
 
 class Lines(msgspec.Struct, frozen=True, tag=True):
-    """So many are done."""
+    """So many are done; told again while no more are."""
 
     number: int
 

@@ -29,6 +29,7 @@ from opsin_server.text.encode_prompt import read_encoder
 
 NICEST = 19  # it runs while nobody else on this machine wants to
 TELL_SECONDS = 0.05  # between two tellings of how far it is
+BEAT_SECONDS = 0.5  # the same, while nothing is done: the server may end this process whenever it is told
 
 
 class Server:
@@ -40,11 +41,12 @@ class Server:
         self._from = sys.stdin.buffer
         self._lock, self._asking = threading.Lock(), threading.Lock()
         self._answers: SimpleQueue[bytes | BadRequest] = SimpleQueue()
-        self._told = 0.0
+        self._told, self._lines = 0.0, 0
 
     def asked(self) -> PrepareFile:
         found = msgspec.json.decode(self._from.readline(), type=PrepareFile)
-        threading.Thread(target=self._listen, daemon=True).start()
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, daemon=True).start()
         return found
 
     def _listen(self) -> None:
@@ -54,6 +56,14 @@ class Server:
             refusal = BadRequest(said.refusal, code=said.code) if said.refusal else None
             self._answers.put(refusal or _exactly(self._from, said.size))
         os._exit(1)
+
+    def _beat(self) -> None:
+        try:
+            while True:
+                time.sleep(BEAT_SECONDS)
+                self.tell_lines()
+        except BrokenPipeError:
+            os._exit(1)
 
     def read(self, file_id: str) -> bytes:
         """An uploaded file. Raises BadRequest."""
@@ -65,9 +75,13 @@ class Server:
         return answer
 
     def done(self, lines: int) -> None:
+        self._lines = lines
         if (now := time.monotonic()) - self._told > TELL_SECONDS:
             self._told = now
-            self.tell(Lines(lines))
+            self.tell_lines()
+
+    def tell_lines(self) -> None:
+        self.tell(Lines(self._lines))
 
     def tell(self, message: FromProcess) -> None:
         with self._lock:

@@ -39,7 +39,8 @@ class Report(msgspec.Struct, frozen=True):
     """What was found in a training file. rows: that are trained on. left_out: too long, by the policy. truncated: of
     the rows, those that were cut. skipped: wrong ones. faults: the first of fault_count. tokens, labels, visual_tokens:
     of all rows; the longest row has longest. lengths: pairs of a number of tokens, and how many rows have no more, and
-    more than the pair before says. images: different ones; image_uses: in all rows."""
+    more than the pair before says. images: different ones; image_uses: in all rows. unread_from: the line at which the
+    time was over; None: all lines were read."""
 
     kind: Kind
     rows: int
@@ -57,6 +58,7 @@ class Report(msgspec.Struct, frozen=True):
     fault_count: int
     faults: tuple[Fault, ...]
     remarks: tuple[Remark, ...]
+    unread_from: int | None = None
 
     def surprises(self, shown: int) -> list[str]:
         """What an owner should know of a file that is trained on: rows that were left out, and what is true of some.

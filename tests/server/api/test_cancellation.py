@@ -99,6 +99,26 @@ def test_work_that_ends_in_time_is_left_alone() -> None:
     assert asyncio.run(main()) == 2
 
 
+def test_what_a_draining_server_does_not_finish_ends_at_once() -> None:
+    async def main() -> None:
+        admission = Admission(2)
+        kept, ended = admission.admit(), admission.admit(drained=False)
+
+        async def wait_in(scope: CancelScope) -> None:
+            async with scope.attended(silent):
+                await asyncio.sleep(60)
+
+        tasks = [asyncio.create_task(wait_in(scope)) for scope in (kept, ended)]
+        await asyncio.sleep(0)
+        admission.drain()
+        with pytest.raises(Draining):
+            await asyncio.wait_for(tasks[1], 1)
+        assert not tasks[0].done()
+        tasks[0].cancel()
+
+    asyncio.run(main())
+
+
 def test_admission_counts() -> None:
     async def main() -> None:
         admission = Admission(2)
@@ -109,7 +129,7 @@ def test_admission_counts() -> None:
         admission.release(first)
         assert len(admission) == 1
         third = admission.admit()
-        admission.draining = True
+        admission.drain()
         with pytest.raises(Draining):
             admission.check()
         idle = asyncio.create_task(admission.idle())

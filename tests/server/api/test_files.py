@@ -199,6 +199,13 @@ def test_bytes_of_files_that_are_gone_are_collected(client: openai.OpenAI, state
     assert client.files.content(kept.id).read() == b"kept"
 
 
+def test_a_check_needs_no_body(server: RunningServer, client: openai.OpenAI) -> None:
+    made = client.files.create(file=("train.jsonl", LINE), purpose="fine-tune")
+    answers = [httpx.post(f"{server.url}/v1/files/{made.id}/check", **body) for body in ({}, {"json": {}})]  # type: ignore[arg-type]
+    assert answers[0].json() == answers[1].json()
+    assert "JSON" not in answers[0].text
+
+
 def test_what_is_wrong_is_said_of_its_field(client: openai.OpenAI) -> None:
     for name in ("a" * 600, "a\x9b"):
         error = refused(lambda name=name: client.files.create(file=(name, b"x"), purpose="user_data"))  # type: ignore[misc]

@@ -11,12 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from opsin_server.config import EngineConfig
+from opsin_server.errors import Unavailable
 from opsin_server.fine_tuning import file_check
 from opsin_server.fine_tuning.file_check import FileCheck, FileChecks
 from opsin_server.fine_tuning.job_options import JobOptions
+from opsin_server.jobs import prepare as prepare_module
 from opsin_server.jobs.options import DataOptions
 from opsin_server.jobs.prepare import Source, prepare
 from opsin_server.jobs.prepared import Prepared
@@ -53,15 +56,18 @@ def check(where: Any, lines: int = 200, rows: int = 20, **options: Any) -> FileC
 
 def test_rows_with_their_pictures_and_what_is_learned(encoder: PromptEncoder, tmp_path: Path) -> None:
     turns = [talk.user(CIRCLE, "?"), {**talk.assistant("no"), "weight": 0}, talk.user("so?"), talk.assistant("a ball")]
-    data = b"\n".join([row(CIRCLE, "what?", answer="<img> é"), json.dumps({"messages": turns}).encode(), b"{", b""])
+    data = b"\n".join(
+        [row(CIRCLE, "what?", answer="<img> é<|im_end|>"), json.dumps({"messages": turns}).encode(), b"{", b""]
+    )
     found = check(place(encoder, tmp_path, data))
     assert (found.lines, found.complete) == (3, True)
     assert found.refusal is not None
     assert found.refusal.startswith("the training file is refused: line 3: ")
     assert [(fault.line, bool(fault.message)) for fault in found.report.faults] == [(3, True)]
     assert [shown.line for shown in found.rows] == [1, 2]
-    for shown, learned in zip(found.rows, ("<img> é<|im_end|>", "a ball<|im_end|>"), strict=True):
-        assert [run.text for run in shown.runs if run.learned] == [learned]
+    for shown, learned in zip(found.rows, ("<img> é<|im_end|>", "a ball"), strict=True):
+        said, end = (run for run in shown.runs if run.learned)
+        assert (said.text, said.special, end.text, end.special) == (learned, False, "<|im_end|>", True)
         (picture,) = [run.picture for run in shown.runs if run.picture is not None]
         assert picture.url is not None
         assert picture.url.startswith("data:image/webp;base64,")
@@ -75,7 +81,7 @@ def test_a_preference_is_two_rows(encoder: PromptEncoder, tmp_path: Path) -> Non
     found = check(place(encoder, tmp_path, json.dumps(pair).encode()), min_rows=1)
     assert found.refusal is None
     shown = [(row.line, row.part, [run.text for run in row.runs if run.learned]) for row in found.rows]
-    assert shown == [(1, "preferred", ["good<|im_end|>"]), (1, "non_preferred", ["bad<|im_end|>"])]
+    assert shown == [(1, "preferred", ["good", "<|im_end|>"]), (1, "non_preferred", ["bad", "<|im_end|>"])]
 
 
 def test_no_more_than_the_first_lines_are_read(
@@ -92,6 +98,38 @@ def test_no_more_than_the_first_lines_are_read(
     assert check(place(encoder, tmp_path, b"\x1f\x8b" + bytes(90))).refusal is not None
     short = check(place(encoder, tmp_path, row("?")))
     assert short.refusal == "the training file has 1 rows to train on; at least 10 are needed"
+
+
+def test_a_check_has_its_time_and_others_do_not_wait_for_ever(
+    encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, made = threading.Event(), prepare_module._make
+
+    def stops(data: bytes, *others: Any) -> Any:
+        if b"stop" in data:
+            stuck.wait(10)
+        return made(data, *others)
+
+    monkeypatch.setattr(prepare_module, "_make", stops)
+    monkeypatch.setattr(file_check, "LIMITS", msgspec.structs.replace(file_check.LIMITS, max_seconds=0.5))
+    monkeypatch.setattr(file_check, "WAIT_SECONDS", 0.05)
+    where = place(encoder, tmp_path, b"\n".join([row("1?"), row("2?"), row("stop")]))
+    nothing = place(encoder, tmp_path, row("stop"))
+
+    async def both() -> tuple[FileCheck, Exception]:
+        checks = FileChecks()
+        first = asyncio.create_task(checks.check(where, ("f", "d"), JobOptions(), 9, 9))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable) as refused:
+            await checks.check(where, ("f", "d"), JobOptions(), 9, 9)
+        return await first, refused.value
+
+    found, refused = asyncio.run(both())
+    assert "one at a time" in str(refused)
+    assert (found.lines, found.complete, found.timed_out, found.refusal, len(found.rows)) == (2, False, True, None, 2)
+    empty = check(nothing)
+    assert (empty.lines, empty.timed_out, empty.refusal, empty.rows) == (0, True, None, ())
+    stuck.set()
 
 
 def test_one_at_a_time_and_ended_with_whoever_asked(encoder: PromptEncoder, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from PIL import Image
 
 from opsin_server.config import EngineConfig
 from opsin_server.errors import BadRequest, OpsinError
+from opsin_server.jobs.limits import DataLimits
 from opsin_server.jobs.options import DataOptions
 from opsin_server.jobs.prepare import DataRefused, Source, ValidationRefused, prepare
 from opsin_server.jobs.prepare_messages import PrepareFile
 from opsin_server.jobs.prepare_process import WORKER, prepare_apart
 from opsin_server.jobs.prepare_worker import NICEST
+from opsin_server.media_limits import MediaLimits
 from opsin_server.text.encode_prompt import PromptEncoder
 from support import talk
 
@@ -101,6 +104,27 @@ def test_who_stops_it_leaves_no_process(source: Source, write: Write, tmp_path: 
 
     with pytest.raises(KeyError, match="stopped"):
         prepare_apart(write(*rows(50)), source, tmp_path / "out", stop)
+    assert not workers()
+
+
+def test_who_waits_for_no_answer_is_stopped_and_has_what_was_read(source: Source, write: Write, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
+        image = {"type": "image_url", "image_url": {"url": url}}
+        lost = {"messages": [{"role": "user", "content": [image]}, talk.assistant("yes")]}
+        file, told = write(*rows(3), lost, lost), list[int]()
+        slow = replace(source, media=MediaLimits(allow=("127.0.0.1",), fetch_timeout=600.0))
+        brief = replace(slow, limits=DataLimits(max_seconds=2.0))
+        made = prepare_apart(file, brief, tmp_path / "brief", told.append)
+        assert (made.report.unread_from, made.report.rows, made.report.fault_count, told[-1]) == (4, 3, 0, 3)
+        assert told.count(3) > 2
+
+        def stop(lines: int) -> None:
+            if lines == 3:
+                raise KeyError("stopped")
+
+        with pytest.raises(KeyError, match="stopped"):
+            prepare_apart(file, slow, tmp_path / "stopped", stop)
     assert not workers()
 
 

@@ -3,6 +3,9 @@
 import { el } from './dom.js';
 import { jsonTable } from './json_table.js';
 
+/** Why JSON is not whole, by the reason of its end. */
+const BROKEN = { length: 'it was cut at the limit of tokens', stopped: 'it was stopped' };
+
 export class AnswerCard {
   text = '';
   failed = false;
@@ -93,8 +96,7 @@ export class AnswerCard {
     try {
       value = JSON.parse(this.text);
     } catch {
-      const why = reason === 'length' ? 'it was cut at the limit of tokens' : 'it is not valid';
-      this.warn(`The answer is no complete JSON: ${why}.`);
+      this.warn(`The answer is no complete JSON: ${BROKEN[/** @type {keyof BROKEN} */ (reason)] ?? 'it is not valid'}.`);
       return;
     }
     const raw = el('pre', { className: 'code', tabIndex: 0, role: 'group', 'aria-label': 'Raw JSON' }, JSON.stringify(value, null, 2));

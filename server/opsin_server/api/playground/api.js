@@ -6,10 +6,11 @@ import { askForKey, key } from './key.js';
 const ROOT = import.meta.url.replace(/\/+playground\/+[^/]*$/, '/');
 
 export class ApiError extends Error {
-  /** @param {string} message @param {number} status */
-  constructor(message, status) {
+  /** @param {string} message @param {number} status 0: there was no answer @param {string | null} [param] what is wrong */
+  constructor(message, status, param = null) {
     super(message);
     this.status = status;
+    this.param = param;
   }
 }
 
@@ -32,9 +33,9 @@ export async function ask(path, { json, ...options } = {}) {
     throw new ApiError('The server does not answer', 0);
   }
   if (response.ok) return response;
-  const message = await sentenceOf(response);
+  const { message, param } = await errorOf(response);
   if (response.status === 401 && sent === key()) askForKey(message); // (another may have been given meanwhile)
-  throw new ApiError(message, response.status);
+  throw new ApiError(message, response.status, param);
 }
 
 /** @param {string} path @param {RequestInit & {json?: unknown}} [options] @returns {Promise<any>} */
@@ -45,13 +46,13 @@ export async function get(path, options) {
 /** @param {string} path @param {unknown} json @param {RequestInit} [options] @returns {Promise<any>} */
 export const post = (path, json, options = {}) => get(path, { ...options, method: 'POST', json });
 
-/** @param {Response} response */
-async function sentenceOf(response) {
+/** @param {Response} response @returns {Promise<{message: string, param: string | null}>} */
+async function errorOf(response) {
   try {
-    const message = (await response.json()).error.message;
-    if (typeof message === 'string' && message) return message;
+    const { message, param } = (await response.json()).error;
+    if (typeof message === 'string' && message) return { message, param };
   } catch {
     // not the server's own words
   }
-  return `The server answered with ${response.status}`;
+  return { message: `The server answered with ${response.status}`, param: null };
 }

@@ -1,6 +1,6 @@
 /** The page: which view is shown, and what the views tell each other. */
 
-import { get } from './api.js';
+import { ApiError, get } from './api.js';
 import { showModels, startChat } from './chat.js';
 import { byId, note, sentence } from './dom.js';
 import { showForm } from './job_form.js';
@@ -12,6 +12,11 @@ import { showFiles, startTrainingFile } from './training_file.js';
 
 const TITLES = { chat: 'Chat', data: 'Training data', jobs: 'Jobs' };
 
+const AGAIN = 5000; // milliseconds, until a server that was away is asked again
+const AWAY = [0, 503];
+
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let again;
 let shows = 0; // how often a view was asked for: what comes late for an earlier one is left
 
 /** Shows what the address says, and asks the server for what the view needs. @param {string} [model] to talk to */
@@ -25,6 +30,7 @@ async function show(model) {
   }
   document.title = `${TITLES[/** @type {keyof TITLES} */ (view)]} – Opsin playground`;
   leaveJobs();
+  clearTimeout(again);
   const mine = ++shows;
   try {
     await loadModels();
@@ -34,7 +40,9 @@ async function show(model) {
     if (view === 'data') await showFiles();
     if (view === 'jobs') await enterJobs(id);
   } catch (error) {
-    if (mine === shows) note(byId('notice'), sentence(error));
+    if (mine !== shows) return;
+    note(byId('notice'), sentence(error));
+    if (error instanceof ApiError && AWAY.includes(error.status)) again = setTimeout(() => show(model), AGAIN);
   }
 }
 
@@ -56,9 +64,9 @@ function start() {
     void nameServer();
   });
   startChat();
-  startTrainingFile(async (file) => {
+  startTrainingFile(async (checked) => {
     location.hash = 'jobs';
-    await showForm(true, file);
+    await showForm(true, checked);
   });
   startJobs((model) => {
     wanted = model;

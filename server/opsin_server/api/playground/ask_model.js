@@ -1,7 +1,8 @@
 /** One question to one model: streamed into its card, and measured on the way. */
 
-import { ask } from './api.js';
-import { sentence } from './dom.js';
+import { ApiError, ask } from './api.js';
+import { pictureAt } from './conversation.js';
+import { sentence, visible } from './dom.js';
 import { events } from './stream.js';
 
 const ENDS = { length: 'cut at the limit of tokens', tool_calls: 'asks for tools' };
@@ -9,7 +10,7 @@ const LEAST = 0.01; // seconds, of which a rate can be told: what comes at once 
 
 /**
  * Returns the text, of a failed answer "".
- * @param {object} request the body without `stream`
+ * @param {{messages: any[]}} request the body without `stream`
  * @param {import('./answer_card.js').AnswerCard} card
  * @param {AbortSignal} signal
  */
@@ -38,9 +39,15 @@ export async function askModel(request, card, signal) {
     return card.text;
   } catch (error) {
     if (signal.aborted) card.end('stopped', ['stopped']);
-    else card.fail(sentence(error));
+    else card.fail(refusal(error, request));
     return signal.aborted ? card.text : '';
   }
+}
+
+/** With the name of the picture that it is about. @param {unknown} error @param {{messages: any[]}} request */
+function refusal(error, { messages }) {
+  const name = error instanceof ApiError && pictureAt(messages, error.param);
+  return name ? `${visible(name)}: ${sentence(error)}` : sentence(error);
 }
 
 /**

@@ -18,7 +18,7 @@ let running = null;
 let tray;
 
 export function startChat() {
-  tray = new Tray(byId('tray'), byId('tray-note'), byId('question'));
+  tray = new Tray(byId('tray'), byId('tray-note'), byId('question'), byId('send'));
   startFormat();
   startPictures();
   byId('composer').addEventListener('submit', (/** @type {Event} */ event) => {
@@ -31,6 +31,9 @@ export function startChat() {
   byId('stop').addEventListener('click', () => running?.abort());
   byId('fresh').addEventListener('click', begin);
   byId('compare').addEventListener('change', compare);
+  addEventListener('beforeunload', (event) => {
+    if (running || byId('question').value.trim() || tray.pictures.length) event.preventDefault();
+  });
   const wide = matchMedia('(min-width: 56rem)');
   const fold = () => (byId('settings').open = wide.matches);
   wide.addEventListener('change', fold);
@@ -85,6 +88,7 @@ function startPictures() {
 function begin() {
   running?.abort();
   turns = [];
+  tray.take();
   byId('thread').replaceChildren();
   byId('empty').hidden = false;
   byId('question').focus();
@@ -92,7 +96,7 @@ function begin() {
 
 async function send() {
   const text = byId('question').value.trim();
-  if (running || (!text && !tray.pictures.length)) return;
+  if (running || tray.reading || (!text && !tray.pictures.length) || !numbersAreRight()) return;
   let format;
   try {
     format = responseFormat();
@@ -121,7 +125,7 @@ async function answerAll(turn, names, cards, format) {
   const asked = byId('remember').checked ? turns : [turn];
   busy(true);
   announce(names.length > 1 ? 'Both models are answering' : 'The model is answering');
-  const follow = setInterval(followEnd, 100);
+  const follow = setInterval(() => followEnd(), 100);
   turn.answers = await Promise.all(
     cards.map((card, column) => {
       const request = { model: names[column], messages: messagesOf(asked, column, byId('system').value.trim()) };
@@ -133,7 +137,11 @@ async function answerAll(turn, names, cards, format) {
   if (running === mine) {
     running = null;
     busy(false);
-    if (!mine.signal.aborted && !turn.answers.some(Boolean) && cards.every((card) => card.failed)) takeBack(turn);
+    if (!mine.signal.aborted && !turn.answers.some(Boolean) && cards.every((card) => card.failed)) {
+      const atEnd = isAtEnd();
+      takeBack(turn);
+      followEnd(atEnd); // (what is put back makes the composer higher)
+    }
   }
   announce(cards.map((card, column) => `${names[column]}: ${card.text.slice(0, 400) || 'no answer'}`).join('. '));
 }
@@ -142,6 +150,15 @@ async function answerAll(turn, names, cards, format) {
 function takeBack(turn) {
   byId('question').value ||= turn.text;
   if (!tray.pictures.length) tray.put(turn.pictures);
+}
+
+/** Else the first wrong one says what it may be. */
+function numbersAreRight() {
+  const wrong = ['temperature', 'max-tokens', 'seed'].map(byId).find((field) => !field.validity.valid);
+  if (!wrong) return true;
+  byId('settings').open = true;
+  wrong.reportValidity();
+  return false;
 }
 
 function sampling() {
@@ -181,7 +198,8 @@ function showTurn(turn, cards) {
   scrollTo({ top: document.documentElement.scrollHeight });
 }
 
-function followEnd() {
-  const page = document.documentElement;
-  if (page.scrollHeight - innerHeight - scrollY < NEAR) scrollTo({ top: page.scrollHeight });
+const isAtEnd = () => document.documentElement.scrollHeight - innerHeight - scrollY < NEAR;
+
+function followEnd(follows = isAtEnd()) {
+  if (follows) scrollTo({ top: document.documentElement.scrollHeight });
 }

@@ -43,5 +43,14 @@ export function note(place, text) {
   place.hidden = !text;
 }
 
+const UNSEEN = /(?![\n\t])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
+const JOINERS = '\u200c\u200d'; // which words and emoji are written with
+
+/** With what turns or hides text written out, as <U+202E>. @param {string} text */
+export const visible = (text) =>
+  text.replace(UNSEEN, (sign) =>
+    JOINERS.includes(sign) ? sign : `<U+${sign.codePointAt(0)?.toString(16).toUpperCase().padStart(4, '0')}>`,
+  );
+
 /** What an error says, for people. @param {unknown} error */
 export const sentence = (error) => (error instanceof Error ? error.message : String(error));

@@ -1,7 +1,7 @@
 /** Uploaded training files, for the selects that offer them. */
 
 import { ask, get } from './api.js';
-import { el } from './dom.js';
+import { el, visible } from './dom.js';
 
 /** @typedef {{id: string, filename: string, bytes: number, created_at: number}} StoredFile */
 
@@ -23,7 +23,7 @@ export async function upload(file) {
  */
 export function fillFiles(select, files, none) {
   const chosen = select.value;
-  const options = files.map((file) => el('option', { value: file.id }, `${file.filename} (${size(file.bytes)})`));
+  const options = files.map((file) => el('option', { value: file.id }, `${visible(file.filename)} (${size(file.bytes)})`));
   select.replaceChildren(el('option', { value: '' }, none), ...options);
   if (files.some((file) => file.id === chosen)) select.value = chosen;
 }

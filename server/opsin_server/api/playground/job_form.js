@@ -21,8 +21,11 @@ export function startJobForm(made) {
   });
 }
 
-/** @param {boolean} open @param {string} [file] that is chosen */
-export async function showForm(open, file) {
+/**
+ * @param {boolean} open
+ * @param {{file: string, method: string, opsin: Record<string, string>}} [checked] what is begun with
+ */
+export async function showForm(open, checked) {
   byId('job-form').hidden = !open;
   byId('new-job').setAttribute('aria-expanded', String(open));
   if (!open) return;
@@ -31,12 +34,20 @@ export async function showForm(open, file) {
     const files = await trainingFiles();
     fillFiles(byId('job-file'), files, 'choose a file');
     fillFiles(byId('job-valid'), files, 'none');
-    if (file) byId('job-file').value = file;
+    if (checked) begin(checked);
     note(byId('job-form-note'), '');
   } catch (error) {
     note(byId('job-form-note'), sentence(error));
   }
   byId('job-file').focus();
+}
+
+/** @param {{file: string, method: string, opsin: Record<string, string>}} checked */
+function begin({ file, method, opsin }) {
+  byId('job-file').value = file;
+  byId('job-method').value = method;
+  byId('job-train-on').value = opsin.train_on;
+  byId('job-bad-row').value = opsin.on_bad_row;
 }
 
 function asked() {
@@ -47,7 +58,7 @@ function asked() {
     ...number('learning_rate_multiplier', 'job-rate'),
   };
   const suffix = byId('job-suffix').value.trim();
-  const rank = number('lora_rank', 'job-rank');
+  const opsin = { train_on: byId('job-train-on').value, on_bad_row: byId('job-bad-row').value, ...number('lora_rank', 'job-rank') };
   return {
     model: byId('job-model').value,
     training_file: byId('job-file').value,
@@ -55,7 +66,7 @@ function asked() {
     ...(suffix && { suffix }),
     ...number('seed', 'job-seed'),
     method: { type: method, [method]: { hyperparameters } },
-    ...(Object.keys(rank).length && { opsin: rank }),
+    opsin,
   };
 }
 

@@ -18,8 +18,10 @@ const ACTIONS = {
 };
 
 /**
+ * shown: its state. lost: the server did not answer the last time. sure: it is asked once more whether it is cancelled.
  * redraw: as it was drawn last.
- * @typedef {{id: string, events: JobEvents, timer: number | undefined, shown: string, redraw: () => void}} Shown
+ * @typedef {{id: string, events: JobEvents, timer: number | undefined, shown: string, lost: boolean, sure: boolean,
+ *   redraw: () => void}} Shown
  */
 
 /** @type {Shown | null} */
@@ -48,18 +50,26 @@ export function closeJob() {
 /** @param {string} id */
 export function openJob(id) {
   /** @type {Shown} */
-  const mine = { id, events: new JobEvents(id), timer: undefined, shown: '', redraw: () => {} };
+  const mine = { id, events: new JobEvents(id), timer: undefined, shown: '', lost: false, sure: false, redraw: () => {} };
   current = mine;
   const look = async () => {
     let job;
     try {
       if (!document.hidden) job = await load(mine);
     } catch (error) {
-      if (current === mine) byId('job').replaceChildren(el('p', { className: 'note', role: 'alert' }, sentence(error)));
+      if (current === mine) lose(mine, sentence(error));
     }
     if (current === mine && !(job && ENDED.includes(job.status))) mine.timer = setTimeout(look, EVERY);
   };
   void look();
+}
+
+/** What was drawn stays, below what went wrong. @param {Shown} mine @param {string} why */
+function lose(mine, why) {
+  const place = byId('job');
+  if (!byId('job-lost')) place.prepend(el('p', { className: 'note', role: 'alert', id: 'job-lost' }));
+  byId('job-lost').textContent = why;
+  mine.lost = true;
 }
 
 /** @param {Shown} mine */
@@ -67,7 +77,8 @@ async function load(mine) {
   const path = `v1/fine_tuning/jobs/${encodeURIComponent(mine.id)}`;
   const job = await get(path); // before its events: none is missed that came with the end
   const [fresh, checkpoints] = await Promise.all([mine.events.load(), get(`${path}/checkpoints?limit=100`)]);
-  if (current !== mine || (!fresh && mine.shown === job.status)) return job;
+  if (current !== mine || (!fresh && !mine.lost && mine.shown === job.status)) return job;
+  mine.lost = false;
   if (mine.shown && mine.shown !== job.status) {
     announce(`The job is ${job.status.replaceAll('_', ' ')}`);
     changed();
@@ -88,7 +99,7 @@ function draw(job, events, checkpoints) {
     el('header', {}, el('h2', {}, job.user_provided_suffix || job.id), stateOf(job.status), ...actions(job)),
     job.error?.message ? el('p', { className: 'note' }, job.error.message) : '',
     facts(job, events),
-    lossCurve(lossesOf(events), place.clientWidth - PADDING),
+    lossCurve(lossesOf(events), place.clientWidth - PADDING, ENDED.includes(job.status)),
     ...models(job, checkpoints),
     el('h3', {}, 'Events'),
     eventList(events),
@@ -102,7 +113,13 @@ function draw(job, events, checkpoints) {
 function actions(job) {
   const names = ACTIONS[/** @type {keyof ACTIONS} */ (job.status)] ?? [];
   return names.map((name) => {
+    const asks = name === 'cancel' && !current?.sure;
     const act = async () => {
+      if (asks && current) {
+        current.sure = true;
+        current.redraw();
+        return;
+      }
       try {
         await post(`v1/fine_tuning/jobs/${job.id}/${name}`, {});
       } catch (error) {
@@ -113,7 +130,8 @@ function actions(job) {
       clearTimeout(current?.timer);
       openJob(job.id);
     };
-    return el('button', { type: 'button', id: `job-${name}`, onclick: act }, name[0].toUpperCase() + name.slice(1));
+    const label = name === 'cancel' && !asks ? 'Cancel for good' : name[0].toUpperCase() + name.slice(1);
+    return el('button', { type: 'button', id: `job-${name}`, onclick: act }, label);
   });
 }
 

@@ -8,6 +8,7 @@ const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 28;
 const MOST = 600; // points of a line
+const ROWS = 50; // of the table, and those of validation
 const TICK = 60; // pixels for the number of a step
 
 /** @typedef {{step: number, value: number}} Point */
@@ -31,10 +32,10 @@ export function lossesOf(events) {
   return found;
 }
 
-/** @param {Losses} losses @param {number} width in pixels @returns {Node} */
-export function lossCurve(losses, width) {
+/** @param {Losses} losses @param {number} width in pixels @param {boolean} ended whether no more come @returns {Node} */
+export function lossCurve(losses, width, ended) {
   const all = [...losses.train, ...losses.valid];
-  if (!all.length) return el('p', { className: 'soft' }, 'No step has been told of yet.');
+  if (!all.length) return el('p', { className: 'soft' }, ended ? 'It ended before its first step.' : 'Its first step is still to come.');
   const last = Math.max(losses.total, ...all.map((point) => point.step), 2);
   const top = ceiling(Math.max(...all.map((point) => point.value)));
   const right = width - RIGHT;
@@ -102,11 +103,12 @@ export function described({ train, valid }) {
 
 /** @param {Losses} losses */
 function table({ train, valid }) {
-  const values = new Map(valid.map(({ step, value }) => [step, value]));
-  const rows = thinned(train, 50).map(({ step, value }) =>
-    el('tr', {}, el('th', { scope: 'row' }, String(step)), el('td', {}, value.toFixed(4)), el('td', {}, values.get(step)?.toFixed(4) ?? '')),
+  const columns = (valid.length ? [train, valid] : [train]).map((line) => new Map(line.map(({ step, value }) => [step, value])));
+  const steps = new Set([...thinned(train, ROWS), ...valid].map(({ step }) => step));
+  const rows = [...steps].sort((one, other) => one - other).map((step) =>
+    el('tr', {}, el('th', { scope: 'row' }, String(step)), ...columns.map((values) => el('td', {}, values.get(step)?.toFixed(4) ?? ''))),
   );
-  const head = ['step', 'training', 'validation'].map((name) => el('th', { scope: 'col' }, name));
+  const head = ['step', 'training', 'validation'].slice(0, columns.length + 1).map((name) => el('th', { scope: 'col' }, name));
   return el(
     'details',
     {},

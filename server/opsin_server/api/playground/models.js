@@ -9,13 +9,15 @@ const GROUPS = ['Model', 'Fine-tuned', 'Checkpoints', 'Adapters', 'Versions', 'A
 /** @type {{group: string, id: string}[]} */
 let known = [];
 
-/** Asks the server again. */
+/** Asks the server again. Adapters that it cannot serve as it runs are left out. */
 export async function loadModels() {
   const [models, adapters] = await Promise.all([get('v1/models'), get('v1/adapters')]);
   const named = new Set(adapters.data.map((/** @type {any} */ one) => one.id));
-  known = models.data.map((/** @type {any} */ one) => ({ id: one.id, group: groupOf(one, named) }));
+  const lost = new Set(adapters.data.flatMap((/** @type {any} */ one) => (one.unservable ? [one.id, ...one.aliases] : [])));
+  const served = models.data.filter((/** @type {any} */ one) => !lost.has(one.id));
+  known = served.map((/** @type {any} */ one) => ({ id: one.id, group: groupOf(one, named) }));
   for (const one of adapters.data) {
-    if (one.versions.length < 2) continue;
+    if (one.versions.length < 2 || one.unservable) continue;
     for (const { version } of one.versions) known.push({ id: `${one.id}@v${version}`, group: 'Versions' });
   }
   return known;

@@ -7,6 +7,8 @@ const KINDS = [
   ...['mp4', 'webm', 'quicktime', 'x-matroska', 'x-msvideo'].map((kind) => `video/${kind}`),
 ];
 
+const MANY = 3; // pictures, that can be removed together
+
 /** @typedef {{name: string, url: string}} Picture or a video. url: a data: URL */
 
 /** @param {Picture} picture */
@@ -38,26 +40,42 @@ export const filesOf = (given) => (given ? [...given.files] : []);
 export class Tray {
   /** @type {Picture[]} */
   pictures = [];
+  reading = 0; // calls of add that have not ended
 
-  /** @param {HTMLElement} list @param {HTMLElement} place of what is wrong @param {HTMLElement} back takes the focus */
-  constructor(list, place, back) {
+  /**
+   * @param {HTMLElement} list
+   * @param {HTMLElement} place of what is wrong
+   * @param {HTMLElement} back takes the focus
+   * @param {HTMLButtonElement} sender waits while files are read
+   */
+  constructor(list, place, back, sender) {
     this.list = list;
     this.place = place;
     this.back = back;
+    this.sender = sender;
   }
 
   /** @param {Iterable<File>} files */
   async add(files) {
     const wrong = [];
+    this.wait(1);
     for (const file of files) {
       try {
-        this.pictures.push(await readPicture(file));
+        const picture = await readPicture(file);
+        this.pictures.push(picture); // (to those that are there now)
       } catch (error) {
         wrong.push(sentence(error));
       }
     }
+    this.wait(-1);
     note(this.place, wrong.join('. '));
     this.show();
+  }
+
+  /** @param {number} more */
+  wait(more) {
+    this.reading += more;
+    this.sender.disabled = this.reading > 0;
   }
 
   /** @param {Picture[]} pictures */
@@ -76,6 +94,7 @@ export class Tray {
   }
 
   show() {
+    const all = el('button', { type: 'button', onclick: () => this.clear() }, 'Remove all');
     this.list.replaceChildren(
       ...this.pictures.map((picture, at) =>
         el(
@@ -85,7 +104,13 @@ export class Tray {
           el('button', { type: 'button', 'aria-label': `Remove ${picture.name}`, onclick: () => this.remove(at) }, '×'),
         ),
       ),
+      ...(this.pictures.length >= MANY ? [el('li', { className: 'all' }, all)] : []),
     );
+  }
+
+  clear() {
+    this.take();
+    this.back.focus();
   }
 
   /** @param {number} at */

@@ -12,7 +12,7 @@ export async function* events(response) {
   let rest = '';
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch(() => ({ value: '', done: true })); // (a connection that is lost)
       if (done) throw new ApiError('The answer broke off', 0);
       const whole = (rest + value).split('\n\n');
       rest = whole.pop() ?? '';

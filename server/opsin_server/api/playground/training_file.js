@@ -2,13 +2,15 @@
 
 import { post } from './api.js';
 import { checkedRows } from './checked_rows.js';
-import { announce, byId, el, sentence } from './dom.js';
+import { announce, byId, el, sentence, visible } from './dom.js';
 import { fillFiles, size, trainingFiles, upload } from './files.js';
+
+/** @typedef {(checked: {file: string, method: string, opsin: Record<string, string>}) => void} Train */
 
 /** @type {AbortController | null} */
 let running = null;
 
-/** @param {(file: string) => void} train opens the form of a job on a file */
+/** @param {Train} train opens the form of a job that does what was checked */
 export function startTrainingFile(train) {
   byId('jsonl').addEventListener('change', () => {
     const [file] = byId('jsonl').files;
@@ -31,9 +33,11 @@ export async function showFiles() {
   fillFiles(byId('file'), await trainingFiles(), 'choose a file');
 }
 
-/** @param {File} file @param {(file: string) => void} train */
+/** @param {File} file @param {Train} train */
 async function take(file, train) {
-  say(`Uploading ${file.name} (${size(file.size)})`);
+  running?.abort();
+  byId('file-report').replaceChildren();
+  say(`Uploading ${visible(file.name)} (${size(file.size)})`);
   try {
     const stored = await upload(file);
     await showFiles();
@@ -44,33 +48,37 @@ async function take(file, train) {
   }
 }
 
-/** @param {string} file @param {(file: string) => void} train */
+/** @param {string} file @param {Train} train */
 async function check(file, train) {
   running?.abort();
   const mine = (running = new AbortController());
   say('Reading the file as a job would');
   byId('file-report').replaceChildren();
   try {
-    const asked = { lines: Number(byId('lines').value), opsin: { train_on: byId('train-on').value } };
+    const opsin = { train_on: byId('train-on').value, on_bad_row: byId('bad-row').value };
+    const asked = { lines: Number(byId('lines').value), opsin };
     const found = await post(`v1/files/${encodeURIComponent(file)}/check`, asked, { signal: mine.signal });
     say('');
-    byId('file-report').replaceChildren(verdict(found, train), ...reportOf(found.report), ...checkedRows(found.rows));
+    const method = found.report.kind === 'preference' ? 'dpo' : 'supervised';
+    const start = () => train({ file: found.file, method, opsin });
+    byId('file-report').replaceChildren(verdict(found, start), ...reportOf(found.report), ...checkedRows(found.rows));
     announce(found.refusal ?? `${found.report.rows} rows are right`);
   } catch (error) {
     if (!mine.signal.aborted) fail(error);
   }
 }
 
-/** @param {any} found @param {(file: string) => void} train */
+/** @param {any} found @param {() => void} train */
 function verdict(found, train) {
   const read = `${found.complete ? 'All' : 'The first'} ${count(found.lines, 'line')} of the file`;
-  const button = el('button', { type: 'button', className: 'primary', onclick: () => train(found.file) }, 'Train on it');
+  const rest = found.timed_out ? ' There was no time to read more: pictures may come slowly.' : '';
+  const button = el('button', { type: 'button', className: 'primary', onclick: train }, 'Train on it');
   return el(
     'div',
     { className: `verdict panel ${found.refusal ? 'refused' : 'accepted'}` },
     found.refusal
-      ? el('p', {}, el('strong', {}, 'A job would fail: '), found.refusal)
-      : el('p', {}, el('strong', {}, `${read} would be trained on. `), found.complete ? '' : 'A job reads the rest as well.'),
+      ? el('p', {}, el('strong', {}, 'A job would fail: '), found.refusal, rest)
+      : el('p', {}, el('strong', {}, `${read} would be trained on. `), found.complete ? '' : 'A job reads the rest as well.', rest),
     found.refusal ? null : button,
   );
 }

@@ -87,6 +87,7 @@ KEPT_RESOURCES = (
                 "What a job would make of a training file's first lines.",
                 (CheckFile,),
                 {JSON: FileCheck},
+                needs_body=False,
             ),
             Operation("deleteFile", "DELETE", FILE, "It is gone.", (), of("file")),
         ),

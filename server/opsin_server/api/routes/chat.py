@@ -64,8 +64,8 @@ def version_headers(adapter: ServedAdapter | None) -> dict[str, str]:
     return {"x-opsin-adapter-version": label, "x-opsin-adapter-digest": f"sha256:{adapter.digest}"}
 
 
-def admitted(admission: Admission, held: AsyncExitStack) -> CancelScope:
-    """A place among the requests in flight. Raises Unavailable."""
-    cancellation = admission.admit()
+def admitted(admission: Admission, held: AsyncExitStack, drained: bool = True) -> CancelScope:
+    """A place among the requests in flight. drained: see `Admission.admit`. Raises Unavailable."""
+    cancellation = admission.admit(drained)
     held.callback(admission.release, cancellation)
     return cancellation

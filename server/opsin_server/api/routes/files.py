@@ -74,8 +74,8 @@ async def file_content(file_id: str, request: Request, services: ServicesDep) ->
 async def check_file(file_id: str, request: Request, services: ServicesDep) -> Response:
     """What a job would make of a training file's first lines."""
     services.check_open()
-    body = parse(CheckFile, await read_body(request, services.config.max_body_bytes))
-    async with AsyncExitStack() as held, admitted(services.admission, held).attended(request.receive):
+    body = parse(CheckFile, await read_body(request, services.config.max_body_bytes) or b"{}")
+    async with AsyncExitStack() as held, admitted(services.admission, held, drained=False).attended(request.receive):
         found = await services.fine_tuning.check_file(file_id, body.opsin or {}, body.lines, body.rows)
         return Response(msgspec.json.encode(found), media_type="application/json")
 
