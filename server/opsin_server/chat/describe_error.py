@@ -12,9 +12,10 @@ from opsin_server.errors import BadRequest
 def describe(error: ErrorDetails) -> BadRequest:
     """OpenAI's shape: a sentence, the path of the field, and a code where a program may care."""
     kind, context = error["type"], error.get("ctx", {})
-    param = path((*error["loc"], *((context["param"],) if context.get("param") else ())))
+    within = context.get("param")
+    param = path((*error["loc"], *(() if within in (None, "") else (within,))))
     if kind == "json_invalid":
-        return BadRequest(f"The body is not valid JSON: {context['error']}", code="invalid_json")
+        return BadRequest(f"The body is not valid JSON: {_in_words(context['error'])}", code="invalid_json")
     if kind == "extra_forbidden":
         return BadRequest(f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
     if kind == "missing":
@@ -33,6 +34,20 @@ def path(location: tuple[int | str, ...]) -> str:
     """("messages", 0, "content", "~parts", 1) as messages[0].content[1]; tags are a union's alone."""
     steps = [f"[{step}]" if isinstance(step, int) else f".{step[:200]}" for step in location if step not in TAGS]
     return "".join(steps).removeprefix(".")
+
+
+# Of the parser, which ends each with the place.
+_WORDS = {
+    "recursion limit exceeded": "its lists and objects are nested too deeply",
+    "lone leading surrogate in hex escape": "a string holds half of a surrogate pair",
+    "unexpected end of hex escape": "a string holds half of a surrogate pair",
+    "invalid unicode code point": "it is not UTF-8",
+}
+
+
+def _in_words(error: str) -> str:
+    what, at, place = error.rpartition(" at line ")
+    return f"{_WORDS.get(what, what)}{at}{place}"
 
 
 def _sentence(message: str) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 UNSUPPORTED = "unsupported_parameter"
+NOT_FINITE = "it must not hold NaN or infinity, which are not JSON"
 
 
 def _absent(value: Any) -> None:
@@ -38,7 +39,7 @@ def unsupported(given: object, accepted: str, param: str | None = None) -> Pydan
     return PydanticCustomError(UNSUPPORTED, "{given} is not supported here: {accepted}", context)
 
 
-def wrong(message: str, param: str | None = None) -> PydanticCustomError:
+def wrong(message: str, param: str | int | None = None) -> PydanticCustomError:
     """For a validator to raise at a wrong value; `param` where the validator stands above the field at fault."""
     return PydanticCustomError("wrong", "{message}", {"message": message, "param": param})
 
@@ -70,7 +71,7 @@ class Unread:
         try:
             json.dumps(value, allow_nan=False)
         except ValueError:
-            raise wrong("it must not hold NaN or infinity, which are not JSON") from None
+            raise wrong(NOT_FINITE) from None
 
 
 def only(*accepted: object, why: str = "") -> BeforeValidator:

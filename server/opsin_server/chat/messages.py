@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, missing, only, unsupported, wrong
+from opsin_server.chat.finite import check_finite
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 # What a part of each type must hold. The types with "input" and "output" are those of OpenAI's Responses API.
@@ -226,6 +227,7 @@ def check_arguments(arguments: str) -> None:
         found = None
     if not isinstance(found, dict):
         raise wrong("it must be a JSON object", "arguments")
+    check_finite(found, "arguments")
 
 
 class CalledFunction(Strict):

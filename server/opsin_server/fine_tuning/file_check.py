@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -134,9 +134,9 @@ def _checked(
         except DataRefused as refused:
             report = refused.report
         else:
-            report = made.report
-            shown = tuple(_shown(made, source.encoder.tokenizer, rows))
-            made.close()
+            with closing(made):
+                report = made.report
+                shown = tuple(_shown(made, source.encoder.tokenizer, rows))
     timed_out = report.unread_from is not None
     if report.unread_from is not None:
         read, complete = report.unread_from - 1, False

@@ -176,7 +176,7 @@ def test_what_is_too_large_is_refused_or_not_kept(client: openai.OpenAI, monkeyp
 
 
 def test_metadata_is_checked_where_it_is_kept(client: openai.OpenAI) -> None:
-    for metadata in ({"a": 1}, {"a": "x" * 513}, {str(n): "" for n in range(17)}, {"a": "\0"}):
+    for metadata in ({"a": 1}, {"a": "x" * 513}, {str(n): "" for n in range(17)}, {"a": "\0"}, "zz", [[1]]):
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(**CHAT, metadata=metadata)
         assert caught.value.param == "metadata"

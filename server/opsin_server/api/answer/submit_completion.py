@@ -24,6 +24,7 @@ from opsin_server.api.engine_status import facts
 from opsin_server.api.middleware.request_log import RequestLog
 from opsin_server.api.schemas.completion_request import CompletionRequest
 from opsin_server.api.services import Services
+from opsin_server.errors import BadRequest
 from opsin_server.text.encode_prompt import Prompt
 
 
@@ -40,9 +41,15 @@ async def submit_completion(
     guided = None if grammar is None else await checked_grammar(grammar, services)
     opening, special = body.add_special_tokens is not False, bool(body.parse_special)
     prompts: list[Prompt] = []
-    for given in body.prompt:  # one that does not fit is refused before the next is tokenized
-        prompt = await raw_prompt(given, opening, special, services)
-        room(prompt, body.output_limit, context, noun="prompt")
+    given: str | list[int]
+    for index, given in enumerate(body.prompt):  # one that does not fit is refused before the next is tokenized
+        try:
+            prompt = await raw_prompt(given, opening, special, services)
+            room(prompt, body.output_limit, context, noun="prompt")
+        except BadRequest as error:
+            if error.param == "prompt" and len(body.prompt) > 1:
+                error.param = f"prompt[{index}]"
+            raise
         prompts.append(prompt)
     log.usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     choices: list[ChoiceStream] = []

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.types import Message
 
 from opsin_server.api.cancellation import ClientGone
 from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest
 from opsin_server.api.services import services_of
-from opsin_server.chat.describe_error import describe
+from opsin_server.chat.describe_error import describe, path
+from opsin_server.chat.fields import NOT_FINITE
+from opsin_server.chat.finite import place_of_nonfinite
 from opsin_server.errors import BadRequest, OpsinError, TooLarge
 
 IDLE_SECONDS = 30.0  # without a byte of the body
@@ -41,10 +45,13 @@ async def read_body(request: Request, limit: int) -> bytearray:
     if not re.fullmatch(r"application/(.+\+)?json", content_type.partition(";")[0].strip().lower()):
         sentence = f"The content type must be application/json, not {content_type[:100]}"
         raise BadRequest(sentence, code="unsupported_content_type")
+    if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+        sentence = f"The body must be sent as it is, without a content encoding ({encoding[:100]})"
+        raise BadRequest(sentence, code="unsupported_content_encoding")
     body = bytearray()
     async for chunk in body_chunks(request, limit, "--max-body-bytes"):
         body += chunk
-    return body
+    return body.removeprefix(BOM_UTF8)
 
 
 async def body_chunks(request: Request, limit: int, option: str) -> AsyncIterator[bytes]:
@@ -89,10 +96,20 @@ def parse(model: type[Model], body: bytes | bytearray, separators: int = MAX_SEP
         if brackets > MAX_SEPARATORS:
             raise BadRequest(f"The body has more than {MAX_SEPARATORS} brackets")
     try:
-        return model.model_validate_json(body)
+        made = model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise describe(first) from None
+        raise _of_another_encoding(body) or describe(first) from None
+    if (place := place_of_nonfinite(from_json(body))) is not None:  # (beside typed numbers, which refuse it themselves)
+        param = path(place)
+        raise BadRequest(f"Invalid value for '{param}': {NOT_FINITE}", param=param, code="invalid_value")
+    return made
+
+
+def _of_another_encoding(body: bytes | bytearray) -> BadRequest | None:
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in body[:2]:
+        return BadRequest("The body is in UTF-16 or UTF-32; JSON is sent in UTF-8", code="invalid_json")
+    return None
 
 
 async def _chat_body(request: Request) -> ChatRequest:

@@ -16,6 +16,7 @@ from opsin_server.api.routes.chat import admitted
 from opsin_server.api.routes.read_body import open_body, parse
 from opsin_server.api.schemas.chat_response import encode
 from opsin_server.api.schemas.tokenize import (
+    SEPARATORS,
     Detokenized,
     DetokenizeRequest,
     TokenizeChatRequest,
@@ -39,12 +40,12 @@ async def _tokenize_body(request: Request) -> TokenizeTextRequest | TokenizeChat
     try:
         has_prompt = bytes(msgspec.json.decode(body, type=_Named).prompt) not in (b"", b"null")
     except msgspec.MsgspecError:
-        has_prompt = True  # (what is no JSON object is refused below)
+        has_prompt = b'"messages"' not in body  # (what is no JSON object is refused below)
     return parse(TokenizeTextRequest, body) if has_prompt else parse(TokenizeChatRequest, body)
 
 
 async def _detokenize_body(request: Request) -> DetokenizeRequest:
-    return parse(DetokenizeRequest, await open_body(request))
+    return parse(DetokenizeRequest, await open_body(request), SEPARATORS)
 
 
 TokenizeBody = Annotated[TokenizeTextRequest | TokenizeChatRequest, Depends(_tokenize_body)]

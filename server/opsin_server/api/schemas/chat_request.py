@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from opsin_server.api.schemas.dialects import Dialects
@@ -71,9 +71,11 @@ def _template_variables(value: Any) -> Any:
 _unread = Unread()
 
 
-def _pairs(value: Any) -> Any:
+def _pairs(value: Any, info: ValidationInfo) -> Any:
     """What is no object cannot be kept, and is ignored as all of it is where nothing is kept."""
     _unread(value)
+    if not isinstance(value, dict | None) and info.data.get("store"):
+        raise wrong("it must be an object of strings where the answer is stored")
     return value if isinstance(value, dict) else None
 
 

@@ -24,13 +24,21 @@ def _listed(value: Any) -> Any:
     if not isinstance(value, list) or not value:
         raise wrong(f"{_KINDS}, and not empty")
     if isinstance(value[0], str):
+        odd = next((index for index, one in enumerate(value) if not isinstance(one, str)), None)
+        if odd is not None:
+            raise wrong("it must be a string, as the first prompt is", odd)
         return value
-    prompts = [[whole(i) for i in one] if isinstance(one, list) else one for one in value]
     if not isinstance(value[0], list):
-        prompts = [[whole(i) for i in value]]
-    if not all(isinstance(one, list) and all(map(_is_id, one)) for one in prompts):
-        raise wrong(_KINDS)
-    return prompts
+        return [_ids(value, None)]
+    return [_ids(one, index) for index, one in enumerate(value)]
+
+
+def _ids(value: Any, index: int | None) -> list[int]:
+    """index: of the prompt among several."""
+    ids = [whole(i) for i in value] if isinstance(value, list) else None
+    if ids is None or not all(map(_is_id, ids)):
+        raise wrong(_KINDS if index is None else "it must be a list of token ids", index)
+    return ids
 
 
 def _is_id(value: Any) -> bool:

@@ -11,6 +11,7 @@ from opsin_server.api.schemas.chat_request import DeploymentRequest
 from opsin_server.chat.fields import WHOLE, Ignored, Strict
 
 MAX_TOKENS = 100_000
+SEPARATORS = MAX_TOKENS + 1000  # commas and brackets: of so many tokens, and of what stands beside them
 
 Parse = Annotated[
     bool | None, Field(description="true: strings of special tokens in the text become these tokens (llama.cpp)")
