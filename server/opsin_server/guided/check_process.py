@@ -6,20 +6,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import os
 import re
+import signal
 import sys
+import time
 from collections import OrderedDict
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TypeVar
 
 from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.guided.check_messages import Asked, Found, found_of, line_of
 from opsin_server.guided.grammar import Grammar
 
 WORKER = ("-m", "opsin_server.guided.check_worker")
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 1.0  # of work
+PATIENCE_SECONDS = 10.0  # for that work, on a machine that has others
+FROM_OUTSIDE = tuple(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 START_SECONDS = 30.0
 WAIT_SECONDS = 10.0  # behind others
 REMEMBERED = 256  # grammars and what was found of them
 TOO_MUCH = "it takes"  # a fault that its parts would have to take as long for
+_T = TypeVar("_T")
 MAX_LINE = 2**21  # bytes of an answer, which repeats the grammar
 
 
@@ -67,7 +76,8 @@ class GrammarChecker:
         found = self._found.get(grammar)
         if found is None:
             found = await self._asked(grammar)
-            self._found[grammar] = found
+            if not found.fault.startswith(TOO_MUCH):  # (that may pass another time: the machine may have been busy)
+                self._found[grammar] = found
             if len(self._found) > REMEMBERED:
                 self._found.popitem(last=False)
         else:
@@ -98,23 +108,20 @@ class GrammarChecker:
         if self._process is not None and self._process.returncode is not None:
             await self._end()  # it was killed by somebody, while it had nothing to do
         process = await self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        done = False
+        done, asked = False, Asked(grammar.text, grammar.gbnf, grammar.other)
         try:
-            async with asyncio.timeout(CHECK_SECONDS):
-                process.stdin.write(line_of(Asked(grammar.text, grammar.gbnf, grammar.other)) + b"\n")
-                await process.stdin.drain()
-                line = await process.stdout.readline()
+            line = await within_work(_answer(process, line_of(asked) + b"\n"), process.pid)
             done = bool(line)
         except TimeoutError:
             return Found(f"{TOO_MUCH} more than {CHECK_SECONDS:g} s to compile", grammar.text)
-        except (ConnectionError, RuntimeError):
-            line = b""
         finally:  # also where this request was cancelled: what comes now would be the next one's answer
             if not done:
                 await self._end()
-        return found_of(line) if line else Found(f"{TOO_MUCH} too much memory to compile", grammar.text)
+        if line:
+            return found_of(line)
+        if process.returncode in FROM_OUTSIDE:
+            raise Unavailable("What checks grammars was ended from outside. Try again")
+        return Found(f"{TOO_MUCH} too much memory to compile", grammar.text)
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None:
@@ -143,6 +150,49 @@ class GrammarChecker:
         with contextlib.suppress(ProcessLookupError, RuntimeError):  # (uvloop raises the second)
             process.kill()
         await process.wait()
+
+
+async def _answer(process: asyncio.subprocess.Process, asked: bytes) -> bytes:
+    """A line; nothing where the process has ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(ConnectionError, RuntimeError):  # (uvloop raises the second)
+        process.stdin.write(asked)
+        await process.stdin.drain()
+        if line := await process.stdout.readline():
+            return line
+    with contextlib.suppress(TimeoutError):  # (killing it would hide how it ended)
+        async with asyncio.timeout(CHECK_SECONDS):
+            await process.wait()
+    return b""
+
+
+async def within_work(awaited: Awaitable[_T], pid: int) -> _T:
+    """What a process gives before it has worked for CHECK_SECONDS; else TimeoutError. Raises Unavailable where it
+    comes to no work: then the grammar is not at fault."""
+    task, most, began = asyncio.ensure_future(awaited), cpu_seconds(pid) + CHECK_SECONDS, time.monotonic()
+    left = CHECK_SECONDS
+    try:
+        while not (await asyncio.wait({task}, timeout=max(left, 0.02)))[0]:
+            left = most - cpu_seconds(pid)
+            if left <= 0:
+                raise TimeoutError
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                raise Unavailable("This machine is too busy to check the grammar. Try again")
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def cpu_seconds(pid: int) -> float:
+    """That a process has worked, none where it has ended; where a system does not say it: that have passed."""
+    if not Path("/proc/self/stat").exists():
+        return time.monotonic()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 PLACE = re.compile(r"^at \d+\(\d+\): ")  # in the grammar that was made of a schema

@@ -84,6 +84,27 @@ def test_a_process_that_is_gone_is_started_again() -> None:
     asyncio.run(checks())
 
 
+def test_a_process_that_is_held_up_or_ended_makes_no_grammar_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_process, "PATIENCE_SECONDS", 0.2)
+
+    async def checks() -> None:
+        checker = GrammarChecker()
+        for number, words in ((signal.SIGSTOP, "too busy"), (signal.SIGKILL, "ended from outside")):
+            await checker.check(GOOD)
+            assert checker._process is not None
+            os.kill(checker._process.pid, signal.SIGSTOP)
+            asked = asyncio.create_task(checker.check(choice_grammar(["b"], "p")))
+            await asyncio.sleep(0.1)
+            os.kill(checker._process.pid, number)
+            with pytest.raises(Unavailable, match=words):
+                await asked
+            checker._found.clear()
+        assert await checker.check(choice_grammar(["b"], "p"))
+        await checker.close()
+
+    asyncio.run(checks())
+
+
 def test_what_was_found_is_remembered_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_process, "REMEMBERED", 8)
 
@@ -152,6 +173,7 @@ def test_nobody_waits_for_ever_behind_others(monkeypatch: pytest.MonkeyPatch) ->
         assert time.monotonic() - began < 1
         with pytest.raises(BadRequest, match="more than 1 s"):
             await first
+        assert set(checker._found) == {GOOD}  # (what took too long may pass another time)
         await checker.close()
 
     asyncio.run(checks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from opsin_server.adapters.catalogue import ServedAdapter
@@ -41,8 +42,8 @@ async def submit_completion(
     guided = None if grammar is None else await checked_grammar(grammar, services)
     opening, special = body.add_special_tokens is not False, bool(body.parse_special)
     prompts: list[Prompt] = []
-    given: str | list[int]
-    for index, given in enumerate(body.prompt):  # one that does not fit is refused before the next is tokenized
+    wanted_prompts: Sequence[str | list[int]] = body.prompt
+    for index, given in enumerate(wanted_prompts):  # one that does not fit is refused before the next is tokenized
         try:
             prompt = await raw_prompt(given, opening, special, services)
             room(prompt, body.output_limit, context, noun="prompt")
