@@ -137,7 +137,7 @@ def test_a_file_by_its_id_is_the_file(qwen: Qwen) -> None:
 @pytest.mark.parametrize(
     ("part", "param", "said"),
     [
-        (file_part(num_frames=200), "video_url", "num_frames 200 of a video that has 17"),
+        (file_part(num_frames=200), "num_frames", "num_frames 200 of a video that has 17"),
         (file_part(fps=1, num_frames=2), "num_frames", "fps or num_frames"),
         ({"type": "video_url", "video_url": {"url": "file:///etc/passwd"}}, "video_url", "must be a data: URL"),
         ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}, "video_url", "no known format"),

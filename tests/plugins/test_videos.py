@@ -159,7 +159,10 @@ def test_seconds_stand_between_the_first_and_the_last_frame_of_a_patch() -> None
 @pytest.mark.parametrize(
     ("source", "budget", "said"),
     [
-        (VideoSource(1, 8.0, 60, 90), {}, "a video of 1 frame"),
+        (VideoSource(1, 8.0, 60, 90), {}, "a video of 1 frame: this model needs at least 2"),
+        (VideoSource(9, 8.0, 60, 90), {"max_frames": 1, "min_frames": 1}, "of 9 frames (is|are) taken: this model"),
+        (VideoSource(9, 8.0, 60, 90), {"max_frames": 4, "min_frames": 5}, "min_frames 5 is more than max_frames 4"),
+        (VideoSource(9, 8.0, 60, 90), {"max_frames": 4, "num_frames": 6}, "num_frames 6 is not within"),
         (VideoSource(9, 8.0, 60, 90), {"num_frames": 10}, "num_frames 10 of a video that has 9"),
         (VideoSource(9, 8.0, 4, 900), {}, "side ratio"),
         (VideoSource(90, 8.0, 600, 900), {"max_tokens": 50}, "visual tokens; there is room for 50"),
@@ -169,6 +172,13 @@ def test_seconds_stand_between_the_first_and_the_last_frame_of_a_patch() -> None
 def test_what_cannot_be_taken_is_said(family: str, source: VideoSource, budget: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         plan_video(source, declared(family), VideoBudget(**budget))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_as_few_pixels_as_there_are_make_the_smallest_frames(family: str) -> None:
+    spec = declared(family)
+    plan = plan_video(VideoSource(4, 2.0, 60, 90, sampled=True), spec, VideoBudget(total_pixels=3))
+    assert (plan.height, plan.width) == (spec.factor, spec.factor)
 
 
 @pytest.mark.parametrize("name", ["Qwen2-VL-2B-Instruct", "Qwen2.5-VL-3B-Instruct", "Qwen3-VL-2B-Instruct"])

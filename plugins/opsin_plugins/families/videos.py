@@ -15,13 +15,13 @@ CONTEXT_SHARE = 0.9  # of the tokens by which a processor of Qwen2-VL bounds all
 
 def plan_video(source: VideoSource, spec: VideoSpec, budget: VideoBudget) -> VideoPlan:
     """Equal to transformers' Qwen2VLVideoProcessor ("steps") and Qwen3VLVideoProcessor ("ends"). Raises SpecError."""
+    _check_bounds(budget)
     if source.sampled:
         frames = tuple(range(source.frames))
     else:
         frames = by_steps(source, spec, budget) if spec.sampling == "steps" else by_ends(source, spec, budget)
     if len(frames) < spec.temporal:
-        have = f"{source.frames} frame" + ("s" if source.frames > 1 else "")
-        raise SpecError(f"a video of {have}, of which {len(frames)} are taken: it needs at least {spec.temporal}")
+        raise _too_few(len(frames), source, spec, budget)
     height, width = frame_size(len(frames), source.height, source.width, spec, budget)
     patches_in_time = -(-len(frames) // spec.temporal)
     tokens = patches_in_time * (height // spec.factor) * (width // spec.factor)
@@ -33,6 +33,24 @@ def plan_video(source: VideoSource, spec: VideoSpec, budget: VideoBudget) -> Vid
     return VideoPlan(source, frames, height, width, tokens)
 
 
+def _check_bounds(budget: VideoBudget) -> None:
+    """Of what a request and its parts have said together."""
+    least, most = budget.min_frames or 1, budget.max_frames or math.inf
+    if least > most:
+        raise SpecError(f"min_frames {least} is more than max_frames {most}", "min_frames")
+    if budget.num_frames is not None and not least <= budget.num_frames <= most:
+        raise SpecError(f"num_frames {budget.num_frames} is not within min_frames and max_frames", "num_frames")
+
+
+def _too_few(taken: int, source: VideoSource, spec: VideoSpec, budget: VideoBudget) -> SpecError:
+    have = f"{source.frames} frame" + ("s" if source.frames != 1 else "")
+    if source.frames < spec.temporal or source.sampled:
+        return SpecError(f"a video of {have}: this model needs at least {spec.temporal}")
+    option = next((name for name in ("num_frames", "max_frames") if getattr(budget, name) is not None), None)
+    of = "is" if taken == 1 else "are"
+    return SpecError(f"{taken} of {have} {of} taken: this model needs at least {spec.temporal}", option)
+
+
 def by_steps(source: VideoSource, spec: VideoSpec, budget: VideoBudget) -> tuple[int, ...]:
     """At equal steps from the first one; a multiple of the frames that a patch spans."""
     total, group = source.frames, spec.temporal
@@ -40,7 +58,7 @@ def by_steps(source: VideoSource, spec: VideoSpec, budget: VideoBudget) -> tuple
     if wanted is not None:
         count = round(wanted / group) * group
         if count > total:
-            raise SpecError(f"num_frames {wanted} of a video that has {total}")
+            raise SpecError(f"num_frames {wanted} of a video that has {total}", "num_frames")
     else:
         least, most = _bounds(spec, budget)
         most = min(most, total) // group * group
@@ -58,7 +76,7 @@ def by_ends(source: VideoSource, spec: VideoSpec, budget: VideoBudget) -> tuple[
         least, most = _bounds(spec, budget)
         count = min(max(int(total / source.fps * _fps(spec, budget)), least), most, total)
     if count > total:
-        raise SpecError(f"num_frames {count} of a video that has {total}")
+        raise SpecError(f"num_frames {count} of a video that has {total}", "num_frames")
     return tuple(np.linspace(0, total - 1, count).round().astype(int).tolist())
 
 
@@ -84,7 +102,7 @@ def frame_size(count: int, height: int, width: int, spec: VideoSpec, budget: Vid
         if spec.frame_tokens:
             together = int(spec.frame_tokens * spec.factor**2 * CONTEXT_SHARE)
             most = max(min(most, together * spec.temporal // count), int(spec.min_pixels * 1.05))
-        wishes = [budget.max_pixels, None if budget.total_pixels is None else budget.total_pixels // count]
+        wishes = [budget.max_pixels, None if budget.total_pixels is None else max(1, budget.total_pixels // count)]
         most = min([most, *(wish for wish in wishes if wish is not None)])
         return smart_size(height, width, spec.factor, min(spec.min_pixels, most), most)
     most = spec.max_pixels

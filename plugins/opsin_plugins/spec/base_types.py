@@ -22,4 +22,9 @@ Pattern = re.Pattern[str]
 
 
 class SpecError(ValueError):
-    """A configuration or an input that this family cannot take; the message names the value."""
+    """A configuration or an input that this family cannot take; the message names the value. option: the one that a
+    request may have said, and that is at fault."""
+
+    def __init__(self, message: str = "", option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -67,7 +68,7 @@ class ImageURL(Strict):
 
 
 Frames = Annotated[int, Field(ge=1, le=10_000), WHOLE]
-FramesPerSecond = Annotated[float, Field(gt=0, le=1000)]
+FramesPerSecond = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 class VideoFields(Strict):
@@ -95,6 +96,11 @@ class VideoFields(Strict):
     def _samples_one_way(self) -> VideoFields:
         if self.fps is not None and self.num_frames is not None:
             raise wrong("give fps or num_frames, not both", "num_frames")
+        least, most = self.min_frames or 1, self.max_frames or math.inf
+        if least > most:
+            raise wrong(f"{least} are more than 'max_frames', {most}", "min_frames")
+        if self.num_frames is not None and not least <= self.num_frames <= most:
+            raise wrong(f"{self.num_frames} are not within 'min_frames' and 'max_frames'", "num_frames")
         return self
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opsin_plugins.spec import ImageBudget, VideoBudget
+from opsin_plugins.spec import ImageBudget
+from opsin_server.chat.fields import UNSUPPORTED, Strict
 from opsin_server.chat.messages import ChatMessage, ContentPart, VideoFields
+from opsin_server.errors import BadRequest
 from opsin_server.media.file_id import FileId
-from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart, ToolCall, VideoPart
+from opsin_server.text.conversation import ImagePart, Message, Part, Role, TextPart, ToolCall, VideoPart, VideoWish
 
+CHOOSING = ("num_frames", "min_frames", "max_frames")  # frames of a file
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI documents for detail "low"
 
 
-NOT_SAID = VideoBudget()
+NOT_SAID = VideoWish()
 
 
 def to_messages(
-    messages: Sequence[ChatMessage], default: ImageBudget, path: str = "messages", of_videos: VideoBudget = NOT_SAID
+    messages: Sequence[ChatMessage], default: ImageBudget, path: str = "messages", of_videos: VideoWish = NOT_SAID
 ) -> list[Message]:
     """ "developer" is OpenAI's newer name for "system". default, of_videos: for images and videos that do not say.
     path: of the messages in what was sent, for errors."""
@@ -42,7 +45,7 @@ def _role(message: ChatMessage) -> Role:
 
 
 def _parts(
-    content: str | list[ContentPart] | None, param: str, default: ImageBudget, of_videos: VideoBudget
+    content: str | list[ContentPart] | None, param: str, default: ImageBudget, of_videos: VideoWish
 ) -> tuple[Part, ...]:
     if isinstance(content, str):
         return (TextPart(content),)
@@ -51,7 +54,7 @@ def _parts(
     return tuple(to_part(part, f"{param}[{index}]", default, of_videos) for index, part in enumerate(content))
 
 
-def to_part(part: ContentPart, param: str, default: ImageBudget, of_videos: VideoBudget = NOT_SAID) -> Part:
+def to_part(part: ContentPart, param: str, default: ImageBudget, of_videos: VideoWish = NOT_SAID) -> Part:
     """param: where it stands in what was sent. An image's own number of pixels goes before the request's, and both
     before what `detail` stands for."""
     if part.text is not None:
@@ -68,24 +71,37 @@ def to_part(part: ContentPart, param: str, default: ImageBudget, of_videos: Vide
     return ImagePart(source, ImageBudget(pixels, default.max_tokens), param, demanded=pixels is not None)
 
 
-def _video(part: ContentPart, param: str, default: VideoBudget) -> VideoPart:
-    budget = asked_of_videos(part, default)
+def _video(part: ContentPart, param: str, default: VideoWish) -> VideoPart:
+    """Raises BadRequest."""
+    wish = asked_of_videos(part, default, param)
+    if part.video is not None and not isinstance(part.video, str):
+        _check_pictures(wish)
+        return VideoPart(tuple(part.video), wish, f"{param}.video")
     if part.video is not None:
-        return VideoPart(part.video if isinstance(part.video, str) else tuple(part.video), budget, f"{param}.video")
+        return VideoPart(part.video, wish, f"{param}.video")
     assert part.video_url is not None
     url, file_id = part.video_url.url, part.video_url.file_id
     if url is not None:
-        return VideoPart(url, budget, f"{param}.video_url")
+        return VideoPart(url, wish, f"{param}.video_url")
     assert file_id is not None
-    return VideoPart(FileId(file_id), budget, f"{param}.video_url.file_id")
+    return VideoPart(FileId(file_id), wish, f"{param}.video_url.file_id")
 
 
-def asked_of_videos(said: VideoFields, default: VideoBudget) -> VideoBudget:
-    """What is said goes before the default; either way to choose frames replaces the other."""
-    given = {name: value for name in VideoFields.model_fields if (value := getattr(said, name)) is not None}
+def _check_pictures(wish: VideoWish) -> None:
+    """Of a video that is sent as pictures."""
+    for name, where in wish.said:
+        if name in CHOOSING and getattr(wish, name) is not None:
+            message = f"Unsupported value for '{where}': of a video that is sent as pictures, all are taken"
+            raise BadRequest(message, param=where, code=UNSUPPORTED)
+
+
+def asked_of_videos(said: Strict, default: VideoWish, path: str) -> VideoWish:
+    """What is said goes before the default; either way to choose frames replaces the other. path: of what says it."""
+    given = {name: value for name in VideoFields.model_fields if (value := getattr(said, name, None)) is not None}
     if "fps" in given or "num_frames" in given:
         default = replace(default, fps=None, num_frames=None)
-    return replace(default, **given)
+    places = dict(default.said) | {name: f"{path}.{name}" for name in given}
+    return replace(default, **given, said=tuple(places.items()))
 
 
 def _source(part: ContentPart) -> tuple[str, str]:

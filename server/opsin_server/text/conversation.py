@@ -28,12 +28,23 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class VideoWish(VideoBudget):
+    """said: where in the request each of it is said, by its name."""
+
+    said: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class VideoPart:
     """source: URL or data URL of a file; or those of pictures, each of which is a frame. param: as of an image."""
 
     source: str | tuple[str, ...]
-    budget: VideoBudget
+    budget: VideoWish
     param: str
+
+    def where(self, option: str | None) -> str:
+        """For errors."""
+        return dict(self.budget.said).get(option or "", self.param)
 
 
 Part = TextPart | ImagePart | VideoPart

@@ -22,7 +22,6 @@ from opsin_plugins.spec import (
     Span,
     SpecError,
     TakesVideos,
-    VideoBudget,
     VideoPlan,
     VideoSource,
     VisualItem,
@@ -36,6 +35,7 @@ from opsin_server.text.conversation import (
     Message,
     TextPart,
     VideoPart,
+    VideoWish,
     image_parts,
     video_parts,
     visual_parts,
@@ -139,7 +139,7 @@ class PromptEncoder:
         try:
             return self._architecture.plan_video(source, self.spec, part.budget)
         except SpecError as error:
-            raise BadRequest(str(error), param=part.param, code="invalid_video") from error
+            raise BadRequest(str(error), param=part.where(error.option), code="invalid_video") from error
 
     def of_ids(self, ids: Sequence[int], param: str) -> Prompt:
         """A prompt of ids that no template has written, without pictures. Raises BadRequest."""
@@ -258,7 +258,7 @@ class PromptEncoder:
             return self.spec.no_video or f"{self.spec.family} has none"
         if token not in self.tokenizer.marker_ids:
             return f"tokenizer.json has no token of its own for the id {token}"
-        shows = self._writes_placeholder(token, VideoPart("", VideoBudget(), ""))
+        shows = self._writes_placeholder(token, VideoPart("", VideoWish(), ""))
         return "" if shows else "its chat template shows none"
 
     def _writes_placeholder(self, token: int, part: ImagePart | VideoPart) -> bool:

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from opsin_plugins.spec import ImageBudget, VideoBudget
+from opsin_plugins.spec import ImageBudget
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.text.continue_final import Ending
-from opsin_server.text.conversation import ImagePart, Message, Part, TextPart, ToolCall, VideoPart, texts
+from opsin_server.text.conversation import ImagePart, Message, Part, TextPart, ToolCall, VideoPart, VideoWish, texts
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
 from opsin_server.text.spelled_tools import spelled_out
 from opsin_server.text.template import ChatTemplate
@@ -29,7 +29,7 @@ from opsin_server.text.trusted import MAX_MESSAGES, runs, said_in, trust_of
 SHAPES = 256  # conversations differ in text much more often than in their roles and parts
 LONG = 1000  # messages and parts, or pieces of a prompt, from which on nothing is remembered: each may be a megabyte
 AN_IMAGE = ImagePart("", ImageBudget(), "")
-A_VIDEO = VideoPart("", VideoBudget(), "")
+A_VIDEO = VideoPart("", VideoWish(), "")
 
 
 class LostMarkerError(OpsinError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from wire_requests import USER, accepted, refused
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.api.answer.submit import to_prompt
+from opsin_server.api.routes.read_body import parse
+from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.chat.to_messages import LOW_DETAIL_PIXELS
+from opsin_server.errors import BadRequest
 from opsin_server.text.conversation import ImagePart, TextPart
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,x"}}
@@ -45,6 +49,31 @@ def test_all_forms_of_an_image_arrive_with_their_path_and_budget() -> None:
         ImagePart("u8", ImageBudget(None, 77), f"{at}[8].image_url"),
         ImagePart("u9", ImageBudget(None, 77), f"{at}[9].image_url"),
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "param"),
+    [
+        ({"num_frames": 2}, {}, "messages[0].content[0].num_frames"),
+        ({}, {"mm_processor_kwargs": {"max_frames": 2}}, "mm_processor_kwargs.max_frames"),
+        ({}, {"media_io_kwargs": {"video": {"num_frames": 2}}}, "media_io_kwargs.video.num_frames"),
+        ({"min_frames": 3, "max_frames": 2}, {}, "messages[0].content[0].min_frames"),
+        ({"num_frames": 3, "max_frames": 2}, {}, "messages[0].content[0].num_frames"),
+        ({"fps": 1e-9}, {}, "messages[0].content[0].fps"),
+    ],
+)
+def test_what_frames_sent_as_pictures_cannot_have_is_refused_where_it_is_said(
+    part: dict[str, Any], fields: dict[str, Any], param: str
+) -> None:
+    def read(part: dict[str, Any], fields: dict[str, Any]) -> None:
+        content = [{"type": "video", "video": ["data:,", "data:,"], **part}]
+        body = {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
+        to_prompt(parse(ChatRequest, json.dumps(body).encode()), None)
+
+    with pytest.raises(BadRequest) as caught:
+        read(part, fields)
+    assert caught.value.param == param
+    read({"fps": 0.5}, {"media_io_kwargs": {"video": {"num_frames": 2}}})  # (the part's own replaces it)
 
 
 def test_pixels_of_an_image_go_before_the_requests_and_both_before_detail() -> None:

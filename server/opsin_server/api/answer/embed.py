@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opsin_plugins.spec import U8, Clip, ImageBudget, VideoBudget
+from opsin_plugins.spec import U8, Clip, ImageBudget
 from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.adapter_use import AdapterUse
@@ -24,7 +24,7 @@ from opsin_server.chat.messages import ContentPart
 from opsin_server.chat.to_messages import asked_of_videos, to_messages, to_part
 from opsin_server.errors import BadRequest, EngineFailed
 from opsin_server.ipc.messages import Output, Sampling, Submit, arrays_of, describe
-from opsin_server.text.conversation import Message, TextPart, visual_parts
+from opsin_server.text.conversation import Message, TextPart, VideoWish, visual_parts
 from opsin_server.text.embedding_input import (
     ConversationInput,
     EmbeddingFacts,
@@ -87,8 +87,8 @@ def inputs_of(
     options, dressed = body.mm_processor_kwargs, body.add_special_tokens is not False
     said = None if options is None else options.max_pixels
     budget = ImageBudget(max_pixels if said is None else said, max_image_tokens)
-    of_videos = VideoBudget(max_tokens=video_tokens)
-    of_videos = of_videos if options is None else asked_of_videos(options, of_videos)
+    of_videos = VideoWish(max_tokens=video_tokens)
+    of_videos = of_videos if options is None else asked_of_videos(options, of_videos, "mm_processor_kwargs")
     if body.messages is not None:
         messages = to_messages(body.messages, budget, of_videos=of_videos)
         return [ConversationInput(tuple(messages), "messages", body.add_generation_prompt is True)]
@@ -102,7 +102,7 @@ def inputs_of(
 
 
 def _input(
-    one: str | int | list[int] | ContentPart, param: str, budget: ImageBudget, of_videos: VideoBudget, dressed: bool
+    one: str | int | list[int] | ContentPart, param: str, budget: ImageBudget, of_videos: VideoWish, dressed: bool
 ) -> EmbeddingInput:
     if isinstance(one, str):
         return TextInput(one, param, dressed)

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 
-from opsin_plugins.spec import ImageBudget, VideoBudget
+from opsin_plugins.spec import ImageBudget
 from opsin_server.adapters.catalogue import ServedAdapter
 from opsin_server.api.answer.answer_tools import answer_tools, prompt_options
 from opsin_server.api.answer.generation import Generation, Identity
@@ -34,7 +33,7 @@ from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.services import Services
 from opsin_server.chat.to_messages import asked_of_videos, to_messages
 from opsin_server.errors import BadRequest
-from opsin_server.text.conversation import Message, texts, visual_parts
+from opsin_server.text.conversation import Message, VideoWish, texts, visual_parts
 from opsin_server.text.encode_prompt import Prompt
 from opsin_server.text.reasoning import ReasoningReader
 
@@ -182,11 +181,11 @@ def to_prompt(
     return to_messages(request.messages, default, of_videos=_of_videos(request, max_video_tokens))
 
 
-def _of_videos(request: ChatRequest, max_tokens: int | None) -> VideoBudget:
+def _of_videos(request: ChatRequest, max_tokens: int | None) -> VideoWish:
     """What processors are told goes before what readers of files are told."""
-    budget = VideoBudget(max_tokens=max_tokens)
+    wish = VideoWish(max_tokens=max_tokens)
     if request.media_io_kwargs is not None and (read := request.media_io_kwargs.video) is not None:
-        budget = replace(budget, fps=read.fps, num_frames=read.num_frames)
+        wish = asked_of_videos(read, wish, "media_io_kwargs.video")
     if request.mm_processor_kwargs is None:
-        return budget
-    return asked_of_videos(request.mm_processor_kwargs, budget)
+        return wish
+    return asked_of_videos(request.mm_processor_kwargs, wish, "mm_processor_kwargs")
