@@ -72,7 +72,7 @@ def test_what_cannot_be_is_refused_when_the_job_is_made(client: openai.OpenAI) -
     reinforcement = create(method={"type": "reinforcement", "reinforcement": {"grader": {}}})
     assert "must be supervised or dpo" in reinforcement.message
     wandb = create(integrations=[{"type": "wandb", "wandb": {"project": "x"}}])
-    assert wandb.param == "integrations"  # type: ignore[attr-defined]
+    assert wandb.param == "integrations[0].type"  # type: ignore[attr-defined]
     both = create(method={"type": "supervised", "reinforcement": {"grader": {}}})
     assert both.param == "method.reinforcement"  # type: ignore[attr-defined]
     many = create(metadata={str(n): "x" for n in range(17)})

@@ -149,19 +149,20 @@ class AdapterService:
     def _root(self) -> Path | None:
         return None if self._config.adapter_dir is None else _home(self._config.adapter_dir).resolve()
 
-    async def load_confined(self, name: str, path: str, options: ImportOptions) -> AdapterVersion:
-        """From a path that came over the API. Raises BadRequest unless it lies in --adapter-dir."""
-        return await self.load(name, self._confined(path), replace(options, within=self._root()))
+    async def load_confined(self, name: str, path: str, options: ImportOptions, param: str = "path") -> AdapterVersion:
+        """From a path that came over the API, in the field `param`. Raises BadRequest unless it lies in
+        --adapter-dir."""
+        return await self.load(name, self._confined(path, param), replace(options, within=self._root()))
 
-    def _confined(self, path: str) -> Path:
+    def _confined(self, path: str, param: str) -> Path:
         if self._config.adapter_dir is None:
             raise BadRequest(
                 "adapters are loaded from paths only where the server was started with --adapter-dir; they can be "
                 "uploaded to /v1/adapters",
-                param="lora_path",
+                param=param,
             )
         if (found := self._inside(path)) is None:
-            raise BadRequest("the path does not lie in the server's --adapter-dir", param="lora_path")
+            raise BadRequest("the path does not lie in the server's --adapter-dir", param=param)
         return found
 
     def archived(self, version: AdapterVersion) -> IO[bytes]:
@@ -232,7 +233,11 @@ class AdapterService:
                     f"'{alias}' cannot be an alias: no part of it may be empty, '.' or '..'", param="alias"
                 )
             self.catalogue.check_free(alias, alias=True)
-            adapter, version = self.catalogue.target_of(target)
+            try:
+                adapter, version = self.catalogue.target_of(target)
+            except NotFound as error:
+                error.param = "target"
+                raise
             return await self._changed(lambda: self._state.aliases.set(TENANT, alias, adapter, version))
 
     async def delete_alias(self, alias: str) -> None:

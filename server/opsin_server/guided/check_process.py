@@ -207,6 +207,8 @@ def _sentence(fault: str, param: str) -> str:
     why = next((line.removeprefix("error:").strip() for line in lines if line.startswith("error:")), "")
     if "oneOf" in said:
         said = "the branches of a 'oneOf' may overlap; send 'anyOf'"
+    if "items; limit is" in said or "Current row has" in said:
+        return f"Invalid value for '{param}': it is too large to hold an answer to: too much may follow in one place"
     if said.startswith(EMPTY):
         return f"Invalid value for '{param}': no answer fits it"
     what = f"{shortened(said).rstrip(':')}{': ' if why else ''}{shortened(why)}"

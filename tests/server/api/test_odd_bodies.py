@@ -114,3 +114,18 @@ def test_as_many_tokens_as_are_said_become_text(plain: Any) -> None:
         answer = httpx.post(f"{plain.url}/detokenize", json={"tokens": [97] * count}, **PLAIN)
         assert answer.status_code == status
     assert answer.json()["error"]["param"] == "tokens"
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_tools_schema_is_one_also_where_no_call_is_held_to_it(plain: Any, choice: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": 5}}}]
+    answer = httpx.post(
+        f"{plain.url}/v1/chat/completions", json=CHAT | {"tools": tools, "tool_choice": choice}, **PLAIN
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "tools[0].function.parameters"
+
+
+def test_input_that_is_neither_a_string_nor_items_is_told_what_it_may_be() -> None:
+    with pytest.raises(BadRequest, match="a string or a list of items"):
+        parse(ResponsesRequest, b'{"input": 5}')

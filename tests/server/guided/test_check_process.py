@@ -50,9 +50,13 @@ def test_every_hostile_grammar_is_refused_in_time() -> None:
     [
         (json_grammar({}, "json", "((", (Grammar("start: /((/", "whitespace_pattern"),)), "whitespace_pattern"),
         (json_grammar({"not": {}}, "json", " ", (regex_grammar(" ", "whitespace_pattern"),)), "json"),
+        (
+            json_grammar({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}, "large"),
+            "large",
+        ),
         (ebnf_grammar("root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "grammar"), "grammar"),
     ],
-    ids=["a part", "the whole", "brackets"],
+    ids=["a part", "the whole", "too large", "brackets"],
 )
 def test_what_is_at_fault_is_named(grammar: Grammar, param: str) -> None:
     async def refused() -> BadRequest:
@@ -65,6 +69,7 @@ def test_what_is_at_fault_is_named(grammar: Grammar, param: str) -> None:
     error = asyncio.run(refused())
     assert (error.param, error.code) == (param, "invalid_grammar")
     assert error.message.startswith(f"Invalid value for '{param}': ")
+    assert param != "large" or "it is too large" in error.message
     assert param != "grammar" or error.message.endswith("its brackets are nested too deeply")
 
 

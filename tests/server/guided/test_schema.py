@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from opsin_server.errors import BadRequest
 from opsin_server.guided.schema import holdable
+from opsin_server.guided.schema_form import check_form
 
 SHAPE = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
@@ -66,3 +68,28 @@ def test_what_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], words
     with pytest.raises(BadRequest, match="Invalid value for 'p': ") as caught:
         holdable(schema, "p")
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"properties": 5}, "'properties' is 5, and must be an object"),
+        ({"properties": {"a": {"type": "zz"}}}, "'type' is 'zz'"),
+        ({"properties": {"a": {"type": ["string", {}]}}}, "'type' is {}"),
+        ({"$ref": "#/nope"}, "leads nowhere"),
+        ({"items": {"anyOf": {}}}, "'anyOf' is {}, and must be a list"),
+        ({"properties": {"a": 1}}, "a part of the schema is 1"),
+        ({"required": [1]}, "list of names"),
+        ({"enum": 4}, "'enum' is 4"),
+    ],
+)
+def test_a_schema_that_is_none_is_told_from_one_that_cannot_be_held_to(schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(words)) as caught:
+        check_form(schema, "p")
+    assert caught.value.param == "p"
+
+
+def test_what_may_stand_in_a_schema_passes() -> None:
+    node = {"type": ["object", "null"], "properties": {"next": {"$ref": "#/$defs/a~1b%20c"}, "type": True}}
+    odd = {"items": [{}, {"$ref": "#/anyOf/0"}], "not": {}, "format": "zz", "x-own": 5, "required": [], "$anchor": "a"}
+    check_form({"$defs": {"a/b c": node}, "anyOf": [node, odd, {"$ref": "#a"}, {"$ref": "https://x/y"}]}, "p")

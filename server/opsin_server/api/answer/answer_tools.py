@@ -9,6 +9,7 @@ from opsin_server.api.schemas.chat_request import ChatRequest
 from opsin_server.api.schemas.tools import NamedChoice, Tool
 from opsin_server.errors import BadRequest
 from opsin_server.guided.grammar import Grammar
+from opsin_server.guided.schema_form import check_form
 from opsin_server.guided.tool_grammar import (
     CallWords,
     ToolFunction,
@@ -65,6 +66,8 @@ class AnswerTools:
 def answer_tools(body: ChatRequest, encoder: PromptEncoder) -> AnswerTools | None:
     """None: the answer may call none. Raises BadRequest."""
     choice = body.tool_choice
+    for number, tool in enumerate(body.tools or ()):
+        check_form(tool.function.parameters or {}, _param(number))
     if not body.tools or choice == "none":
         return None
     form = encoder.template.tools.format
@@ -91,4 +94,8 @@ def prompt_options(body: ChatRequest) -> PromptOptions:
 
 
 def _function(tool: Tool, number: int) -> ToolFunction:
-    return ToolFunction(tool.function.name, tool.function.parameters, f"tools[{number}].function.parameters")
+    return ToolFunction(tool.function.name, tool.function.parameters, _param(number))
+
+
+def _param(number: int) -> str:
+    return f"tools[{number}].function.parameters"

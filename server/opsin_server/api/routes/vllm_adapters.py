@@ -28,7 +28,7 @@ async def load_lora_adapter(request: Request, services: ServicesDep) -> Response
             param="lora_name",
             code="InvalidUserInput",
         )
-    await services.adapters.load_confined(name, body.lora_path, ImportOptions())
+    await services.adapters.load_confined(name, body.lora_path, ImportOptions(), "lora_path")
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 

@@ -92,10 +92,16 @@ class Method(Strict):
         return {} if given is None else _given(given)
 
 
+def _known_integration(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "tensorboard":
+        raise unsupported(kind, "there is 'tensorboard'; or leave it out")
+    return kind
+
+
 class Integration(Strict):
     """tensorboard: not of OpenAI's; event files in the server's data directory."""
 
-    type: Literal["tensorboard"]
+    type: Annotated[Literal["tensorboard"], BeforeValidator(_known_integration)]
 
 
 class CreateJob(Strict):
@@ -125,15 +131,6 @@ class CreateJob(Strict):
     @classmethod
     def _small(cls, metadata: dict[str, str] | None) -> dict[str, str] | None:
         return checked_pairs(metadata)
-
-    @field_validator("integrations", mode="before")
-    @classmethod
-    def _known(cls, integrations: Any) -> Any:
-        for one in integrations if isinstance(integrations, list) else ():
-            kind = one.get("type") if isinstance(one, dict) else None
-            if isinstance(kind, str) and kind != "tensorboard":
-                raise unsupported(kind, "there is 'tensorboard'; or leave it out")
-        return integrations
 
     @model_validator(mode="after")
     def _one_place(self) -> CreateJob:

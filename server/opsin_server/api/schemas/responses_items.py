@@ -152,7 +152,9 @@ def said_by_user(text: str) -> list[InputItem]:
 
 
 def _of_a_string(value: Any) -> Any:
-    return said_by_user(value or "") if value is None or isinstance(value, str) else value
+    if value is not None and not isinstance(value, str | list):
+        raise wrong("it must be a string or a list of items")
+    return value if isinstance(value, list) else said_by_user(value or "")
 
 
 Items = Annotated[
