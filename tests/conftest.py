@@ -58,15 +58,10 @@ def _what_was_imported_is_not_looked_through() -> None:
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
     """`opsin serve` with nothing but defaults, one a worker. What runs on it gives everything back."""
-    from support.served import Served  # only for those who need it
+    from support.served import serving  # only for those who need it
 
-    server = Served()
-    try:
+    with serving() as server:
         yield server
-        server.wait_idle()
-        server.close()
-    finally:
-        server.discard()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from boundary_bodies import Bodies
 from boundary_fields import numeric_fields
 from neighbours import Client, Neighbours
 
-from support.served import Served
+from support.served import Served, serving
 
 SOME = (
     "temperature", "top_p", "top_k", "n", "seed", "logit_bias.5", "stop_token_ids[0]", "top_logprobs", "max_tokens",
@@ -24,13 +24,8 @@ SOME = (
 
 @pytest.fixture
 def own() -> Iterator[Served]:
-    server = Served()
-    try:
+    with serving() as server:
         yield server
-        server.wait_idle()
-        server.close()
-    finally:
-        server.discard()
 
 
 def tried(server: Served, only: tuple[str, ...] = ()) -> tuple[Findings, Neighbours]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from support import api_cases
-from support.served import Served
+from support.served import Served, serving
 
 CASES, NIGHTLY = 2000, 20_000
 
@@ -18,13 +18,8 @@ CASES, NIGHTLY = 2000, 20_000
 @pytest.fixture
 def server() -> Iterator[Served]:
     """One of its own: what is made up may name adapters, and keep files."""
-    server = Served("--store")
-    try:
+    with serving("--store") as server:
         yield server
-        server.wait_idle()
-        server.close()
-    finally:
-        server.discard()
 
 
 def asked(server: Served, cases: int, number: int) -> Counter[int]:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +321,15 @@ def resident(pid: int) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"{pid} has no RssAnon")
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[Served]:
+    """A server that has given everything back, and ends cleanly, when its tests have passed."""
+    server = Served(*options)
+    try:
+        yield server
+        server.wait_idle()
+        server.close()
+    finally:
+        server.discard()
