@@ -98,8 +98,8 @@ class WebhookService:
     async def _ended(self, delivery: WebhookDelivery, fault: str) -> None:
         delay = next_delay(delivery.attempt)
         if not fault:
-            self._metrics.attempted("delivered")
             await asyncio.to_thread(self._records.finished, delivery)
+            self._metrics.attempted("delivered")
         elif await asyncio.to_thread(self._records.postpone, delivery, delay):
             self._metrics.attempted("postponed")
             log.warning("webhook %s to %s, tried again in %.0f s: %s", delivery.id, delivery.endpoint.id, delay, fault)
