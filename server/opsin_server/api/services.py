@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +27,18 @@ from opsin_server.api.webhook_service import WebhookService
 from opsin_server.config import ServerConfig
 from opsin_server.errors import BadRequest
 from opsin_server.guided.check_process import GrammarChecker
+from opsin_server.media.load_images import WORKERS
 from opsin_server.media.video_process import VideoDecoder
 from opsin_server.metrics import Metrics
 from opsin_server.text.conversation import Message
 from opsin_server.text.embedding_input import Embedder
 from opsin_server.text.encode_prompt import Prompt, PromptEncoder
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
+
+
+def _background_threads() -> ThreadPoolExecutor:
+    """On a quarter of the cores: what batches prepare must leave room for what chats do."""
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4), thread_name_prefix="opsin-batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +60,8 @@ class Services:
     admission: Admission
     metrics: Metrics
     threads: ThreadPoolExecutor
-    background_threads: ThreadPoolExecutor = field(  # for batches, one at a time
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="opsin-batch")
-    )
+    image_threads: ThreadPoolExecutor = WORKERS
+    background_threads: ThreadPoolExecutor = field(default_factory=_background_threads)  # of batches: for both
     grammars: GrammarChecker = field(default_factory=GrammarChecker)
     videos: VideoDecoder = field(default_factory=VideoDecoder)
     created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds

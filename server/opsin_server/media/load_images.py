@@ -24,7 +24,7 @@ from opsin_server.media_limits import MediaLimits
 MAX_CONCURRENT = 8
 
 # One pool for all requests: it bounds the memory of half-decoded pictures as well as the threads.
-_WORKERS = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="opsin-image")
+WORKERS = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="opsin-image")
 
 _T = TypeVar("_T")
 
@@ -51,12 +51,13 @@ async def load_images(
     *,
     network: Network | None = None,
     files: ReadFile | None = None,
+    threads: ThreadPoolExecutor = WORKERS,
 ) -> list[npt.NDArray[np.uint8]]:
     """The pixels of each source, RGB U8 [H, W, 3], in order.
 
     A source is a data: or an http(s) URL, or the id of a file that `files` reads. `params[i]` is the JSON path to name
-    when source i is refused. Raises BadRequest; the other images' fetches have then ended, and a decoding that has
-    begun runs out in its thread.
+    when source i is refused. They are read and decoded in `threads`. Raises BadRequest; the other images' fetches have
+    then ended, and a decoding that has begun runs out in its thread.
     """
     if len(sources) > limits.max_images:
         message = f"The request has {len(sources)} images; the limit is {limits.max_images} (--max-images)"
@@ -74,10 +75,10 @@ async def load_images(
     async def load(index: int) -> npt.NDArray[np.uint8]:
         async with gate:
             try:
-                still = await _read(plans[index], limits, network, files)
+                still = await _read(plans[index], limits, network, files, threads)
                 check_size(still, limits)
                 budget.charge(still)
-                return await _in_thread(lambda: decode(still))
+                return await _in_thread(threads, lambda: decode(still))
             except BadRequest as error:
                 raise _placed(error, params, index) from None
 
@@ -93,17 +94,19 @@ def _plan(source: str) -> str | Url:
     return source if isinstance(source, FileId) or source[:5].lower() == "data:" else parse_url(source)
 
 
-async def _read(plan: str | Url, limits: MediaLimits, network: Network, files: ReadFile | None) -> EncodedImage:
+async def _read(
+    plan: str | Url, limits: MediaLimits, network: Network, files: ReadFile | None, threads: ThreadPoolExecutor
+) -> EncodedImage:
     if isinstance(plan, FileId):
-        return await _in_thread(lambda: read_still(read_file(plan, files)))
+        return await _in_thread(threads, lambda: read_still(read_file(plan, files)))
     if isinstance(plan, Url):
         data = await fetch(plan, limits, network)
-        return await _in_thread(lambda: read_still(data))
-    return await _in_thread(lambda: read_still(decode_data_url(plan, limits)))
+        return await _in_thread(threads, lambda: read_still(data))
+    return await _in_thread(threads, lambda: read_still(decode_data_url(plan, limits)))
 
 
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(_WORKERS, work)
+async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 def _placed(error: BadRequest, params: Sequence[str] | None, index: int) -> BadRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -16,7 +17,7 @@ from opsin_server.media.connect import Network
 from opsin_server.media.data_url import decode_data_url
 from opsin_server.media.fetch import fetch
 from opsin_server.media.file_id import FileId, ReadFile, read_file
-from opsin_server.media.load_images import load_images
+from opsin_server.media.load_images import WORKERS, load_images
 from opsin_server.media.media_kind import VIDEO
 from opsin_server.media.url import parse_url
 from opsin_server.media.video_process import NOT_INSTALLED, PlanVideo, VideoDecoder, decodes_videos
@@ -27,13 +28,14 @@ DEFAULT_FPS = 2.0  # of frames whose sender does not say it: what Qwen's own hel
 
 @dataclass(frozen=True)
 class VideoLoader:
-    """videos, images: the files that a request may name. network: None: the world's."""
+    """videos, images: the files that a request may name. network: None: the world's. threads: decode pictures."""
 
     limits: MediaLimits
     decoder: VideoDecoder
     videos: ReadFile | None = None
     images: ReadFile | None = None
     network: Network | None = None
+    threads: ThreadPoolExecutor = WORKERS
 
     def check(self, sources: Sequence[str | tuple[str, ...]], params: Sequence[str]) -> None:
         """What can be refused before anything is fetched. Raises BadRequest."""
@@ -65,7 +67,9 @@ class VideoLoader:
         """fps: frames that were taken of a second. Raises BadRequest."""
         limits = msgspec.structs.replace(self.limits, max_images=len(sources))
         params = [f"{param}[{index}]" for index in range(len(sources))]
-        pictures = await load_images(sources, limits, params, network=self.network, files=self.images)
+        pictures = await load_images(
+            sources, limits, params, network=self.network, files=self.images, threads=self.threads
+        )
         height, width = pictures[0].shape[:2]
         for picture, where in zip(pictures, params, strict=True):
             if picture.shape != pictures[0].shape:

@@ -18,10 +18,10 @@ async def load_visuals(parts: Sequence[ImagePart | VideoPart], services: Service
     media, files = services.config.media, services.files
     images = [part for part in parts if isinstance(part, ImagePart)]
     videos = [part for part in parts if isinstance(part, VideoPart)]
-    loader = VideoLoader(media, services.videos, files.read_video, files.read_image)
+    loader = VideoLoader(media, services.videos, files.read_video, files.read_image, threads=services.image_threads)
     loader.check([video.source for video in videos], [video.param for video in videos])
     sources, params = [image.source for image in images], [image.param for image in images]
-    pixels = iter(await load_images(sources, media, params, files=files.read_image))
+    pixels = iter(await load_images(sources, media, params, files=files.read_image, threads=services.image_threads))
     clips = iter([await _clip(video, loader, services) for video in videos])  # (one at a time: each may be large)
     return [next(pixels) if isinstance(part, ImagePart) else next(clips) for part in parts]
 

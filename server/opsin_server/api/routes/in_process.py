@@ -86,7 +86,8 @@ class BackgroundAnswers:
         self._published = services.metrics
         unpublished = Metrics()
         unpublished.adapters = services.metrics.adapters
-        self._services = replace(services, metrics=unpublished, threads=services.background_threads)
+        threads = services.background_threads  # (pictures, too, wait behind no chat's, and keep none waiting)
+        self._services = replace(services, metrics=unpublished, threads=threads, image_threads=threads)
 
     async def __call__(self, endpoint: str, body: bytes, started: Callable[[], None]) -> Answer:
         log = RequestLog(f"req_{secrets.token_hex(12)}", "POST")
