@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ from opsin_server.engine.running.prompt_logprobs import ScoredPrompts
 from opsin_server.engine.running.runner import Runner
 from opsin_server.engine.running.sampler import DrawnTokens, SampledToken, draw, needs_tokens, sampling_inputs
 from opsin_server.engine.running.stopwatch import Stopwatch
-from opsin_server.engine.scheduling.plan import Committed, Plan
+from opsin_server.engine.scheduling.plan import Committed, Encoding, Plan
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.engine.validation import (
@@ -77,15 +78,12 @@ class LaunchedStep:
     scored: ScoredPrompts | None = None
 
 
-Images = list[tuple[Sequence, int]]
-
-
 def _no_numbers(sequence: Sequence) -> str:
     what = "logits for this request are" if sequence.pooling is None else "embedding for this request is"
     return f"the model's {what} no numbers"
 
 
-def _error_of(work: Callable[[Images], None], images: Images) -> Exception | None:
+def _error_of(work: Callable[[Seq[Encoding]], None], images: Seq[Encoding]) -> Exception | None:
     """The error, logged, or None. It keeps no frame, and so none of the memory that the work had taken."""
     try:
         work(images)
@@ -227,7 +225,7 @@ class Engine:
             raise
 
     def _launch(self, plan: Plan, started: float) -> tuple[LaunchedStep | None, list[Output]]:
-        if not (plan.chunks or plan.place):
+        if plan.empty:
             return None, []
         self.steps += 1
         self.steps_ahead += self._launched is not None
@@ -244,9 +242,8 @@ class Engine:
                 failed = self._encode(plan)
                 encoding.mark()
                 clock = self._lap(f"{kind}.encode", clock)
-            if not plan.chunks:
-                return None, failed
-            return LaunchedStep(plan, started, kind, encoding, *self._compute(plan, kind, clock)), failed
+            computed = self._compute(plan, kind, clock) if plan.chunks else (None, None, None)
+            return LaunchedStep(plan, started, kind, encoding, *computed), failed
         except Exception as error:  # whatever the model raises must not take the other requests down
             return None, failed + self._fail(plan, error)
 
@@ -256,10 +253,10 @@ class Engine:
         if _error_of(self.runner.encode, plan.encode) is None:
             return []
         broken: dict[bytes, Exception] = {}
-        for sequence, item in plan.encode:
-            error = _error_of(self.runner.encode, [(sequence, item)])
+        for encoding in plan.encode:
+            error = _error_of(self.runner.encode, [encoding])
             if error is not None:
-                broken[sequence.visual_keys[item]] = error
+                broken[encoding.key] = error
         if not broken:
             return []
         return self._ended(self.scheduler.fail_images(plan, broken.keys()), next(iter(broken.values())))

@@ -36,7 +36,7 @@ def test_a_picture_that_cannot_be_encoded_ends_its_own_request(ours, alone, monk
     encode = engine.runner.encode
 
     def broken(images) -> None:
-        if any(sequence.request_id == str(BAD) for sequence, _ in images):
+        if any(encoding.sequence.request_id == str(BAD) for encoding in images):
             raise RuntimeError("as a kernel would")
         encode(images)
 

@@ -50,8 +50,8 @@ class Played:
 
     def step(self) -> Plan:
         plan = self.scheduler.schedule()
-        for asker, item in plan.encode:
-            self.scheduler.encoder.fill(asker.visual_keys[item], b"")
+        for encoding in plan.encode:
+            self.scheduler.encoder.fill(encoding.key, b"")
         self.scheduler.commit(plan, [1 for chunk in plan.chunks if chunk.samples])
         return plan
 

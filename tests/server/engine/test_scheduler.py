@@ -6,14 +6,17 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from opsin_plugins.spec import Span
+from opsin_server.engine.scheduling.encode_pace import EncodePace
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache, Reservation
+from opsin_server.engine.scheduling.image_planner import ImagePlanner
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.plan import Chunk, Limits, Plan
+from opsin_server.engine.scheduling.plan import Chunk, Encoding, Limits, Plan
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence, visual_keys
@@ -66,7 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.encoder: EncoderCache[tuple[bytes, bytes]] = EncoderCache(
             encoder // 4 + most, block_size, pinned_during_decode
         )
-        limits = Limits(max_sequences, blocks * block_size, budget, max_encode_patches=12)
+        limits = Limits(max_sequences, blocks * block_size, budget, max_encode_patches=8)
         self.adapters: ResidentAdapters[bytes] = ResidentAdapters(slots, host_copies)
         self.scheduler = Scheduler(limits, self.blocks, self.encoder, self.adapters)
         self.loads: list[AdapterRef] = []
@@ -74,6 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.capacity = blocks * block_size
         self.alive: dict[str, Sequence] = {}
         self.written: dict[int, tuple[bytes, ...]] = {}  # what each block's rows hold, as a model would have left them
+        self.encoded: dict[bytes, tuple[list[int], tuple[bytes, bytes], int]] = {}  # blocks, of what, and how much
         self.count = 0
         self.steps = 0
         self.run_ahead = run_ahead
@@ -83,7 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         length=st.integers(1, 20),
         family=st.integers(0, 2),
-        images=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), max_size=2),
+        images=st.lists(st.tuples(st.integers(0, 4), st.sampled_from([1, 3, 5])), max_size=2),
         max_tokens=st.integers(1, 12),
         adapter=st.integers(-3, 5),
         priority=st.sampled_from([0, 0, 0, -1, BACKGROUND, BACKGROUND + 1]),
@@ -91,13 +95,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(
         self, length: int, family: int, images: list[tuple[int, int]], max_tokens: int, adapter: int, priority: int
     ) -> None:
-        """adapter: its number; below 0, the base model's."""
+        """images: names, from 3 on of videos, and visual tokens. adapter: its number; below 0, the base model's."""
         ref = None if adapter < 0 else AdapterRef(bytes([adapter]), str(length % 2))
         tokens = [(family * 7 + i) % 5 + 1 for i in range(length)]  # few families: prefixes are shared
         spans, items, pinned_during_decode = [], [], self.encoder.pinned_during_decode
         for name, rows in images:
             spans.append(Span(len(tokens), 1 if pinned_during_decode else rows, len(items)))
-            items.append(Item(hashlib.sha256(bytes([name, rows])).digest(), (1, 2, 2 * rows), rows, (4 * rows, 3)))
+            digest, video = hashlib.sha256(bytes([name, rows])).digest(), name > 2 and not pinned_during_decode
+            grid, patch_rows = ((rows, 2, 2), 2) if video else ((1, 2, 2 * rows), 1)
+            items.append(Item(digest, grid, rows, (4 * rows * patch_rows, 3)))
             # (the second image joins the first one's group when nothing stands between them)
             tokens += [9] * spans[-1].length + [1] * (rows % 2)
         if len(tokens) + max_tokens > self.capacity:
@@ -177,7 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.in_slots[slot] = b"" if fails == 1 else loaded.weights
             if fails == 1:
                 self.adapters.drop(digest)
-        if not plan.chunks:
+        if plan.empty:
             return
         if fails == 0 or (fails == 1 and plan.place):
             for sequence in self.scheduler.fail(plan):
@@ -189,9 +195,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(c.length for c in plan.chunks) <= self.scheduler.limits.max_batch_tokens
         lengths = [c.length == 1 for c in plan.chunks]
         assert lengths == sorted(lengths, reverse=True), "rows of decode stand first"
-        for sequence, item in plan.encode:
-            made_of = sequence.items[item].digest, _changes(self.in_slots.get(sequence.adapter_slot, b""))
-            self.encoder.fill(sequence.visual_keys[item], made_of)
+        for encoding in plan.encode:
+            self._encode(encoding)
         for chunk in plan.chunks:
             digest = b"" if chunk.sequence.adapter is None else chunk.sequence.adapter.digest
             assert self.in_slots.get(chunk.sequence.adapter_slot, b"") == digest, "its own adapter lies in its slot"
@@ -202,6 +207,17 @@ class SchedulerMachine(RuleBasedStateMachine):
                     assert found == (chunk.sequence.items[need.item].digest, _changes(digest)), "its own visual tokens"
             self._write(chunk.sequence, chunk.start, chunk.length)
         self.launched.append(Launched(plan, [self._drawn(c, eos) for c in plan.chunks if c.samples]))
+
+    def _encode(self, encoding: Encoding) -> None:
+        """Nothing is written behind a gap, or into blocks that another has by now."""
+        sequence, key, done = encoding.sequence, encoding.key, encoding.first
+        made_of = sequence.items[encoding.item].digest, _changes(self.in_slots.get(sequence.adapter_slot, b""))
+        entry = self.encoder.blocks(key), made_of
+        if done:
+            assert self.encoded[key] == (*entry, done), "a video's layers come one after another"
+        self.encoded[key] = (*entry, done + encoding.part.layers)
+        if encoding.completes:
+            self.encoder.fill(key, made_of)
 
     def _content(self, sequence: Sequence, at: int) -> bytes:
         """What the keys and values of one row depend on: all tokens up to it, and the images among them."""
@@ -311,9 +327,74 @@ def test_an_image_that_cannot_be_encoded_ends_who_asked_for_it_without_a_chunk_t
     scheduler.add(sequence)
     scheduler.commit(scheduler.schedule(), [5])
     assert encoder.reserve(digest, 4, "a") is Reservation.RESERVED
-    assert scheduler.fail_images(Plan([], [(sequence, 0)]), {digest}) == [sequence]
+    assert scheduler.fail_images(Plan([], [Encoding(sequence, 0, 0, sequence.items[0])]), {digest}) == [sequence]
     assert scheduler.running == []
     assert scheduler.blocks.used == encoder.pinned == len(encoder) == 0
+
+
+def _video_first(name: str, video: bytes, layers: int) -> Sequence:
+    """Its prompt begins with a video, of a visual token a layer: it is not admitted before that is whole."""
+    sequence = _sequence(name, layers + 1)
+    sequence.items, sequence.visual_keys = [Item(video, (layers, 2, 2), layers, (8 * layers, 3))], [video]
+    sequence.encoder_inputs = [EncoderInput(0, 0, layers)]
+    return sequence
+
+
+def _encoded(scheduler: Scheduler) -> list[tuple[bytes, int, int]]:
+    """What the next step encodes, which is whole then where it says so."""
+    plan = scheduler.schedule()
+    for encoding in plan.encode:
+        if encoding.completes:
+            scheduler.encoder.fill(encoding.key, 1)
+    scheduler.commit(plan, [5 for chunk in plan.chunks if chunk.samples])
+    return [(encoding.key, encoding.first, encoding.stop) for encoding in plan.encode]
+
+
+def test_a_long_video_is_encoded_in_the_course_of_steps_and_goes_on_for_whoever_wants_it() -> None:
+    scheduler = Scheduler(Limits(4, 64, 64, 8), BlockManager(16, 4), EncoderCache(2, 4))
+    first, second = _video_first("a", b"video", 5), _video_first("b", b"video", 5)
+    scheduler.add(first)
+    assert _encoded(scheduler) == [(b"video", 0, 2)]
+    scheduler.remove(first)
+    scheduler.add(second)
+    assert _encoded(scheduler) == [(b"video", 2, 4)]
+    assert scheduler.waiting
+    assert _encoded(scheduler) == [(b"video", 4, 5)]
+    assert scheduler.running == [second]
+    assert (scheduler.encoder.queries, scheduler.encoder.hits) == (1, 0)
+
+
+@pytest.mark.parametrize("why", ["another took its blocks", "a step failed"])
+def test_what_was_encoded_of_a_video_and_is_gone_is_encoded_anew(why: str) -> None:
+    scheduler = Scheduler(Limits(4, 64, 64, 8), BlockManager(16, 4), EncoderCache(2, 4))
+    first, other = _video_first("a", b"video", 5), _video_first("b", b"other", 6)
+    scheduler.add(first)
+    assert _encoded(scheduler) == [(b"video", 0, 2)]
+    if why == "a step failed":
+        plan = scheduler.schedule()
+        assert scheduler.fail(plan) == []
+    else:
+        scheduler.remove(first)
+        scheduler.add(other)
+        assert [_encoded(scheduler) for _ in range(3)] == [[(b"other", at, at + 2)] for at in (0, 2, 4)]
+        scheduler.remove(other)
+        scheduler.add(_video_first("c", b"video", 5))
+    assert [_encoded(scheduler) for _ in range(3)] == [[(b"video", at, min(5, at + 2))] for at in (0, 2, 4)]
+
+
+def test_a_part_of_a_video_whose_blocks_another_took_in_the_same_step_is_left_out() -> None:
+    encoder: EncoderCache[int] = EncoderCache(2, 4)
+    planner, plan, sequence = ImagePlanner(encoder, EncodePace(8)), Plan(), _video_first("a", b"video", 5)
+    assert planner.cut(plan, sequence, 6) == 0
+    (part,) = plan.encode
+    encoder.unpin_all("a")
+    assert planner.stays(plan, part)
+    assert encoder.reserve(b"other", 8, "b") is Reservation.RESERVED
+    assert not planner.stays(plan, part)
+    encoder.unpin_all("b")
+    assert encoder.reserve(b"video", 5, "c") is Reservation.RESERVED
+    encoder.advance(b"video", 1, whole=False)
+    assert not planner.stays(plan, part)
 
 
 def _sequence(name: str, length: int) -> Sequence:

@@ -21,16 +21,13 @@ from opsin_plugins.blocks.inputs import cross_inputs, rotary_frequencies
 from opsin_plugins.blocks.lora import Lora
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.blocks.slot_lora import Run, SlotLora
-from opsin_plugins.spec import DecoderSpec, ModelSpec
+from opsin_plugins.spec import U8, DecoderSpec, ModelSpec
 from opsin_server.engine.running.batch import Batch
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.running.pooling import PooledStates, pooled_states
 from opsin_server.engine.running.prompt_logprobs import ScoredPrompts, score_prompts
-from opsin_server.engine.running.video_pieces import pieces_of
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
-from opsin_server.engine.scheduling.plan import Chunk
-from opsin_server.engine.scheduling.sequence import Sequence
-from opsin_server.ipc.item import Item
+from opsin_server.engine.scheduling.plan import Chunk, Encoding
 
 ALIGNMENT = 64  # bytes
 
@@ -77,8 +74,7 @@ def make_visual_pool(
 
 class Runner:
     """visual_pool: what is kept of pictures (`make_visual_pool`), whose ledger is `cache`; graphs: captured decode
-    steps; adapters: the slots, if there are any. max_encode_patches: of one video, that go through the tower together;
-    None: all."""
+    steps; adapters: the slots, if there are any."""
 
     def __init__(
         self,
@@ -89,9 +85,7 @@ class Runner:
         visual_pool: list[Tensor],
         graphs: DecodeGraphs | None = None,
         adapters: AdapterSlots | None = None,
-        max_encode_patches: int | None = None,
     ) -> None:
-        self.max_encode_patches = max_encode_patches
         self.model, self.pool, self.cache, self.device, self.graphs = model, pool, cache, device, graphs
         self.visual_pool, self.adapters = visual_pool, adapters
         self.drawn: Tensor | None = None  # I64 [M], the tokens of the last step that drew some, on the device
@@ -108,50 +102,38 @@ class Runner:
         assert self.adapters is not None
         self.adapters.load(slot, weights)
 
-    def encode(self, images: list[tuple[Sequence, int]]) -> None:
-        """Visual tokens of all images of a step in one pass, and of each video that is long; each is kept under its
-        key."""
-        together = []
-        for sequence, item in images:
-            pieces = pieces_of(sequence.items[item], self.max_encode_patches)
-            if len(pieces) > 1:
-                self._encode_in_pieces(sequence, item, pieces)
-            else:
-                together.append((sequence, item))
-        if together:
-            self._encode_together(together)
+    def encode(self, images: Seq[Encoding]) -> None:
+        """Visual tokens of all images of a step in one pass, and of each part of a video; they are kept under their
+        keys."""
+        whole = [encoding for encoding in images if not encoding.goes_on]
+        for together in [whole, *([encoding] for encoding in images if encoding.goes_on)]:
+            if together:
+                self._encode_together(together)
 
-    def _encode_in_pieces(self, sequence: Sequence, item: int, pieces: Seq[Item]) -> None:
-        lora, found, first = self._lora([(sequence.adapter_slot, 0)]), list[Tensor](), 0
-        for piece in pieces:
-            pixels = torch.from_numpy(sequence.pixels[item][first : first + piece.shape[0]])
-            found += self.model.encode(moved(pixels, self.device), [piece], None, lora)
-            first += piece.shape[0]
-        key, tokens = sequence.visual_keys[item], torch.cat(found)
-        self.cache.fill(key, self._keep(key, tokens, self._lora([(sequence.adapter_slot, len(tokens))])))
-
-    def _encode_together(self, images: list[tuple[Sequence, int]]) -> None:
-        pixels = np.concatenate([sequence.pixels[item] for sequence, item in images])
-        entries = [sequence.items[item] for sequence, item in images]
-        orders = [sequence.arrange[item] for sequence, item in images]
+    def _encode_together(self, images: Seq[Encoding]) -> None:
+        pixels = np.concatenate([_pixels(encoding) for encoding in images])
+        orders = [encoding.sequence.arrange[encoding.item] for encoding in images]
         arrange = [None if o is None else moved(torch.from_numpy(o).long(), self.device) for o in orders]
-        lora = self._lora((sequence.adapter_slot, 0) for sequence, _ in images)
-        found = self.model.encode(moved(torch.from_numpy(pixels), self.device), entries, arrange, lora)
-        for (sequence, item), tokens in zip(images, found, strict=True):
-            key = sequence.visual_keys[item]
-            self.cache.fill(key, self._keep(key, tokens, self._lora([(sequence.adapter_slot, len(tokens))])))
+        lora = self._lora((encoding.sequence.adapter_slot, 0) for encoding in images)
+        parts = [encoding.part for encoding in images]
+        found = self.model.encode(moved(torch.from_numpy(pixels), self.device), parts, arrange, lora)
+        for encoding, tokens in zip(images, found, strict=True):
+            self._keep(encoding, tokens)
 
-    def _keep(self, key: bytes, tokens: Tensor, lora: Lora | None) -> Tensor:
-        """Writes what is kept of a picture into its blocks; returns where, I64 [tokens]."""
-        size, blocks = self.cache.block_size, on_device(self.cache.blocks(key), torch.int64, self.device)
-        slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: len(tokens)]
+    def _keep(self, encoding: Encoding, tokens: Tensor) -> None:
+        """Writes what is kept of a picture into its blocks, and notes where once it is whole."""
+        key, size, item = encoding.key, self.cache.block_size, encoding.sequence.items[encoding.item]
+        blocks = on_device(self.cache.blocks(key), torch.int64, self.device)
+        slots = (blocks[:, None] * size + torch.arange(size, device=self.device)).flatten()[: item.tokens]
         kept = [tokens]
         if self.cross_kv:
             assert self.model.fusion is not None
-            kept = self.model.fusion.keys_values(tokens, lora)
+            kept = self.model.fusion.keys_values(tokens, self._lora([(encoding.sequence.adapter_slot, len(tokens))]))
+        first = item.tokens * encoding.first // item.layers
         for pool, rows in zip(self.visual_pool, kept, strict=True):
-            pool.index_copy_(0, slots, rows.to(pool.dtype))
-        return slots
+            pool.index_copy_(0, slots[first : first + len(tokens)], rows.to(pool.dtype))
+        if encoding.completes:
+            self.cache.fill(key, slots)
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [M, vocab] of the rows that draw a token, valid until the next step. What is pooled is in
@@ -225,6 +207,12 @@ class Runner:
         """What the pictures that are kept take."""
         pool = sum(layer.nbytes for layer in self.visual_pool)
         return pool // max(1, self.cache.total) * self.cache.used
+
+
+def _pixels(encoding: Encoding) -> U8:
+    rows = encoding.sequence.pixels[encoding.item]
+    each = len(rows) // encoding.sequence.items[encoding.item].layers
+    return rows[encoding.first * each : (encoding.first + encoding.part.layers) * each]
 
 
 def _drawn(chunks: Seq[Chunk]) -> list[int]:

@@ -1,8 +1,9 @@
 """The ledger of what is kept of pictures: where it lies, who needs it, who has to go. No torch: it hands out blocks.
 
 A picture's visual tokens (or, of a model with cross-attention, their keys and values) are written once into blocks of a
-pool, shared by key (see `Sequence.visual_keys`), and leave all together. An entry is pinned while a running sequence
-still has rows of it to compute; unpinned ones go least recently used first.
+pool, shared by key (see `Sequence.visual_keys`), and leave all together. Those of a long video come in the course of
+several steps. An entry is pinned while a running sequence still has rows of it to compute; unpinned ones go least
+recently used first.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ Slots = TypeVar("Slots")
 
 
 class Reservation(Enum):
-    """What the cache answers to a sequence that needs a picture. PRESENT: it is there, or on its way in this step.
-    RESERVED: there was none, room was made, and the caller must `fill` it. FULL: there is no room while others are
-    pinned, and nothing changed."""
+    """What the cache answers to a sequence that needs a picture. PRESENT: it is there, or on its way. RESERVED: there
+    was none, room was made, and the caller must `fill` it. FULL: there is no room while others are pinned, and nothing
+    changed."""
 
     PRESENT = auto()
     RESERVED = auto()
@@ -34,6 +35,7 @@ class EncoderCache(Generic[Slots]):
         self._free = list(range(total - 1, -1, -1))  # those that were used are used again first: memory is touched late
         self._blocks: OrderedDict[bytes, list[int]] = OrderedDict()  # least recently used first; reserved or filled
         self._filled: dict[bytes, Slots] = {}
+        self._begun: dict[bytes, int] = {}  # layers that are computed of what is not whole by then
         self._pins: dict[bytes, set[str]] = {}
         self._held: dict[str, set[bytes]] = {}  # the same, by owner
         self._pinned_blocks = 0
@@ -64,10 +66,18 @@ class EncoderCache(Generic[Slots]):
         """Where the picture's tokens lie, or will."""
         return self._blocks[key]
 
+    def is_whole(self, key: bytes) -> bool:
+        """Whether it is there, or will be by the end of the step."""
+        return key in self._blocks and key not in self._begun
+
+    def begun(self, key: bytes) -> int:
+        """Layers of it that are there, while it is not whole."""
+        return self._begun.get(key, 0)
+
     def reserve(self, key: bytes, tokens: int, owner: str) -> Reservation:
         """Pins the entry for `owner`, unless the cache is full."""
         if key in self._blocks:
-            if owner not in self._pins[key]:
+            if owner not in self._pins[key] and self.is_whole(key):
                 self.queries += 1
                 self.hits += 1
             self._blocks.move_to_end(key)
@@ -90,6 +100,12 @@ class EncoderCache(Generic[Slots]):
         self._pins[key].add(owner)
         self._held.setdefault(owner, set()).add(key)
 
+    def advance(self, key: bytes, layers: int, whole: bool) -> None:
+        """So many layers of an entry will be there by the end of the step; whole: that is all."""
+        self._begun[key] = layers
+        if whole:
+            del self._begun[key]
+
     def fill(self, key: bytes, slots: Slots) -> None:
         assert key in self._blocks
         self._filled[key] = slots
@@ -107,7 +123,7 @@ class EncoderCache(Generic[Slots]):
         self._held.pop(owner, None)
 
     def drop_unfilled(self) -> None:
-        """After a failed step: reservations that were never filled."""
+        """After a failed step: reservations that were not filled, and what had come of them."""
         for key in [k for k in self._blocks if k not in self._filled]:
             self.drop(key)
 
@@ -116,6 +132,7 @@ class EncoderCache(Generic[Slots]):
             self.unpin(key, owner)
         self._free += self._blocks.pop(key)
         self._filled.pop(key, None)
+        self._begun.pop(key, None)
         del self._pins[key]
 
     @property

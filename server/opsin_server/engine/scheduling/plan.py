@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter
 from opsin_server.engine.scheduling.sequence import Sequence
+from opsin_server.ipc.item import Item
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,34 @@ class Chunk:
         return self.stop - self.sequence.prompt_length
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Visual tokens that must be computed: of an item of a sequence, its layers from `first` on, as many as `part`
+    has."""
+
+    sequence: Sequence
+    item: int
+    first: int
+    part: Item
+
+    @property
+    def key(self) -> bytes:
+        return self.sequence.visual_keys[self.item]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is not the whole item."""
+        return self.first > 0 or not self.completes
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.part.layers
+
+    @property
+    def completes(self) -> bool:
+        return self.stop == self.sequence.items[self.item].layers
+
+
 @dataclass(frozen=True)
 class ImageRoom:
     """What a step may encode: so many patches, and so many images whatever they have."""
@@ -46,12 +75,12 @@ class ImageRoom:
 
 @dataclass(slots=True)
 class Plan:
-    """chunks: those of one row first. encode: (sequence, item index) of images whose visual tokens must be computed.
-    place: adapters that must be put into their slots first, by digest. room: for what is encoded, once only the
-    background's is planned beside others."""
+    """chunks: those of one row first. encode: what must be computed of images before. place: adapters that must be put
+    into their slots first, by digest. room: for what is encoded, once only the background's is planned beside
+    others."""
 
     chunks: list[Chunk] = field(default_factory=list)
-    encode: list[tuple[Sequence, int]] = field(default_factory=list)
+    encode: list[Encoding] = field(default_factory=list)
     place: dict[bytes, tuple[int, LoadedAdapter[Any]]] = field(default_factory=dict)
     room: ImageRoom | None = None
 
@@ -63,7 +92,7 @@ class Plan:
     @property
     def patches(self) -> int:
         """Of the images that are encoded."""
-        return sum(sequence.items[item].patches for sequence, item in self.encode)
+        return sum(encoding.part.patches for encoding in self.encode)
 
     @property
     def empty(self) -> bool:

@@ -100,8 +100,8 @@ class Scheduler:
             self.turns.settle(wanted, self.running)
         plan.chunks = [c for c in plan.chunks if c.sequence.blocks]  # (a later one may have preempted it)
         plan.chunks.sort(key=lambda chunk: chunk.length != 1)
-        plan.encode = [(s, i) for s, i in plan.encode if s.blocks or self.images.needed_elsewhere(plan, s, i)]
-        if plan.room is not None and any(sequence.priority >= BACKGROUND for sequence, _ in plan.encode):
+        plan.encode = [e for e in plan.encode if e.sequence.blocks or self.images.stays(plan, e)]
+        if plan.room is not None and any(encoding.sequence.priority >= BACKGROUND for encoding in plan.encode):
             self.background.encoded()
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.stop
@@ -240,7 +240,7 @@ class Scheduler:
     def fail_images(self, plan: Plan, broken: Collection[bytes]) -> list[Sequence]:
         """Ends the sequences of a plan that need an image, by key, that cannot be encoded; the plan goes on without
         them. One that waits for further images of a group has no chunk that needs this one, or none at all."""
-        askers = {s.request_id: s for s, item in plan.encode if s.visual_keys[item] in broken}
+        askers = {e.sequence.request_id: e.sequence for e in plan.encode if e.key in broken}
 
         def needs(chunk: Chunk) -> bool:
             sequence = chunk.sequence
