@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +18,7 @@ from typing import TypeVar
 from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.guided.check_messages import Asked, Found, found_of, line_of
 from opsin_server.guided.grammar import Grammar
+from opsin_server.guided.remembered import Remembered
 
 WORKER = ("-m", "opsin_server.guided.check_worker")
 CHECK_SECONDS = 1.0  # of work
@@ -26,7 +26,6 @@ PATIENCE_SECONDS = 10.0  # for that work, on a machine that has others
 FROM_OUTSIDE = tuple(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 START_SECONDS = 30.0
 WAIT_SECONDS = 10.0  # behind others
-REMEMBERED = 256  # grammars and what was found of them
 TOO_MUCH = "it takes"  # a fault that its parts would have to take as long for
 _T = TypeVar("_T")
 MAX_LINE = 2**21  # bytes of an answer, which repeats the grammar
@@ -69,19 +68,15 @@ class GrammarChecker:
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = Turns()
-        self._found: OrderedDict[Grammar, Found] = OrderedDict()
+        self._found = Remembered()
 
     async def check(self, grammar: Grammar) -> str:
         """The grammar in llguidance's form. Raises BadRequest for one that is wrong, empty or too much work."""
         found = self._found.get(grammar)
         if found is None:
             found = await self._asked(grammar)
-            if not found.fault.startswith(TOO_MUCH):  # (that may pass another time: the machine may have been busy)
-                self._found[grammar] = found
-            if len(self._found) > REMEMBERED:
-                self._found.popitem(last=False)
-        else:
-            self._found.move_to_end(grammar)
+            if says_work() or not found.fault.startswith(TOO_MUCH):  # (else the machine may have been busy)
+                self._found.put(grammar, found)
         if found.fault:
             for part in () if found.fault.startswith(TOO_MUCH) else grammar.parts:
                 await self.check(part)
@@ -98,8 +93,8 @@ class GrammarChecker:
         except TimeoutError:
             raise Unavailable("The grammars of too many requests are being checked. Try again") from None
         try:
-            if grammar in self._found:  # another request asked the same meanwhile
-                return self._found[grammar]
+            if found := self._found.get(grammar):  # another request asked the same meanwhile
+                return found
             return await self._ask(grammar)
         finally:
             self._turn.release()
@@ -184,9 +179,14 @@ async def within_work(awaited: Awaitable[_T], pid: int) -> _T:
         task.cancel()
 
 
+def says_work() -> bool:
+    """Whether this system says how long a process has worked."""
+    return Path("/proc/self/stat").exists()
+
+
 def cpu_seconds(pid: int) -> float:
     """That a process has worked, none where it has ended; where a system does not say it: that have passed."""
-    if not Path("/proc/self/stat").exists():
+    if not says_work():
         return time.monotonic()
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -12,9 +12,11 @@ from dataclasses import replace
 import pytest
 
 from opsin_server.errors import BadRequest, Unavailable
-from opsin_server.guided import check_process
+from opsin_server.guided import check_process, remembered
+from opsin_server.guided.check_messages import Found
 from opsin_server.guided.check_process import GrammarChecker
 from opsin_server.guided.grammar import Grammar, choice_grammar, ebnf_grammar, json_grammar, regex_grammar
+from opsin_server.guided.remembered import Remembered
 from support.hostile_grammars import hostile
 
 MAKE = {"guided_json": json_grammar, "guided_regex": regex_grammar, "guided_grammar": ebnf_grammar}
@@ -103,7 +105,7 @@ def test_a_process_that_is_held_up_or_ended_makes_no_grammar_wrong(monkeypatch: 
             os.kill(checker._process.pid, number)
             with pytest.raises(Unavailable, match=words):
                 await asked
-            checker._found.clear()
+            checker._found = Remembered()
         assert await checker.check(choice_grammar(["b"], "p"))
         await checker.close()
 
@@ -111,7 +113,7 @@ def test_a_process_that_is_held_up_or_ended_makes_no_grammar_wrong(monkeypatch: 
 
 
 def test_what_was_found_is_remembered_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_process, "REMEMBERED", 8)
+    monkeypatch.setattr(remembered, "MOST", 8)
 
     async def checks() -> None:
         checker = GrammarChecker()
@@ -123,6 +125,29 @@ def test_what_was_found_is_remembered_and_bounded(monkeypatch: pytest.MonkeyPatc
         await checker.check(choice_grammar(["c19"], "p"))
         assert not asked
         await checker.close()
+        monkeypatch.setattr(remembered, "MOST_CHARACTERS", 100)
+        checker._found.put(Grammar("b", "p", parts=(Grammar("c" * 60, "p"),)), Found("", "b" * 30))
+        assert len(checker._found) == 1
+
+    asyncio.run(checks())
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [("while True: pass", "more than 0.2 s to compile"), ("os.abort()", "too much memory to compile")],
+    ids=["time", "memory"],
+)
+def test_a_refusal_for_its_own_work_is_remembered(monkeypatch: pytest.MonkeyPatch, work: str, words: str) -> None:
+    monkeypatch.setattr(check_process, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(check_process, "WORKER", ("-c", f"import os\nprint(flush=True)\ninput()\n{work}"))
+
+    async def checks() -> None:
+        checker = GrammarChecker()
+        for _ in range(2):
+            with pytest.raises(BadRequest, match=words):
+                await checker.check(GOOD)
+            assert checker._process is None
+            monkeypatch.setattr(check_process, "WORKER", ("-c", "it is not tried out again"))
 
     asyncio.run(checks())
 
@@ -178,7 +203,7 @@ def test_nobody_waits_for_ever_behind_others(monkeypatch: pytest.MonkeyPatch) ->
         assert time.monotonic() - began < 1
         with pytest.raises(BadRequest, match="more than 1 s"):
             await first
-        assert set(checker._found) == {GOOD}  # (what took too long may pass another time)
+        assert Grammar("start: /x/", "p") not in checker._found
         await checker.close()
 
     asyncio.run(checks())
