@@ -16,7 +16,6 @@ from opsin_plugins.spec import (
     Architecture,
     Clip,
     Expanded,
-    ImageBudget,
     ModelFiles,
     ModelSpec,
     Span,
@@ -35,7 +34,6 @@ from opsin_server.text.conversation import (
     Message,
     TextPart,
     VideoPart,
-    VideoWish,
     image_parts,
     video_parts,
     visual_parts,
@@ -43,9 +41,10 @@ from opsin_server.text.conversation import (
 from opsin_server.text.end_tokens import answer_ends
 from opsin_server.text.image_digest import image_digest, video_digest
 from opsin_server.text.merge_turns import merge_answers
-from opsin_server.text.plain_text import ConversationEncoder, LostMarkerError
+from opsin_server.text.plain_text import A_VIDEO, AN_IMAGE, ConversationEncoder, LostMarkerError
 from opsin_server.text.prompt_options import PLAIN, PromptOptions
 from opsin_server.text.reasoning import TAIL
+from opsin_server.text.shown_visuals import check_results, lost_in_results, shown
 from opsin_server.text.template import read_chat_template
 from opsin_server.text.tokenizer import Tokenizer
 
@@ -89,10 +88,9 @@ class PromptEncoder:
         self.vocabulary = spec.decoder.vocab  # tokens that can be drawn
         self._conversation = ConversationEncoder(self.tokenizer, self.template, opens=spec.vision is not None)
         self._check_template()
-        self.takes_images = spec.image_token is not None and self._writes_placeholder(
-            spec.image_token, ImagePart("", ImageBudget(), "")
-        )
+        self.takes_images = spec.image_token is not None and shown(self._conversation, spec.image_token, AN_IMAGE)
         self._no_video = self._why_no_video()
+        self._lost_in_results = self._lost_in_results_of_tools()
 
     def check(self, messages: Sequence[Message]) -> None:
         """What can be refused before any image is fetched."""
@@ -108,6 +106,7 @@ class PromptEncoder:
             raise BadRequest(
                 f"this model takes no videos: {self._no_video}", param=videos[0].param, code="unsupported_video"
             )
+        check_results(messages, self._lost_in_results)
 
     def text_ids(
         self, messages: Sequence[Message], continue_final: bool = False, options: PromptOptions = PLAIN
@@ -258,16 +257,14 @@ class PromptEncoder:
             return self.spec.no_video or f"{self.spec.family} has none"
         if token not in self.tokenizer.marker_ids:
             return f"tokenizer.json has no token of its own for the id {token}"
-        shows = self._writes_placeholder(token, VideoPart("", VideoWish(), ""))
-        return "" if shows else "its chat template shows none"
+        return "" if shown(self._conversation, token, A_VIDEO) else "its chat template shows none"
 
-    def _writes_placeholder(self, token: int, part: ImagePart | VideoPart) -> bool:
-        """Whether the template shows such a part at all, by rendering one."""
-        message = Message("user", (part, TextPart("7301")))
-        try:
-            return self._conversation.ids([message]).count(token) == 1
-        except BadRequest:
-            return False
+    def _lost_in_results_of_tools(self) -> list[ImagePart | VideoPart]:
+        taken: list[tuple[int | None, ImagePart | VideoPart]] = [
+            (self.spec.image_token if self.takes_images else None, AN_IMAGE),
+            (None if self._no_video else self.spec.video_token, A_VIDEO),
+        ]
+        return [part for token, part in taken if token is not None and lost_in_results(self._conversation, token, part)]
 
 
 def read_encoder(config: EngineConfig) -> PromptEncoder:

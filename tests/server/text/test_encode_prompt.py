@@ -10,7 +10,7 @@ import pytest
 
 from opsin_plugins.spec import ImageBudget
 from opsin_server.errors import BadRequest
-from opsin_server.text.conversation import ImagePart, Message, TextPart, image_parts
+from opsin_server.text.conversation import ImagePart, Message, TextPart, ToolCall, VideoPart, VideoWish, image_parts
 from opsin_server.text.encode_prompt import PromptEncoder
 from opsin_server.text.image_digest import image_digest
 
@@ -92,6 +92,31 @@ def test_placeholders_that_the_template_leaves_out_are_an_error(cases, tools):
     messages = [tools.say("user", tools.an_image(), "a"), tools.say("user", tools.an_image())]
     with pytest.raises(BadRequest, match="1 image placeholders for 2 images"):
         encoder.encode(messages, [picture(), picture()])
+
+
+def test_what_the_template_leaves_out_of_a_tools_message_is_named_before_it_is_fetched(cases):
+    case = cases["byte-level"]
+    video = "{% elif m.role == 'user' %}<|im|>{% endif %}"
+    part = "{% if p.type == 'image' %}<|image_pad|>{% elif p.type == 'text' %}{{ p.text }}" + video
+    turn = "{% for p in m.content %}" + part + "{% endfor %}"
+    files = case.with_template("{{ tools | tojson }}{% for m in messages %}" + turn + "{% endfor %}").files
+    video_token = case.encoder.tokenizer.token_id("<|im|>")
+    encoder = PromptEncoder(files, case.architecture, replace(case.spec, video_token=video_token))
+
+    def result(part: ImagePart | VideoPart) -> list[Message]:
+        called = Message("assistant", (TextPart(""),), tool_calls=(ToolCall("call_1", "look", "{}"),))
+        return [
+            Message("user", (TextPart("a"),)),
+            called,
+            Message("tool", (TextPart("b"), part), tool_call_id="call_1"),
+        ]
+
+    video = VideoPart("", VideoWish(), "messages[2].content[1].video_url")
+    with pytest.raises(BadRequest, match="leaves out videos in a tool's message: send them in a user's") as caught:
+        encoder.check(result(video))
+    assert (caught.value.param, caught.value.code) == (video.param, "unsupported_video")
+    encoder.check([Message("user", (video,))])
+    assert len(encoder.encode(result(ImagePart("", ImageBudget(), "")), [picture()]).spans) == 1
 
 
 @pytest.mark.parametrize("template", ["{% for m in messages %}{{ m.content }}{% endfor %}", None])
