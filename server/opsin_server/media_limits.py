@@ -34,7 +34,7 @@ class MediaLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_video_pixels: Annotated[Annotated[int, Meta(ge=1)], Option("Pixels of one frame of a video.")] = 8_847_360
     max_video_frames: Annotated[Annotated[int, Meta(ge=1)], Option("Frames of one video, taken or not.")] = 20_000
     max_video_seconds: Annotated[Annotated[float, Meta(ge=0.1)], Option("Duration of one video.")] = 600.0
-    video_timeout: Annotated[Annotated[float, Meta(ge=0.1)], Option("Seconds to decode one video.")] = 30.0
+    video_timeout: Annotated[Annotated[float, Meta(ge=0.1)], Option("Seconds of a core to decode one video.")] = 30.0
     fetch_timeout: Annotated[
         Annotated[float, Meta(ge=0.1)], Option("Seconds to fetch one image or video.", name="media-timeout")
     ] = 10.0

@@ -6,15 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import os
 import re
-import signal
 import sys
-import time
-from collections.abc import Awaitable
-from pathlib import Path
-from typing import TypeVar
 
+from opsin_server.child_work import FROM_OUTSIDE, says_work, within_work
 from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.guided.check_messages import Asked, Found, found_of, line_of
 from opsin_server.guided.grammar import Grammar
@@ -23,11 +18,10 @@ from opsin_server.guided.remembered import Remembered
 WORKER = ("-m", "opsin_server.guided.check_worker")
 CHECK_SECONDS = 1.0  # of work
 PATIENCE_SECONDS = 10.0  # for that work, on a machine that has others
-FROM_OUTSIDE = tuple(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+BUSY = "This machine is too busy to check the grammar. Try again"
 START_SECONDS = 30.0
 WAIT_SECONDS = 10.0  # behind others
 TOO_MUCH = "it takes"  # a fault that its parts would have to take as long for
-_T = TypeVar("_T")
 MAX_LINE = 2**21  # bytes of an answer, which repeats the grammar
 
 
@@ -105,7 +99,8 @@ class GrammarChecker:
         process = await self._running()
         done, asked = False, Asked(grammar.text, grammar.gbnf, grammar.other)
         try:
-            line = await within_work(_answer(process, line_of(asked) + b"\n"), process.pid)
+            answer = _answer(process, line_of(asked) + b"\n")
+            line = await within_work(answer, process.pid, CHECK_SECONDS, PATIENCE_SECONDS, BUSY)
             done = bool(line)
         except TimeoutError:
             return Found(f"{TOO_MUCH} more than {CHECK_SECONDS:g} s to compile", grammar.text)
@@ -160,39 +155,6 @@ async def _answer(process: asyncio.subprocess.Process, asked: bytes) -> bytes:
         async with asyncio.timeout(CHECK_SECONDS):
             await process.wait()
     return b""
-
-
-async def within_work(awaited: Awaitable[_T], pid: int) -> _T:
-    """What a process gives before it has worked for CHECK_SECONDS; else TimeoutError. Raises Unavailable where it
-    comes to no work: then the grammar is not at fault."""
-    task, most, began = asyncio.ensure_future(awaited), cpu_seconds(pid) + CHECK_SECONDS, time.monotonic()
-    left = CHECK_SECONDS
-    try:
-        while not (await asyncio.wait({task}, timeout=max(left, 0.02)))[0]:
-            left = most - cpu_seconds(pid)
-            if left <= 0:
-                raise TimeoutError
-            if time.monotonic() - began > PATIENCE_SECONDS:
-                raise Unavailable("This machine is too busy to check the grammar. Try again")
-        return task.result()
-    finally:
-        task.cancel()
-
-
-def says_work() -> bool:
-    """Whether this system says how long a process has worked."""
-    return Path("/proc/self/stat").exists()
-
-
-def cpu_seconds(pid: int) -> float:
-    """That a process has worked, none where it has ended; where a system does not say it: that have passed."""
-    if not says_work():
-        return time.monotonic()
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 PLACE = re.compile(r"^at \d+\(\d+\): ")  # in the grammar that was made of a schema

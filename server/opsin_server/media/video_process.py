@@ -13,7 +13,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from opsin_plugins.spec import Clip, VideoPlan, VideoSource
-from opsin_server.errors import BadRequest, Unavailable
+from opsin_server.child_work import FROM_OUTSIDE, within_work
+from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.media.media_kind import VIDEO
 from opsin_server.media.video_messages import (
     Probed,
@@ -27,6 +28,9 @@ from opsin_server.media_limits import MediaLimits
 
 WORKER = ("-m", "opsin_server.media.video_worker")
 START_SECONDS = 30.0
+END_SECONDS = 1.0
+PATIENCE = 2  # times the limit of its work, on a machine that has others
+BUSY = "This machine is too busy to decode the video. Try again"
 AT_ONCE = max(1, (os.cpu_count() or 1) // 2)
 NOT_INSTALLED = (
     "this server decodes no video files: its operator installs that with pip install 'opsin[video]'. Frames may be "
@@ -59,22 +63,42 @@ class VideoDecoder:
 
 
 async def _decoded(data: bytes, limits: MediaLimits, plan: PlanVideo, resample: int) -> Clip:
-    pipe = asyncio.subprocess.PIPE
+    pipe, seconds = asyncio.subprocess.PIPE, limits.video_timeout
     process = await asyncio.create_subprocess_exec(
         sys.executable, *WORKER, stdin=pipe, stdout=pipe, start_new_session=True
     )
     try:
-        async with asyncio.timeout(START_SECONDS + limits.video_timeout):
-            return await _talk(process, data, limits, plan, resample)
+        await _started(process)
+        talk = _talk(process, data, limits, plan, resample)
+        return await within_work(talk, process.pid, seconds, PATIENCE * seconds, BUSY)
     except TimeoutError:
-        limit = f"{limits.video_timeout:g} s (--video-timeout)"
+        limit = f"{seconds:g} s (--video-timeout)"
         raise VIDEO.too_large(f"Decoding the video takes longer than the limit of {limit}") from None
     except (ConnectionError, asyncio.IncompleteReadError, RuntimeError):  # (uvloop raises the last)
-        raise VIDEO.invalid("The video cannot be decoded, or not in the memory that there is for one") from None
+        raise await _why_it_ended(process) from None
     finally:
         with contextlib.suppress(ProcessLookupError, RuntimeError):
             process.kill()
         await process.wait()
+
+
+async def _started(process: asyncio.subprocess.Process) -> None:
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            await process.stdout.readexactly(1)
+    except TimeoutError:
+        raise Unavailable(BUSY) from None
+
+
+async def _why_it_ended(process: asyncio.subprocess.Process) -> OpsinError:
+    """That it did is known."""
+    with contextlib.suppress(TimeoutError):  # (killing it would hide how)
+        async with asyncio.timeout(END_SECONDS):
+            await process.wait()
+    if process.returncode in FROM_OUTSIDE:
+        return Unavailable("What decodes videos was ended from outside. Try again")
+    return VIDEO.invalid("The video cannot be decoded, or not in the memory that there is for one")
 
 
 async def _talk(
@@ -83,28 +107,26 @@ async def _talk(
     to, came = process.stdin, process.stdout
     assert to is not None
     assert came is not None
-    await came.readexactly(1)  # it is ready
-    async with asyncio.timeout(limits.video_timeout):
-        asked = VideoFile(
-            len(data),
-            limits.max_video_pixels,
-            limits.max_video_frames,
-            limits.max_video_seconds,
-            limits.video_timeout,
-        )
-        to.write(line_of(asked) + b"\n")
-        to.write(data)
-        await to.drain()
-        found = _checked(probed_of(await came.readuntil()))
-        made = plan(VideoSource(found.frames, found.fps, found.height, found.width))
-        to.write(line_of(WantedFrames(made.frames, made.height, made.width, resample)) + b"\n")
-        await to.drain()
-        frames = np.empty((len(made.frames), made.height, made.width, 3), np.uint8)
-        for frame in frames:
-            if fault := decoded_of(await came.readuntil()).fault:
-                raise VIDEO.invalid(fault)
-            frame[:] = np.frombuffer(await came.readexactly(frame.size), np.uint8).reshape(frame.shape)
-        return Clip(made, frames)
+    asked = VideoFile(
+        len(data),
+        limits.max_video_pixels,
+        limits.max_video_frames,
+        limits.max_video_seconds,
+        limits.video_timeout,
+    )
+    to.write(line_of(asked) + b"\n")
+    to.write(data)
+    await to.drain()
+    found = _checked(probed_of(await came.readuntil()))
+    made = plan(VideoSource(found.frames, found.fps, found.height, found.width))
+    to.write(line_of(WantedFrames(made.frames, made.height, made.width, resample)) + b"\n")
+    await to.drain()
+    frames = np.empty((len(made.frames), made.height, made.width, 3), np.uint8)
+    for frame in frames:
+        if fault := decoded_of(await came.readuntil()).fault:
+            raise VIDEO.invalid(fault)
+        frame[:] = np.frombuffer(await came.readexactly(frame.size), np.uint8).reshape(frame.shape)
+    return Clip(made, frames)
 
 
 def _checked(found: Probed) -> Probed:

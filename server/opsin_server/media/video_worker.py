@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -98,7 +99,7 @@ def _warm() -> None:
 def _limit(asked: VideoFile) -> None:
     """From here on: memory, time of the processor, and not one more file or connection."""
     most = {
-        resource.RLIMIT_CPU: math.ceil(asked.timeout) + 1,
+        resource.RLIMIT_CPU: math.ceil(time.process_time() + asked.timeout) + 1,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 0,
     }

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from opsin_plugins.spec import Clip, VideoPlan, VideoSource
-from opsin_server.errors import BadRequest
+from opsin_server.errors import BadRequest, Unavailable
 from opsin_server.media import load_videos, video_process
 from opsin_server.media.load_videos import VideoLoader
 from opsin_server.media.video_process import VideoDecoder
@@ -113,14 +113,36 @@ def test_a_hostile_file_ends_in_a_sentence_and_in_time(name: str) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_a_process_that_is_killed_is_one_requests_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [("os.abort()", "invalid_video"), ("print(flush=True)\nwhile True: pass", "video_too_large")],
+    ids=["ends", "works"],
+)
+def test_a_process_that_ends_or_works_too_long_is_one_requests_fault(
+    monkeypatch: pytest.MonkeyPatch, work: str, code: str
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(video_process, "WORKER", ("-c", "import os; os.kill(os.getpid(), 9)"))
-        assert refused(MP4).code == "invalid_video"
-    with monkeypatch.context() as patch:
-        patch.setattr(video_process, "WORKER", ("-c", "print(); import time; time.sleep(60)"))
-        assert refused(MP4, video_timeout=0.2).code == "video_too_large"
+        patch.setattr(video_process, "WORKER", ("-c", f"import os\n{work}"))
+        assert refused(MP4, video_timeout=0.2).code == code
     assert len(decoded(MP4).frames) == len(WANTED)
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        ("time.sleep(60)", "too busy"),
+        ("print(flush=True); time.sleep(60)", "too busy"),
+        ("os.kill(os.getpid(), 9)", "ended from outside"),
+    ],
+    ids=["does not start", "waits", "is killed"],
+)
+def test_a_process_that_is_held_up_or_killed_makes_no_video_wrong(
+    monkeypatch: pytest.MonkeyPatch, work: str, said: str
+) -> None:
+    monkeypatch.setattr(video_process, "START_SECONDS", 1.0)
+    monkeypatch.setattr(video_process, "WORKER", ("-c", f"import os, time; {work}"))
+    with pytest.raises(Unavailable, match=said):
+        decoded(MP4, video_timeout=0.2)
 
 
 def test_what_decodes_opens_nothing_and_is_bounded() -> None:
