@@ -299,7 +299,8 @@ class Engine:
             return self._fail(step.plan, error)
         clock = self._lap(f"{step.kind}.sample", clock)
         if step.encoding is None:
-            self.scheduler.background.observe(step.plan.tokens, clock - max(step.started, self._committed))
+            tokens, decodes = step.plan.tokens, step.plan.prompt_tokens == 0
+            self.scheduler.background.observe(tokens, clock - max(step.started, self._committed), decodes)
         self._committed, self._failures = clock, 0
         if embeddings:
             drawn = with_embeddings(drawn, step.plan.chunks, embeddings)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opsin_server.engine.scheduling.background_pace import PICTURE_SECONDS, STRETCH, BackgroundPace
-from opsin_server.engine.scheduling.encode_pace import EncodePace
+from opsin_server.engine.scheduling.background_pace import EVERY, PICTURE_SECONDS, STRETCH, BackgroundPace
+from opsin_server.engine.scheduling.encode_pace import ENCODE_SECONDS, EncodePace
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.plan import Limits, Plan
+from opsin_server.engine.scheduling.plan import Chunk, Limits, Plan
 from opsin_server.engine.scheduling.resident_adapters import LoadedAdapter, ResidentAdapters
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import EncoderInput, Sequence
@@ -119,8 +119,8 @@ def test_the_background_has_steps_of_its_own_and_beside_others_what_they_do_not_
     played.add(*(sequence(f"batch {i}", BACKGROUND + i % 2) for i in range(4)))
     assert len(played.step().chunks) == 4, "alone, it is as any other"
     for tokens in (1, 2, 4, 8) * 50:
-        played.scheduler.background.observe(tokens, 0.010 + 0.0005 * tokens)
-    played.scheduler.background.observe(1, 0.020)  # what the machine did besides
+        played.scheduler.background.observe(tokens, 0.010 + 0.0005 * tokens, decodes=True)
+    played.scheduler.background.observe(1, 0.020, decodes=True)  # what the machine did besides
     played.add(sequence("chat", 0))
     played.step()
     chunks = {chunk.sequence.request_id: chunk.length for chunk in played.step().chunks}
@@ -131,7 +131,8 @@ def test_the_background_has_steps_of_its_own_and_beside_others_what_they_do_not_
 def test_a_picture_of_the_background_waits_for_a_pause_but_not_for_ever() -> None:
     played = Played(sequences=9)
     for tokens in (1, 64) * 50:
-        played.scheduler.background.observe(tokens, 0.020)
+        for decodes in (False, True):
+            played.scheduler.background.observe(tokens, 0.020, decodes)
     played.add(sequence("chat", 0), *(sequence(f"batch {i}", BACKGROUND, picture=b"%d" % i) for i in range(3)))
     encoded = [len(played.step().encode) for _ in range(5)]
     assert encoded == [1, 0, 0, 0, 0]
@@ -141,22 +142,58 @@ def test_a_picture_of_the_background_waits_for_a_pause_but_not_for_ever() -> Non
     assert len(played.step().encode) == 1, "now it is alone"
 
 
+def beside(tokens: int) -> Plan:
+    """Of others, who decode."""
+    return Plan([Chunk(sequence(str(i), 0), PROMPT, 1, samples=True) for i in range(tokens)])
+
+
 def test_what_fits_beside_others_follows_from_what_steps_took() -> None:
     pace = BackgroundPace(EncodePace(1000), lambda: 0.0)
-    assert sum(pace.tokens(4) for _ in range(100)) in range(9, 12), "nothing is known"
+    assert sum(pace.room(beside(4)).tokens for _ in range(100)) in range(9, 12), "nothing is known"
+    pace = BackgroundPace(EncodePace(1000), lambda: 0.0)
     for tokens in (1, 2, 4, 8, 256) * 50:
-        pace.observe(tokens, 0.004 + 0.001 * tokens)
-    few = [pace.tokens(1) for _ in range(100)]
+        pace.observe(tokens, 0.004 + 0.001 * tokens, decodes=True)
+    few = [pace.room(beside(1)).tokens for _ in range(100)]
     assert set(few) == {0, 1}, "less than a token fits, and they add up"
     assert sum(few) == pytest.approx(100 * STRETCH * (0.004 + 0.001) / 0.001, abs=2)
-    assert pace.tokens(100) <= 2, "no time is saved up"
+    assert pace.room(beside(100)).tokens <= 2, "no time is saved up"
     pace = BackgroundPace(EncodePace(1000), lambda: 0.0)
     for tokens in (1, 4, 64, 256, 2048) * 50:
-        pace.observe(tokens, max(0.020, 0.0001 * tokens))
-    assert 64 - 4 < pace.tokens(4) < 256, "a device that has room for more in every step"
+        pace.observe(tokens, max(0.020, 0.0001 * tokens), decodes=True)
+    assert 64 - 4 < pace.room(beside(4)).tokens < 256, "a device that has room for more in every step"
     for _ in range(200):
-        pace.observe(64, 0.040)
-    assert pace.tokens(4) < 20, "and no longer"
+        pace.observe(64, 0.040, decodes=True)
+    assert pace.room(beside(4)).tokens < 20, "and no longer"
+
+
+def test_prompts_whose_first_token_costs_much_have_one_step_in_many_and_what_was_saved_up() -> None:
+    """As where a step that only decodes replays a graph of 6 ms, and every other takes 15 ms and more."""
+    pace = BackgroundPace(EncodePace(1000), lambda: 0.0)
+    for tokens in (1, 2, 4, 8, 16) * 50:
+        pace.observe(tokens, 0.006, decodes=True)
+    for tokens in (4, 64, 512, 2048) * 50:
+        pace.observe(tokens, 0.015 + 0.00001 * tokens, decodes=False)
+    rooms = []
+    for _ in range(2 * EVERY):
+        room = pace.room(beside(4))
+        pace.took(tokens=room.prompt_tokens, pictures=0)
+        rooms.append(room)
+    assert all(room.tokens >= 8 for room in rooms), "answers of the background go on in every step"
+    long = [i for i, room in enumerate(rooms) if room.prompt_tokens]
+    assert long == [EVERY - 1, 2 * EVERY - 1]
+    half = ENCODE_SECONDS / 2  # the other is for pictures
+    assert rooms[long[0]].prompt_tokens == pytest.approx((0.006 + half - 0.015) / 0.00001, rel=0.1)
+    assert pace.room(beside(4)).prompt_tokens == 0, "what was saved is spent"
+
+
+def test_prompts_add_up_where_their_tokens_cost_what_others_do() -> None:
+    pace = BackgroundPace(EncodePace(1000), lambda: 0.0)
+    for tokens in (1, 2, 4, 8, 256) * 50:
+        for decodes in (False, True):
+            pace.observe(tokens, 0.004 + 0.001 * tokens, decodes)
+    rooms = [pace.room(beside(1)) for _ in range(100)]
+    assert [room.prompt_tokens for room in rooms] == [room.tokens for room in rooms]
+    assert sum(room.tokens for room in rooms) > 50
 
 
 @pytest.fixture(scope="module")

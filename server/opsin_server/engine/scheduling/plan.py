@@ -36,6 +36,10 @@ class Chunk:
         """Which token of the answer a chunk that samples draws, from 0 on."""
         return self.stop - self.sequence.prompt_length
 
+    @property
+    def decodes(self) -> bool:
+        return self.samples and self.length == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -66,9 +70,13 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class ImageRoom:
-    """What a step may encode: so many patches, and so many images whatever they have."""
+class Room:
+    """What a step may have once all but the background's is planned: so many tokens more. Altogether: tokens that
+    decode, and of prompts; patches to encode, and images whatever they have."""
 
+    tokens: int
+    decode_tokens: int
+    prompt_tokens: int
     patches: int
     images: int
 
@@ -76,18 +84,25 @@ class ImageRoom:
 @dataclass(slots=True)
 class Plan:
     """chunks: those of one row first. encode: what must be computed of images before. place: adapters that must be put
-    into their slots first, by digest. room: for what is encoded, once only the background's is planned beside
-    others."""
+    into their slots first, by digest. room: once only the background's is planned, beside others."""
 
     chunks: list[Chunk] = field(default_factory=list)
     encode: list[Encoding] = field(default_factory=list)
     place: dict[bytes, tuple[int, LoadedAdapter[Any]]] = field(default_factory=dict)
-    room: ImageRoom | None = None
+    room: Room | None = None
 
     @property
     def tokens(self) -> int:
         """That are computed."""
         return sum(chunk.length for chunk in self.chunks)
+
+    @property
+    def decode_tokens(self) -> int:
+        return sum(chunk.decodes for chunk in self.chunks)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks if not chunk.decodes)
 
     @property
     def patches(self) -> int:

@@ -22,7 +22,7 @@ from opsin_server.engine.scheduling.encode_pace import EncodePace
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
 from opsin_server.engine.scheduling.image_planner import ImagePlanner
 from opsin_server.engine.scheduling.kv_blocks import BlockManager
-from opsin_server.engine.scheduling.plan import Chunk, Committed, Finish, ImageRoom, Limits, Plan
+from opsin_server.engine.scheduling.plan import Chunk, Committed, Finish, Limits, Plan
 from opsin_server.engine.scheduling.resident_adapters import ResidentAdapters
 from opsin_server.engine.scheduling.sequence import GuideError, Sequence, SequenceStatus, visual_keys
 from opsin_server.ipc.messages import BACKGROUND, AdapterRef
@@ -86,7 +86,8 @@ class Scheduler:
         background = next((priority for priority in priorities if priority >= BACKGROUND), None)
         for priority in priorities:
             if priority == background and plan.chunks:
-                budget = min(budget, self._leave_to_background(plan))
+                plan.room = self.background.room(plan)
+                budget = min(budget, plan.room.tokens)
             if not budget:  # (most steps beside others have nothing for the background, of which there may be much)
                 admits = False
                 break
@@ -101,20 +102,15 @@ class Scheduler:
         plan.chunks = [c for c in plan.chunks if c.sequence.blocks]  # (a later one may have preempted it)
         plan.chunks.sort(key=lambda chunk: chunk.length != 1)
         plan.encode = [e for e in plan.encode if e.sequence.blocks or self.images.stays(plan, e)]
-        if plan.room is not None and any(encoding.sequence.priority >= BACKGROUND for encoding in plan.encode):
-            self.background.encoded()
+        if plan.room is not None:
+            behind = [chunk for chunk in plan.chunks if chunk.sequence.priority >= BACKGROUND]
+            tokens = sum(chunk.length for chunk in behind if not chunk.decodes)
+            self.background.took(tokens, sum(e.sequence.priority >= BACKGROUND for e in plan.encode))
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.stop
             chunk.sequence.pending += chunk.samples
             chunk.sequence.in_flight += 1
         return plan
-
-    def _leave_to_background(self, plan: Plan) -> int:
-        """Tokens that it may have beside what is planned."""
-        others = plan.tokens
-        images = len(plan.encode) + self.background.owes_picture()
-        plan.room = ImageRoom(plan.patches + self.background.patches(others), images)
-        return self.background.tokens(others)
 
     def _go_on(self, plan: Plan, priority: int, budget: int) -> int:
         """What runs already, of one priority; what is left of the budget."""
@@ -123,12 +119,15 @@ class Scheduler:
         for sequence in self.running:
             if sequence.priority == priority:
                 (decodes if sequence.remaining == 1 else prompts).append(sequence)
+        left = budget if plan.room is None else min(budget, plan.room.decode_tokens - plan.decode_tokens)
         for sequence in decodes:
-            if budget and self._goes_on(sequence):
-                budget -= self._decode(plan, sequence) or self._continue(plan, sequence, budget)
+            if left and self._goes_on(sequence):
+                taken = self._decode(plan, sequence) or self._continue(plan, sequence, left)
+                budget, left = budget - taken, left - taken
         for sequence in prompts:
-            if budget and self._goes_on(sequence):
-                budget -= self._continue(plan, sequence, budget)
+            most = _for_prompts(plan, budget)
+            if most > 0 and self._goes_on(sequence):
+                budget -= self._continue(plan, sequence, most)
         return budget
 
     def _admit_waiting(self, plan: Plan, priority: int, budget: int, wanted: set[bytes]) -> tuple[int, bool]:
@@ -138,11 +137,11 @@ class Scheduler:
         if not waiting:
             return budget, True
         order = AdmissionOrder(waiting, (s for s in self.running if s.priority == priority))
-        while budget > 0 and self._may_admit(priority) and (sequence := order.next()):
+        while (most := _for_prompts(plan, budget)) > 0 and self._may_admit(priority) and (sequence := order.next()):
             if sequence.adapter is not None and not self._take_slot(plan, sequence, wanted):
                 order.passed(sequence)
                 continue
-            taken = self._admit(plan, sequence, budget)
+            taken = self._admit(plan, sequence, most)
             if not taken:
                 break
             order.admitted(sequence)
@@ -383,3 +382,8 @@ class Scheduler:
         self.encoder.unpin_all(sequence.request_id)
         if sequence.adapter is not None:
             self.adapters.unpin(sequence.adapter, sequence.request_id)
+
+
+def _for_prompts(plan: Plan, budget: int) -> int:
+    """How much of a step's tokens prompts may have."""
+    return budget if plan.room is None else min(budget, plan.room.prompt_tokens - plan.prompt_tokens)
