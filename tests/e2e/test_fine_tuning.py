@@ -218,7 +218,15 @@ def test_a_job_that_stops_early_says_so(client: openai.OpenAI) -> None:
     job = until(client, job.id, over)
     assert job.status == "succeeded", job.error
     (said,) = [text for text in messages(client, job.id) if "stopped early" in text]
-    assert re.fullmatch(r"Training stopped early at step \d+ of 100: .* no better for 1 evaluations", said)
+    stopped = re.fullmatch(r"Training stopped early at step (\d+) of 100: .* no better for 1 evaluations", said)
+    assert stopped is not None
+    best = int(stopped[1]) - 1
+    assert f"The model is as it was at step {best}, where its validation loss was the lowest" in messages(
+        client, job.id
+    )
+    (chosen,) = [one for one in client.fine_tuning.jobs.checkpoints.list(job.id) if one.step_number == best]
+    roots = {one.id: one.model_dump()["root"] for one in client.models.list()}
+    assert roots[chosen.fine_tuned_model_checkpoint] == roots[job.fine_tuned_model or ""]
 
 
 def test_the_numbers_of_a_job_are_written_for_tensorboard(tmp_path: Path) -> None:

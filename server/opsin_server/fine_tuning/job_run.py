@@ -18,7 +18,7 @@ from opsin_server.errors import BadRequest, OpsinError, Unavailable
 from opsin_server.fine_tuning.hyperparameters import described
 from opsin_server.fine_tuning.job_files import faults_of, read_files
 from opsin_server.fine_tuning.job_options import read_options
-from opsin_server.fine_tuning.metrics import by_step, result_csv, told_checkpoints, told_until
+from opsin_server.fine_tuning.metrics import best_step, by_step, result_csv, told_checkpoints, told_until
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
 from opsin_server.fine_tuning.publish_as import publish_as
 from opsin_server.fine_tuning.scribe import Scribe
@@ -200,7 +200,8 @@ class JobRun:
         )
 
     async def add_checkpoint(self, step: int, folder: Path, metrics: dict[str, Any]) -> None:
-        """Serves it, and of all only the newest. One that cannot be served is said, and no reason to end the job."""
+        """Serves it, and of all only the newest and the best, which may become the model. One that cannot be served is
+        said, and no reason to end the job."""
         place, name, records = self._place, checkpoint_name(self.model, step), self._records
         known = await self._in_thread(lambda: records.checkpoints(place.tenant, self.job.id))
         if step in [one.step for one in known.items]:  # told again by an engine that was started again
@@ -214,7 +215,8 @@ class JobRun:
         event = NewEvent(f"Checkpoint created at step {step}", data={"step": step, "model": name})
         await self._in_thread(lambda: records.add_checkpoint(place.tenant, self.job.id, step, name, metrics, [event]))
         found = await self._in_thread(lambda: records.checkpoints(place.tenant, self.job.id))
-        for old in found.items[KEPT_CHECKPOINTS:]:
+        best = best_step(found.items)
+        for old in [one for one in found.items[KEPT_CHECKPOINTS:] if one.step != best]:
             await self._in_thread(partial(records.remove_checkpoint, place.tenant, self.job.id, old.step))
             await self._lasting(partial(place.publisher.withdraw, old.model))
 
@@ -223,7 +225,10 @@ class JobRun:
     async def _succeeded(self, ended: TrainingEnded, remarks: Sequence[NewEvent]) -> None:
         directory, place = Path(ended.checkpoint), self._place
         await self._lasting(lambda: place.publisher.publish(self.model, directory, self.job.id))
-        result = await self._in_thread(self._result)
+        result, step = await self._in_thread(self._result), int(directory.name.rpartition("-")[2])
+        if step < ended.step:
+            sentence = f"The model is as it was at step {step}, where its validation loss was the lowest"
+            remarks = [*remarks, NewEvent(sentence, data={"step": step})]
         events = [
             *remarks,
             NewEvent(f"New fine-tuned model created: {self.model}", data={"model": self.model}),

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from opsin_server.ipc.training_events import Evaluated, StepDone
-from opsin_server.storage.records import JobEvent, NewEvent
+from opsin_server.storage.records import JobCheckpoint, JobEvent, NewEvent
 
 # Azure's, and at the end what OpenAI itself calls some of them.
 COLUMNS = (
@@ -77,6 +77,12 @@ def told_until(
 def checkpoint_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     names = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
     return {"step": metrics.get("step")} | {name: metrics[name] for name in names if name in metrics}
+
+
+def best_step(checkpoints: Iterable[JobCheckpoint]) -> int | None:
+    """That with the lowest loss on the validation file, the first of equals: it becomes the model."""
+    known = [one for one in checkpoints if one.metrics.get(EVALUATED) is not None]
+    return min(known, key=lambda one: (one.metrics[EVALUATED], one.step)).step if known else None
 
 
 def result_csv(events: Iterable[JobEvent]) -> str:

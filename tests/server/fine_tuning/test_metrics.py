@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import pytest
 
 from opsin_server.fine_tuning.metrics import (
+    EVALUATED,
+    best_step,
     by_step,
     checkpoint_metrics,
     evaluation_event,
@@ -19,7 +21,7 @@ from opsin_server.fine_tuning.metrics import (
 )
 from opsin_server.fine_tuning.model_names import checkpoint_name, model_name
 from opsin_server.ipc.training_events import Evaluated, StepDone
-from opsin_server.storage.records import JobEvent, NewEvent
+from opsin_server.storage.records import JobCheckpoint, JobEvent, NewEvent
 
 
 def told(*events: NewEvent) -> list[JobEvent]:
@@ -81,3 +83,10 @@ def test_a_run_goes_on_where_nothing_before_it_was_left_untold(
 ) -> None:
     told = {step: {"train_loss": 1.0} for step in steps}
     assert told_until(told, checkpoints, 6, 3, evaluates) == until
+
+
+def test_the_best_checkpoint_is_the_first_with_the_lowest_validation_loss() -> None:
+    losses = {5: 0.3, 4: 0.2, 3: None, 2: 0.2, 1: 0.4}  # the newest first, one whose loss was no number
+    made = [JobCheckpoint("", step, "", {EVALUATED: loss}, 0.0) for step, loss in losses.items()]
+    assert best_step(made) == 2
+    assert best_step([JobCheckpoint("", 1, "", {}, 0.0)]) is None
