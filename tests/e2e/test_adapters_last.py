@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from support.adapter_answers import BASE, Adapters, ask, kill_engine, packed, refused, upload
@@ -131,8 +133,27 @@ def test_another_models_adapters_are_told_apart(adapters: Adapters, tmp_path: Pa
             with pytest.raises(httpx.HTTPStatusError) as caught:
                 ask(server.url, "stars", 0)
             refused(caught.value.response, 400, why)
+            error = caught.value.response.json()["error"]
+            assert (error["param"], error["code"]) == ("model", "unsupported_model")
+            assert "stars" not in [one["id"] for one in server.get("/v1/models").json()["data"]]
+            check_its_batch_fails(server.client(), why)
             assert why in server.get("/v1/adapters/stars").json()["unservable"]
             assert ask(server.url, BASE, 0).text == adapters.expected[""][0]
+
+
+def check_its_batch_fails(client: openai.OpenAI, why: str) -> None:
+    body = {"model": "stars", "messages": [{"role": "user", "content": "Hello"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("lines.jsonl", json.dumps(line).encode()), purpose="batch")
+    made = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    end = time.monotonic() + 30
+    while (batch := client.batches.retrieve(made.id)).status != "failed":
+        assert time.monotonic() < end, batch.status
+        time.sleep(0.05)
+    assert batch.errors is not None
+    (fault,) = batch.errors.data or []
+    assert (fault.code, fault.line, fault.param) == ("unsupported_model", 1, "body.model")
+    assert why in (fault.message or "")
 
 
 def test_what_the_command_line_names_is_served_unless_something_was_promoted_since(

@@ -50,12 +50,12 @@ class AdapterCatalogue:
         self._state, self._tenant, self._base_names = state, tenant, tuple(base_names)
         self.snapshot = Snapshot()
         self.room = AdapterRoom()
-        self._base_shape = ""
+        self._base_shape, self._serving = "", False
         self._paths: dict[str, Path] = {}
 
     def serve(self, room: AdapterRoom, base_shape: str) -> None:
         """What the engine has room for, and the shape of its model: versions must fit both."""
-        self.room, self._base_shape = room, base_shape
+        self.room, self._base_shape, self._serving = room, base_shape, True
 
     def refresh(self) -> None:
         """Reads all names anew."""
@@ -109,7 +109,7 @@ class AdapterCatalogue:
 
     def _of(self, now: Snapshot, name: str, number: int | None) -> AdapterVersion:
         wanted = now.adapters[name].current_version if number is None else number
-        found = next((v for v in now.versions.get(name, ()) if v.version == wanted), None)
+        found = self._version(now, name, wanted)
         if found is None:
             which = "no version of it is the current one" if number is None else f"it has no version {number}"
             message = f"The adapter '{name}' cannot answer: {which}"
@@ -123,25 +123,29 @@ class AdapterCatalogue:
             raise NotFound(message, param="model", code="model_not_found")
         return found[-1]
 
-    def check_fits(self, version: AdapterVersion) -> None:
+    def check_fits(self, version: AdapterVersion, param: str = "model") -> None:
         """Raises BadRequest for a version that this server, as it was started, cannot serve."""
-        facts, what = version.facts, f"The adapter '{version.adapter}' (version {version.version})"
-        if not self.room.slots:
-            raise BadRequest(f"{what} cannot be served: this server has no slots for adapters (--max-loras)")
-        if facts.base_shape != self._base_shape:
-            raise BadRequest(f"{what} was loaded for another model than the one that is served: load it again")
-        if facts.rank > self.room.rank:
-            raise BadRequest(f"{what} has rank {facts.rank}; the server takes up to {self.room.rank} (--max-lora-rank)")
-        if TRAINED_PROJECTOR in facts.targets and not self.room.projectors:
-            raise BadRequest(f"{what} has a projector of its own, for which slots have no room (--lora-projectors)")
+        if (why := self.why_unfit(version)) is not None:
+            raise BadRequest(why, param=param, code="unsupported_model")
 
     def why_unfit(self, version: AdapterVersion) -> str | None:
-        """The same as a sentence; None: it is served."""
-        try:
-            self.check_fits(version)
-        except BadRequest as error:
-            return error.message
+        """A sentence; None: it is served."""
+        facts, what = version.facts, f"The adapter '{version.adapter}' (version {version.version})"
+        if not self.room.slots:
+            return f"{what} cannot be served: this server has no slots for adapters (--max-loras)"
+        if facts.base_shape != self._base_shape:
+            return f"{what} was loaded for another model than the one that is served: load it again"
+        if facts.rank > self.room.rank:
+            return f"{what} has rank {facts.rank}; the server takes up to {self.room.rank} (--max-lora-rank)"
+        if TRAINED_PROJECTOR in facts.targets and not self.room.projectors:
+            return f"{what} has a projector of its own, for which slots have no room (--lora-projectors)"
         return None
+
+    def unfit(self) -> list[str]:
+        """Why those of adapters' current versions are not served that are not."""
+        now = self.snapshot
+        versions = (self._version(now, name, adapter.current_version) for name, adapter in now.adapters.items())
+        return [why for version in versions if version is not None and (why := self.why_unfit(version)) is not None]
 
     def known_path(self, digest: str) -> Path | None:
         """Where the engine's file lies, if that was asked before."""
@@ -180,6 +184,18 @@ class AdapterCatalogue:
     def names(self) -> list[str]:
         """All that answers, but for versions that must be asked for."""
         now = self.snapshot
-        current = {name for name, adapter in now.adapters.items() if adapter.current_version is not None}
-        aliases = (a.alias for a in now.aliases.values() if a.adapter is None or a.version or a.adapter in current)
+        current = {name for name, adapter in now.adapters.items() if self._answers(now, name, adapter.current_version)}
+        aliases = (
+            a.alias
+            for a in now.aliases.values()
+            if a.adapter is None or (self._answers(now, a.adapter, a.version) if a.version else a.adapter in current)
+        )
         return [*self._base_names, *sorted(current), *sorted(aliases)]
+
+    def _answers(self, now: Snapshot, name: str, number: int | None) -> bool:
+        """Whether a version does; while the model loads, all do."""
+        found = self._version(now, name, number)
+        return found is not None and (not self._serving or self.why_unfit(found) is None)
+
+    def _version(self, now: Snapshot, name: str, number: int | None) -> AdapterVersion | None:
+        return next((v for v in now.versions.get(name, ()) if v.version == number), None)

@@ -30,6 +30,7 @@ log = logging.getLogger("opsin.adapters")
 LARGEST = {"float16": 65504.0}  # numbers of the engine's type, where it is not as large as float32's
 BELOW = ("promote", "rollback", "pin", "download")  # routes below an adapter's name
 NOTE_SECONDS = 30.0  # between notes of when adapters were last used
+SAID = 3  # adapters that cannot be served, in the log
 FOLLOW_SECONDS = 1.0  # between looks at a database that other servers change as well
 COLLECT_SECONDS = 24 * 3600.0  # between collections of files that nothing names
 
@@ -80,8 +81,7 @@ class AdapterService:
                 await self.load(name, _home(path), ImportOptions(origin="command line"))
             except OpsinError as error:
                 raise ConfigError(f"--adapter {name}={path}: {error.message}") from error
-        for adapter in self.catalogue.snapshot.adapters.values():
-            self._warn_unfit(adapter)
+        self._warn_of_unfit()
         for name in self.catalogue.hidden():
             log.warning("%s is what the model itself is called now: the adapter or alias of that name is hidden", name)
         self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
@@ -199,7 +199,7 @@ class AdapterService:
         async with self._changing:
             candidates = self.catalogue.snapshot.versions.get(name, ())
             for found in (v for v in candidates if v.version == version):
-                self.catalogue.check_fits(found)
+                self.catalogue.check_fits(found, "version")
             return await self._changed(lambda: self._state.adapters.promote(TENANT, name, version))
 
     async def roll_back(self, name: str) -> Adapter:
@@ -278,12 +278,12 @@ class AdapterService:
             refs.append(AdapterRef(bytes.fromhex(version.facts.digest), str(path)))
         return refs
 
-    def _warn_unfit(self, adapter: Adapter) -> None:
-        try:
-            if (version := self.catalogue.find(adapter.name)) is not None:
-                self.catalogue.check_fits(version)
-        except OpsinError as error:
-            log.warning("%s", error.message)
+    def _warn_of_unfit(self) -> None:
+        why = self.catalogue.unfit()
+        for sentence in why[:SAID]:
+            log.warning("%s", sentence)
+        if len(why) > SAID:
+            log.warning("%d adapters more cannot be served: GET /v1/adapters says why", len(why) - SAID)
 
     def _reported(self, report: AdapterReport) -> None:
         names = {v.facts.digest: v.adapter for found in self.catalogue.snapshot.versions.values() for v in found}

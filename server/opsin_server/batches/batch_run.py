@@ -15,7 +15,7 @@ from opsin_server.batches.answers import Answer, LineRequest, result_of
 from opsin_server.batches.input_file import Checked, Refused, check, requests
 from opsin_server.batches.output_files import error_file, output_file
 from opsin_server.batches.window import Window
-from opsin_server.errors import NotFound, OpsinError
+from opsin_server.errors import BadRequest, NotFound, OpsinError
 from opsin_server.lasting import lasting_in_thread
 from opsin_server.storage.batch_records import ENDED
 from opsin_server.storage.records import Batch, BatchFault, BatchResult, BatchStatus
@@ -125,7 +125,7 @@ class BatchRun:
         except Refused as refused:
             await self._end("failed", refused.faults)
             return False
-        except NotFound as error:
+        except (NotFound, BadRequest) as error:
             await self._end("failed", [BatchFault(error.code or "model_not_found", error.message, 1, "body.model")])
             return False
         await self._moved("in_progress", total=checked.lines, model=checked.model)
