@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opsin_kernels.cpu import sampling as cpu
 from opsin_kernels.dispatch import uses_kernels
 from opsin_kernels.gpu import COLDEST
 from opsin_kernels.transfer import on_device
@@ -37,17 +38,24 @@ class SamplingRow:
 
 
 def settings_of(rows: Sequence[SamplingRow], device: torch.device) -> Tensor:
-    """F64 [B, 5] for the kernel: temperature, top-k, top-p, min-p, uniform."""
+    """F64 [B, 5] for the kernels: temperature, top-k, top-p, min-p, uniform."""
     return on_device([(r.temperature, r.top_k, r.top_p, r.min_p, r.uniform) for r in rows], torch.float64, device)
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow], settings: Tensor | None = None) -> Tensor:
-    """logits [B, V] -> token ids I64 [B]. settings: the rows on the device, where they are there already."""
+def sample(logits: Tensor, rows: Sequence[SamplingRow] | None, settings: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """logits [B, V] -> token ids I64 [B], and the largest logit of each row [B], which is NaN beside a NaN.
+
+    rows None: all are greedy. settings: the rows on a GPU, where they are there already."""
+    if cpu.can_draw(logits):
+        return cpu.draw(logits, None if rows is None else settings_of(rows, logits.device))
+    if rows is None:
+        largest, picked = logits.max(-1)
+        return picked, largest
     if uses_kernels(logits):
         from opsin_kernels.gpu import sampling as gpu
 
-        return gpu.draw(logits, settings_of(rows, logits.device) if settings is None else settings)
-    return sample_ref(logits, rows)
+        return gpu.draw(logits, settings_of(rows, logits.device) if settings is None else settings), logits.amax(-1)
+    return sample_ref(logits, rows), logits.amax(-1)
 
 
 def _with_largest(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from opsin_kernels import activations, fp8_linear, int4_linear, int8_linear, kv_rows, rms_norm, rotary, table4_linear
 from opsin_kernels.attention import paged_attention
-from opsin_kernels.cpu import build, decode, linear, native, rows
+from opsin_kernels.cpu import build, decode, linear, native, rows, sampling
 from opsin_kernels.cpu.linear import Form
 from opsin_kernels.layout import Layout
+from opsin_kernels.sampling import SamplingRow, sample_ref, settings_of
 
 FORMS: list[tuple[Form, int, bool, bool]] = [
     ("int4", 32, True, False),
@@ -273,6 +274,21 @@ def test_every_level_of_a_processor_computes_the_same(of_level: ctypes.CDLL, mon
     rotary.rotate_and_store_ref(qkv, 1, cos, sin, pools[1], slots)
     assert torch.allclose(turned, qkv, atol=1e-6)
     assert torch.allclose(*pools, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [5, 17, 3000])
+def test_tokens_at_every_level_of_a_processor(
+    of_level: ctypes.CDLL, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "loaded", lambda: of_level)
+    torch.manual_seed(width)
+    kinds = [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 40, 0.9, 0.0), (1.2, 0, 0.9, 0.0), (1.0, 3, 0.999, 0.1)]
+    settings = [SamplingRow(*kind, (i + 0.5) / 7) for i in range(7) for kind in kinds]
+    logits = torch.randn(len(settings), width) * 3
+    logits[:, 1::2] = torch.tensor([-torch.inf, torch.nan])[torch.randint(0, 2, (1, width // 2))]
+    tokens, largest = sampling.draw(logits, settings_of(settings, logits.device))
+    assert torch.equal(tokens, sample_ref(logits, settings))
+    assert torch.equal(largest.isnan(), logits.isnan().any(1))
 
 
 def test_without_a_compiler_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import strategies as st
+from torch import Tensor
 
-from opsin_kernels.sampling import SamplingRow
+from opsin_kernels.cpu import native
+from opsin_kernels.sampling import SamplingRow, sample, sample_ref
 
 
 def allowed(logits: list[float], row: SamplingRow) -> list[float]:
@@ -25,9 +29,31 @@ def allowed(logits: list[float], row: SamplingRow) -> list[float]:
         seen += p[i] / total
     largest = max(p[i] for i in kept)
     kept = [i for i in kept if p[i] >= row.min_p * largest]
-    mass = sum(p[i] for i in kept)
-    return [p[i] / mass if i in kept else 0.0 for i in range(len(p))]
+    mass, found = sum(p[i] for i in kept), [0.0] * len(p)
+    for i in kept:
+        found[i] = p[i] / mass
+    return found
 
+
+def check_draw(logits: list[float], row: SamplingRow, token: int, rounding: float = 1e-5) -> None:
+    """The token is where the uniform number falls, by the inverse of the filtered distribution."""
+    expected = allowed(logits, row)
+    below = sum(expected[:token])
+    assert expected[token] > 0
+    assert below - rounding <= row.uniform <= below + expected[token] + rounding
+
+
+Drawing = Callable[[Tensor, Sequence[SamplingRow]], Tensor]
+
+
+def dispatched(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """By C, where numbers are of 32 bits."""
+    if isinstance(found := native.native(), str):
+        pytest.skip(found)
+    return sample(logits, rows)[0]
+
+
+each_drawing = pytest.mark.parametrize("draw", [dispatched, sample_ref], ids=["C", "definition"])
 
 rows = st.builds(
     SamplingRow,

@@ -15,11 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.c", "decode.c", "rows.c", "layer.c", "pool.c"))
-READ = (
-    *SOURCES,
-    *(Path(__file__).with_name(name) for name in ("vectors.h", "pool.h", "linear.h", "decode.h", "rows.h")),
-)
+_NAMES = ("linear.c", "decode.c", "rows.c", "sampling.c", "token_list.c", "layer.c", "pool.c")
+_HEADERS = ("vectors.h", "pool.h", "linear.h", "decode.h", "rows.h", "sampling.h", "token_list.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in _NAMES)
+READ = (*SOURCES, *(Path(__file__).with_name(name) for name in _HEADERS))
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 # By what torch says that the processor has.
 LEVELS: Mapping[str, Sequence[str]] = {

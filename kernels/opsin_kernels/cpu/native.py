@@ -23,11 +23,16 @@ _FUNCTIONS = {
     "add_rms_norm": (*(_POINTER,) * 5, _COUNT, _COUNT, _POINTER),
     "silu_gated": (_POINTER, _POINTER, _COUNT, _COUNT),
     "forbid": (_POINTER, _POINTER, *(_COUNT,) * 4),
+    "draw_rows": (*(_POINTER,) * 5, *(_COUNT,) * 3),
+    "scratch_bytes": (_COUNT,),
     "rotate_and_store": (*(_POINTER,) * 5, *(_COUNT,) * 5),
     "attend": (*(_POINTER,) * 5, *(_COUNT,) * 9),
     "decode_layer": (_POINTER,) * 4,
 }
-_TELLING = ("linear", "decode_layer")  # whether there was memory
+_RESULTS = {
+    **dict.fromkeys(("linear", "decode_layer"), ctypes.c_int),  # whether there was memory
+    "scratch_bytes": _COUNT,
+}
 
 
 @cache
@@ -59,7 +64,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     for name, arguments in _FUNCTIONS.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int if name in _TELLING else None
+        function.argtypes, function.restype = arguments, _RESULTS.get(name)
     return found
 
 
@@ -73,6 +78,11 @@ def loaded() -> ctypes.CDLL:
 def can_run(*tensors: Tensor) -> bool:
     """Whether these are in memory that C can read. (A tensor of a fake mode, which has none, is of another class.)"""
     return all(x.is_cpu and type(x) in _PLAIN for x in tensors) and not isinstance(native(), str)
+
+
+def differentiates(*tensors: Tensor) -> bool:
+    """Whether somebody asks for a gradient, which C does not give."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -5,17 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opsin_kernels.cpu.native import LANES, can_run, loaded
+from opsin_kernels.cpu.native import LANES, can_run, differentiates, loaded
 
 
 def can_take(*rows: Tensor) -> bool:
     """Whole vectors, of which nobody asks for a gradient. Others are the definitions'."""
     fits = all(x.dtype == torch.float32 and x.shape[-1] % LANES == 0 for x in rows)
-    return fits and not _differentiates(rows) and can_run(*rows)
-
-
-def _differentiates(rows: tuple[Tensor, ...]) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in rows)
+    return fits and not differentiates(*rows) and can_run(*rows)
 
 
 def rms_norm(x: Tensor, weight: Tensor, floor: Tensor) -> Tensor:
@@ -47,7 +43,7 @@ def silu_gated(gate_up: Tensor) -> Tensor:
 def can_forbid(logits: Tensor, mask: Tensor) -> bool:
     """Rows of any width."""
     dense = logits.dtype == torch.float32 and logits.dim() == 2 and logits.stride(1) == 1 and mask.is_contiguous()
-    return dense and not _differentiates((logits,)) and can_run(logits, mask)
+    return dense and not differentiates(logits) and can_run(logits, mask)
 
 
 def forbid_(logits: Tensor, mask: Tensor) -> None:

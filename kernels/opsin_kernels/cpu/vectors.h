@@ -85,6 +85,18 @@ INLINE floats sums(const floats *given) {
 
 INLINE floats every(float number) { return number - (floats){0}; }
 
+/* The larger of two numbers; the second where one is no number. */
+INLINE floats larger(floats a, floats b) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    ints more = a > b;
+    return (floats)(((ints)a & more) | ((ints)b & ~more));
+#endif
+}
+
 /* LANES bytes as numbers. */
 INLINE ints widened(const uint8_t *at) {
 #if defined(__AVX512F__)
@@ -109,4 +121,20 @@ INLINE floats exponential(floats x) {
     floats p = ((((r * 1.9875691500e-4f + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
                 1.6666665459e-1f) * r + 5.0000001201e-1f;
     return (p * r * r + r + 1.0f) * (floats)((n + 127) << 23);
+}
+
+/* A vector of doubles, and as many numbers of half a vector. Sums in double are of CHAINS parts, and those are added up in
+ * the same order, however wide a vector is. */
+#define PAIRS (LANES / 2)
+#define CHAINS 16
+typedef double doubles __attribute__((vector_size(8 * PAIRS)));
+typedef float half_floats __attribute__((vector_size(4 * PAIRS)));
+typedef int32_t half_ints __attribute__((vector_size(4 * PAIRS)));
+
+INLINE double total(const doubles *sums) {
+    double parts[CHAINS];
+    memcpy(parts, sums, sizeof parts);
+    for (int width = CHAINS / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) parts[i] += parts[i + width];
+    return parts[0];
 }

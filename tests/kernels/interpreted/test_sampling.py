@@ -12,7 +12,7 @@ from torch import Tensor
 
 from opsin_kernels.gpu import sampling as gpu_sampling
 from opsin_kernels.sampling import SamplingRow
-from support.distributions import allowed, broken_logits, check_broken, edge_rows, rows
+from support.distributions import broken_logits, check_broken, check_draw, edge_rows, rows
 
 
 def draw(logits: Tensor, row: SamplingRow, step: int = 16, short: int = 24) -> int:
@@ -28,11 +28,7 @@ def test_a_draw_is_the_inverse_of_the_filtered_distribution(
     """Spread: many tokens are too faint for the short list, or none; short: what it holds."""
     torch.manual_seed(seed)
     logits = torch.randn(1, vocabulary) * spread
-    expected = allowed(logits[0].tolist(), row)
-    token = draw(logits, row, short=short)
-    below = sum(expected[:token])
-    assert expected[token] > 0
-    assert below - 1e-5 <= row.uniform <= below + expected[token] + 1e-5
+    check_draw(logits[0].tolist(), row, draw(logits, row, short=short))
 
 
 FEW, MORE = (0.0, 0.45, 0.95), (0.2, 0.7)
@@ -46,11 +42,7 @@ def test_equal_tokens_stay_in_vocabulary_order(top_k: int, top_p: float, uniform
     logits = torch.tensor([[1.0, 0.0] * 10])
     for uniform in uniforms:
         row = SamplingRow(1.0, top_k, top_p, 0.0, uniform)
-        expected = allowed(logits[0].tolist(), row)
-        token = draw(logits, row)
-        below = sum(expected[:token])
-        assert expected[token] > 0
-        assert below - 1e-6 <= uniform <= below + expected[token] + 1e-6
+        check_draw(logits[0].tolist(), row, draw(logits, row), rounding=1e-6)
 
 
 def test_greedy_is_the_first_of_the_largest() -> None:

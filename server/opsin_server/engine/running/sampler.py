@@ -98,10 +98,7 @@ def draw(logits: Tensor, chunks: list[Chunk], rules: SamplingInputs, masks: Mask
         if ruled is logits and any(c.sequence.sampling.top_logprobs >= 0 for c in chunks):
             ruled = logits.clone()
         forbid_(ruled, moved(masks.words, logits.device))
-    if rules.rows is None:
-        largest, picked = ruled.max(-1)
-    else:
-        largest, picked = ruled.amax(-1), sample(ruled, rules.rows, rules.settings)
+    picked, largest = sample(ruled, rules.rows, rules.settings)
     return DrawnTokens(picked, largest, _logprobs(logits, picked, chunks))
 
 
