@@ -29,24 +29,26 @@ def masks_of(chunks: Seq[Chunk], words: int) -> Masks | None:
     nothing is guided."""
     if all(chunk.sequence.guide is None for chunk in chunks):
         return None
-    table = np.full((len(chunks), words), -1, np.int32)
-    address, size = table.ctypes.data, table.strides[0]
-    refused: dict[int, str] = {}
+    table = np.empty((len(chunks), words), np.int32)
+    masks = Masks(torch.from_numpy(table))
+    address, size = masks.words.data_ptr(), table.strides[0]
     for row, chunk in enumerate(chunks):
         guide = chunk.sequence.guide
         if guide is None:
+            table[row] = -1
             continue
         try:
             guide.fill(address + row * size, size)
             if unwanted := unwanted_ends(chunk):
                 _take_away(table[row], unwanted)
         except GuideError as error:
-            refused[row] = str(error)
+            masks.refused[row] = str(error)
             table[row] = -1
-    for row in np.flatnonzero(~table.any(1)).tolist():
-        refused[row] = "no token may follow"
-        table[row] = -1
-    return Masks(torch.from_numpy(table), refused)
+    for row, bits in enumerate(np.bitwise_or.reduce(table, 1).tolist()):
+        if not bits:
+            masks.refused[row] = "no token may follow"
+            table[row] = -1
+    return masks
 
 
 def _take_away(words: I32, unwanted: Collection[int]) -> None:
