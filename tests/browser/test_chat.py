@@ -120,9 +120,50 @@ def test_a_refusal_names_its_picture_and_can_be_seen(page: Page) -> None:
     expect(page.locator("#tray > li")).to_have_count(0)
 
 
+def takes(page: Page, **limits: int) -> None:
+    """What the list of models says from now on."""
+
+    def answer(route: Route) -> None:
+        listed = route.fetch().json()
+        for model in listed["data"]:
+            model["limit_mm_per_prompt"] = limits
+        route.fulfill(json=listed)
+
+    page.route("**/v1/models", answer)
+    with page.expect_response("**/v1/adapters"):
+        page.reload()
+    page.wait_for_selector("#model option", state="attached")
+
+
+CLIP = {"name": "clip.mp4", "mimeType": "video/mp4", "buffer": videos.encoded(videos.frames(8, 64, 64))}
+
+
+def test_what_the_model_does_not_take_is_said_before_it_is_sent(page: Page) -> None:
+    expect(page.locator("#choose")).to_have_attribute("accept", "image/png,image/jpeg,image/webp,image/gif")
+    wrong = page.locator("#tray-note")
+    page.set_input_files("#choose", CLIP)  # type: ignore[arg-type]
+    expect(wrong).to_have_text("clip.mp4 is a video, and this model takes none")
+    takes(page)
+    expect(page.get_by_text("Add pictures", exact=True)).to_be_hidden()
+    takes(page, image=2)
+    page.set_input_files("#choose", [SAMPLES / "cat.png", SAMPLES / "rocket.png", SAMPLES / "red_circle.png"])
+    expect(wrong).to_have_text("3 pictures: a request may have 2")
+    send(page, "?")
+    expect(page.locator(".turn")).to_have_count(0)
+    page.get_by_role("button", name="Remove cat.png").click()
+    expect(wrong).to_be_hidden()
+    send(page, "Describe the pictures.")
+    expect(page.locator(".answer .facts")).to_contain_text("answer")
+    page.set_input_files("#choose", SAMPLES / "cat.png")
+    expect(wrong).to_have_text("3 pictures, with those of earlier questions: a request may have 2")
+    page.get_by_label("Send what was said before").uncheck()
+    send(page, "?")
+    expect(page.locator(".turn")).to_have_count(2)
+
+
 def test_a_video_is_sent_as_one(page: Page) -> None:
-    clip = {"name": "clip.mp4", "mimeType": "video/mp4", "buffer": videos.encoded(videos.frames(8, 64, 64))}
-    page.set_input_files("#choose", clip)  # type: ignore[arg-type]
+    takes(page, image=2, video=1)
+    page.set_input_files("#choose", CLIP)  # type: ignore[arg-type]
     expect(page.locator("#tray video")).to_have_attribute("aria-label", "clip.mp4")
     with page.expect_request("**/chat/completions") as asked:
         send(page, "?")

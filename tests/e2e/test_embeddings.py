@@ -218,6 +218,10 @@ def test_a_served_pair(tmp_path: Path) -> None:
             "tasks": ["embeddings"],
             "embeddings": {"dimensions": 24, "inputs": ["text", "image"], "normalized": True},
         }
+        assert model.architecture == {  # type: ignore[attr-defined]
+            "input_modalities": ["text", "image"],
+            "output_modalities": ["embeddings"],
+        }
         with pytest.raises(openai.BadRequestError, match=r"makes embeddings .* and answers no conversations"):
             client.chat.completions.create(model="tiny-clip", messages=[{"role": "user", "content": "Hi"}])
         with pytest.raises(openai.BadRequestError, match="it is not trained here"):

@@ -83,6 +83,12 @@ def assert_same(qwen: Qwen, answer: Any, expected: tuple[int, list[int]]) -> Non
     assert "".join(said) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def test_the_list_of_models_says_that_it_takes_videos(qwen: Qwen) -> None:
+    (model,) = qwen.server.client().models.list().data
+    assert model.architecture["input_modalities"] == ["text", "image", "video"]  # type: ignore[attr-defined]
+    assert model.limit_mm_per_prompt == {"image": 32, "video": 4}  # type: ignore[attr-defined]
+
+
 def test_a_file_and_a_picture_are_answered_as_in_transformers(qwen: Qwen) -> None:
     picture = np.asarray(videos.frames(1, 40, 40, 7)[0])
     shown = {"type": "image_url", "image_url": {"url": data_url(Image.fromarray(picture))}}

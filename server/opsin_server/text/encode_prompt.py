@@ -90,6 +90,7 @@ class PromptEncoder:
         self._check_template()
         self.takes_images = spec.image_token is not None and shown(self._conversation, spec.image_token, AN_IMAGE)
         self._no_video = self._why_no_video()
+        self.takes_videos = not self._no_video
         self._lost_in_results = self._lost_in_results_of_tools()
 
     def check(self, messages: Sequence[Message]) -> None:

@@ -53,6 +53,7 @@ class FakeEncoder:
         self.vocabulary = END + 1
         self.reasoning = None
         self.ends: tuple[int, ...] = (END,)
+        self.takes_images, self.takes_videos = True, False
         self.calls = 0
         self.continued = False
 

@@ -67,13 +67,17 @@ def test_models_and_version(start: Any) -> None:
     server = start(engine)
     first, second = server.client().models.list().data
     assert (first.id, first.object, first.owned_by) == ("opsin-test", "model", "opsin")
-    base = {"root": "opsin-test", "parent": None}
+    takes = {
+        "architecture": {"input_modalities": ["text", "image"], "output_modalities": ["text", "embeddings"]},
+        "limit_mm_per_prompt": {"image": 32},
+    }
+    base = {"root": "opsin-test", "parent": None, **takes}
     assert first.model_extra == {**base, "max_model_len": None, "opsin": None}
     engine.state = "ready"
     about = server.client().models.retrieve(second.id).model_extra
     assert about is not None
     assert about.pop("opsin").keys() == {"dtype", "weights", "tasks", "embeddings"}
-    assert about == {"root": second.id, "parent": None, "max_model_len": 1000}
+    assert about == {"root": second.id, "parent": None, "max_model_len": 1000, **takes}
     said = json.loads(get(server, "/version")[2])
     assert said["fingerprint"] == "v1-test"
     assert said["version"] == __version__

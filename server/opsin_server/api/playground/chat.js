@@ -3,10 +3,10 @@
 import { AnswerCard } from './answer_card.js';
 import { responseFormat, startFormat } from './answer_format.js';
 import { askModel } from './ask_model.js';
-import { messagesOf } from './conversation.js';
-import { announce, byId, el } from './dom.js';
+import { messagesOf, tooMany } from './conversation.js';
+import { announce, byId, el, note } from './dom.js';
 import { fillModels } from './models.js';
-import { drawnPicture, filesOf, shown, Tray } from './pictures.js';
+import { acceptedTypes, drawnPicture, filesOf, shown, Tray } from './pictures.js';
 
 const NEAR = 160; // pixels from the end of the page, within which it follows what comes
 
@@ -18,7 +18,7 @@ let running = null;
 let tray;
 
 export function startChat() {
-  tray = new Tray(byId('tray'), byId('tray-note'), byId('question'), byId('send'));
+  tray = new Tray(byId('tray'), byId('tray-note'), byId('question'), byId('send'), () => tooManyOf(question('')));
   startFormat();
   startPictures();
   byId('composer').addEventListener('submit', (/** @type {Event} */ event) => {
@@ -53,6 +53,9 @@ function compare() {
 export function showModels(chosen) {
   fillModels(byId('model'), chosen);
   fillModels(byId('other'));
+  const accepted = acceptedTypes();
+  byId('choose').accept = accepted;
+  byId('choose').parentElement.hidden = byId('draw').hidden = !accepted;
 }
 
 function startPictures() {
@@ -104,15 +107,32 @@ async function send() {
     byId('settings').open = true;
     return;
   }
-  const turn = { text, pictures: tray.take(), answers: /** @type {string[]} */ ([]) };
+  const turn = question(text);
+  note(byId('tray-note'), tooManyOf(turn));
+  if (byId('tray-note').textContent) return;
+  tray.take();
   turns.push(turn);
   byId('question').value = '';
   byId('empty').hidden = true;
-  const names = byId('compare').checked ? [byId('model').value, byId('other').value] : [byId('model').value];
+  const names = models();
   const cards = names.map((name) => new AnswerCard(name, format !== null));
   showTurn(turn, cards);
   await answerAll(turn, names, cards, format);
 }
+
+const models = () => (byId('compare').checked ? [byId('model').value, byId('other').value] : [byId('model').value]);
+
+/** As it stands now. @param {string} text @returns {import('./conversation.js').Turn} */
+const question = (text) => ({ text, pictures: tray.pictures, answers: [] });
+
+/** What a model is sent. @param {import('./conversation.js').Turn} turn @param {number} column */
+function messages(turn, column) {
+  const before = byId('remember').checked ? turns.filter((one) => one !== turn) : [];
+  return messagesOf([...before, turn], column, byId('system').value.trim());
+}
+
+/** @param {import('./conversation.js').Turn} turn */
+const tooManyOf = (turn) => models().reduce((found, _, column) => found || tooMany(messages(turn, column)), '');
 
 /**
  * @param {import('./conversation.js').Turn} turn
@@ -122,13 +142,12 @@ async function send() {
  */
 async function answerAll(turn, names, cards, format) {
   const mine = (running = new AbortController());
-  const asked = byId('remember').checked ? turns : [turn];
   busy(true);
   announce(names.length > 1 ? 'Both models are answering' : 'The model is answering');
   const follow = setInterval(() => followEnd(), 100);
   turn.answers = await Promise.all(
     cards.map((card, column) => {
-      const request = { model: names[column], messages: messagesOf(asked, column, byId('system').value.trim()) };
+      const request = { model: names[column], messages: messages(turn, column) };
       return askModel({ ...request, ...sampling(), ...(format && { response_format: format }) }, card, mine.signal);
     }),
   );

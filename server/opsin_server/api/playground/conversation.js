@@ -1,5 +1,6 @@
 /** What was said, and what of it goes to a model. */
 
+import { mostOf } from './models.js';
 import { isVideo } from './pictures.js';
 
 /** @type {WeakMap<object, string>} of parts of messages */
@@ -35,6 +36,21 @@ export function messagesOf(turns, column, system) {
     if (at < turns.length - 1) found.push({ role: 'assistant', content: answer });
   });
   return found;
+}
+
+/** @param {any[]} messages @param {string} kind */
+const countOf = (messages, kind) =>
+  messages.flatMap(({ content }) => content).filter((part) => part.type === `${kind}_url`).length;
+
+/** A sentence where there are more pictures or videos than a request may have. @param {any[]} messages */
+export function tooMany(messages) {
+  for (const [kind, noun] of Object.entries({ image: 'pictures', video: 'videos' })) {
+    const count = countOf(messages, kind);
+    if (count <= mostOf(kind)) continue;
+    const earlier = count > countOf(messages.slice(-1), kind) ? ', with those of earlier questions' : '';
+    return `${count} ${noun}${earlier}: a request may have ${mostOf(kind)}`;
+  }
+  return '';
 }
 
 /** @param {Turn} turn @returns {any} */

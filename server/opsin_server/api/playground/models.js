@@ -8,12 +8,15 @@ const GROUPS = ['Model', 'Fine-tuned', 'Checkpoints', 'Adapters', 'Versions', 'A
 
 /** @type {{group: string, id: string}[]} */
 let known = [];
+/** @type {Record<string, number>} pictures and videos that a request may have; of what stands not there, none */
+let limits = { image: Infinity, video: Infinity };
 
 /** Asks the server again. Adapters that it cannot serve as it runs are left out. */
 export async function loadModels() {
   const [models, adapters] = await Promise.all([get('v1/models'), get('v1/adapters')]);
   const named = new Set(adapters.data.map((/** @type {any} */ one) => one.id));
   const lost = new Set(adapters.data.flatMap((/** @type {any} */ one) => (one.unservable ? [one.id, ...one.aliases] : [])));
+  limits = models.data[0]?.limit_mm_per_prompt ?? limits; // (adapters take what the model takes)
   const served = models.data.filter((/** @type {any} */ one) => !lost.has(one.id));
   known = served.map((/** @type {any} */ one) => ({ id: one.id, group: groupOf(one, named) }));
   for (const one of adapters.data) {
@@ -29,6 +32,9 @@ function groupOf(model, named) {
   if (model.id.includes(CHECKPOINT)) return 'Checkpoints';
   return model.id.startsWith('ft:') ? 'Fine-tuned' : 'Adapters';
 }
+
+/** @param {string} kind image or video */
+export const mostOf = (kind) => limits[kind] ?? 0;
 
 export const baseModel = () => known.find((one) => one.group === 'Model')?.id ?? '';
 

@@ -1,11 +1,12 @@
 /** Pictures and videos of the question that is being written: chosen, dropped or pasted. */
 
 import { el, note, sentence } from './dom.js';
+import { mostOf } from './models.js';
 
-const KINDS = [
-  ...['png', 'jpeg', 'webp', 'gif'].map((kind) => `image/${kind}`),
-  ...['mp4', 'webm', 'quicktime', 'x-matroska', 'x-msvideo'].map((kind) => `video/${kind}`),
-];
+const KINDS = {
+  image: ['png', 'jpeg', 'webp', 'gif'].map((kind) => `image/${kind}`),
+  video: ['mp4', 'webm', 'quicktime', 'x-matroska', 'x-msvideo'].map((kind) => `video/${kind}`),
+};
 
 const MANY = 3; // pictures, that can be removed together
 
@@ -21,10 +22,17 @@ export function shown(picture, plays) {
   return el('video', { src: url, muted: true, controls: plays, 'aria-label': name });
 }
 
+/** What the model takes, for a file picker. */
+export function acceptedTypes() {
+  return [...(mostOf('image') ? KINDS.image : []), ...(mostOf('video') ? ['video/*'] : [])].join();
+}
+
 /** @param {File} file @returns {Promise<Picture>} */
 export async function readPicture(file) {
   const name = file.name || 'pasted picture';
-  if (!KINDS.includes(file.type)) throw new Error(`${name} is not a PNG, JPEG, WEBP or GIF picture, nor a video`);
+  const kind = Object.entries(KINDS).find(([, types]) => types.includes(file.type))?.[0];
+  if (!kind) throw new Error(`${name} is not a PNG, JPEG, WEBP or GIF picture, nor a video`);
+  if (!mostOf(kind)) throw new Error(`${name} is ${kind === 'image' ? 'a picture' : 'a video'}, and this model takes none`);
   const url = await new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
@@ -47,8 +55,10 @@ export class Tray {
    * @param {HTMLElement} place of what is wrong
    * @param {HTMLElement} back takes the focus
    * @param {HTMLButtonElement} sender waits while files are read
+   * @param {() => string} check what is wrong with all pictures together
    */
-  constructor(list, place, back, sender) {
+  constructor(list, place, back, sender, check) {
+    this.check = check;
     this.list = list;
     this.place = place;
     this.back = back;
@@ -68,7 +78,7 @@ export class Tray {
       }
     }
     this.wait(-1);
-    note(this.place, wrong.join('. '));
+    note(this.place, [...wrong, this.check()].filter(Boolean).join('. '));
     this.show();
   }
 
@@ -116,6 +126,7 @@ export class Tray {
   /** @param {number} at */
   remove(at) {
     this.pictures.splice(at, 1);
+    note(this.place, this.check());
     this.show();
     const next = this.list.querySelectorAll('button')[Math.min(at, this.pictures.length - 1)];
     (next ?? this.back).focus();

@@ -275,7 +275,9 @@ OTHERS = (
             Operation("retrieveModel", "GET", MODEL, "One of them.", (), of("model")),
             Operation("deleteModel", "DELETE", MODEL, "An adapter or an alias is gone.", (), of("model")),
         ),
-        "In Anthropic's form where a request has an `anthropic-version` header.",
+        "In Anthropic's form where a request has an `anthropic-version` header. `architecture.input_modalities` says "
+        "what a model takes (as OpenRouter has it: `text`, `image`, and `video` where files are decoded), and "
+        '`limit_mm_per_prompt` how many of each a prompt may have, as `{"image": 32, "video": 4}`.',
     ),
     Resource(
         "The server",
