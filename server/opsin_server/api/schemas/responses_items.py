@@ -160,5 +160,5 @@ def _of_a_string(value: Any) -> Any:
 Items = Annotated[
     list[InputItem],
     Field(min_length=1, fail_fast=True),
-    BeforeValidator(_of_a_string, json_schema_input_type=str | list[InputItem]),
+    BeforeValidator(_of_a_string, json_schema_input_type=str | list[InputItem] | None),
 ]
