@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from support import api_cases
+from support.api_lives import Lives
 from support.served import Served, serving
 
 CASES, NIGHTLY = 2000, 20_000
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     """One of its own: what is made up may name adapters, and keep files."""
     with serving("--store") as server:
@@ -30,6 +31,15 @@ def asked(server: Served, cases: int, number: int) -> Counter[int]:
     assert server.engine == engine
     assert "error=" not in server.stderr, server.stderr
     return found
+
+
+def test_what_is_kept_is_answered_as_the_document_has_it(server: Served):
+    lives = Lives(server.get("/openapi.json").json(), server.url)
+    training, batch, wrong = lives.files()
+    lives.uploads()
+    lives.job(training, "succeeded")
+    lives.batch(batch, "completed")
+    lives.batch(wrong, "failed")
 
 
 def test_two_thousand_requests_of_the_document(server: Served):

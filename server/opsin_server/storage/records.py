@@ -50,13 +50,16 @@ class NewUpload:
     lasts: int | None = None
 
 
+UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
+
+
 @dataclass(frozen=True)
 class Upload:
     id: str
     purpose: str
     name: str
     size: int
-    status: Literal["pending", "completed", "cancelled", "expired"]
+    status: UploadStatus
     created: float
     expires: float
     file: StoredFile | None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from opsin_server.api.reference.operations import AFTER, EVENTS, JSON, STRING, Operation, Query, Resource, limit, of
 from opsin_server.api.schemas.fine_tunes import CreateFineTune
 from opsin_server.api.schemas.fine_tuning import CreateJob
+from opsin_server.api.schemas.fine_tuning_response import CheckpointObject, JobEventObject, JobObject
 from opsin_server.api.schemas.graders import RunGrader, ValidateGrader
+from opsin_server.api.schemas.pages import Listed
 
 JOBS, JOB = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job_id}"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{model}/permissions"
@@ -29,19 +31,19 @@ JOB_RESOURCES = (
     Resource(
         "Fine-tuning jobs",
         (
-            Operation("createFineTuningJob", "POST", JOBS, "A job is made.", (CreateJob,), of("fine_tuning.job")),
+            Operation("createFineTuningJob", "POST", JOBS, "A job is made.", (CreateJob,), of(JobObject)),
             Operation(
                 "listPaginatedFineTuningJobs",
                 "GET",
                 JOBS,
                 "All jobs, the newest first.",
                 (),
-                of("list"),
+                of(Listed[JobObject]),
                 (AFTER, limit(20, 1000), LABELS),
             ),
-            Operation("retrieveFineTuningJob", "GET", JOB, "One of them.", (), of("fine_tuning.job")),
+            Operation("retrieveFineTuningJob", "GET", JOB, "One of them.", (), of(JobObject)),
             *(
-                Operation(f"{verb}FineTuningJob", "POST", f"{JOB}/{verb}", said, (), of("fine_tuning.job"))
+                Operation(f"{verb}FineTuningJob", "POST", f"{JOB}/{verb}", said, (), of(JobObject))
                 for verb, said in (
                     ("cancel", "It ends after its step."),
                     ("pause", "It waits after its step."),
@@ -54,7 +56,7 @@ JOB_RESOURCES = (
                 JOB + "/events",
                 "What happened, the newest first.",
                 (),
-                of("list"),
+                of(Listed[JobEventObject]),
                 (AFTER, limit(20, 1000)),
             ),
             Operation(
@@ -63,7 +65,7 @@ JOB_RESOURCES = (
                 JOB + "/checkpoints",
                 "Its checkpoints, the newest first.",
                 (),
-                of("list"),
+                of(Listed[CheckpointObject]),
                 (AFTER, limit(10, 1000)),
             ),
             Operation(

@@ -52,6 +52,6 @@ def request_schemas(models: Sequence[type[BaseModel]]) -> tuple[dict[type[BaseMo
     return places, shared.get("$defs", {})
 
 
-def answer_schemas(structs: Sequence[type[msgspec.Struct]]) -> tuple[dict[type[Any], Any], dict[str, Any]]:
-    found, shared = msgspec.json.schema_components(structs, ref_template=REF.format(ANSWER + "{name}"))
-    return dict(zip(structs, found, strict=True)), {ANSWER + name: schema for name, schema in shared.items()}
+def answer_schemas(types: Sequence[type[Any]]) -> tuple[dict[type[Any], Any], dict[str, Any]]:
+    found, shared = msgspec.json.schema_components(types, ref_template=REF.format(ANSWER + "{name}"))
+    return dict(zip(types, found, strict=True)), {ANSWER + name: schema for name, schema in shared.items()}

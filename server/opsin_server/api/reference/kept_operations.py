@@ -24,8 +24,18 @@ from opsin_server.api.schemas.adapters import (
     PromoteVersion,
     UnloadLoraAdapter,
 )
-from opsin_server.api.schemas.batches import CreateBatch
-from opsin_server.api.schemas.files import PURPOSES, CheckFile, CompleteUpload, CreateUpload
+from opsin_server.api.schemas.batches import BatchObject, CreateBatch
+from opsin_server.api.schemas.files import (
+    PURPOSES,
+    CheckFile,
+    CompleteUpload,
+    CreateUpload,
+    DeletedFile,
+    FileObject,
+    UploadObject,
+    UploadPartObject,
+)
+from opsin_server.api.schemas.pages import Listed
 from opsin_server.api.schemas.webhooks import ChangeWebhook, CreateWebhook, RotateSecret, SampleWebhook
 from opsin_server.fine_tuning.file_check import FileCheck
 
@@ -61,17 +71,19 @@ KEPT_RESOURCES = (
     Resource(
         "Files",
         (
-            Operation("createFile", "POST", FILES, "A file is uploaded, as a form.", (), of("file"), form=FILE_FORM),
+            Operation(
+                "createFile", "POST", FILES, "A file is uploaded, as a form.", (), of(FileObject), form=FILE_FORM
+            ),
             Operation(
                 "listFiles",
                 "GET",
                 FILES,
                 "All files, in pages.",
                 (),
-                of("list"),
+                of(Listed[FileObject]),
                 (AFTER, limit(10_000, 10_000), order("desc"), Query("purpose", STRING, "of this purpose alone")),
             ),
-            Operation("retrieveFile", "GET", FILE, "What is known of one.", (), of("file")),
+            Operation("retrieveFile", "GET", FILE, "What is known of one.", (), of(FileObject)),
             Operation(
                 "downloadFile",
                 "GET",
@@ -89,20 +101,22 @@ KEPT_RESOURCES = (
                 {JSON: FileCheck},
                 needs_body=False,
             ),
-            Operation("deleteFile", "DELETE", FILE, "It is gone.", (), of("file")),
+            Operation("deleteFile", "DELETE", FILE, "It is gone.", (), of(DeletedFile)),
         ),
     ),
     Resource(
         "Uploads",
         (
-            Operation("createUpload", "POST", UPLOADS, "A file that comes in parts.", (CreateUpload,), of("upload")),
+            Operation(
+                "createUpload", "POST", UPLOADS, "A file that comes in parts.", (CreateUpload,), of(UploadObject)
+            ),
             Operation(
                 "addUploadPart",
                 "POST",
                 UPLOAD + "/parts",
                 "A part, in any order, as a form.",
                 (),
-                of("upload.part"),
+                of(UploadPartObject),
                 form=PART_FORM,
             ),
             Operation(
@@ -111,20 +125,28 @@ KEPT_RESOURCES = (
                 UPLOAD + "/complete",
                 "The parts become a file.",
                 (CompleteUpload,),
-                of("upload"),
+                of(UploadObject),
             ),
-            Operation("cancelUpload", "POST", UPLOAD + "/cancel", "The parts are dropped.", (), of("upload")),
+            Operation("cancelUpload", "POST", UPLOAD + "/cancel", "The parts are dropped.", (), of(UploadObject)),
         ),
     ),
     Resource(
         "Batches",
         (
-            Operation("createBatch", "POST", BATCHES, "A file of requests is answered.", (CreateBatch,), of("batch")),
             Operation(
-                "listBatches", "GET", BATCHES, "All batches, the newest first.", (), of("list"), (AFTER, limit(20, 100))
+                "createBatch", "POST", BATCHES, "A file of requests is answered.", (CreateBatch,), of(BatchObject)
             ),
-            Operation("retrieveBatch", "GET", BATCH, "One of them.", (), of("batch")),
-            Operation("cancelBatch", "POST", BATCH + "/cancel", "No other line is begun.", (), of("batch")),
+            Operation(
+                "listBatches",
+                "GET",
+                BATCHES,
+                "All batches, the newest first.",
+                (),
+                of(Listed[BatchObject]),
+                (AFTER, limit(20, 100)),
+            ),
+            Operation("retrieveBatch", "GET", BATCH, "One of them.", (), of(BatchObject)),
+            Operation("cancelBatch", "POST", BATCH + "/cancel", "No other line is begun.", (), of(BatchObject)),
         ),
         "[For users](batches.md).",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -14,7 +14,7 @@ from opsin_server.api.reference.answer_operations import ANSWER_RESOURCES
 from opsin_server.api.reference.job_operations import JOB_RESOURCES
 from opsin_server.api.reference.json_schema import REF, answer_schemas, request_schemas
 from opsin_server.api.reference.kept_operations import KEPT_RESOURCES
-from opsin_server.api.reference.operations import FORM, JSON, Operation, Query, Resource
+from opsin_server.api.reference.operations import FORM, JSON, Answer, Operation, Query, Resource
 
 RESOURCES: tuple[Resource, ...] = (*ANSWER_RESOURCES, *JOB_RESOURCES, *KEPT_RESOURCES)
 ABOUT = "One vision-language model, and adapters of it. Null stands for a field that was left out."
@@ -82,11 +82,9 @@ def document(root_path: str = "", *, keeps_answers: bool = True, has_keys: bool 
         if keeps_answers or not operation.only_with_store
     ]
     models = dict.fromkeys(model for _, operation in operations for model in operation.bodies)
-    structs = {
-        answer for _, operation in operations for answer in operation.answers.values() if isinstance(answer, type)
-    }
+    types = {answer for _, operation in operations for answer in operation.answers.values() if is_type(answer)}
     bodies, shared = request_schemas(list(models))
-    answers, said = answer_schemas(sorted(structs, key=lambda struct: struct.__name__))
+    answers, said = answer_schemas(sorted(types, key=str))
     paths: dict[str, Any] = {}
     for title, operation in operations:
         item = paths.setdefault(operation.path, {})
@@ -105,6 +103,10 @@ def document(root_path: str = "", *, keeps_answers: bool = True, has_keys: bool 
             "securitySchemes": {BEARER: {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def is_type(answer: Answer) -> TypeGuard[type[Any]]:
+    return answer is not None and not isinstance(answer, str)
 
 
 def _described(operation: Operation, bodies: Mapping[Any, Any], answers: Mapping[Any, Any]) -> dict[str, Any]:
@@ -158,10 +160,10 @@ def _failure(operation: Operation, status: int) -> dict[str, Any]:
     return {"description": REASONS[status], "content": {JSON: {"schema": {"$ref": REF.format(name)}}}}
 
 
-def _answer(answer: Any, answers: Mapping[Any, Any]) -> dict[str, Any]:
+def _answer(answer: Answer, answers: Mapping[Any, Any]) -> dict[str, Any]:
     if answer is None:
         return {}
-    if not isinstance(answer, str):
+    if is_type(answer):
         return {"schema": answers[answer]}
     if not answer:
         return {"schema": {"type": "object"}}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import msgspec
 from pydantic import BaseModel
 
 JSON = "application/json"
@@ -18,6 +17,7 @@ FORM = "multipart/form-data"
 STRING: dict[str, Any] = {"type": "string"}
 MAY_FAIL = (400, 401, 431, 500, 503)  # every operation
 OF_BODIES = (408, 413)
+Answer: TypeAlias = type[Any] | str | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FormField:
 
 @dataclass(frozen=True)
 class Operation:
-    """bodies: of which a request has one. answers: by content type a struct of the answer, or what its `object` is, or
+    """bodies: of which a request has one. answers: by content type the type of the answer, or what its `object` is, or
     None for what is no JSON. also: the other paths that mean the same; None: what is below /v1 without it.
     names_things: whether it may name what is not there, otherwise than in its path or by a model's name."""
 
@@ -54,7 +54,7 @@ class Operation:
     path: str
     summary: str
     bodies: tuple[type[BaseModel], ...] = ()
-    answers: Mapping[str, type[msgspec.Struct] | str | None] = field(default_factory=dict)
+    answers: Mapping[str, Answer] = field(default_factory=dict)
     query: tuple[Query, ...] = ()
     also: tuple[str, ...] | None = None
     form: tuple[FormField, ...] = ()
@@ -91,8 +91,8 @@ class Resource:
     remark: str = ""
 
 
-def of(kind: str) -> dict[str, type[msgspec.Struct] | str | None]:
-    """Answers in JSON with this `object`."""
+def of(kind: type[Any] | str) -> dict[str, Answer]:
+    """Answers in JSON of this type, or with this `object`."""
     return {JSON: kind}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ DEFAULT, MOST = 20, 100  # of a page
 
 
 @router.post("")
-async def create_batch(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def create_batch(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     services.check_open()
     body = parse(CreateBatch, await read_body(request, services.config.max_body_bytes))
     if body.endpoint not in ENDPOINTS:
@@ -32,17 +33,17 @@ async def create_batch(request: Request, services: ServicesDep) -> dict[str, Any
 
 
 @router.api_route("", methods=READ)
-async def list_batches(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_batches(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     query = known_query(request, ("after", "limit"))
     page = await services.batches.page(query.get("after"), read_limit(query, DEFAULT, MOST))
     return described_page([described_batch(batch) for batch in page.items], page)
 
 
 @router.api_route("/{batch_id}", methods=READ)
-async def retrieve_batch(batch_id: str, services: ServicesDep) -> dict[str, Any]:
+async def retrieve_batch(batch_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_batch(await services.batches.get(batch_id))
 
 
 @router.post("/{batch_id}/cancel")
-async def cancel_batch(batch_id: str, services: ServicesDep) -> dict[str, Any]:
+async def cancel_batch(batch_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_batch(await services.batches.cancel(batch_id))

@@ -33,7 +33,7 @@ ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
 @router.post("/files")
-async def create_file(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def create_file(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     files = services.files
     async with read_upload(request, files.scratch, files.max_bytes, "--max-file-bytes") as upload:
         purpose, lasts = _purpose(upload.fields), _lasts(upload.fields)
@@ -43,7 +43,7 @@ async def create_file(request: Request, services: ServicesDep) -> dict[str, Any]
 
 
 @router.api_route("/files", methods=READ)
-async def list_files(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_files(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     query = known_query(request, ("after", "limit", "order", "purpose"))
     limit = read_limit(query, MOST, MOST)
     page = await services.files.page(query.get("after"), limit, newest_first(query), query.get("purpose"))
@@ -51,7 +51,7 @@ async def list_files(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.api_route("/files/{file_id}", methods=READ)
-async def retrieve_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
+async def retrieve_file(file_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_file(await services.files.get(file_id))
 
 
@@ -81,7 +81,7 @@ async def check_file(file_id: str, request: Request, services: ServicesDep) -> R
 
 
 @router.delete("/files/{file_id}")
-async def delete_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
+async def delete_file(file_id: str, services: ServicesDep) -> Mapping[str, Any]:
     await services.files.delete(file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,12 +10,8 @@ from fastapi import APIRouter, Request
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.routes.read_body import parse, read_body
 from opsin_server.api.routes.read_query import known_query, labels_of, read_limit
-from opsin_server.api.schemas.fine_tuning import (
-    CreateJob,
-    described_checkpoint,
-    described_event,
-    described_job,
-)
+from opsin_server.api.schemas.fine_tuning import CreateJob
+from opsin_server.api.schemas.fine_tuning_response import described_checkpoint, described_event, described_job
 from opsin_server.api.schemas.pages import described_page
 from opsin_server.api.services import ServicesDep
 from opsin_server.errors import BadRequest
@@ -28,7 +25,7 @@ NO_METADATA = "metadata"
 
 
 @router.post("/jobs")
-async def create_job(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def create_job(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     services.check_open()
     body = parse(CreateJob, await read_body(request, services.config.max_body_bytes))
     key = request.headers.get("idempotency-key")
@@ -38,7 +35,7 @@ async def create_job(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.api_route("/jobs", methods=READ)
-async def list_jobs(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_jobs(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     labels = labels_of(request)
     query = known_query(request, ("after", "limit", NO_METADATA, *labels))
     metadata: dict[str, str] | None = {label: query[name] for name, label in labels.items()}
@@ -51,41 +48,41 @@ async def list_jobs(request: Request, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.api_route("/jobs/{job_id}", methods=READ)
-async def retrieve_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
+async def retrieve_job(job_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_job(await services.fine_tuning.get(job_id))
 
 
 @router.post("/jobs/{job_id}/cancel")
-async def cancel_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
+async def cancel_job(job_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_job(await services.fine_tuning.cancel(job_id))
 
 
 @router.post("/jobs/{job_id}/pause")
-async def pause_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
+async def pause_job(job_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_job(await services.fine_tuning.pause(job_id))
 
 
 @router.post("/jobs/{job_id}/resume")
-async def resume_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
+async def resume_job(job_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_job(await services.fine_tuning.resume(job_id))
 
 
 @router.api_route("/jobs/{job_id}/events", methods=READ)
-async def list_events(job_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_events(job_id: str, request: Request, services: ServicesDep) -> Mapping[str, Any]:
     query = known_query(request, ("after", "limit"))
     page = await services.fine_tuning.events(job_id, query.get("after"), read_limit(query, DEFAULT, MOST))
     return described_page([described_event(event) for event in page.items], page)
 
 
 @router.api_route("/jobs/{job_id}/checkpoints", methods=READ)
-async def list_checkpoints(job_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_checkpoints(job_id: str, request: Request, services: ServicesDep) -> Mapping[str, Any]:
     query = known_query(request, ("after", "limit"))
     page = await services.fine_tuning.checkpoints(job_id, query.get("after"), read_limit(query, CHECKPOINTS, MOST))
     return described_page([described_checkpoint(one, job_id) for one in page.items], page)
 
 
 @router.api_route("/checkpoints/{model:path}/permissions", methods=READ)
-async def list_permissions(model: str, request: Request) -> dict[str, Any]:
+async def list_permissions(model: str, request: Request) -> Mapping[str, Any]:
     """There are none."""
     query = known_query(request, ("after", "limit", "order", "project_id"))
     read_limit(query, CHECKPOINTS, MOST)

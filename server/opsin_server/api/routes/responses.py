@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
@@ -118,7 +119,7 @@ async def delete_response(response_id: str, services: ServicesDep) -> dict[str, 
 
 
 @router.api_route("/responses/{response_id}/input_items", methods=READ)
-async def list_input_items(response_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_input_items(response_id: str, request: Request, services: ServicesDep) -> Mapping[str, Any]:
     query = known_query(request, ("after", "limit", "order", *INCLUDE))
     stored = await _store(services).get("response", response_id)
     items = [dict(item) for item in stored.said]

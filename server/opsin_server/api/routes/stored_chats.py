@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,7 +22,7 @@ BODY = 2**16  # bytes
 
 
 @router.api_route("/chat/completions", methods=READ)
-async def list_stored(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_stored(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     labels = labels_of(request)
     query = known_query(request, ("after", "limit", "order", "model", *labels))
     page = await _store(services).page(
@@ -53,7 +54,7 @@ async def delete_stored(answer_id: str, services: ServicesDep) -> dict[str, Any]
 
 
 @router.api_route("/chat/completions/{answer_id}/messages", methods=READ)
-async def list_messages(answer_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_messages(answer_id: str, request: Request, services: ServicesDep) -> Mapping[str, Any]:
     query = known_query(request, ("after", "limit", "order"))
     stored = await _store(services).get("chat.completion", answer_id)
     page = page_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,7 +18,7 @@ router = APIRouter()
 
 
 @router.post("/uploads")
-async def create_upload(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def create_upload(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     body = parse(CreateUpload, await read_body(request, services.config.max_body_bytes))
     lasts = None if body.expires_after is None else body.expires_after.seconds
     new = NewUpload(body.purpose, body.filename, body.bytes, lasts)
@@ -25,7 +26,7 @@ async def create_upload(request: Request, services: ServicesDep) -> dict[str, An
 
 
 @router.post("/uploads/{upload_id}/parts")
-async def add_part(upload_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+async def add_part(upload_id: str, request: Request, services: ServicesDep) -> Mapping[str, Any]:
     files = services.files
     await files.check_pending(upload_id)
     async with read_upload(request, files.scratch, PART_BYTES, "of a part", part="data") as upload:
@@ -33,11 +34,11 @@ async def add_part(upload_id: str, request: Request, services: ServicesDep) -> d
 
 
 @router.post("/uploads/{upload_id}/complete")
-async def complete_upload(upload_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
+async def complete_upload(upload_id: str, request: Request, services: ServicesDep) -> Mapping[str, Any]:
     body = parse(CompleteUpload, await read_body(request, services.config.max_body_bytes))
     return described_upload(await services.files.complete_upload(upload_id, body.part_ids, body.md5))
 
 
 @router.post("/uploads/{upload_id}/cancel")
-async def cancel_upload(upload_id: str, services: ServicesDep) -> dict[str, Any]:
+async def cancel_upload(upload_id: str, services: ServicesDep) -> Mapping[str, Any]:
     return described_upload(await services.files.cancel_upload(upload_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -41,7 +42,7 @@ async def create_endpoint(request: Request, services: ServicesDep) -> dict[str, 
 
 
 @router.api_route("/webhook_endpoints", methods=READ)
-async def list_endpoints(request: Request, services: ServicesDep) -> dict[str, Any]:
+async def list_endpoints(request: Request, services: ServicesDep) -> Mapping[str, Any]:
     query = known_query(request, ("after", "limit"))
     page = await services.webhooks.page(query.get("after"), read_limit(query, DEFAULT, MOST))
     return described_page([described_webhook(endpoint) for endpoint in page.items], page)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field, field_validator
 
 from opsin_server.api.schemas.files import ExpiresAfter
 from opsin_server.api.schemas.fine_tuning import Name, checked_pairs
 from opsin_server.chat.fields import Strict, unsupported
-from opsin_server.storage.records import Batch, BatchStatus
+from opsin_server.storage.records import Batch, BatchFault, BatchStatus
 
-WINDOW = "24h"
+WINDOW: Literal["24h"] = "24h"
 ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings")  # whose requests lines are
-STATES: tuple[BatchStatus, ...] = (
-    "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled",
-)  # fmt: skip
 
 
 class CreateBatch(Strict):
@@ -39,9 +35,67 @@ class CreateBatch(Strict):
         return checked_pairs(metadata)
 
 
-def described_batch(batch: Batch) -> dict[str, Any]:
-    at: dict[str, Any] = {f"{state}_at": _whole(batch.times.get(state)) for state in STATES}
-    errors = [asdict(fault) for fault in batch.errors]
+class BatchError(TypedDict):
+    code: str
+    message: str
+    line: int | None
+    param: str | None
+
+
+class BatchErrors(TypedDict):
+    object: Literal["list"]
+    data: list[BatchError]
+
+
+class RequestCounts(TypedDict):
+    total: int
+    completed: int
+    failed: int
+
+
+class CachedTokens(TypedDict):
+    cached_tokens: int
+
+
+class ReasoningTokens(TypedDict):
+    reasoning_tokens: int
+
+
+class BatchUsage(TypedDict):
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
+class BatchObject(TypedDict):
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    model: str | None
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: Literal["24h"]
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    expires_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsage
+    metadata: dict[str, str] | None
+
+
+def described_batch(batch: Batch) -> BatchObject:
+    errors = [_described_fault(fault) for fault in batch.errors]
     return {
         "id": batch.id,
         "object": "batch",
@@ -55,7 +109,13 @@ def described_batch(batch: Batch) -> dict[str, Any]:
         "error_file_id": batch.error_file,
         "created_at": int(batch.created),
         "expires_at": int(batch.expires),
-        **at,
+        "in_progress_at": _when(batch, "in_progress"),
+        "finalizing_at": _when(batch, "finalizing"),
+        "completed_at": _when(batch, "completed"),
+        "failed_at": _when(batch, "failed"),
+        "expired_at": _when(batch, "expired"),
+        "cancelling_at": _when(batch, "cancelling"),
+        "cancelled_at": _when(batch, "cancelled"),
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "usage": {
             "input_tokens": batch.input_tokens,
@@ -68,5 +128,10 @@ def described_batch(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _whole(seconds: float | None) -> int | None:
+def _described_fault(fault: BatchFault) -> BatchError:
+    return {"code": fault.code, "message": fault.message, "line": fault.line, "param": fault.param}
+
+
+def _when(batch: Batch, status: BatchStatus) -> int | None:
+    seconds = batch.times.get(status)
     return None if seconds is None else int(seconds)

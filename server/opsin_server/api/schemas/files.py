@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field, field_validator
 
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, unsupported
-from opsin_server.storage.records import StoredFile, Upload, UploadPart
+from opsin_server.storage.records import StoredFile, Upload, UploadPart, UploadStatus
 
 # Nothing here acts on files of the last two: they are kept, and given back.
 PURPOSES = ("fine-tune", "batch", "vision", "user_data", "assistants", "evals")
@@ -50,7 +50,44 @@ def known_purpose(purpose: str) -> str:
     return purpose
 
 
-def described_file(file: StoredFile) -> dict[str, Any]:
+class FileObject(TypedDict):
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+    status_details: None
+
+
+class DeletedFile(TypedDict):
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+class UploadObject(TypedDict):
+    id: str
+    object: Literal["upload"]
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: UploadStatus
+    expires_at: int
+    file: FileObject | None
+
+
+class UploadPartObject(TypedDict):
+    id: str
+    object: Literal["upload.part"]
+    created_at: int
+    upload_id: str
+
+
+def described_file(file: StoredFile) -> FileObject:
     return {
         "id": file.id,
         "object": "file",
@@ -64,7 +101,7 @@ def described_file(file: StoredFile) -> dict[str, Any]:
     }
 
 
-def described_upload(upload: Upload) -> dict[str, Any]:
+def described_upload(upload: Upload) -> UploadObject:
     return {
         "id": upload.id,
         "object": "upload",
@@ -78,5 +115,5 @@ def described_upload(upload: Upload) -> dict[str, Any]:
     }
 
 
-def described_part(part: UploadPart) -> dict[str, Any]:
+def described_part(part: UploadPart) -> UploadPartObject:
     return {"id": part.id, "object": "upload.part", "created_at": int(part.created), "upload_id": part.upload}

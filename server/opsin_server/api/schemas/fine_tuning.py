@@ -1,4 +1,4 @@
-"""Bodies of the routes of fine-tuning jobs; and what these answer."""
+"""Bodies of the routes of fine-tuning jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from opsin_server.chat.fields import WHOLE, Strict, unsupported, whole, wrong
-from opsin_server.storage.records import Job, JobCheckpoint, JobEvent
 
 
 def _auto_or(least: float, most: float, kind: Any) -> BeforeValidator:
@@ -160,62 +159,3 @@ class CreateJob(Strict):
 
 def _given(model: Strict) -> dict[str, Any]:
     return {name: value for name, value in model.model_dump().items() if value is not None}
-
-
-def described_job(job: Job) -> dict[str, Any]:
-    asked = job.asked
-    kind = asked["method"]["type"]
-    names = ("n_epochs", "batch_size", "learning_rate_multiplier") + (("beta",) if kind == "dpo" else ())
-    given = asked["method"]["hyperparameters"]
-    numbers = {name: (job.resolved or {}).get(name, given.get(name, "auto")) for name in names}
-    return {
-        "object": "fine_tuning.job",
-        "id": job.id,
-        "model": asked["model"],
-        "created_at": int(job.created),
-        "finished_at": _seconds(job.finished),
-        "estimated_finish": _seconds(job.estimated_finish),
-        "fine_tuned_model": job.model,
-        "organization_id": "org-opsin",
-        "result_files": [] if job.result_file is None else [job.result_file],
-        "status": job.status,
-        "validation_file": asked["validation_file"],
-        "training_file": asked["training_file"],
-        "hyperparameters": {name: numbers[name] for name in names if name != "beta"},
-        "trained_tokens": job.trained_tokens,
-        "error": job.error,
-        "user_provided_suffix": asked["suffix"],
-        "seed": asked["seed"],
-        "integrations": asked.get("integrations", []),
-        "metadata": asked["metadata"],
-        "method": {"type": kind, kind: {"hyperparameters": numbers}},
-        "opsin": asked["opsin"],
-    }
-
-
-def described_event(event: JobEvent) -> dict[str, Any]:
-    return {
-        "object": "fine_tuning.job.event",
-        "id": event.id,
-        "created_at": int(event.created),
-        "level": event.level,
-        "message": event.message,
-        "data": {} if event.data is None else dict(event.data),
-        "type": event.kind,
-    }
-
-
-def described_checkpoint(checkpoint: JobCheckpoint, job_id: str) -> dict[str, Any]:
-    return {
-        "object": "fine_tuning.job.checkpoint",
-        "id": checkpoint.id,
-        "created_at": int(checkpoint.created),
-        "fine_tuned_model_checkpoint": checkpoint.model,
-        "fine_tuning_job_id": job_id,
-        "metrics": dict(checkpoint.metrics),
-        "step_number": checkpoint.step,
-    }
-
-
-def _seconds(at: float | None) -> int | None:
-    return None if at is None else int(at)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from opsin_server.storage.records import Page
 
+Described = TypeVar("Described", bound=Mapping[str, Any])
 
-def described_page(data: list[dict[str, Any]], page: Page[Any]) -> dict[str, Any]:
+
+class Listed(TypedDict, Generic[Described]):
+    object: Literal["list"]
+    data: list[Described]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def described_page(data: list[Described], page: Page[Any]) -> Listed[Described]:
     """data: the page's items, described."""
     return {
         "object": "list",
