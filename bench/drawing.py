@@ -77,9 +77,9 @@ def main() -> None:
     began = datetime.now(UTC)
     lines = [measured(vocabulary, kind) for vocabulary in VOCABULARIES for kind in KINDS]
     about = (
-        f"µs of processor time to draw {ROWS} rows and to find the largest logit of each, by the definition in torch and "
-        f"by C, on one thread: median (min-max) of {ROUNDS} interleaved rounds. A dozen tokens are likely, but in flat "
-        "rows; masked: one token of fifty may be drawn."
+        f"µs of processor time to draw {ROWS} rows and to find the largest logit of each, by the definition in torch "
+        f"and by C, on one thread: median (min-max) of {ROUNDS} interleaved rounds. A dozen tokens are likely, but in "
+        "flat rows; masked: one token of fifty may be drawn."
     )
     shown = table(["vocabulary", "rows are", "definition, µs", "C, µs", "times as fast"], lines)
     report.write_page("drawing", "Drawing tokens", began, about, shown, given.out)
