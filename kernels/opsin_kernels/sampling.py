@@ -48,10 +48,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow] | None, settings: Tensor 
     rows None: all are greedy. settings: the rows on a GPU, where they are there already."""
     if cpu.can_draw(logits):
         return cpu.draw(logits, None if rows is None else settings_of(rows, logits.device))
-    if rows is None:
-        largest, picked = logits.max(-1)
-        return picked, largest
-    if uses_kernels(logits):
+    if rows is not None and uses_kernels(logits):
         from opsin_kernels.gpu import sampling as gpu
 
         return gpu.draw(logits, settings_of(rows, logits.device) if settings is None else settings), logits.amax(-1)
@@ -73,8 +70,9 @@ def _numbers(logits: Tensor) -> Tensor:
     return logits.masked_fill(logits.isnan(), -torch.inf)
 
 
-def sample_ref(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """The definition of `sample`."""
+def sample_ref(logits: Tensor, rows: Sequence[SamplingRow] | None) -> Tensor:
+    """The definition of the tokens that `sample` draws."""
+    rows = rows or ()
     logits, best = _with_largest(logits)
     picked = best.squeeze(-1)
     drawn = [i for i, row in enumerate(rows) if row.temperature >= COLDEST]
