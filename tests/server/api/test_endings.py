@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import json
 import socket
 import threading
 import time
@@ -178,6 +179,38 @@ def test_a_bug_under_a_stream_ends_it_with_an_error(start: Any, monkeypatch: pyt
         list(stream)
     assert caplog.text.count("ZeroDivisionError") == 1
     wait_for(lambda: server.engine.streams[0].cancelled_at is not None)
+
+
+@pytest.mark.parametrize(
+    ("path", "last", "body"),
+    [
+        ("/v1/chat/completions", b"data: [DONE]\n\n", {**CHAT, "n": 2}),
+        ("/v1/completions", b"data: [DONE]\n\n", {"model": "opsin-test", "prompt": ["a", "b"]}),
+        ("/v1/messages", b'data: {"type":"message_stop"}\n\n', {**CHAT, "max_tokens": 9}),
+        ("/v1/responses", b"\n\n", {"model": "opsin-test", "input": "hi", "store": False}),
+    ],
+)
+def test_the_last_event_comes_with_the_end_of_the_body(plain: Any, path: str, last: bytes, body: Any) -> None:
+    """SDKs leave when they have read it, and what is sent afterwards would find nobody."""
+    sent: list[Any] = []
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+    scope |= {"query_string": b"", "headers": [(b"content-type", b"application/json")]}
+    messages = [{"type": "http.request", "body": json.dumps({**body, "stream": True}).encode()}]
+
+    async def receive() -> Any:
+        """As uvicorn does, nothing but a disconnect once all is sent."""
+        while not messages and (not sent or sent[-1].get("more_body", True)):
+            await asyncio.sleep(0.001)
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run_coroutine_threadsafe(plain.app(scope, receive, send), plain.loop).result(10)
+    assert [message["more_body"] for message in sent[1:]].count(False) == 1
+    assert sent[-1]["body"].endswith(last)
+    assert not sent[-1]["more_body"]
+    assert scope["opsin.request"].end is None  # nobody has left before it
 
 
 def test_a_reader_who_stops_reading_is_cut_off(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:

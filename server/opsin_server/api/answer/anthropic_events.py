@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from opsin_server.api.answer.event_stream import EventStream
+from opsin_server.api.answer.event_stream import Events, EventStream
 from opsin_server.api.answer.generation import Generation
 from opsin_server.api.answer.output_text import Piece
 from opsin_server.api.cancellation import CancelScope
@@ -86,14 +86,15 @@ class MessageStream(EventStream):
         self._index = -1  # of the last block that was begun
         self._open: str | None = None  # the type of the block that goes on
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncIterator[Events]:
         opening = True
         async for piece in self._generation.pieces():
             data = b""
             if opening:  # (only now it is known what the cache had of the prompt)
                 data = named_event("message_start", message=_answer(self._generation)) + named_event("ping")
                 opening = False
-            yield data + self._said(piece) + (self._closing_of(piece) if piece.finish is not None else b"")
+            data += self._said(piece) + (self._closing_of(piece) if self._generation.ended else b"")
+            yield Events(data, self._generation.ended)
 
     def _said(self, piece: Piece) -> bytes:
         data = b""

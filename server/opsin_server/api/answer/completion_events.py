@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 
-from opsin_server.api.answer.event_stream import DONE, EventStream
+from opsin_server.api.answer.event_stream import DONE, Events, EventStream
 from opsin_server.api.answer.generation import Generation
 from opsin_server.api.answer.output_text import Piece
 from opsin_server.api.answer.prompt_scores import PromptScores, echoed_prompt, prompt_tokens
@@ -51,14 +51,16 @@ class CompletionStream(EventStream):
         super().__init__(generation, cancellation, held, include_usage, usage_in_every_chunk, headers)
         self._echoes, self._wants_logprobs = list(echoes), wants_logprobs
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncIterator[Events]:
         async for piece in self._generation.pieces():
             text = self._echoes[piece.choice] + piece.text
             self._echoes[piece.choice] = ""
             choice = TextChoice(text, piece.choice, _logprobs(self._wants_logprobs), piece.finish)
             _add(choice.logprobs, piece)
-            yield self._chunk([choice], self._usage_in_every_chunk)
-        yield (self._chunk([], True) if self._include_usage else b"") + DONE
+            data = self._chunk([choice], self._usage_in_every_chunk)
+            if self._generation.ended:
+                data += (self._chunk([], True) if self._include_usage else b"") + DONE
+            yield Events(data, self._generation.ended)
 
     def _chunk(self, choices: list[TextChoice], with_usage: bool) -> bytes:
         chunk = _completion(self._generation, choices)

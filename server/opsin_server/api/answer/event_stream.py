@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import MappingProxyType
+from typing import NamedTuple
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from opsin_server.api.answer.generation import Generation
 from opsin_server.api.answer.output_text import Piece
@@ -23,6 +24,14 @@ PING_SECONDS = 10.0  # between comments that keep a reader's timeout from runnin
 LAST_WORDS_SECONDS = 1.0  # for the error event, to a client that may have stopped reading
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class Events(NamedTuple):
+    """What goes out together. last: with the end of the body, so that a client that reads the last event and leaves has
+    not left before the end."""
+
+    data: bytes
+    last: bool = False
 
 
 class EventStream(Response):
@@ -53,11 +62,13 @@ class EventStream(Response):
             await self._send_all(scope, receive, send)
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
+        groups = paced(self._events())
         try:
             async with self._cancellation.attended(receive):
-                async for data in paced(self._events()):
-                    await self._send(send, data)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                async for events in groups:
+                    await self._send(send, events)
+                    if events.last:
+                        break  # (from here on the server has nothing but a disconnect to say)
         except ClientGone:
             raise
         except Exception as failure:
@@ -66,35 +77,35 @@ class EventStream(Response):
             error = error_responses.known_error(failure, scope)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_SECONDS):
-                    await self._send(send, self._last_words(error))
-                    if self.fails_with_an_end:
-                        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await self._send(send, Events(self._last_words(error), last=self.fails_with_an_end))
             raise error from failure
+        async for _ in groups:  # what they read from comes to its end, too
+            pass
 
     def _last_words(self, error: OpsinError) -> bytes:
         return event(error_responses.body(error))
 
-    async def _send(self, send: Send, data: bytes) -> None:
+    async def _send(self, send: Send, events: Events) -> None:
         if not self._started:
             self._started = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        if data:
-            await send(_more(data))
+        if events.data or events.last:
+            await send({"type": "http.response.body", "body": events.data, "more_body": not events.last})
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncIterator[Events]:
         """The first bytes hold the role of each choice and the first text, the last ones a finish, the usage and
         [DONE]."""
-        left = len(self._generation.choices)
         opening = b"".join(
-            self._event(ChunkChoice(Delta(role="assistant", content=""), index=index)) for index in range(left)
+            self._event(ChunkChoice(Delta(role="assistant", content=""), index=index))
+            for index in range(len(self._generation.choices))
         )
         async for piece in self._generation.pieces():
             data = opening + self._text(piece)
             if piece.finish is not None:
                 data += self._event(ChunkChoice(Delta(), None, piece.finish, piece.choice))
-                left -= 1
-                data += b"" if left else self._closing()
-            yield data
+            if self._generation.ended:
+                data += self._closing()
+            yield Events(data, self._generation.ended)
             opening = b""
 
     def _text(self, piece: Piece) -> bytes:
@@ -122,26 +133,22 @@ class EventStream(Response):
         return event(chunk) + DONE
 
 
-async def paced(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def paced(events: AsyncIterator[Events]) -> AsyncIterator[Events]:
     """The events; while the first is awaited, nothing (once, which lets the status line go) and then pings."""
     first = asyncio.ensure_future(anext(events))
     wait, filler = STATUS_SECONDS, b""
     try:
         while not (await asyncio.wait({first}, timeout=wait))[0]:
-            yield filler
+            yield Events(filler)
             wait, filler = PING_SECONDS, b": ping\n\n"
     finally:
         first.cancel()
     yield first.result()
-    async for data in events:
-        yield data
+    async for group in events:
+        yield group
 
 
 def _call(delta: ToolCallDelta) -> CallDelta:
     if delta.id is None:
         return CallDelta(delta.index, function=FunctionDelta(arguments=delta.arguments))
     return CallDelta(delta.index, delta.id, "function", FunctionDelta(delta.name, delta.arguments))
-
-
-def _more(data: bytes) -> Message:
-    return {"type": "http.response.body", "body": data, "more_body": True}

@@ -140,6 +140,7 @@ class Generation:
         self.choices = choices
         self._usage, self._metrics, self._adapter_use = usage, metrics, adapter_use
         self._started, self._keep, self._prompt_tokens = started, keep, prompt_tokens
+        self.ended = False  # from the last piece on
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Of all choices, as they come: each choice ends with one that has a `finish`. Raises EngineFailed."""
@@ -153,6 +154,7 @@ class Generation:
                 found[piece.choice].add(piece)
                 if not left:
                     await self._keep(self._completed(found))
+            self.ended = not left
             yield piece
 
     def _note(self, choice: ChoiceStream, output: Output) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
-from opsin_server.api.answer.event_stream import EventStream
+from opsin_server.api.answer.event_stream import Events, EventStream
 from opsin_server.api.answer.response_events import ResponseEvents, written
 from opsin_server.api.cancellation import CancelScope
 from opsin_server.errors import OpsinError
@@ -26,9 +26,9 @@ class ResponseStream(EventStream):
         super().__init__(events.generation, cancellation, held, False, False, headers)
         self._response_events, self._obfuscated = events, obfuscated
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncIterator[Events]:
         async for group in self._response_events.groups():
-            yield written(group, obfuscated=self._obfuscated)
+            yield Events(written(group, obfuscated=self._obfuscated), self._generation.ended)
 
     def _last_words(self, error: OpsinError) -> bytes:
         return written(self._response_events.failed(error))

@@ -8,7 +8,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
+from opsin_server.api.answer.event_stream import DONE
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.routes.read_body import parse, read_body
 from opsin_server.api.routes.read_query import known_query
@@ -53,15 +55,24 @@ async def list_fine_tune_events(
         raise BadRequest("Invalid value for 'stream': it must be true or false", param="stream")
     if stream == "true":
         await services.fine_tuning.get(fine_tune_id)  # one that is not there is no stream
-        return StreamingResponse(_stream(fine_tune_id, services), media_type="text/event-stream")
+        return LegacyEvents(_stream(fine_tune_id, services), media_type="text/event-stream")
     events = await _events(fine_tune_id, services)
     return {"object": "list", "data": [described_legacy_event(event) for event in events]}
 
 
-async def _stream(fine_tune_id: str, services: Services) -> AsyncIterator[str]:
+class LegacyEvents(StreamingResponse):
+    """The last event and the end of the body go out together: a client leaves when it has read the former."""
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for events in self.body_iterator:
+            await send({"type": "http.response.body", "body": events, "more_body": events != DONE})
+
+
+async def _stream(fine_tune_id: str, services: Services) -> AsyncIterator[bytes]:
     async for event in services.fine_tuning.follow(fine_tune_id):
-        yield f"data: {json.dumps(described_legacy_event(event))}\n\n"
-    yield "data: [DONE]\n\n"
+        yield f"data: {json.dumps(described_legacy_event(event))}\n\n".encode()
+    yield DONE
 
 
 async def _events(fine_tune_id: str, services: Services) -> list[JobEvent]:
