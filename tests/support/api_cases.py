@@ -29,6 +29,7 @@ ASKED: dict[str, tuple[dict[str, Any], str | None]] = {
     "createDeploymentChatCompletion": ({"messages": [USER]}, "max_tokens"),
     "createResponse": ({"input": "Hello!"}, "max_output_tokens"),
     "createCompletion": ({"prompt": "Hello!"}, "max_tokens"),
+    "createDeploymentCompletion": ({"prompt": "Hello!"}, "max_tokens"),
     "createMessage": ({"messages": [USER]}, "max_tokens"),
     "countMessageTokens": ({"messages": [USER]}, None),
     "createEmbedding": ({"input": "Hello!"}, None),

@@ -52,7 +52,18 @@ def create_app(services: Services) -> FastAPI:
         exception_handlers={HTTPException: error_responses.leave},
     )
     app.state.services = services
-    for route in (chat, embeddings, tokenize, models, routes_of_adapters, aliases, vllm_adapters, health, openapi):
+    for route in (
+        chat,
+        completions,
+        embeddings,
+        tokenize,
+        models,
+        routes_of_adapters,
+        aliases,
+        vllm_adapters,
+        health,
+        openapi,
+    ):
         app.include_router(route.router)
     for below in (
         routes_of_files,
@@ -63,7 +74,6 @@ def create_app(services: Services) -> FastAPI:
         batches,
         webhooks,
         responses,
-        completions,
         messages,
     ):
         app.include_router(_with_and_without_version(below.router))

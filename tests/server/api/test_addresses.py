@@ -182,11 +182,23 @@ def test_azures_client(guarded: RunningServer, options: dict[str, Any], credenti
     client = azure(guarded, **options, **credential)
     answer = client.chat.completions.create(**CHAT)
     assert (answer.choices[0].message.content, answer.model) == ("hello", "opsin-test")
+    raw = client.completions.create(model="opsin-test", prompt="hi")
+    assert (raw.choices[0].text, raw.model) == ("hello", "opsin-test")
     chunks = client.chat.completions.create(**CHAT, stream=True)
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "hello"
     assert [model.id for model in client.models.list()] == ["opsin-test", "gpt-4o-2024-08-06"]
     with pytest.raises(openai.AuthenticationError):
         azure(guarded, **options, api_key="wrong").chat.completions.create(**CHAT)
+
+
+def test_azures_version_may_stand_in_every_query(plain: Any) -> None:
+    """Its clients send it always, and here it means nothing."""
+    for method, path in routes(plain):
+        if method in ("GET", "DELETE"):
+            without, _, said = ask(plain, method, path)
+            status, _, answer = ask(plain, method, path + "?api-version=preview")
+            assert status == without, path
+            assert status < 400 or answer == said, path
 
 
 def test_azures_address_names_the_model(guarded: RunningServer) -> None:

@@ -87,7 +87,7 @@ def test_all_routes_are_enumerated(guarded: RunningServer) -> None:
         "/version",
         *OPEN,
     } <= paths
-    assert len(paths) == 122
+    assert len(paths) == 123
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -18,7 +18,7 @@ from opsin_server.api.reference.operations import (
 )
 from opsin_server.api.schemas.chat_request import ChatRequest, DeploymentRequest
 from opsin_server.api.schemas.chat_response import Completion
-from opsin_server.api.schemas.completion_request import CompletionRequest
+from opsin_server.api.schemas.completion_request import CompletionRequest, DeploymentCompletionRequest
 from opsin_server.api.schemas.completion_response import TextCompletion
 from opsin_server.api.schemas.embedding_request import DeploymentEmbeddingRequest, EmbeddingRequest
 from opsin_server.api.schemas.embedding_response import EmbeddingList
@@ -193,6 +193,15 @@ OTHERS = (
                 "Raw texts or ids, which are continued, whole or as a stream.",
                 (CompletionRequest,),
                 {JSON: TextCompletion, EVENTS: None},
+            ),
+            Operation(
+                "createDeploymentCompletion",
+                "POST",
+                "/openai/deployments/{name}/completions",
+                "The same at Azure's address, which names the model.",
+                (DeploymentCompletionRequest,),
+                {JSON: TextCompletion, EVENTS: None},
+                also=(DEPLOYMENT + "/completions",),
             ),
         ),
     ),

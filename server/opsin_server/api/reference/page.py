@@ -29,7 +29,8 @@ accepted only at the values that have no effect, and at any other value is refus
 that is in no list is refused by name. Null stands for a field that was left out, whichever it is (a misspelt one too),
 and 16.0 for 16. A parameter of an address that is in no list is refused, where any is read.
 
-Routes that only tell answer HEAD as they answer GET. Any path may have `/openai` in front, as Azure's clients send it.
+Routes that only tell answer HEAD as they answer GET. Any path may have `/openai` in front, and any query `api-version`,
+as Azure's clients send them.
 [Errors](reference.md#errors) have OpenAI's shape. Keys: `Authorization: Bearer KEY`."""
 
 

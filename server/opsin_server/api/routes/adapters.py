@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from opsin_server.adapters.importer import ImportOptions
 from opsin_server.api.middleware.paths import READ
 from opsin_server.api.routes.read_body import parse, read_body
+from opsin_server.api.routes.read_query import known_query
 from opsin_server.api.routes.read_upload import read_upload
 from opsin_server.api.schemas.adapters import (
     CreateAdapter,
@@ -137,11 +138,8 @@ async def delete_adapter(name: str, request: Request, services: ServicesDep) -> 
 
 
 def _number(request: Request) -> int | None:
-    """The version of a query, 3 or v3. A query of other names is refused: it would act on all versions."""
-    if unknown := next((name for name in request.query_params if name != "version"), None):
-        message = f"Unrecognized request argument supplied: {unknown[:100]}"
-        raise BadRequest(message, param=unknown[:100], code="unknown_parameter")
-    if (version := request.query_params.get("version")) is None:
+    """The version of a query, 3 or v3. (One of another name is refused: it would act on all versions.)"""
+    if (version := known_query(request, ("version",)).get("version")) is None:
         return None
     digits = version.removeprefix("v")
     if not (digits.isascii() and digits.isdigit() and 0 < len(digits) < 10):

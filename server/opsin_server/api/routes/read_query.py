@@ -11,16 +11,19 @@ from fastapi import Request
 from opsin_server.errors import BadRequest, NotFound
 from opsin_server.storage.records import Page
 
+UNREAD = ("api-version",)  # Azure's clients send it with every request
 LABEL = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
 def known_query(request: Request, known: Collection[str]) -> dict[str, str]:
-    """The parameters of the query. Raises BadRequest for one that is unknown, or stands twice: it would not act."""
-    if unknown := next((name for name in request.query_params if name not in known), None):
+    """The parameters of the query, without those that all routes take and none reads. Raises BadRequest for one that is
+    unknown, or stands twice: it would not act."""
+    given = [(name, value) for name, value in request.query_params.multi_items() if name not in UNREAD]
+    if unknown := next((name for name, _ in given if name not in known), None):
         message = f"Unrecognized request argument supplied: {unknown[:100]}"
         raise BadRequest(message, param=unknown[:100], code="unknown_parameter")
-    found = dict(request.query_params)
-    if len(request.query_params.multi_items()) > len(found):
+    found = dict(given)
+    if len(given) > len(found):
         twice = next(name for name in found if len(request.query_params.getlist(name)) > 1)
         raise BadRequest(f"'{twice}' is given more than once", param=twice)
     return found

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from opsin_server.api.schemas.deployments import NamedByAddress
 from opsin_server.api.schemas.dialects import Dialects
 from opsin_server.api.schemas.fine_tuning import checked_pairs
 from opsin_server.api.schemas.sampling_fields import SamplingFields, Tokens
@@ -189,6 +190,4 @@ class ChatRequest(Dialects, SamplingFields):
 class DeploymentRequest(ChatRequest):
     """Azure's way to ask: the address names the model, and the body may name it or not."""
 
-    model: Annotated[
-        str, BeforeValidator(lambda value: "" if value is None else value, json_schema_input_type=str | None)
-    ] = ""
+    model: NamedByAddress = ""

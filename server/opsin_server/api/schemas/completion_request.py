@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from opsin_server.api.schemas.deployments import NamedByAddress
 from opsin_server.api.schemas.dialects import CommonDialects
 from opsin_server.api.schemas.sampling_fields import MAX_CHOICES, SamplingFields
 from opsin_server.api.schemas.tokenize import Opening, Parse
@@ -112,3 +113,9 @@ class CompletionRequest(CommonDialects, SamplingFields):
         """As `prompt_logprobs` of a Submit."""
         echoed = self.logprobs if self.echo else None
         return max(-1 if asked is None else asked for asked in (echoed, self.prompt_logprobs))
+
+
+class DeploymentCompletionRequest(CompletionRequest):
+    """Azure's way to ask: the address names the model, and the body may name it or not."""
+
+    model: NamedByAddress = ""

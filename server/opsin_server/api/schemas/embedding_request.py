@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_server.api.schemas.chat_request import ProcessorOptions
+from opsin_server.api.schemas.deployments import NamedByAddress
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, missing, only, whole, wrong
 from opsin_server.chat.messages import ChatMessage, ContentPart
 
@@ -125,6 +126,4 @@ class EmbeddingRequest(Strict):
 class DeploymentEmbeddingRequest(EmbeddingRequest):
     """Azure's way to ask: the address names the model, and the body may name it or not."""
 
-    model: Annotated[
-        str, BeforeValidator(lambda value: "" if value is None else value, json_schema_input_type=str | None)
-    ] = ""
+    model: NamedByAddress = ""
