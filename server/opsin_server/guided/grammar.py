@@ -10,6 +10,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
+from opsin_server.guided.bounds import bounded
 from opsin_server.guided.limits import HEAD, MAX_GRAMMAR, MAX_REGEX, MAX_SCHEMA
 from opsin_server.guided.schema import check_escape, escapes_next, holdable, wrong
 
@@ -44,7 +45,7 @@ def schema_text(schema: Mapping[str, Any], param: str, whitespace: str | None = 
     """A schema as it stands in a grammar. Raises BadRequest."""
     if OPTIONS in schema:
         raise wrong(f"{OPTIONS!r} is not accepted in a schema", param)
-    schema = holdable(schema, param)
+    schema = bounded(holdable(schema, param))
     blanks = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
     text = json.dumps({**schema, OPTIONS: blanks}, ensure_ascii=False)
     _check_size(text, MAX_SCHEMA, "schema", param)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opsin_server.errors import BadRequest
+from opsin_server.guided.formats import PATTERNS
 from opsin_server.guided.limits import MAX_DEPTH
 
-# Those that llguidance knows. Any other only describes, as JSON Schema has it.
-FORMATS = frozenset(("date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"))
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 LARGEST = 2**63 - 1
 DIALECTS = (
@@ -18,7 +17,7 @@ DIALECTS = (
 )
 OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # a schema a name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-ONE = ("items", "additionalProperties")
+ONE = ("items", "additionalItems", "additionalProperties")
 COMPOSING = ("$ref", "anyOf", "oneOf", "allOf")
 
 
@@ -77,22 +76,27 @@ def _part(schema: Any, param: str, closes: bool) -> Any:
         return schema
     _check_dialect(schema, param)
     _check_numbers(schema, param)
-    made = dict(schema)
-    for name in OF_SCHEMAS:
-        if isinstance(inner := made.get(name), Mapping):
-            made[name] = {key: _part(value, param, closes) for key, value in inner.items()}
-    for name in LISTS:
-        if isinstance(inner := made.get(name), list):
-            made[name] = [_part(value, param, closes) for value in inner]
-    for name in ONE:
-        made |= {name: _part(made[name], param, closes)} if name in made else {}
+    made = with_parts(schema, lambda part: _part(part, param, closes))
     if made.get("uniqueItems") is False:
         del made["uniqueItems"]
-    if isinstance(made.get("format"), str) and made["format"] not in FORMATS:
+    if isinstance(made.get("format"), str) and made["format"] not in PATTERNS:  # it only describes
         del made["format"]
     open_ = not any(name in made for name in ("additionalProperties", "patternProperties", "unevaluatedProperties"))
     if closes and open_ and isinstance(made.get("properties"), dict) and made["properties"]:
         made["additionalProperties"] = False
+    return made
+
+
+def with_parts(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The same with what is made of each part that stands directly in it."""
+    made = dict(schema)
+    for name in OF_SCHEMAS:
+        if isinstance(inner := made.get(name), Mapping):
+            made[name] = {key: change(value) for key, value in inner.items()}
+    for name in (*LISTS, *ONE):
+        if name in made:
+            inner = made[name]
+            made[name] = [change(value) for value in inner] if isinstance(inner, list) else change(inner)
     return made
 
 
