@@ -79,6 +79,11 @@ def test_a_tool_is_called_and_answered(claude: anthropic.Anthropic) -> None:
     assert streamed.input == call.input == json.loads("".join(parts))
     cut = claude.messages.create(**{**request, "max_tokens": answer.usage.output_tokens * 2 // 3})
     assert (cut.stop_reason, cut.content) == ("max_tokens", [])
+    stopped = {**request, "stop_sequences": ["green", call.input["colour"]]}
+    cut = claude.messages.create(**stopped)
+    assert (cut.stop_reason, cut.stop_sequence, cut.content) == ("stop_sequence", call.input["colour"], [])
+    last = [event.delta for event in claude.messages.create(**stopped, stream=True) if event.type == "message_delta"]
+    assert [(end.stop_reason, end.stop_sequence) for end in last] == [("stop_sequence", call.input["colour"])]
     result = {"type": "tool_result", "tool_use_id": call.id, "content": [picture("cat.png")]}
     turns = [{"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
     after = claude.messages.create(

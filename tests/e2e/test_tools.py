@@ -76,6 +76,18 @@ def test_streamed_calls_add_up(ask) -> None:
     assert whole[0].id != found[0]["id"]
 
 
+def test_a_call_that_a_stop_string_cuts_is_none(ask) -> None:
+    options = {"tool_choice": "required", "parallel_tool_calls": False, "stop": ["red", "blue"]}
+    choice = ask(QUESTION, **options, tools=TOOLS[:1]).choices[0]
+    assert (choice.finish_reason, choice.message.tool_calls) == ("stop", None)
+    chunks = [chunk.choices[0] for chunk in ask(QUESTION, **options, tools=TOOLS[:1], stream=True)]
+    assert chunks[-1].finish_reason == "stop"
+    begun = [delta for chunk in chunks for delta in chunk.delta.tool_calls or ()]
+    assert begun[0].function.name == "paint"
+    length = ask(QUESTION, **options, tools=TOOLS[:1], max_tokens=12).choices[0]
+    assert length.finish_reason == "length"
+
+
 def test_a_free_answer_calls_nothing_or_keeps_to_a_strict_schema(ask) -> None:
     strict = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}]
     for tools in (TOOLS, strict):

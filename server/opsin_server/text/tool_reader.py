@@ -55,6 +55,8 @@ class ToolCallReader:
         self._scanner = JsonScanner()
         self._marks = _marks(form)
         self.count = 0
+        self.cut = False
+        """Whether the arguments of the last call have not ended."""
 
     def push(self, text: str) -> ToolPiece:
         self._held += text
@@ -163,7 +165,7 @@ class ToolCallReader:
         return True
 
     def _expect_arguments(self) -> None:
-        self._scanner = JsonScanner()
+        self._scanner, self.cut = JsonScanner(), True
         self._read = self._quoted if self._held.startswith('"') else self._arguments
 
     def _arguments(self, last: bool) -> bool:
@@ -183,10 +185,11 @@ class ToolCallReader:
         self._add(self._held if end is None else _string(self._held[1 : end - 1]))
         self._held = "" if end is None else self._held[end:]
         self._end_arguments()
+        self.cut = end is None
         return True
 
     def _end_arguments(self) -> None:
-        self._scanner = JsonScanner(depth=1)
+        self._scanner, self.cut = JsonScanner(depth=1), False
         self._read = self._rest if self._form.kind == "object" else self._behind
 
     def _rest(self, last: bool) -> bool:

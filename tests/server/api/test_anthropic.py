@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import anthropic
@@ -20,6 +21,7 @@ from opsin_server.api.schemas.messages_chat import to_chat
 from opsin_server.api.schemas.messages_request import CountTokensRequest, MessagesRequest
 from opsin_server.errors import BadRequest
 from opsin_server.text.reasoning import ReasoningFormat
+from opsin_server.text.tool_format import SPELLED
 from support.served import PLAIN
 from support.talk import png, sample
 
@@ -74,6 +76,17 @@ def test_thoughts_are_blocks_of_their_own(start: Any) -> None:
     for answer in answers:
         assert [block.type for block in answer.content] == ["thinking", "text"]
         assert (answer.content[0].thinking, answer.content[1].text) == ("hm", "A cat.")
+
+
+@pytest.mark.parametrize("input_", [b'{"at": "x', b'{"at" "x"}}'])
+def test_what_is_no_call_is_not_called_one(start: Any, input_: bytes) -> None:
+    server = start(Script(b'<tool_call>\n{"name": "look", "arguments": ' + input_))
+    server.services.encoder.template = SimpleNamespace(tools=SimpleNamespace(format=SPELLED))
+    request = {**HI, "max_tokens": 90, "tools": [TOOL]}
+    whole = sdk(server).messages.create(**request)
+    assert (whole.stop_reason, whole.content) == ("end_turn", [])
+    events = list(sdk(server).messages.create(**request, stream=True))
+    assert [event.delta.stop_reason for event in events if event.type == "message_delta"] == ["end_turn"]
 
 
 def test_errors_are_in_anthropics_shape(start: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -18,6 +19,7 @@ from opsin_server.api.schemas.responses_items import InputItem
 from opsin_server.chat.fields import Ignored
 from opsin_server.errors import BadRequest
 from opsin_server.text.reasoning import ReasoningFormat
+from opsin_server.text.tool_format import SPELLED
 
 ASK: dict[str, Any] = {"model": "opsin-test", "input": "hi"}
 BEGIN = ["created", "in_progress", "output_item.added", "content_part.added"]
@@ -93,6 +95,17 @@ def test_an_answer_that_is_cut_off_is_incomplete(plain: RunningServer) -> None:
     last = events[-1].response
     assert (last.status, last.incomplete_details.reason, last.output_text) == ("incomplete", "max_output_tokens", "hel")
     assert last.output[0].status == "incomplete"
+
+
+def test_a_call_that_the_answers_end_cuts_is_an_incomplete_item(start: Any) -> None:
+    server = start(Script(b'<tool_call>\n{"name": "f", "arguments": {"a": "b'))
+    server.services.encoder.template = SimpleNamespace(tools=SimpleNamespace(format=SPELLED))
+    tool: Any = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+    response = streamed(server, tools=[tool], max_output_tokens=90)[-1].response
+    (item,) = response.output
+    assert (response.status, item.type, item.status, item.arguments) == (
+        "completed", "function_call", "incomplete", '{"a": "b',
+    )  # fmt: skip
 
 
 def test_an_answer_without_a_word_is_an_empty_message(start: Any) -> None:

@@ -123,6 +123,23 @@ def test_an_answer_that_was_cut_gives_what_there_is(cut: int) -> None:
         assert written.startswith(text[:20])
 
 
+@pytest.mark.parametrize(("form", "written"), [(one[0], one[1]) for one in WRITTEN[:-2]])
+def test_it_is_known_whether_the_arguments_of_the_last_call_were_cut(form: ToolFormat, written: str) -> None:
+    for end in range(len(written) + 1):
+        reader = ToolCallReader(form, lambda: "x", KNOWN)
+        found = [*reader.push(written[:end]).calls, *reader.finish().calls]
+        arguments = "".join(delta.arguments for delta in found if delta.index == reader.count - 1)
+        assert reader.cut == (bool(reader.count) and not is_json(arguments)), arguments
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def test_an_answer_of_nothing_but_calls_has_no_text() -> None:
     for cut in range(len(HERMES_LOOK)):
         reader = ToolCallReader(HERMES, lambda: "x", KNOWN, only_calls=True)

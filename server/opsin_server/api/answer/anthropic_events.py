@@ -52,9 +52,8 @@ async def message(generation: Generation) -> MessageAnswer:
         call_block.input = found or {}
     answer = _answer(generation)
     answer.content = [block for place, block in enumerate(blocks) if inputs.get(place, {}) is not None]
-    answer.stop_reason, answer.stop_sequence = _ending(last)
-    if answer.stop_reason == "tool_use" and not any(isinstance(block, ToolUse) for block in answer.content):
-        answer.stop_reason = "end_turn"
+    calls = any(isinstance(block, ToolUse) for block in answer.content)
+    answer.stop_reason, answer.stop_sequence = _ending(last, calls)
     return answer
 
 
@@ -85,6 +84,7 @@ class MessageStream(EventStream):
         self._request_id = request_id
         self._index = -1  # of the last block that was begun
         self._open: str | None = None  # the type of the block that goes on
+        self._inputs = list[str]()  # of the calls
 
     async def _events(self) -> AsyncIterator[Events]:
         opening = True
@@ -105,7 +105,10 @@ class MessageStream(EventStream):
             data += b"" if self._open == "text" else self._begin("text", TextContent(""))
             data += self._delta("text_delta", text=piece.text)
         for call in piece.calls:
-            data += b"" if call.id is None else self._begin("tool_use", _tool_use(call))
+            if call.id is not None:
+                data += self._begin("tool_use", _tool_use(call))
+                self._inputs.append("")
+            self._inputs[-1] += call.arguments
             data += self._delta("input_json_delta", partial_json=call.arguments) if call.arguments else b""
         return data
 
@@ -124,7 +127,7 @@ class MessageStream(EventStream):
         return named_event("content_block_delta", index=self._index, delta={"type": kind, **fields})
 
     def _closing_of(self, piece: Piece) -> bytes:
-        reason, stop = _ending(piece)
+        reason, stop = _ending(piece, any(_object(text) is not None for text in self._inputs))
         delta = {"stop_reason": reason, "stop_sequence": stop}
         ending = named_event("message_delta", delta=delta, usage=_usage(self._generation))
         return self._end() + ending + named_event("message_stop")
@@ -144,10 +147,12 @@ def _usage(generation: Generation) -> MessageUsage:
     return MessageUsage(used.prompt_tokens - cached, cached, used.completion_tokens)
 
 
-def _ending(piece: Piece) -> tuple[StopReason, str | None]:
+def _ending(piece: Piece, calls: bool) -> tuple[StopReason, str | None]:
+    """calls: whether there is a call whose input is whole."""
     if piece.finish == "stop" and piece.stop is not None:
         return "stop_sequence", piece.stop
-    return REASONS[piece.finish or "stop"], None
+    reason = REASONS[piece.finish or "stop"]
+    return "end_turn" if reason == "tool_use" and not calls else reason, None
 
 
 def _tool_use(call: ToolCallDelta) -> ToolUse:

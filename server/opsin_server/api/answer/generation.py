@@ -114,7 +114,8 @@ def _read_calls(piece: Piece, reader: ToolCallReader) -> None:
     found = [reader.push(piece.text)]
     if piece.finish is not None:
         found.append(reader.finish())
-        if reader.count and piece.finish == "stop":
+        piece.cuts_call = reader.cut
+        if reader.count and piece.finish == "stop" and not reader.cut:
             piece.finish = "tool_calls"
     piece.text = "".join(part.text for part in found)
     piece.calls = tuple(call for part in found for call in part.calls)
@@ -227,6 +228,8 @@ class WholeChoice:
             if delta.id is not None and delta.name is not None:
                 self.calls.append(ToolCall(delta.id, CalledFunction(delta.name, "")))
             self.calls[delta.index].function.arguments += delta.arguments
+        if piece.cuts_call and piece.finish == "stop":
+            self.calls.pop()  # it is none
         self.text.append(piece.text)
         self.thoughts += piece.thoughts
         self.logprobs += piece.logprobs

@@ -24,6 +24,7 @@ class Piece:
     finish: Finish | None = None
     stop: str | None = None  # the stop string that ended it
     calls: tuple[ToolCallDelta, ...] = ()
+    cuts_call: bool = False  # it ends the answer within a call's arguments
     thoughts: str = ""
 
     def __bool__(self) -> bool:

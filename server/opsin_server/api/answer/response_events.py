@@ -52,7 +52,7 @@ class ResponseEvents:
             for call in piece.calls:
                 group += self._of_call(call)
             if piece.finish is not None:
-                group += self._ends(incomplete=piece.finish == "length")
+                group += self._ends(incomplete=piece.finish == "length", cuts_call=piece.cuts_call)
                 await self._keep(self.response)
                 group.append(self._whole(self.response["status"]))
             yield group
@@ -145,11 +145,11 @@ class ResponseEvents:
 
     # ------------------------------------------------------------------------------------------------ the answer
 
-    def _ends(self, *, incomplete: bool) -> Iterator[Event]:
+    def _ends(self, *, incomplete: bool, cuts_call: bool) -> Iterator[Event]:
         if self._item is None and not self.response["output"]:  # it said nothing
             yield from self._begins_part(message_item(self._own_id("msg")), text_part())
         if self._item is not None:
-            yield from self._done("incomplete" if incomplete else "completed")
+            yield from self._done("incomplete" if incomplete or cuts_call else "completed")
         self.response["usage"] = described_usage(self.generation.usage())
         self.response["status"] = "incomplete" if incomplete else "completed"
         if incomplete:
