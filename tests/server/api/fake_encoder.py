@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -45,11 +45,12 @@ def byte_tokenizer() -> Tokenizer:
 
 
 class FakeEncoder:
-    """seconds: how long encoding takes. An image becomes 4 tokens, and its pixels one row."""
+    """free: encoding waits until it is set. An image becomes 4 tokens, and its pixels one row."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.tokenizer = byte_tokenizer()
-        self.seconds = seconds
+        self.free = threading.Event()
+        self.free.set()
         self.vocabulary = END + 1
         self.reasoning = None
         self.ends: tuple[int, ...] = (END,)
@@ -68,7 +69,7 @@ class FakeEncoder:
     ) -> Prompt:
         self.calls += 1
         self.continued = continue_final
-        time.sleep(self.seconds)
+        self.free.wait()
         ids: list[int] = []
         spans: list[Span] = []
         for part in (part for message in messages for part in message.parts):

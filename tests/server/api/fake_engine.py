@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +30,15 @@ from opsin_server.ipc.messages import (
 
 @dataclass
 class Script:
-    """tokens: what is generated, then `finish`. die_after: the engine is gone before the token of this number."""
+    """tokens: what is generated, then `finish`. die_after: the engine is gone before the token of this number. held:
+    the tokens from `held_from` on wait until it is set."""
 
     tokens: Sequence[int] = ()
     finish: str | None = "stop"
     delay: float = 0.0  # before each token
     first_delay: float = 0.0
+    held: threading.Event | None = None
+    held_from: int = 0
     die_after: int | None = None
     error: str | None = None  # finish "error" with this message
     batch: int = 1  # tokens an output
@@ -64,6 +68,8 @@ class FakeStream:
         for start in range(0, len(tokens), script.batch):
             if script.delay:
                 await asyncio.sleep(script.delay)
+            while script.held is not None and start >= script.held_from and not script.held.is_set():
+                await asyncio.sleep(0.002)
             self._check(start)
             if self.over:
                 return

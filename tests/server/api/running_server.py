@@ -27,7 +27,7 @@ NAMES = ("opsin-test", "gpt-4o-2024-08-06")
 
 
 def config(**changes: Any) -> ServerConfig:
-    return msgspec.structs.replace(ServerConfig(EngineConfig("none"), port=0, drain_timeout=5.0), **changes)
+    return msgspec.structs.replace(ServerConfig(EngineConfig("none"), port=0, drain_timeout=30.0), **changes)
 
 
 class RunningServer:
@@ -64,7 +64,7 @@ class RunningServer:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server under test", daemon=True)
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def _run(self) -> None:
@@ -92,28 +92,28 @@ class RunningServer:
         async def run() -> Any:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        options = {"api_key": "none", "max_retries": 0, "timeout": 20.0, **options}
+        options = {"api_key": "none", "max_retries": 0, "timeout": 60.0, **options}
         http = openai.DefaultHttpxClient(base_url=self.url + "/v1", **PLAIN)
         return openai.OpenAI(base_url=self.url + "/v1", http_client=http, **options)
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        options = {"api_key": "none", "max_retries": 0, "timeout": 20.0, **options}
+        options = {"api_key": "none", "max_retries": 0, "timeout": 60.0, **options}
         http = openai.DefaultAsyncHttpxClient(base_url=self.url + "/v1", **PLAIN)
         return openai.AsyncOpenAI(base_url=self.url + "/v1", http_client=http, **options)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def stop(self) -> None:
         """The first is a SIGTERM's."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.server.stop)
 
-    def join(self, seconds: float = 10) -> None:
-        self._thread.join(seconds)
+    def join(self) -> None:
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the server did not end"
 
     def close(self) -> None:
@@ -123,13 +123,12 @@ class RunningServer:
         self.join()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> float:
-    """Seconds until the condition held."""
-    start = time.monotonic()
+def wait_for(condition: Callable[[], bool]) -> None:
+    """As long as a busy machine may take: how long it took is not measured."""
+    end = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() - start < seconds, "did not come true"
+        assert time.monotonic() < end, "did not come true"
         time.sleep(0.002)
-    return time.monotonic() - start
 
 
 def post(body: Any, headers: str = "") -> bytes:

@@ -112,7 +112,7 @@ def test_what_a_draining_server_does_not_finish_ends_at_once() -> None:
         await asyncio.sleep(0)
         admission.drain()
         with pytest.raises(Draining):
-            await asyncio.wait_for(tasks[1], 1)
+            await asyncio.wait_for(tasks[1], 30)
         assert not tasks[0].done()
         tasks[0].cancel()
 
@@ -137,6 +137,6 @@ def test_admission_counts() -> None:
         await asyncio.sleep(0)
         assert not idle.done()
         admission.release(third)
-        await asyncio.wait_for(idle, 1)
+        await asyncio.wait_for(idle, 30)
 
     asyncio.run(main())
