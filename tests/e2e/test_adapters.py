@@ -253,13 +253,13 @@ def test_pinned_adapters_stay_and_one_slot_is_left(server: Served, http: httpx.C
     for name in ("a0", "a1"):
         assert http.post(f"/v1/adapters/{name}/pin", json={}).json()["pinned"] is True
     refused(http.post("/v1/adapters/a2/pin", json={}), 400, "at most 2 adapters can be pinned")
-    wait_for(lambda: http.get("/v1/adapters/a0").json()["tier"] == "slot", 10, "it has no slot")
+    wait_for(lambda: http.get("/v1/adapters/a0").json()["tier"] == "slot", 60, "it has no slot")
     for number in (2, 3, 2, 3):
         adapters.check(ask(server.url, f"a{number}", 0), 0)
     assert {http.get(f"/v1/adapters/a{n}").json()["tier"] for n in (0, 1)} == {"slot"}
     assert http.post("/v1/adapters/a0/pin", json={"pinned": False}).json()["pinned"] is False
     kill_engine(server)
-    wait_for(lambda: http.get("/v1/adapters/a1").json()["tier"] == "slot", 10, "it is not there again")
+    wait_for(lambda: http.get("/v1/adapters/a1").json()["tier"] == "slot", 60, "it is not there again")
     adapters.check(ask(server.url, "a0", 2), 2)
 
 

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from support.adapter_answers import BASE, Adapters, ask, kill_engine, packed, refused, upload
-from support.served import Served
+from support.served import Served, wait_for
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.nightly)])
@@ -31,6 +31,7 @@ def test_nothing_acknowledged_is_lost(adapters: Adapters, tmp_path: Path, kills:
             stop = threading.Event()
             writer = threading.Thread(target=write, args=(server.url, adapters, known, chance, stop, failures))
             writer.start()
+            wait_for(lambda: known["versions"] or failures, 60, "nothing is acknowledged")
             time.sleep(chance.uniform(0.3, 0.9))
             if number % 2:
                 kill_engine(server)

@@ -119,7 +119,7 @@ def test_a_host_that_misbehaves_is_refused_in_time(client, media, number):
     case = hosts_that_misbehave(media)[number]
     start = time.monotonic()
     check(client, case)
-    assert time.monotonic() - start < TIMEOUT + 10
+    assert time.monotonic() - start < TIMEOUT + 30
 
 
 def test_no_redirect_was_followed_inward(client, media):
@@ -159,7 +159,7 @@ def test_a_client_that_leaves_does_not_wait_for_a_hanging_host(server, media):
     with pytest.raises(openai.APITimeoutError):
         impatient.chat.completions.create(model=MODEL_NAME, messages=with_url(media.url("/silence")))
     server.wait_idle()
-    wait_for(lambda: media.open_connections == 0, 10, "the connection to the hanging host was not closed")
+    wait_for(lambda: media.open_connections == 0, 60, "the connection to the hanging host was not closed")
 
 
 def test_wrong_addresses_and_methods(server, client):
@@ -224,15 +224,15 @@ def test_after_all_of_it_nothing_is_held(server, media):
     cases = [*STATIC, *hosts_that_misbehave(media)]
     assert storm(server, cases) == []
     server.wait_idle()
-    wait_for(lambda: media.open_connections == 0, 10)
+    wait_for(lambda: media.open_connections == 0, 60)
     before, memory = census(server), {pid: resident(pid) for pid in (server.pid, server.engine)}
     most = {what: n + (POOLS if what == "threads of the API process" else 2) for what, n in before.items()}
     engine = server.engine
     for _ in range(3):
         assert storm(server, cases) == []
     server.wait_idle()
-    wait_for(lambda: media.open_connections == 0, 10)
-    wait_for(lambda: all(n <= most[what] for what, n in census(server).items()), 15, f"not back to {most}")
+    wait_for(lambda: media.open_connections == 0, 60)
+    wait_for(lambda: all(n <= most[what] for what, n in census(server).items()), 60, f"not back to {most}")
     assert server.engine == engine, "the engine died"
     for pid, size in memory.items():
         growth = resident(pid) - size

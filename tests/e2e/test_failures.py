@@ -16,7 +16,7 @@ from support.served import Served, alive, wait_for
 from support.served_checks import sentence, works
 from support.streams import RawReader, Reader, all_under_way
 
-GENEROUS = 20.0  # seconds for what takes one on a machine that does nothing else
+GENEROUS = 90.0  # seconds for what takes one on a machine that does nothing else
 
 
 def test_an_engine_killed_under_load_is_an_error_for_each_request_and_starts_again():
@@ -61,7 +61,7 @@ def _restarted(server: Served, dead: int) -> None:
     """Readiness tells it, a patient client need not know of it, and the dead engine's folder is gone."""
     wait_for(lambda: server.children() != [dead], GENEROUS)
     works(server, max_retries=30)
-    wait_for(server.is_ready, 5)
+    wait_for(server.is_ready, GENEROUS)
     server.wait_idle()
     assert server.engine != dead
     assert len([name for name in server.room.sockets() if name.count("/") == 1]) == 1
@@ -82,8 +82,8 @@ def test_a_server_killed_takes_its_engine_along():
         engine = server.engine
         server.signal(signal.SIGKILL)
         start = time.monotonic()
-        server.process.wait(10)
-        wait_for(lambda: not alive(engine), 2, "the engine is still there")
+        server.process.wait(GENEROUS)
+        wait_for(lambda: not alive(engine), GENEROUS, "the engine is still there")
         print(f"the engine left after {time.monotonic() - start:.2f} s")
         assert isinstance(reader.end().error, openai.APIError | httpx.HTTPError)
 

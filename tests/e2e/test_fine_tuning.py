@@ -33,7 +33,7 @@ from support.fine_tuning import (
     until,
     upload,
 )
-from support.served import Room, Served
+from support.served import Room, Served, wait_for
 from support.talk import MINI, user
 from support.webhook_host import webhook_host
 
@@ -87,10 +87,10 @@ def test_a_job_from_its_file_to_a_model_that_answers(server: Served, client: ope
     assert job.fine_tuned_model in [model.id for model in client.models.list()]
     check_events(client, job, steps=30)
     check_checkpoints(client, job)
-    time.sleep(1.2)  # (an idle engine tells its counts once a second)
+    pieces = 'opsin_training_pieces_total{engine="0",kind="norm"}'
+    wait_for(lambda: server.metrics().get(pieces) == 30)  # (an idle engine tells its counts once a second)
     counted = server.metrics()
     assert counted['opsin_training_seconds_total{engine="0"}'] > 0
-    assert counted['opsin_training_pieces_total{engine="0",kind="norm"}'] == 30
     assert not [name for name in counted if name.startswith("opsin_job_loss{")]
     assert counted["opsin_training_steps_total"] == 30
     assert counted['opsin_jobs_ended_total{status="succeeded"}'] == 1

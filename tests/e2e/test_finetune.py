@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on(data: tuple[Path, Path], tmp_path: Path) -> 
             assert run.poll() is None
             time.sleep(0.02)
         run.send_signal(number)
-        ends.append((run.wait(30), run.stdout.read()))
+        ends.append((run.wait(120), run.stdout.read()))
     assert ends[0][0] == 130
     assert re.search(r"paused after step \d+; --resume goes on", ends[0][1])
     assert finetune(*options, "--out", out).stderr.endswith("--resume goes on with it; or remove it\n")

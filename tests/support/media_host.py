@@ -81,19 +81,23 @@ class MediaHost:
 
     def _serve(self, raw: socket.socket) -> None:
         self._open.add(raw)
-        with raw:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                block = raw.recv(4096)
-                if not block:
-                    return
-                head += block
-            path = head.split(b" ")[1].decode()
-            self.asked.append(path)
-            answer = self.answers.get(path, NOT_FOUND)
-            with suppress(OSError):  # whoever asked may leave
-                raw.sendall(answer) if isinstance(answer, bytes) else answer(raw)
-        self._open.discard(raw)
+        try:
+            with raw, suppress(OSError):  # whoever asked may leave
+                self._answer(raw)
+        finally:
+            self._open.discard(raw)
+
+    def _answer(self, raw: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            block = raw.recv(4096)
+            if not block:
+                return
+            head += block
+        path = head.split(b" ")[1].decode()
+        self.asked.append(path)
+        answer = self.answers.get(path, NOT_FOUND)
+        raw.sendall(answer) if isinstance(answer, bytes) else answer(raw)
 
     @property
     def open_connections(self) -> int:

@@ -21,7 +21,7 @@ import openai
 
 OPSIN = str(Path(sys.executable).parent / "opsin")
 START_SECONDS = 90.0  # on a machine that is busy with other things
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 # What is asked is on this machine, in plain HTTP: a client that reads the world's certificates takes 25 ms of CPU.
 PLAIN: dict[str, Any] = {"trust_env": False, "verify": False}
 
@@ -149,7 +149,7 @@ class Process:
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """The exit code; nothing that it started is alive then."""
         code = self.process.wait(seconds)
-        wait_for(lambda: not self.family(), 5, f"processes are left: {self.family()};")
+        wait_for(lambda: not self.family(), 30, f"processes are left: {self.family()};")
         return code
 
     def discard(self) -> None:
@@ -157,7 +157,7 @@ class Process:
         for pid in self.family():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(30)
         self.room.remove()
 
     def __enter__(self):

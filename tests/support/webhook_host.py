@@ -30,7 +30,7 @@ class WebhookHost:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/hook"
 
-    def wait_for(self, count: int, seconds: float = 20) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
         end = time.monotonic() + seconds
         while len(self.received) < count:
             assert time.monotonic() < end, f"{len(self.received)} of {count} deliveries came"

@@ -103,15 +103,20 @@ def test_no_more_than_the_first_lines_are_read(
 def test_a_check_has_its_time_and_others_do_not_wait_for_ever(
     encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stuck, made = threading.Event(), prepare_module._make
+    stuck, made, taken = threading.Event(), prepare_module._make, []
 
     def stops(data: bytes, *others: Any) -> Any:
         if b"stop" in data:
-            stuck.wait(10)
-        return made(data, *others)
+            stuck.wait(60)
+        row = made(data, *others)
+        taken.append(row)
+        return row
+
+    def nearly_over_behind_two_rows() -> float:
+        return 59.5 if len(taken) == 2 else 0.0
 
     monkeypatch.setattr(prepare_module, "_make", stops)
-    monkeypatch.setattr(file_check, "LIMITS", msgspec.structs.replace(file_check.LIMITS, max_seconds=0.5))
+    monkeypatch.setattr(prepare_module, "time", SimpleNamespace(monotonic=nearly_over_behind_two_rows))
     monkeypatch.setattr(file_check, "WAIT_SECONDS", 0.05)
     where = place(encoder, tmp_path, b"\n".join([row("1?"), row("2?"), row("stop")]))
     nothing = place(encoder, tmp_path, row("stop"))
@@ -127,6 +132,7 @@ def test_a_check_has_its_time_and_others_do_not_wait_for_ever(
     found, refused = asyncio.run(both())
     assert "one at a time" in str(refused)
     assert (found.lines, found.complete, found.timed_out, found.refusal, len(found.rows)) == (2, False, True, None, 2)
+    monkeypatch.setattr(file_check, "LIMITS", msgspec.structs.replace(file_check.LIMITS, max_seconds=0.5))
     empty = check(nothing)
     assert (empty.lines, empty.timed_out, empty.refusal, empty.rows) == (0, True, None, ())
     stuck.set()
@@ -154,7 +160,7 @@ def test_one_at_a_time_and_ended_with_whoever_asked(encoder: PromptEncoder, tmp_
         checks, where = FileChecks(), place(encoder, tmp_path, row("?"), slow)
         tasks = [asyncio.create_task(checks.check(where, ("f", "d"), JobOptions(), 9, 9)) for _ in range(2)]
         for task in tasks:
-            await asyncio.to_thread(began.wait, 10)
+            await asyncio.to_thread(began.wait, 60)
             began.clear()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

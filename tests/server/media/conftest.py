@@ -158,7 +158,7 @@ class Loopback:
 
     async def all_closed(self) -> None:
         """Fails if the client leaves a connection open or a task running."""
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             while self.open or len(asyncio.all_tasks()) > 1:
                 await asyncio.sleep(0.005)
 

@@ -177,7 +177,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 def test_a_slow_server_meets_the_deadline(kit, route) -> None:
     start = time.monotonic()
     error, _ = get(kit, {"/": route}, limits=MediaLimits(fetch_timeout=0.3, allow=ALLOW))
-    assert 0.25 < time.monotonic() - start < 3
+    assert 0.25 < time.monotonic() - start < 30  # (it would go on for ever)
     assert error.code == "image_fetch_failed"
     assert "0.3 s (--media-timeout)" in error.message
 
@@ -188,7 +188,7 @@ def test_the_deadline_spans_redirects_and_lookups(kit) -> None:
         writer.write(kit.redirect("/"))
 
     async def never(host: str, port: int) -> list[str]:
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
         return []
 
     limits = MediaLimits(fetch_timeout=0.3, allow=ALLOW)
@@ -196,7 +196,7 @@ def test_the_deadline_spans_redirects_and_lookups(kit) -> None:
         start = time.monotonic()
         error, _ = get(kit, {"/": bounce}, limits=limits, **options)
         assert "--media-timeout" in error.message
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 30
 
 
 def test_a_declared_length_over_the_limit_is_refused_unread(kit) -> None:
@@ -209,7 +209,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread(kit) -> None:
 
     start = time.monotonic()
     error, _ = get(kit, {"/": serve})
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30
     assert error.message == "The image is 20,971,521 bytes; the limit is 20,971,520 (--max-image-bytes)"
     assert error.code == "image_too_large"
     assert sent == ["cut"]

@@ -47,7 +47,7 @@ async def engine(found: Base) -> AsyncIterator[EngineClient]:
 
 async def until(run: TrainingRun, events: list[TrainingEvent], condition: type | int = TrainingEnded) -> TrainingEvent:
     """The first event of a kind, or the step of that number."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             for event in events:
                 if isinstance(condition, int):
@@ -105,7 +105,7 @@ def test_deaths_of_the_engine_change_nothing(
             run = TrainingRun("job", settings, tmp_path / "run", Data(rows), events.append)
             client.train(run)
             for number in range(kills):
-                await until(run, events, run.step + chance.randint(1, 20))
+                await until(run, events, min(run.step + chance.randint(1, 20), 30 * kills - 1))
                 await asyncio.sleep(chance.uniform(0, 0.05))
                 assert client.pid is not None
                 os.kill(client.pid, signal.SIGKILL)
