@@ -87,9 +87,9 @@ def test_a_response_goes_on_with_one_that_is_kept(server: RunningServer) -> None
     ]  # fmt: skip
     assert items[1] == one.output[0]
     client.responses.delete(one.id)  # what goes on from it has it all
-    with pytest.raises(openai.NotFoundError) as caught:
+    with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(**ASK, previous_response_id=one.id)
-    assert caught.value.param == "previous_response_id"
+    assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
     again = client.responses.create(**ASK, previous_response_id=two.id)
     assert len(client.responses.input_items.list(again.id).data) == 5
     tokens = [answer.usage.input_tokens for answer in (one, two, again) if answer.usage]

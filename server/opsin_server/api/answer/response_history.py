@@ -13,7 +13,7 @@ from opsin_server.api.schemas.responses_items import InputItem
 from opsin_server.api.schemas.responses_kept import find_item, kept_item, read_kept, response_of_item
 from opsin_server.api.services import Services
 from opsin_server.chat.fields import shown
-from opsin_server.errors import NotFound
+from opsin_server.errors import BadRequest, NotFound
 from opsin_server.storage.records import StoredAnswer
 
 
@@ -26,13 +26,13 @@ class History:
 
 
 async def history(body: Conversation, response_id: str, services: Services) -> History:
-    """Raises BadRequest for what cannot be kept, and NotFound for what is not."""
+    """Raises BadRequest for what cannot be kept and for a response before it that is not, NotFound for other items."""
     if isinstance(body, ResponsesRequest) and body.store:
         store_of(services, "store", "true")
     found: list[tuple[InputItem, str]] = []
     said: list[Mapping[str, Any]] = []
     if body.previous_response_id is not None:
-        before = await _kept(body.previous_response_id, "previous_response_id", services)
+        before = await _previous(body.previous_response_id, services)
         said += [*before.said, *before.answer["output"]]
         found += [(read_kept(item), "previous_response_id") for item in said]
     for index, item in enumerate(body.input):
@@ -66,6 +66,17 @@ async def _referred(own_id: str, param: str, services: Services) -> Mapping[str,
     if item is None:
         raise NotFound(f"No such item is kept: {own_id[:100]}", param=param)
     return item
+
+
+async def _previous(response_id: str, services: Services) -> StoredAnswer:
+    try:
+        return await _kept(response_id, "previous_response_id", services)
+    except NotFound:  # clients switch on OpenAI's status and code, and send the whole conversation instead
+        raise BadRequest(
+            f"Previous response with id '{response_id[:100]}' not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        ) from None
 
 
 async def _kept(response_id: str, param: str, services: Services) -> StoredAnswer:
