@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic_core import ErrorDetails
 
-from opsin_server.chat.fields import UNSUPPORTED
+from opsin_server.chat.fields import STATED, UNSUPPORTED
 from opsin_server.chat.messages import TAGS
 from opsin_server.errors import BadRequest
 
@@ -22,6 +22,8 @@ def describe(error: ErrorDetails) -> BadRequest:
         return BadRequest(f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter")
     if kind == UNSUPPORTED:
         return BadRequest(f"Unsupported value for '{param}': {error['msg']}", param=param, code=UNSUPPORTED)
+    if kind == STATED:
+        return BadRequest(error["msg"], param=param)
     if not param:
         return BadRequest("The body must be a JSON object", code="invalid_type")
     reason = _sentence(error["msg"])

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 UNSUPPORTED = "unsupported_parameter"
+STATED = "stated"
 NOT_FINITE = "it must not hold NaN or infinity, which are not JSON"
 
 
@@ -42,6 +43,11 @@ def unsupported(given: object, accepted: str, param: str | None = None) -> Pydan
 def wrong(message: str, param: str | int | None = None) -> PydanticCustomError:
     """For a validator to raise at a wrong value; `param` where the validator stands above the field at fault."""
     return PydanticCustomError("wrong", "{message}", {"message": message, "param": param})
+
+
+def stated(sentence: str, param: str) -> PydanticCustomError:
+    """For a validator to raise where OpenAI has a sentence of its own, which clients look for."""
+    return PydanticCustomError(STATED, "{sentence}", {"sentence": sentence, "param": param})
 
 
 def missing(param: str) -> PydanticCustomError:

@@ -26,6 +26,7 @@ from support.served import PLAIN
 from support.talk import png, sample
 
 HI: Any = {"model": "opsin-test", "max_tokens": 20, "messages": [{"role": "user", "content": "hi"}]}
+GIVEN: Any = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "x"}
 CALL: Any = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": 1}}
 TOOL: Any = {"name": "look", "input_schema": {"type": "object"}}
 
@@ -223,6 +224,9 @@ def test_a_request_is_the_chat_request_that_asks_for_the_same() -> None:
         ({"messages": turns([{"type": "text", "text": "x", "source": None, "id": "y"}])}, "messages[0].content[0].id"),
         ({"messages": turns([CALL])}, "messages[0].content[0].type"),
         ({"messages": turns("hi", [CALL])}, "messages"),
+        ({"messages": turns("hi", [CALL], "so?")}, "messages[1].content"),
+        ({"messages": turns("hi", [CALL, {**CALL, "id": "b"}], [GIVEN], "x", "y")}, "messages[1].content"),
+        ({"messages": turns("hi", [CALL], [GIVEN, GIVEN])}, "messages[2].content[1].tool_use_id"),
         ({"messages": turns([{"type": "tool_result", "tool_use_id": "x"}])}, "messages[0].content[0].tool_use_id"),
         ({"messages": turns([{"type": "image", "source": {"type": "url"}}])}, "messages[0].content[0].source.url"),
         ({"best_of": 2}, "best_of"),

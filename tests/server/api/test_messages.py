@@ -97,11 +97,13 @@ def calls(function: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 ASKS = calls({"name": "f", "arguments": "{}"})
+RESULT = {"role": "tool", "content": "x", "tool_call_id": "1"}
 WRONG_MESSAGES: list[tuple[list[Any], str]] = [
     ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].tool_call_id"),
     ([USER, ASKS, {"role": "tool", "content": "x", "tool_call_id": "2"}], "messages[2].tool_call_id"),
     ([USER, ASKS, {"role": "tool", "content": "x"}], "messages[2].tool_call_id"),
     ([USER, ASKS, {"role": "tool", "tool_call_id": "1"}], "messages[2].content"),
+    ([USER, ASKS, RESULT, RESULT], "messages[3].tool_call_id"),
     ([{**USER, "tool_call_id": "1"}], "messages[0].tool_call_id"),
     ([{**USER, "tool_calls": ASKS["tool_calls"]}], "messages[0].tool_calls"),
     ([{"role": "function", "content": "x", "name": "f"}], "messages[0].role"),
@@ -155,6 +157,33 @@ def test_a_wrong_message_is_refused_at_its_place(messages: list[Any], param: str
     error = refused(messages=messages)
     assert error.param.startswith(param)
     assert param in error.message
+
+
+ASKS_TWICE = {**ASKS, "tool_calls": [*ASKS["tool_calls"], {**ASKS["tool_calls"][0], "id": "2"}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "place", "ids"),
+    [
+        ([USER, ASKS, USER], 2, "1"),
+        ([USER, ASKS_TWICE, RESULT, USER], 3, "2"),
+        ([USER, ASKS_TWICE, RESULT], 2, "2"),
+        ([USER, ASKS, USER, RESULT], 2, "1"),
+        ([USER, ASKS_TWICE, {"role": "assistant", "content": "x"}, USER], 2, "1, 2"),
+    ],
+)
+def test_calls_of_tools_without_their_results_are_refused(messages: list[Any], place: int, ids: str) -> None:
+    error = refused(messages=messages)
+    assert error.param == f"messages[{place}].role"
+    assert error.message == (
+        "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
+        f"The following tool_call_ids did not have response messages: {ids}"
+    )
+
+
+def test_ids_of_calls_may_come_again_and_a_continued_message_may_end_with_calls() -> None:
+    accepted(messages=[USER, ASKS, RESULT, USER, ASKS, RESULT])
+    accepted(messages=[USER, ASKS], continue_final_message=True, add_generation_prompt=False)
 
 
 def test_an_answer_can_be_sent_back_as_the_sdk_gives_it() -> None:

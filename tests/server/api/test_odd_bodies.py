@@ -28,6 +28,8 @@ def schema(number: str) -> dict[str, Any]:
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": NUMBER}'}}
 USED = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": "NUMBER"}}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "x"}
+USED_RESULT = {"type": "tool_result", "tool_use_id": "c"}
 GRADER = {"type": "string_check", "name": "g", "input": "a", "reference": "a", "operation": "eq"}
 
 
@@ -47,12 +49,15 @@ GRADER = {"type": "string_check", "name": "g", "input": "a", "reference": "a", "
         ),
         (
             ChatRequest,
-            CHAT | {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, USER]},
+            CHAT | {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, RESULT]},
             "messages[1].tool_calls[0].function.arguments",
         ),
         (
             CountTokensRequest,
-            CHAT | {"messages": [USER, {"role": "assistant", "content": [USED]}, USER]},
+            CHAT
+            | {
+                "messages": [USER, {"role": "assistant", "content": [USED]}, {"role": "user", "content": [USED_RESULT]}]
+            },
             "messages[1].content[0].input.a",
         ),
         (

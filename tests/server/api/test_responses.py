@@ -182,7 +182,7 @@ def test_what_is_wrong_is_said_by_its_path(fields: dict[str, Any], param: str) -
         ({"previous_response_id": "resp_x"}, "previous_response_id"),
         ({"input": [{"type": "item_reference", "id": "msg_x"}]}, "input[0].id"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input[0].call_id"),
-        ({"input": [USER, CALL, SECOND_CALL, {**RESULT, "output": [IMAGE]}]}, "input[3].output[0].image_url"),
+        ({"input": [USER, SECOND_CALL, {**RESULT, "output": [IMAGE]}]}, "input[2].output[0].image_url"),
         ({"input": [{"role": "user", "content": [FILE]}]}, "input[0].content[0].file_data"),
         ({"max_output_tokens": 5000}, "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "y"}}}}, "text.format.schema"),
@@ -195,6 +195,15 @@ def test_what_the_chat_behind_it_refuses_has_the_names_of_the_request(
         plain.client().responses.create(**{**ASK, **fields})
     assert caught.value.param == param
     assert "--store" in caught.value.message or not {"store", "previous_response_id"} & fields.keys()
+
+
+def test_a_call_without_a_result_is_refused_and_what_stands_between_them_is_not(plain: RunningServer) -> None:
+    client = plain.client()
+    between: list[Any] = [USER, CALL, {"role": "assistant", "content": "I look."}, USER, SECOND_CALL, RESULT]
+    assert client.responses.create(**{**ASK, "input": [*between, {**RESULT, "call_id": "c1"}]}).output_text == "hello"
+    with pytest.raises(openai.BadRequestError, match=r"- No tool output found for function call c1\.") as caught:
+        client.responses.create(**{**ASK, "input": between})
+    assert caught.value.param == "input"
 
 
 def test_what_is_left_out_is_the_served_model_and_an_empty_message(plain: RunningServer) -> None:

@@ -14,6 +14,7 @@ from opsin_server.api.schemas.sampling_fields import SamplingFields, Tokens
 from opsin_server.api.schemas.tools import MAX_TOOLS, Tool, ToolChoice
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, Unread, only, unsupported, wrong
 from opsin_server.chat.messages import ChatMessage, Frames, FramesPerSecond, Pixels, VideoFields
+from opsin_server.chat.open_calls import check_results
 
 
 def _unless_minus_one(value: Any) -> Any:
@@ -151,11 +152,11 @@ class ChatRequest(Dialects, SamplingFields):
             raise wrong("two tools have one name", "tools")
         if not names and self.tool_choice not in (None, "none", "auto"):
             raise wrong("it needs 'tools'", "tool_choice")
-        called = set[str]()
-        for index, message in enumerate(self.messages):
-            called |= {call.id for call in message.tool_calls or ()}
-            if message.tool_call_id is not None and message.tool_call_id not in called:
-                raise wrong("no message before it calls a tool by this id", f"messages[{index}].tool_call_id")
+        self._check_results()
+
+    def _check_results(self) -> None:
+        """A message that is continued may go on behind its calls."""
+        check_results(self.messages[:-1] if self.continue_final_message else self.messages)
 
     def _check_pairs(self) -> None:
         """Metadata as it is kept: strings."""

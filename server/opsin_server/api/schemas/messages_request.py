@@ -3,7 +3,6 @@ name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
@@ -14,6 +13,7 @@ from opsin_server.api.schemas.structured_outputs import Schema
 from opsin_server.api.schemas.tools import MAX_TOOLS, Name
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, missing, only, unsupported, wrong
 from opsin_server.chat.messages import known
+from opsin_server.chat.open_calls import OpenCalls
 
 MessageRole = Literal["user", "assistant", "system"]
 ChoiceType = Literal["auto", "any", "tool", "none"]
@@ -142,18 +142,23 @@ class CountTokensRequest(Strict):
             raise wrong("it is allowed where there are tools", "tool_choice")
         if choice is not None and choice.name is not None and choice.name not in names:
             raise wrong(f"there is no tool {choice.name!r} in 'tools'", "tool_choice.name")
-        called = set[str | None]()
-        for where, block in self._blocks():
-            if block.type == "tool_use":
-                called.add(block.id)
-            if block.type == "tool_result" and block.tool_use_id not in called:
-                raise wrong("no block before it calls a tool by this id", f"{where}.tool_use_id")
+        self._check_results()
         return self
 
-    def _blocks(self) -> Iterator[tuple[str, Block]]:
+    def _check_results(self) -> None:
+        """The results of a message's calls are in the next one."""
+        calls = OpenCalls("block")
         for number, message in enumerate(self.messages):
             for index, block in enumerate(message.blocks):
-                yield f"messages[{number}].content[{index}]", block
+                if block.type == "tool_result":
+                    calls.answer(block.tool_use_id or "", f"messages[{number}].content[{index}].tool_use_id")
+            if calls.waiting:
+                raise wrong(
+                    f"`tool_use` ids were found without `tool_result` blocks immediately after: {calls.ids}. Each "
+                    "`tool_use` block must have a corresponding `tool_result` block in the next message",
+                    f"messages[{number - 1}].content",
+                )
+            calls.call(block.id or "" for block in message.blocks if block.type == "tool_use")
 
 
 class MessagesRequest(CountTokensRequest):

@@ -15,6 +15,7 @@ from opsin_server.api.schemas.compaction import unpacked
 from opsin_server.api.schemas.responses import ResponsesInput, ResponsesRequest, TextFormat
 from opsin_server.api.schemas.responses_items import InputItem, InputPart
 from opsin_server.chat.describe_error import describe
+from opsin_server.chat.open_calls import check_results_anywhere
 from opsin_server.errors import BadRequest
 
 NAMES = {
@@ -26,6 +27,11 @@ NAMES = {
 }
 THOUGHTS = {"role", "content", "reasoning_content"}  # of a message that has no more than these yet
 TOOL = re.compile(r"(tools\[\d+\])\.function\b")
+
+
+class _ConvertedRequest(ChatRequest):
+    def _check_results(self) -> None:
+        check_results_anywhere(self.messages)
 
 
 @dataclass
@@ -105,7 +111,7 @@ class ChatForm:
             }
         with self.names():
             try:
-                return ChatRequest.model_validate(given)
+                return _ConvertedRequest.model_validate(given)
             except ValidationError as error:
                 raise describe(error.errors(include_url=False)[0]) from None
 
