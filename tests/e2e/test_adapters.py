@@ -247,6 +247,29 @@ def test_forms_that_are_none(server: Served, http: httpx.Client, adapters: Adapt
     refused(http.post("/v1/adapters", json={"name": "x", "path": "v0", "z": 1}), 400, "z")
 
 
+def test_the_field_at_fault_is_named(server: Served, http: httpx.Client, adapters: Adapters) -> None:
+    file = {"file": ("a.tar", adapters.archives[0])}
+    upload(server.url, "named", adapters.archives[0])
+
+    def alias(name: str) -> httpx.Response:
+        return http.post("/v1/aliases", json={"alias": name, "target": "named"})
+
+    wrong = {"alias": [alias(name) for name in (BASE, "named", "named@v1", "a\nb")]}
+    wrong["alias"].append(http.delete("/v1/aliases/zz"))
+    wrong["name"] = [http.post("/v1/adapters", data={"name": name}, files=file) for name in ("", BASE, "a\tb")]
+    wrong["name"] += [http.delete("/v1/adapters/zz"), http.post("/v1/adapters/zz/promote", json={"version": 1})]
+    wrong["version"] = [
+        http.post("/v1/adapters/named/promote", json={"version": 99}),
+        http.delete("/v1/adapters/named?version=9"),
+        http.get("/v1/adapters/named/download?version=9"),
+    ]
+    wrong["lora_name"] = [http.post("/v1/load_lora_adapter", json={"lora_name": BASE, "lora_path": "v1"})]
+    for param, answers in wrong.items():
+        for answer in answers:
+            assert answer.json()["error"]["param"] == param, answer.text
+            assert answer.json()["error"]["code"], answer.text
+
+
 def test_pinned_adapters_stay_and_one_slot_is_left(server: Served, http: httpx.Client, adapters: Adapters) -> None:
     for number in range(4):
         upload(server.url, f"a{number}", adapters.archives[number])

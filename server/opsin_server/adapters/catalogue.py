@@ -167,15 +167,15 @@ class AdapterCatalogue:
 
     def check_free(self, name: str, *, alias: bool) -> None:
         """Raises BadRequest for a name that means something else. alias: it is to be an alias, else an adapter."""
-        now = self.snapshot
+        now, param = self.snapshot, "alias" if alias else "name"
         if name in self._base_names:
-            raise BadRequest(f"'{name}' is what the model itself is called here")
+            raise BadRequest(f"'{name}' is what the model itself is called here", param=param)
         found = SUFFIX.fullmatch(name)
         if alias and (name in now.adapters or (found is not None and found["name"] in now.adapters)):
-            raise BadRequest(f"'{name}' is the name of an adapter, or of a version of one")
+            raise BadRequest(f"'{name}' is the name of an adapter, or of a version of one", param=param)
         others = (other for other in now.aliases if (m := SUFFIX.fullmatch(other)) is not None and m["name"] == name)
         if not alias and (shadow := name if name in now.aliases else next(others, None)) is not None:
-            raise BadRequest(f"'{shadow}' is an alias: delete it first")
+            raise BadRequest(f"'{shadow}' is an alias: delete it first", param=param)
 
     def hidden(self) -> list[str]:
         """Names of the model that are also an adapter's or an alias."""

@@ -324,7 +324,7 @@ class AdapterService:
 
 def check_name(name: str) -> None:
     """Raises BadRequest for a name that could not be asked for: routes are below it, versions behind an '@'."""
-    checked_name(name, "the adapter's name")
+    checked_name(name, "the adapter's name", "name")
     if "@" in name:
         raise BadRequest("an adapter's name must not hold '@', behind which its versions are named", param="name")
     if not is_name(name):

@@ -85,7 +85,7 @@ class AdapterRecords:
     def add_version(self, tenant: str, name: str, new: NewVersion, *, promote: bool) -> AdapterVersion:
         """Makes the adapter where there is none. NotFound for a file that is no blob of the tenant's."""
         checked_name(tenant, "the tenant")
-        checked_name(name, "the adapter's name")
+        checked_name(name, "the adapter's name", "name")
         digests = {new.digest, *(file.sha256 for file in new.source.values())}
         now = self._now()
         with self._database.write() as session:
@@ -187,14 +187,14 @@ class AdapterRecords:
 def _living(session: Session, tenant: str, name: str, *, lock: bool = False) -> AdapterRow:
     row = session.get(AdapterRow, (tenant, name), with_for_update=lock or None)
     if row is None or row.deleted is not None:
-        raise NotFound(f"there is no adapter {name}", code="adapter_not_found")
+        raise NotFound(f"there is no adapter {name}", param="name", code="adapter_not_found")
     return row
 
 
 def _version_row(session: Session, tenant: str, name: str, version: int) -> AdapterVersionRow:
     row = session.get(AdapterVersionRow, (tenant, name, version))
     if row is None:
-        raise NotFound(f"the adapter {name} has no version {version}", code="adapter_not_found")
+        raise NotFound(f"the adapter {name} has no version {version}", param="version", code="adapter_not_found")
     return row
 
 

@@ -29,7 +29,7 @@ class AliasRecords:
         """adapter None: the model itself. version None: the adapter's current one, whichever that is. Raises NotFound
         for what is not there."""
         checked_name(tenant, "the tenant")
-        checked_name(alias, "the alias")
+        checked_name(alias, "the alias", "alias")
         if adapter is None and version is not None:
             raise BadRequest(f"the alias {alias} names version {version}, but no adapter")
         now = self._now()
@@ -54,7 +54,7 @@ class AliasRecords:
         with self._database.write() as session:
             own = delete(AliasRow).where(AliasRow.tenant == tenant, AliasRow.alias == alias)
             if session.execute(own.returning(AliasRow.alias)).first() is None:
-                raise NotFound(f"there is no alias {alias}", code="alias_not_found")
+                raise NotFound(f"there is no alias {alias}", param="alias", code="alias_not_found")
 
 
 def _alias(row: AliasRow) -> Alias:

@@ -108,7 +108,11 @@ async def download(name: str, request: Request, services: ServicesDep) -> Respon
     catalogue, number = services.adapters.catalogue, _number(request)
     if name not in catalogue.snapshot.adapters:
         raise NotFound(f"There is no adapter '{name[:200]}'", param="name", code="adapter_not_found")
-    wanted = catalogue.find(name if number is None else f"{name}@v{number}")
+    try:
+        wanted = catalogue.find(name if number is None else f"{name}@v{number}")
+    except NotFound as error:
+        error.param = "name" if number is None else "version"
+        raise
     assert wanted is not None
     archive = await asyncio.to_thread(services.adapters.archived, wanted)
     file = f"{Path(name).name}-v{wanted.version}.tar".encode("ascii", "replace").decode().replace('"', "_")

@@ -28,7 +28,11 @@ async def load_lora_adapter(request: Request, services: ServicesDep) -> Response
             param="lora_name",
             code="InvalidUserInput",
         )
-    await services.adapters.load_confined(name, body.lora_path, ImportOptions(), "lora_path")
+    try:
+        await services.adapters.load_confined(name, body.lora_path, ImportOptions(), "lora_path")
+    except BadRequest as error:
+        error.param = "lora_name" if error.param == "name" else error.param
+        raise
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
