@@ -104,6 +104,9 @@ def _about_head(files: ModelFiles, spec: ModelSpec) -> str | None:
     return None
 
 
+NEEDS_KEY = ", in a shell that has one of this server's keys in OPSIN_API_KEY"
+
+
 def announce(
     console: Console, config: ServerConfig, ready: Ready, facts: Facts, url: str, name: str, seconds: float
 ) -> None:
@@ -130,9 +133,10 @@ def announce(
     show(console, rows)
     if Path(config.engine.model) == MODEL:
         console.print(ABOUT, soft_wrap=True, highlight=False)
-    title = "\nAsk it about a picture:\n" if facts.sees else "\nAsk it:\n"
-    console.print(title if facts.answers else "\nEmbed a text:\n", highlight=False)
+    title = "Ask it about a picture" if facts.sees else "Ask it"
     guarded = bool(config.api_keys)
+    title = f"\n{title if facts.answers else 'Embed a text'}{NEEDS_KEY if guarded else ''}:\n"
+    console.print(title, soft_wrap=True, highlight=False)
     command = curl(url, name, guarded, facts.sees) if facts.answers else curl_embeddings(url, name, guarded)
     console.print(command, soft_wrap=True, highlight=False, markup=False)
 

@@ -36,6 +36,12 @@ def test_every_key_opens_and_no_part_of_one_does(guarded: Served) -> None:
             guarded.client(api_key=key).models.list()
 
 
+def test_what_is_printed_says_where_the_key_goes_and_shows_none(guarded: Served) -> None:
+    assert "in a shell that has one of this server's keys in OPSIN_API_KEY:\n" in guarded.stderr
+    assert 'Bearer $OPSIN_API_KEY"' in guarded.stderr
+    assert not {key for key in (KEY, "battery", "staple") if key in guarded.stdout + guarded.stderr}
+
+
 def test_azures_client_behind_a_prefix(guarded: Served) -> None:
     for prefix in ("", "/llm"):
         client = openai.AzureOpenAI(
