@@ -7,6 +7,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from opsin_server.api.middleware import error_responses
+from opsin_server.api.middleware.anthropic import AnthropicFormMiddleware
 from opsin_server.api.middleware.auth import AuthMiddleware
 from opsin_server.api.middleware.cors import BrowserOriginsMiddleware
 from opsin_server.api.middleware.error_responses import ErrorResponsesMiddleware
@@ -83,6 +84,7 @@ def create_app(services: Services) -> FastAPI:
         open_paths |= playground.PATHS
     if services.answers is not None:
         app.include_router(_with_and_without_version(stored_chats.router))
+    app.add_middleware(AnthropicFormMiddleware)
     app.add_middleware(
         AuthMiddleware, keys=config.api_keys, open_paths=open_paths
     )  # the last one added is the outermost

@@ -111,6 +111,21 @@ def test_errors_are_in_anthropics_shape(start: Any) -> None:
     server.engine.state = "ready"
 
 
+def test_what_has_no_form_of_anthropics_is_not_there(plain: RunningServer, http: httpx.Client) -> None:
+    client = sdk(plain)
+    for call in (
+        client.beta.files.list,
+        lambda: client.beta.files.retrieve_metadata("file-x"),
+        lambda: client.beta.files.upload(file=b"x"),
+        lambda: client.beta.files.download("file-x"),
+    ):
+        with pytest.raises(anthropic.NotFoundError, match="not served in the form of Anthropic's API") as refused:
+            call()
+        assert refused.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+    assert http.get("/v1/files", headers={"anthropic-version": ""}).status_code == 404
+    assert http.get("/health/live").status_code == 200
+
+
 def test_a_stream_whose_engine_dies_ends_in_an_error_event(start: Any) -> None:
     client = sdk(start(FakeEngine(Script(b"abc", die_after=2, delay=0.01))))
     seen: list[str] = []
