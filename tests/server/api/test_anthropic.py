@@ -162,6 +162,8 @@ def test_tokens_are_counted_and_models_listed(plain: RunningServer, http: httpx.
     page = client.models.list(before_id="gpt-4o-2024-08-06")
     assert (page.first_id, page.last_id, page.has_more) == ("opsin-test", "opsin-test", False)
     assert client.models.retrieve("opsin-test").max_input_tokens == 1000
+    refused = http.get("/v1/models", params={"limit": 0})
+    assert (refused.status_code, "from 1 to 1,000" in refused.text) == (400, True)
     assert http.get("/v1/models", params={"after_id": "?"}).json()["error"]["type"] == "invalid_request_error"
     assert plain.client().models.list().data[0].object == "model"
 

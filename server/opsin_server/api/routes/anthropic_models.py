@@ -15,7 +15,7 @@ from opsin_server.errors import BadRequest
 def anthropic_page(request: Request, services: Services) -> dict[str, Any]:
     """Raises BadRequest, also for an id in `after_id` or `before_id` that no model has."""
     query = known_query(request, ("limit", "after_id", "before_id"))
-    names, limit = list(services.adapters.catalogue.names()), read_limit(query, 20, 1000)
+    names, limit = list(services.adapters.catalogue.names()), read_limit(query, 20, 1000, least=1)
     first, last = 0, len(names)
     if "after_id" in query:
         first = _place(names, query["after_id"], "after_id") + 1

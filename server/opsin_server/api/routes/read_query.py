@@ -34,14 +34,14 @@ def labels_of(request: Request) -> dict[str, str]:
     return {name: found[1] for name in request.query_params if (found := LABEL.fullmatch(name))}
 
 
-def read_limit(query: dict[str, str], default: int, most: int) -> int:
-    return read_number(query, "limit", default, most)
+def read_limit(query: dict[str, str], default: int, most: int, least: int = 0) -> int:
+    return read_number(query, "limit", default, most, least)
 
 
-def read_number(query: dict[str, str], name: str, default: int, most: int) -> int:
+def read_number(query: dict[str, str], name: str, default: int, most: int, least: int = 0) -> int:
     text = query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) <= most):
-        raise BadRequest(f"Invalid value for '{name}': it must be a number from 0 to {most:,}", param=name)
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and least <= int(text) <= most):
+        raise BadRequest(f"Invalid value for '{name}': it must be a number from {least} to {most:,}", param=name)
     return int(text)
 
 
