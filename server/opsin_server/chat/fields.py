@@ -21,7 +21,7 @@ def _absent(value: Any) -> None:
 
 class Strict(BaseModel):
     """No coercion, no NaN or infinity, and no input repeated in errors. A field that is unknown is refused, unless it
-    is null: null stands for a field that was left out, whichever it is."""
+    is null: null stands for an optional field that was left out."""
 
     model_config = ConfigDict(
         extra="allow",

@@ -17,7 +17,7 @@ from opsin_server.api.reference.kept_operations import KEPT_RESOURCES
 from opsin_server.api.reference.operations import FORM, JSON, Answer, Operation, Query, Resource
 
 RESOURCES: tuple[Resource, ...] = (*ANSWER_RESOURCES, *JOB_RESOURCES, *KEPT_RESOURCES)
-ABOUT = "One vision-language model, and adapters of it. Null stands for a field that was left out."
+ABOUT = "One vision-language model, and adapters of it. Null stands for an optional field that was left out."
 REASONS = {
     400: "Something in the request is wrong, or not served.",
     401: "No key, or a wrong one.",

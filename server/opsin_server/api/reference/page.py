@@ -26,8 +26,9 @@ keep this page equal to them, to the routes and to what OpenAI's SDK sends:
 
 A field does one of three things: it acts; it cannot change an answer, and is ignored whatever it holds; or it is
 accepted only at the values that have no effect, and at any other value is refused with an error that names it. A field
-that is in no list is refused by name. Null stands for a field that was left out, whichever it is (a misspelt one too),
-and 16.0 for 16. A parameter of an address that is in no list is refused, where any is read.
+that is in no list is refused by name. Null stands for an optional field that was left out (a misspelt one, too; a
+required one is refused as `invalid_value`), and 16.0 for 16. A parameter of an address that is in no list is refused,
+where any is read.
 
 Routes that only tell answer HEAD as they answer GET. Any path may have `/openai` in front, and any query `api-version`,
 as Azure's clients send them.
