@@ -23,8 +23,9 @@ from opsin_plugins.loading.registry import Registry
 from opsin_plugins.spec import ModelFiles, ModelSpec
 from opsin_server.config import ServerConfig
 from opsin_server.embedded import ABOUT, MODEL, SAMPLES
-from opsin_server.ipc.messages import Estimate, MemoryLedger, Ready, TrainingEstimate
+from opsin_server.ipc.memory_messages import Estimate, MemoryLedger, TrainingEstimate
 from opsin_server.ipc.messages import Progress as Loaded
+from opsin_server.ipc.messages import Ready
 
 if TYPE_CHECKING:
     from opsin_server.text.embedding_input import EmbeddingFacts

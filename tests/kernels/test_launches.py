@@ -19,7 +19,8 @@ from opsin_server.config import EngineConfig, KvDType
 from opsin_server.engine.running.cuda_graphs import DecodeGraphs
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
 from opsin_server.engine.startup.warmup import warmup
-from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Sampling
+from opsin_server.ipc.memory_messages import AdapterRoom, MemoryLedger
+from opsin_server.ipc.messages import Sampling
 from support import absent_gpu, adapters, engines, oracle, tiny
 from support.engines import Asked
 

@@ -22,7 +22,8 @@ from opsin_server.batches.answers import Answer
 from opsin_server.batches.batch_run import BatchRun
 from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import EngineFailed, NotFound, Unavailable
-from opsin_server.ipc.messages import MemoryLedger, Ready
+from opsin_server.ipc.memory_messages import MemoryLedger
+from opsin_server.ipc.messages import Ready
 from opsin_server.storage.state import State
 from opsin_server.storage.tables import BatchResultRow
 from opsin_server.storage_config import StorageConfig

@@ -16,11 +16,10 @@ from opsin_server.config import EngineConfig, KvDType
 from opsin_server.engine.engine import Engine
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
+from opsin_server.ipc.memory_messages import AdapterRoom, MemoryLedger
 from opsin_server.ipc.messages import (
     AdapterRef,
-    AdapterRoom,
     Logprobs,
-    MemoryLedger,
     Output,
     Pooling,
     PromptLogprobs,

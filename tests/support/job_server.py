@@ -21,7 +21,8 @@ from opsin_server.config import EngineConfig, ServerConfig
 from opsin_server.errors import NotFound
 from opsin_server.fine_tuning import job_run
 from opsin_server.fine_tuning.job_run import JobRun
-from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Ready, Reserve
+from opsin_server.ipc.memory_messages import AdapterRoom, MemoryLedger, Reserve
+from opsin_server.ipc.messages import Ready
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source, prepare
 from opsin_server.jobs.prepared import Prepared

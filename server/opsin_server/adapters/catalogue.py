@@ -10,7 +10,8 @@ from pathlib import Path
 
 from opsin_server.adapters.importer import TRAINED_PROJECTOR
 from opsin_server.errors import BadRequest, NotFound
-from opsin_server.ipc.messages import AdapterRef, AdapterRoom
+from opsin_server.ipc.memory_messages import AdapterRoom
+from opsin_server.ipc.messages import AdapterRef
 from opsin_server.storage.records import Adapter, AdapterVersion, Alias
 from opsin_server.storage.state import State
 

@@ -25,7 +25,8 @@ from opsin_server.fine_tuning.job_run import JobRun
 from opsin_server.fine_tuning.starting_point import check_options, described_start, read_start
 from opsin_server.fine_tuning.tensorboard_log import check_installed
 from opsin_server.fine_tuning.workplace import Prepare, Trainer, Workplace
-from opsin_server.ipc.messages import AdapterRoom, Ready
+from opsin_server.ipc.memory_messages import AdapterRoom
+from opsin_server.ipc.messages import Ready
 from opsin_server.job_metrics import JobMetrics
 from opsin_server.jobs.prepare import Source
 from opsin_server.jobs.prepare_process import prepare_apart

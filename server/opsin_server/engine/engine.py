@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 
-from opsin_plugins.spec import SpecError
 from opsin_server.engine.arrivals import Arrivals, without_grammar
 from opsin_server.engine.running.adapter_loader import AdapterLoader
 from opsin_server.engine.running.batch import build
@@ -27,13 +26,7 @@ from opsin_server.engine.running.stopwatch import Stopwatch
 from opsin_server.engine.scheduling.plan import Committed, Encoding, Plan
 from opsin_server.engine.scheduling.scheduler import Scheduler
 from opsin_server.engine.scheduling.sequence import Sequence
-from opsin_server.engine.validation import (
-    check_asked_of_prompt,
-    check_items,
-    check_sampling,
-    check_spans,
-    check_visible_images,
-)
+from opsin_server.engine.validation import check_submit
 from opsin_server.ipc.engine_socket import HasFileno
 from opsin_server.ipc.messages import (
     BACKGROUND,
@@ -49,8 +42,6 @@ from opsin_server.ipc.messages import (
 
 log = logging.getLogger("opsin.engine")
 
-MOST_POSITIONS = 2**31 - 1
-MOST_CHOICES = 16
 MAX_FAILURES = 3  # steps in a row: one request that fails by itself is not the engine's fault
 
 
@@ -138,7 +129,15 @@ class Engine:
 
     def submit(self, message: Submit, arrays: Arrays) -> None:
         """Raises SpecError for a prompt that must not reach the model; nothing of it is kept then."""
-        self._check(message, arrays)
+        check_submit(
+            message,
+            arrays,
+            self.runner.model,
+            self.scheduler,
+            here=self.sequences,
+            knows_tokens=self.grammars.knows_tokens,
+            has_slots=self.loader is not None,
+        )
         rope, ids = self.runner.model.spec.decoder.rope, choice_ids(message.request_id, message.choices)
         made = [Sequence.from_submit(message, arrays, rope, name, number) for number, name in enumerate(ids)]
         self.arrivals.add(made)
@@ -350,35 +349,6 @@ class Engine:
             raise EngineBroken(f"{self._failures} steps in a row failed: {type(error).__name__}") from error
         message = "the engine could not compute this request"
         return [Output(sequence.request_id, finish="error", error=message) for sequence in failed]
-
-    def _check(self, message: Submit, arrays: Arrays) -> None:
-        total, decoder = len(arrays.ids), self.runner.model.spec.decoder
-        if not 1 <= message.choices <= MOST_CHOICES:
-            raise SpecError(f"{message.choices} choices; this engine takes 1 to {MOST_CHOICES}")
-        if not self.sequences.keys().isdisjoint(choice_ids(message.request_id, message.choices)):
-            raise SpecError(f"request {message.request_id} is already here")
-        answers = message.pooling is None and message.max_tokens > 0
-        most = self.scheduler.limits.max_context - answers  # (an answer has one token, at least)
-        if not 0 < total <= most:
-            raise SpecError(f"{total} prompt tokens; this engine takes 1 to {most}")
-        check_asked_of_prompt(message)
-        if arrays.ids.min() < 0 or arrays.ids.max() >= decoder.embeddings:
-            raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
-        if message.axes != max(1, len(decoder.rope.sections)):
-            raise SpecError(f"{message.axes} position axes; the model has {max(1, len(decoder.rope.sections))}")
-        if message.guided is not None and not self.grammars.knows_tokens:
-            raise SpecError("this engine has not been told what its tokens say")
-        if message.adapter is not None and self.loader is None:
-            raise SpecError("this engine has no slots for adapters")
-        if message.max_tokens < 0 or abs(message.delta) > MOST_POSITIONS:
-            raise SpecError(f"max_tokens {message.max_tokens} or delta {message.delta} is out of range")
-        check_sampling(message.sampling, decoder)
-        check_items(message, arrays, self.runner.model, self.scheduler.encoder)
-        check_spans(message, total)
-        if self.runner.model.spec.cross is not None:
-            check_visible_images(message, total, self.scheduler.encoder)
-        elif message.visible:
-            raise SpecError("this model has no cross-attention")
 
     def _lap(self, name: str, since: float) -> float:
         now = time.perf_counter()

@@ -1,18 +1,64 @@
-"""What must not reach the model: images, spans and visible images of a request that do not fit each
-other. Raises SpecError."""
+"""What must not reach the model: numbers, images, spans and visible images of a request that do not fit each other, or
+the engine. Raises SpecError."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from opsin_plugins.blocks.model import Model
 from opsin_plugins.spec import DecoderSpec, SpecError, TiledTowerSpec
 from opsin_server.engine.scheduling.encoder_cache import EncoderCache
+from opsin_server.engine.scheduling.scheduler import Scheduler
+from opsin_server.engine.scheduling.sequence import Sequence
 from opsin_server.ipc.item import Item
-from opsin_server.ipc.messages import Arrays, Sampling, Submit
+from opsin_server.ipc.messages import Arrays, Sampling, Submit, choice_ids
 
 MOST_LOGPROBS = 20  # as OpenAI has it
+MOST_POSITIONS = 2**31 - 1
+MOST_CHOICES = 16
+
+
+def check_submit(
+    message: Submit,
+    arrays: Arrays,
+    model: Model,
+    scheduler: Scheduler,
+    *,
+    here: Mapping[str, Sequence],
+    knows_tokens: bool,
+    has_slots: bool,
+) -> None:
+    """here: by its id, what the engine has. knows_tokens: whether it was told what tokens say. has_slots: for
+    adapters."""
+    total, decoder = len(arrays.ids), model.spec.decoder
+    if not 1 <= message.choices <= MOST_CHOICES:
+        raise SpecError(f"{message.choices} choices; this engine takes 1 to {MOST_CHOICES}")
+    if not here.keys().isdisjoint(choice_ids(message.request_id, message.choices)):
+        raise SpecError(f"request {message.request_id} is already here")
+    answers = message.pooling is None and message.max_tokens > 0
+    most = scheduler.limits.max_context - answers  # (an answer has one token, at least)
+    if not 0 < total <= most:
+        raise SpecError(f"{total} prompt tokens; this engine takes 1 to {most}")
+    check_asked_of_prompt(message)
+    if arrays.ids.min() < 0 or arrays.ids.max() >= decoder.embeddings:
+        raise SpecError(f"a token id is not below the number of embeddings, {decoder.embeddings}")
+    if message.axes != max(1, len(decoder.rope.sections)):
+        raise SpecError(f"{message.axes} position axes; the model has {max(1, len(decoder.rope.sections))}")
+    if message.guided is not None and not knows_tokens:
+        raise SpecError("this engine has not been told what its tokens say")
+    if message.adapter is not None and not has_slots:
+        raise SpecError("this engine has no slots for adapters")
+    if message.max_tokens < 0 or abs(message.delta) > MOST_POSITIONS:
+        raise SpecError(f"max_tokens {message.max_tokens} or delta {message.delta} is out of range")
+    check_sampling(message.sampling, decoder)
+    check_items(message, arrays, model, scheduler.encoder)
+    check_spans(message, total)
+    if model.spec.cross is not None:
+        check_visible_images(message, total, scheduler.encoder)
+    elif message.visible:
+        raise SpecError("this model has no cross-attention")
 
 
 def check_sampling(sampling: Sampling, decoder: DecoderSpec) -> None:

@@ -15,12 +15,12 @@ import zmq.asyncio
 from opsin_server.config import EngineConfig
 from opsin_server.errors import ConfigError, Unavailable
 from opsin_server.ipc.engine_process import EngineProcess
+from opsin_server.ipc.memory_messages import Estimate
 from opsin_server.ipc.messages import (
     AdapterRef,
     AdapterReport,
     Arrays,
     Cancel,
-    Estimate,
     Frame,
     FromEngine,
     KeepAdapters,

@@ -14,12 +14,12 @@ from opsin_plugins.spec import I32
 from opsin_server.api.engine_status import EngineState
 from opsin_server.config import image_limit
 from opsin_server.errors import EngineFailed, Unavailable
+from opsin_server.ipc.memory_messages import MemoryLedger
 from opsin_server.ipc.messages import (
     AdapterRef,
     AdapterReport,
     Arrays,
     Logprobs,
-    MemoryLedger,
     Output,
     PromptLogprobs,
     Ready,

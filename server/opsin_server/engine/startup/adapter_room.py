@@ -8,7 +8,7 @@ from opsin_plugins.blocks.adapter_slots import slot_bytes
 from opsin_plugins.spec import Linears, ModelSpec
 from opsin_server.config import EngineConfig
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import AdapterRoom
+from opsin_server.ipc.memory_messages import AdapterRoom
 
 SHARE = 0.1  # of what the weights leave free, where nobody says how many slots there are
 SLOTS = 8

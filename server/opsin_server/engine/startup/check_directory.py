@@ -13,7 +13,7 @@ from opsin_server.engine.startup.device import choose_device, free_bytes
 from opsin_server.engine.startup.inspect_checkpoint import estimate, examine
 from opsin_server.engine.startup.load_dual_encoder import plan_dual_encoder
 from opsin_server.engine.startup.training_estimate import estimate_training
-from opsin_server.ipc.messages import Estimate
+from opsin_server.ipc.memory_messages import Estimate
 
 RESERVE = 0.5 * 2**30  # what CUDA's context and libraries take of a GPU
 

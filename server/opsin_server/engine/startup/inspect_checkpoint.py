@@ -39,7 +39,7 @@ from opsin_server.engine.startup.memory_plan import (
 )
 from opsin_server.engine.startup.quantized_activations import activation_policy
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import Estimate
+from opsin_server.ipc.memory_messages import Estimate
 
 LEAST_IMAGE = 64  # visual tokens, below which no smaller picture is tried
 LARGEST_SIDE = 4096  # pixels of the picture that is tried; no family makes more of a larger one than its limit

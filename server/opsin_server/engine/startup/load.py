@@ -27,7 +27,8 @@ from opsin_server.engine.startup.training_warmup import warm_training
 from opsin_server.engine.startup.warmup import warmup
 from opsin_server.engine.training.trained_model import TrainedModel
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import Estimate, Ready
+from opsin_server.ipc.memory_messages import Estimate
+from opsin_server.ipc.messages import Ready
 from opsin_server.served_name import model_name
 
 

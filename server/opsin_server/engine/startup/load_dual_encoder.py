@@ -27,7 +27,8 @@ from opsin_server.engine.startup.activations import pixel_bytes, tower_values
 from opsin_server.engine.startup.device import choose_dtype, kernels_on, multiplies_halves
 from opsin_server.engine.startup.memory_plan import BATCH_TOKENS, ENCODE_PATCHES, ENCODE_SHARE, LIBRARY_BYTES
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import Estimate, MemoryLedger, Ready, Reserve
+from opsin_server.ipc.memory_messages import Estimate, MemoryLedger, Reserve
+from opsin_server.ipc.messages import Ready
 
 log = logging.getLogger("opsin.engine")
 

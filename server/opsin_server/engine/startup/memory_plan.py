@@ -19,7 +19,7 @@ from opsin_server.engine.startup.adapter_room import adapter_room
 from opsin_server.engine.startup.device import computes_fp8
 from opsin_server.engine.training.memory import trainee_bytes
 from opsin_server.errors import ConfigError
-from opsin_server.ipc.messages import AdapterRoom, MemoryLedger, Reserve
+from opsin_server.ipc.memory_messages import AdapterRoom, MemoryLedger, Reserve
 
 GIB = 2**30
 # On a CPU the pool shares memory with everything else that runs there; on a GPU it may have what the others leave.

@@ -23,7 +23,7 @@ from opsin_server.engine.training.memory import LargestRow, TrainingMemory, trai
 from opsin_server.engine.training.micro_batch import collate
 from opsin_server.engine.training.modules import trained_modules
 from opsin_server.engine.training.trainee import Trainee
-from opsin_server.ipc.messages import TrainingEstimate
+from opsin_server.ipc.memory_messages import TrainingEstimate
 from opsin_server.ipc.training_settings import TrainingSettings
 
 RANKS = (64, 32, 16, 8)

@@ -20,7 +20,8 @@ from opsin_plugins.spec.visual_items import visible_images
 from opsin_server.config import EngineConfig
 from opsin_server.engine.startup.assemble import assemble
 from opsin_server.engine.startup.memory_plan import ResolvedConfig
-from opsin_server.ipc.messages import AdapterRoom, Arrays, Sampling, Submit, arrays_of, describe
+from opsin_server.ipc.memory_messages import AdapterRoom
+from opsin_server.ipc.messages import Arrays, Sampling, Submit, arrays_of, describe
 
 log = logging.getLogger("opsin.engine")
 TEXT, COUNT, EDGE = 8, 2, 56
