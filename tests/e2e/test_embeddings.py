@@ -19,7 +19,9 @@ from openai.types import CreateEmbeddingResponse
 from PIL import Image
 
 from opsin_server.embedding_config import EmbeddingConfig
+from opsin_server.engine.embedding_engine import EmbeddingEngine, StepLimits, Waiting
 from opsin_server.errors import ConfigError
+from opsin_server.ipc.messages import Arrays, Submit
 from support import tiny_dual
 from support.local_server import MODEL, LocalServer
 from support.served import Served
@@ -170,6 +172,19 @@ def test_what_cannot_be_embedded_is_refused_by_name(pair: Pair, body: Any, param
     error = answer.json()["error"]
     assert error["param"] == param
     assert says in error["message"]
+
+
+def test_the_most_urgent_are_embedded_first(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[tuple[Submit, Arrays]] = []
+    submit = EmbeddingEngine.submit
+    monkeypatch.setattr(EmbeddingEngine, "submit", lambda *given: (came.append(given[1:]), submit(*given))[1])  # type: ignore[arg-type]
+    for priority in (1, None, -2, 1):
+        assert pair.ask(input="dog", priority=priority).status_code == 200
+    assert [message.priority for message, _ in came] == [1, 0, -2, 1]
+    engine = EmbeddingEngine(None, None, StepLimits(2**31, 0, 2), torch.device("cpu"))  # type: ignore[arg-type]
+    engine.waiting = {message.request_id: Waiting(message, arrays) for message, arrays in came}
+    assert [[came.index((one.message, one.arrays)) for one in engine._take()] for _ in range(2)] == [[2, 1], [0, 3]]
+    assert pair.ask(input="dog", priority=2**31).json()["error"]["param"] == "priority"
 
 
 def test_embeddings_are_cut_short_where_the_model_was_trained_for_it(pair: Pair) -> None:

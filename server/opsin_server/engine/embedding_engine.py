@@ -100,8 +100,8 @@ class EmbeddingEngine:
 
     @torch.no_grad()
     def step(self) -> list[Output]:
-        """Embeds the requests that came first. One that cannot be computed ends alone. Raises EngineBroken when step
-        after step fails, or the device does not answer any more."""
+        """Embeds the most urgent requests, and of these the ones that came first. One that cannot be computed ends
+        alone. Raises EngineBroken when step after step fails, or the device does not answer any more."""
         taken, began = self._take(), time.monotonic()
         self.steps += 1
         outputs: list[Output] = []
@@ -121,7 +121,7 @@ class EmbeddingEngine:
     def _take(self) -> list[Waiting]:
         taken: list[Waiting] = []
         sizes = {True: 0, False: 0}
-        for waiting in self.waiting.values():
+        for waiting in sorted(self.waiting.values(), key=lambda waiting: waiting.message.priority):
             sizes[waiting.is_picture] += waiting.size
             full = sizes[True] > self.limits.patches or sizes[False] > self.limits.tokens
             if taken and (full or len(taken) >= self.limits.requests):

@@ -47,6 +47,7 @@ class _Asked:
     adapter: ServedAdapter | None
     context: int
     truncation: Truncation
+    priority: int = 0
     use: AdapterUse | None = None
 
 
@@ -64,7 +65,7 @@ async def embed(
         embedder.check(one)
     visuals = await _visuals(inputs, services)
     truncation = Truncation(body.truncate_prompt_tokens, body.truncation_side or "right")
-    asked = _Asked(adapter, engine.max_context, truncation)
+    asked = _Asked(adapter, engine.max_context, truncation, body.priority or 0)
     if adapter is not None:
         asked.use = held.enter_context(AdapterUse(adapter.name, services.metrics.adapters, log.usage))
     found = await _all(inputs, visuals, asked, log, services)
@@ -190,6 +191,7 @@ async def _embedded(made: EmbeddingPrompt, asked: _Asked, log: RequestLog, servi
         items=describe(prompt.items),
         visible=visible_images(prompt.visible),
         adapter=None if asked.adapter is None else asked.adapter.ref,
+        priority=asked.priority,
         pooling=services.embedder.facts.pooling,
     )
     (stream,) = services.engine.submit_choices(message, arrays_of(prompt.ids, prompt.positions, prompt.items))

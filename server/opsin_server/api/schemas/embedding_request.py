@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from opsin_server.api.schemas.chat_request import ProcessorOptions
 from opsin_server.api.schemas.deployments import NamedByAddress
+from opsin_server.api.schemas.sampling_fields import Priority
 from opsin_server.chat.fields import WHOLE, Ignored, Strict, missing, only, whole, wrong
 from opsin_server.chat.messages import ChatMessage, ContentPart
 
@@ -86,6 +87,7 @@ class EmbeddingRequest(Strict):
         bool | None, Field(description="of `messages`: with the head of an answer; false is the default (vLLM)")
     ] = None
     mm_processor_kwargs: ProcessorOptions | None = None
+    priority: Priority = None
 
     # These cannot change an embedding.
     user: Ignored = None
@@ -96,7 +98,6 @@ class EmbeddingRequest(Strict):
     cache_salt: Ignored = None  # vLLM: every cache here is keyed by content, and gives what was asked
 
     # These would change it, and pass only where they would not.
-    priority: Annotated[None, only(0)] = None
     continue_final_message: Annotated[None, only(False)] = None
     chat_template: Annotated[None, only()] = None
     chat_template_kwargs: Annotated[None, only({})] = None

@@ -20,6 +20,9 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(max_length=1024)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None  # as they are sent
 Tokens = Annotated[int, Field(ge=1, lt=2**31), WHOLE]
+Priority = Annotated[
+    Annotated[int, Field(ge=-(2**31), lt=2**31), WHOLE] | None, Field(description="the smaller, the sooner (vLLM)")
+]
 
 
 def _by_token(value: Any) -> Any:
@@ -72,9 +75,7 @@ class SamplingFields(GuidedFields):
         Field(max_length=MAX_STOP_TOKENS, description="each ends the answer, and is no part of it"),
     ] = None
     ignore_eos: bool | None = None
-    priority: Annotated[
-        Annotated[int, Field(ge=-(2**31), lt=2**31), WHOLE] | None, Field(description="the smaller, the sooner (vLLM)")
-    ] = None
+    priority: Priority = None
     prompt_logprobs: Annotated[
         Annotated[int, Field(ge=0, le=20), WHOLE] | None,
         Field(description="of the prompt's own tokens, and of so many others (vLLM); not in a stream"),
