@@ -18,7 +18,7 @@ from opsin_server.adapters.base_model import AdapterLimits, BaseModel
 from opsin_server.adapters.catalogue import AdapterCatalogue, ServedAdapter
 from opsin_server.adapters.exporter import archived
 from opsin_server.adapters.importer import AdapterImporter, ImportOptions
-from opsin_server.api.chores import every
+from opsin_server.api.chores import Chores
 from opsin_server.api.engine_status import Engine
 from opsin_server.errors import BadRequest, ConfigError, NotFound, OpsinError, Unavailable
 from opsin_server.ipc.messages import AdapterRef, AdapterReport, Ready
@@ -59,7 +59,7 @@ class AdapterService:
         self._changing = asyncio.Lock()
         self._used: dict[str, float] = {}
         self._revision: tuple[object, ...] = ()
-        self._chores: list[asyncio.Task[None]] = []
+        self._chores = Chores()
         self.scratch = state.directory.tmp
         self.max_bytes = config.max_adapter_bytes
 
@@ -85,20 +85,18 @@ class AdapterService:
         for name in self.catalogue.hidden():
             log.warning("%s is what the model itself is called now: the adapter or alias of that name is hidden", name)
         self._engine.keep_adapters(await asyncio.to_thread(self._pinned))
-        chores = [(self._write_use, NOTE_SECONDS), (self._collect, COLLECT_SECONDS)]
+        self._chores.begin(NOTE_SECONDS, self._write_use)
+        self._chores.begin(COLLECT_SECONDS, self._collect)
         if self._state.database.shared:
-            chores.append((self._follow, FOLLOW_SECONDS))
-        self._chores = [asyncio.create_task(every(seconds, chore)) for chore, seconds in chores]
+            self._chores.begin(FOLLOW_SECONDS, self._follow)
 
     def why_not_ready(self) -> str | None:
         """A sentence, or None when all that was stored or named is there."""
-        return None if self._chores else "Adapters are being loaded"
+        return None if self._chores.begun else "Adapters are being loaded"
 
     async def close(self) -> None:
-        for chore in self._chores:
-            chore.cancel()
-        if self._chores:
-            await asyncio.wait(self._chores)
+        await self._chores.end()
+        if self._chores.begun:
             await self._write_use()
 
     # --------------------------------------------------------------------------------------- what requests ask

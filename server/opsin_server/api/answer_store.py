@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from opsin_server.answer_config import AnswerConfig
-from opsin_server.api.chores import every
+from opsin_server.api.chores import Chores
 from opsin_server.errors import BadRequest
 from opsin_server.storage.records import TENANT, AnswerKind, NewAnswer, Page, StoredAnswer
 from opsin_server.storage.state import State
@@ -23,15 +23,13 @@ EXPIRE_SECONDS = 600.0  # between looks at what has expired
 class AnswerStore:
     def __init__(self, config: AnswerConfig, state: State) -> None:
         self._records, self._most, self._seconds = state.answers, config.store_max, config.store_days * DAY
-        self._chore: asyncio.Task[None] | None = None
+        self._chores = Chores()
 
     def open(self) -> None:
-        self._chore = asyncio.create_task(every(EXPIRE_SECONDS, self._expire))
+        self._chores.begin(EXPIRE_SECONDS, self._expire)
 
     async def close(self) -> None:
-        if self._chore is not None:
-            self._chore.cancel()
-            await asyncio.wait({self._chore})
+        await self._chores.end()
 
     async def add(self, new: NewAnswer) -> None:
         """It is kept when this returns, also if who waits for it is cancelled meanwhile."""

@@ -9,7 +9,27 @@ from collections.abc import Awaitable, Callable
 log = logging.getLogger("opsin.chores")
 
 
-async def every(seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
+class Chores:
+    """Those of one service, from its opening to its closing."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._tasks)
+
+    def begin(self, seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(_every(seconds, chore)))
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+async def _every(seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
     """A chore that fails is worth no server: it is tried again."""
     while True:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from opsin_server.api.chores import every
+from opsin_server.api.chores import Chores
 from opsin_server.errors import BadRequest, NotFound, TooLarge
 from opsin_server.file_config import FileConfig
 from opsin_server.media.media_kind import IMAGE, VIDEO, MediaKind
@@ -27,15 +27,13 @@ class FileService:
         self._media = media or MediaLimits()
         self._config, self._state, self._records = config, state, state.stored_files
         self.scratch, self.max_bytes = state.directory.tmp, config.max_file_bytes
-        self._chore: asyncio.Task[None] | None = None
+        self._chores = Chores()
 
     def open(self) -> None:
-        self._chore = asyncio.create_task(every(EXPIRE_SECONDS, self._expire))
+        self._chores.begin(EXPIRE_SECONDS, self._expire)
 
     async def close(self) -> None:
-        if self._chore is not None:
-            self._chore.cancel()
-            await asyncio.wait({self._chore})
+        await self._chores.end()
 
     # --------------------------------------------------------------------------------------------------- files
 

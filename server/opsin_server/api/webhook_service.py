@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opsin_server.api.chores import every
+from opsin_server.api.chores import Chores
 from opsin_server.errors import BadRequest, OpsinError
 from opsin_server.media.connect import Network
 from opsin_server.storage.file_records import new_id
@@ -33,16 +33,14 @@ class WebhookService:
     ) -> None:
         self._config, self._records, self._metrics = config, state.webhooks, metrics
         self._network = network or Network()
-        self._chore: asyncio.Task[None] | None = None
+        self._chores = Chores()
 
     def open(self) -> None:
-        self._chore = asyncio.create_task(every(LOOK_SECONDS, self._deliver))
+        self._chores.begin(LOOK_SECONDS, self._deliver)
 
     async def close(self) -> None:
         """What was not delivered is when the server is started again."""
-        if self._chore is not None:
-            self._chore.cancel()
-            await asyncio.wait({self._chore})
+        await self._chores.end()
 
     # ------------------------------------------------------------------------------------------------ endpoints
 

@@ -63,7 +63,7 @@ def serve(state: State, registry: CollectorRegistry, monkeypatch: pytest.MonkeyP
 
     yield begin
     for server, service in running:
-        server.call(lambda one=service: one._chore.cancel())
+        server.call(lambda one=service: one._chores._tasks[0].cancel())
         server.close()
 
 
