@@ -20,7 +20,20 @@ from opsin_plugins.families.architectures.qwen2_vl import Qwen2VL
 from opsin_plugins.families.encoders.clip import Clip
 from opsin_plugins.families.positions import line
 from opsin_plugins.loading.registry import GROUPS, Registry
-from opsin_plugins.spec import Architecture, Concat, Expanded, Ignore, ImageBudget, LinearShape, Rename
+from opsin_plugins.spec import (
+    Architecture,
+    Concat,
+    Expanded,
+    Ignore,
+    ImageBudget,
+    LinearShape,
+    ModelSpec,
+    Rename,
+    SpecError,
+    VideoBudget,
+    VideoPlan,
+    VideoSource,
+)
 from support import tiny
 
 BUILT_IN = sorted(
@@ -29,6 +42,8 @@ BUILT_IN = sorted(
     if p.value.startswith("opsin_plugins.families.architectures.")
 )
 QUICK = tuple(check for check in CHECKS if check.name not in ("imports", "transformers"))  # these take seconds
+
+UP_TO_VIDEOS = ("example", "spec", "weights", "preprocess", "expand", "positions", "videos")
 
 
 @pytest.fixture
@@ -55,6 +70,32 @@ def test_every_family_keeps_the_contract(name: str) -> None:
     assert not [f"{check} {said}" for check, said in found.items() if said.startswith("FAILED")]
     assert found["example"].startswith("ok"), "a built-in family brings an example"
     assert found["packed batch"].startswith("ok")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"frames": (0, 1, 9)}, "are not all there"),
+        ({"frames": (1, 0)}, "the order of its frames"),
+        ({"tokens": 10**6}, "visual tokens of tower and projector"),
+    ],
+)
+@pytest.mark.usefixtures("quick")
+def test_a_plan_of_a_video_that_is_wrong_is_named(
+    change: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Qwen2VL.plan_video
+
+    def wrong(self: Qwen2VL, source: VideoSource, spec: ModelSpec, budget: VideoBudget) -> VideoPlan:
+        if budget.max_tokens is not None:
+            raise SpecError("too many")
+        return replace(plan(self, source, spec, budget), **change)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Qwen2VL, "plan_video", wrong)
+    monkeypatch.setattr("opsin_plugins.conformance.kit.CHECKS", tuple(c for c in QUICK if c.name in UP_TO_VIDEOS))
+    found = verdicts(check_architecture("qwen2_vl", Qwen2VL(), Registry()))
+    assert found["videos"].startswith("FAILED")
+    assert said in found["videos"]
 
 
 def test_every_family_has_a_tiny_model() -> None:

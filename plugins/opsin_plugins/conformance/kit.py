@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from opsin_plugins.conformance import adapters, declarations, parity, pieces, prompts, tiny_model
+from opsin_plugins.conformance import adapters, declarations, parity, pieces, prompts, tiny_model, videos
 from opsin_plugins.conformance.subject import NO_EXAMPLE, Subject
 from opsin_plugins.conformance.verdicts import Failed, Skipped
 from opsin_plugins.loading.registry import PluginError, Registry
@@ -34,6 +34,7 @@ CHECKS: Sequence[Check] = (
     Check("preprocess", prompts.pictures, ("spec",)),
     Check("expand", prompts.expand, ("preprocess",)),
     Check("positions", prompts.positions, ("expand",)),
+    Check("videos", videos.videos, ("positions",)),
     Check("pictures alone", tiny_model.pictures_alone, ("weights", "expand")),
     Check("packed batch", tiny_model.packed, ("weights", "expand", "positions")),
     Check("chunks", tiny_model.chunks, ("weights", "expand", "positions")),
