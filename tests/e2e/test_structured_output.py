@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import subprocess
@@ -45,6 +46,21 @@ def test_a_pydantic_model_comes_back(client: openai.OpenAI) -> None:
     answer = client.chat.completions.parse(model=MODEL_NAME, messages=QUESTION, response_format=Seen, max_tokens=200)
     assert isinstance(answer.choices[0].message.parsed, Seen)
     assert answer.choices[0].finish_reason == "stop"
+
+
+class Dated(BaseModel):
+    taken_at: datetime.datetime
+    after: datetime.timedelta
+    price: float
+    pages: int
+
+
+def test_what_a_model_knows_nothing_of_ends_and_is_read(client: openai.OpenAI) -> None:
+    for temperature in (0, 2):
+        answer = client.chat.completions.parse(
+            model=MODEL_NAME, messages=QUESTION, response_format=Dated, temperature=temperature, seed=1, max_tokens=300
+        )
+        assert isinstance(answer.choices[0].message.parsed, Dated)
 
 
 def test_streamed_it_is_the_same_text(client: openai.OpenAI) -> None:
