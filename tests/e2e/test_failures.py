@@ -14,13 +14,14 @@ import pytest
 
 from support.served import Served, alive, wait_for
 from support.served_checks import sentence, works
+from support.slow_steps import slow_steps
 from support.streams import RawReader, Reader, all_under_way
 
 GENEROUS = 90.0  # seconds for what takes one on a machine that does nothing else
 
 
-def test_an_engine_killed_under_load_is_an_error_for_each_request_and_starts_again():
-    with Served() as server:
+def test_an_engine_killed_under_load_is_an_error_for_each_request_and_starts_again(tmp_path):
+    with Served(env=slow_steps(tmp_path)) as server:
         client = server.client()
         streams = [Reader(client, n) for n in range(3)]
         raw = [RawReader(server.url, n) for n in range(3, 6)]
@@ -75,8 +76,8 @@ def test_an_engine_killed_while_it_loads_stops_the_server_with_a_sentence():
         assert "engine" in sentence(server)
 
 
-def test_a_server_killed_takes_its_engine_along():
-    with Served() as server:
+def test_a_server_killed_takes_its_engine_along(tmp_path):
+    with Served(env=slow_steps(tmp_path)) as server:
         reader = Reader(server.client(), 0)
         all_under_way([reader])
         engine = server.engine

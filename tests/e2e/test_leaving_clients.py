@@ -7,16 +7,25 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 import openai
 import pytest
 
-from support.served import Served, wait_for
+from support.served import Served, serving, wait_for
 from support.served_checks import works
+from support.slow_steps import slow_steps
 from support.streams import LONG, Reader, endless
 
 GENEROUS = 90.0  # seconds for what takes one on a machine that does nothing else
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Its answers would go on for seconds."""
+    with serving(env=slow_steps(tmp_path_factory.mktemp("slow"))) as server:
+        yield server
 
 
 def steps(server: Served) -> float:

@@ -13,6 +13,7 @@ import pytest
 
 from support.served import Served, wait_for
 from support.served_checks import works
+from support.slow_steps import slow_steps
 from support.streams import RawReader, Reader, all_under_way
 from support.talk import MODEL_NAME, user
 
@@ -28,6 +29,8 @@ def test_sigterm_lets_six_streams_finish():
         sdk = [Reader(client, n) for n in range(3)]
         raw = [RawReader(server.url, n, {"Authorization": f"Bearer {KEYS[0]}"}) for n in range(3, 6)]
         all_under_way([*sdk, *raw])
+        engine = server.engine
+        os.kill(engine, signal.SIGSTOP)  # so that they are not over before it has been looked at
         server.signal(signal.SIGTERM)
         wait_for(lambda: server.get("/health/ready").status_code == 503)
         assert server.get("/health/live").status_code == 200
@@ -36,6 +39,7 @@ def test_sigterm_lets_six_streams_finish():
         assert (refused.value.status_code, refused.value.code) == (503, "draining")
         assert float(refused.value.response.headers["retry-after"]) >= 1
         assert all(reader.is_alive() for reader in (*sdk, *raw)), "the streams were over too early to tell"
+        os.kill(engine, signal.SIGCONT)
         for reader in sdk:
             assert (reader.end().error, reader.finish) == (None, "length")
         for reader in raw:
@@ -64,8 +68,8 @@ def _keys_guard_everything_but_health(server: Served) -> None:
     assert not any(key in server.stderr for key in KEYS)
 
 
-def test_a_drain_timeout_ends_streams_with_an_error_and_not_as_if_they_were_complete():
-    with Served("--drain-timeout", "0.5") as server:
+def test_a_drain_timeout_ends_streams_with_an_error_and_not_as_if_they_were_complete(tmp_path):
+    with Served("--drain-timeout", "0.5", env=slow_steps(tmp_path)) as server:
         sdk = [Reader(server.client(), n) for n in range(3)]
         raw = [RawReader(server.url, n) for n in range(3, 6)]
         whole = Reader(server.client(), 6, stream=False)
@@ -87,9 +91,9 @@ def test_a_drain_timeout_ends_streams_with_an_error_and_not_as_if_they_were_comp
         assert server.room.left() == []
 
 
-def test_a_second_sigterm_ends_it_at_once_and_more_of_them_spoil_nothing():
+def test_a_second_sigterm_ends_it_at_once_and_more_of_them_spoil_nothing(tmp_path):
     """Who is impatient goes on pressing Ctrl-C, also while the engine is being stopped."""
-    with Served("--drain-timeout", "300") as server:
+    with Served("--drain-timeout", "300", env=slow_steps(tmp_path)) as server:
         reader = Reader(server.client(), 0)
         all_under_way([reader])
         server.signal(signal.SIGTERM)

@@ -324,9 +324,9 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[Served]:
+def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Served]:
     """A server that has given everything back, and ends cleanly, when its tests have passed."""
-    server = Served(*options)
+    server = Served(*options, env=env)
     try:
         yield server
         server.wait_idle()
