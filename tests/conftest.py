@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -27,6 +28,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in ("http_proxy", "https_proxy", "all_proxy"):  # what tests ask is on this machine
     os.environ.pop(name, None)
     os.environ.pop(name.upper(), None)
+
+# What is searched for takes as long as a busy machine needs.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.hookimpl(wrapper=True)
