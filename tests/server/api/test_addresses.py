@@ -130,6 +130,9 @@ def test_a_server_that_drains_is_live_and_not_ready(start: Any) -> None:
         ("/llm/openai/models", "/models"),
         ("/openai/llm/models", "/llm/models"),
         ("/LLM/models", "/LLM/models"),
+        ("http://host:8000/llm/v1/models", "/v1/models"),
+        ("HTTPS://host", "/"),
+        ("/http://host/models", "/http:/host/models"),
     ],
 )
 def test_the_route_of_a_path(path: str, route: str) -> None:
@@ -158,6 +161,12 @@ def test_a_proxy_may_take_its_prefix_away_or_leave_it(guarded: RunningServer, pr
     client = guarded.client(api_key=KEY)
     client.base_url = guarded.url + prefix + "/v1"
     assert client.chat.completions.create(**CHAT).choices[0].message.content == "hello"
+
+
+def test_an_address_may_be_absolute(guarded: RunningServer) -> None:
+    url, key = f"{guarded.url}/v1/models?api-version=1", f"Authorization: Bearer {KEY}\r\n"
+    assert (ask(guarded, "GET", url)[0], ask(guarded, "GET", url, key)[0]) == (401, 200)
+    assert ask(guarded, "GET", f"{guarded.url}/health/live")[0] == 200
 
 
 def test_no_address_is_redirected(plain: Any) -> None:

@@ -50,7 +50,13 @@ ODD_PATHS = [
     "/playground/app.js%00",
     "/playground/..%2f..%2fapp.py",
     "/playgrounds",
-    "http://x/health/live",
+    "http://x/metrics",
+    "http://x/health/live/../../metrics",
+    "http://health/live",
+    "http:/health/live",
+    "ftp://x/health/live",
+    "/http://x/health/live",
+    "http://x/http://x/health/live",
     "*",
 ]
 

@@ -17,6 +17,7 @@ READ = ["GET", "HEAD"]  # of every route that only tells: HEAD is answered as GE
 
 OPENAI = "/openai"  # Azure's and others' word in front of OpenAI's routes
 
+_HOST = re.compile("^https?://[^/]*", re.IGNORECASE)
 _SLASHES = re.compile("//+")
 
 
@@ -31,9 +32,10 @@ class PathMiddleware:
 
 
 def route_path(path: str, prefixes: list[str]) -> str:
-    """Without double and trailing slashes, as they come from bases that are joined with a path, and without each of the
-    prefixes once, in their order: a proxy may have taken the first away, or not."""
-    path = _SLASHES.sub("/", path).rstrip("/")
+    """Without scheme and host, which a client may write in front as to a proxy (RFC 9112, 3.2.2), without double and
+    trailing slashes, as they come from bases that are joined with a path, and without each of the prefixes once, in
+    their order: a proxy may have taken the first away, or not."""
+    path = _SLASHES.sub("/", _HOST.sub("", path)).rstrip("/")
     for prefix in prefixes:
         if path == prefix or path.startswith(prefix + "/"):
             path = path[len(prefix) :]
