@@ -65,7 +65,7 @@ def test_what_clients_add_to_messages_changes_no_answer(ask) -> None:
         "id": "m1",
         "timestamp": 1764403200,
         "content": [
-            {"type": "input_image", "image_url": data_url(CIRCLE), "detail": "", "uuid": "7"},
+            {"type": "input_image", "image_url": data_url(CIRCLE), "detail": None, "uuid": "7"},
             {"type": "input_text", "text": "What is in the picture?", "cache_control": {"type": "ephemeral"}},
         ],
     }

@@ -40,13 +40,7 @@ def _object_of_url(value: Any) -> Any:
 
 
 Pixels = Annotated[int, Field(ge=1, lt=2**31), WHOLE]
-Detail = Annotated[
-    Literal["auto", "low", "high", "original"] | None,
-    BeforeValidator(
-        lambda value: None if value == "" else value,
-        json_schema_input_type=Literal["auto", "low", "high", "original", ""] | None,
-    ),
-]
+Detail = Literal["auto", "low", "high", "original"] | None
 
 
 class ImageURL(Strict):

@@ -30,8 +30,16 @@ async def fetch(url: Url, limits: MediaLimits, network: Network, kind: MediaKind
     except TimeoutError:
         limit = f"{limits.fetch_timeout:g} s (--media-timeout)"
         raise kind.failed(f"Fetching the {kind.noun} from {url.host} took longer than the limit of {limit}") from None
-    except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
-        raise kind.failed(f"The {kind.noun} could not be fetched from {url.host}: no complete HTTP answer") from None
+    except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
+        why = "the connection was refused" if _is_refused(error) else "no complete HTTP answer"
+        raise kind.failed(f"The {kind.noun} could not be fetched from {url.host}: {why}") from None
+
+
+def _is_refused(failure: BaseException | None) -> bool:
+    """The library says that there is no connection, and the failures that it comes from say why."""
+    while failure is not None and not isinstance(failure, ConnectionRefusedError):
+        failure = failure.__cause__ or failure.__context__
+    return failure is not None
 
 
 async def _follow(url: Url, limits: MediaLimits, network: Network, kind: MediaKind) -> bytes:

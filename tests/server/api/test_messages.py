@@ -30,8 +30,8 @@ def test_all_forms_of_an_image_arrive_with_their_path_and_budget() -> None:
         {"type": "text", "text": "now", "prompt_cache_breakpoint": {"mode": "explicit"}},
         {"type": "input_text", "text": "then"},
         {"type": "input_image", "image_url": "u7", "detail": "low"},
-        {"type": "input_image", "image_url": {"url": "u8"}, "detail": ""},
-        {"type": "image_url", "image_url": {"url": "u9", "detail": ""}, "uuid": "7", "cache_control": {}},
+        {"type": "input_image", "image_url": {"url": "u8"}, "detail": None},
+        {"type": "image_url", "image_url": {"url": "u9", "detail": None}, "uuid": "7", "cache_control": {}},
     ]
     messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
     system, user = to_prompt(accepted(messages=messages), 77)
@@ -130,6 +130,10 @@ WRONG_MESSAGES: list[tuple[list[Any], str]] = [
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0].image_url.url"),
     (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "x"}}]}],
+        "messages[0].content[0].image_url.detail",
+    ),
+    (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": ""}}]}],
         "messages[0].content[0].image_url.detail",
     ),
     ([{"role": "system", "content": [IMAGE]}, USER], "messages[0].content[0].type"),

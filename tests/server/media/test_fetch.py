@@ -309,7 +309,7 @@ def test_a_closed_port_does_not_tell_the_address(kit) -> None:
 
     error = asyncio.run(run())
     assert error.code == "image_fetch_failed"
-    assert "localhost" in error.message
+    assert error.message == "The image could not be fetched from localhost: the connection was refused"
     assert "127.0.0.1" not in error.message
     assert "::1" not in error.message
 
