@@ -32,6 +32,7 @@ from opsin_server.ipc.private_folder import bind_privately
 WORKER = ("-m", "opsin_server.engine.worker")  # what Python runs, with the door's address behind it
 LAST_PRINT_SECONDS = 0.5
 LAST_MESSAGE_SECONDS = 0.05
+LAST_LOOKS = 60  # of so many seconds each: a machine that stands still in between takes none of the others
 MESSAGES_AT_ONCE = 16
 
 Hear = Callable[[FromEngine, Sequence[bytes]], None]
@@ -72,7 +73,10 @@ class EngineProcess:
             if listener.done():
                 return f"the engine's messages cannot be read: {listener.result()}"
             await asyncio.wait({printer}, timeout=LAST_PRINT_SECONDS)  # (a child of its may hold the stream open)
-            await asyncio.wait({listener}, timeout=LAST_MESSAGE_SECONDS)  # its last message may still be on the way
+            # Its last message may still be on the way; one that left with an error says why.
+            for _ in range(LAST_LOOKS if exited.result() > 0 else 1):
+                if not self._said:
+                    await asyncio.wait({listener}, timeout=LAST_MESSAGE_SECONDS)
         finally:
             for task in (exited, listener, printer):
                 task.cancel()
