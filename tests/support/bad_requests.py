@@ -18,7 +18,7 @@ from support.talk import MODEL_NAME, SAMPLES, assistant, data_url, system, user
 
 CIRCLE = (SAMPLES / "red_circle.png").read_bytes()
 CAT = (SAMPLES / "cat.png").read_bytes()
-TIMEOUT, IMAGES, IMAGE_BYTES, IMAGE_PIXELS, BODY_BYTES = 1.0, 4, 300_000, 4_000_000, 4_000_000
+TIMEOUT, IMAGES, IMAGE_BYTES, IMAGE_PIXELS, BODY_BYTES = 2.0, 4, 300_000, 4_000_000, 4_000_000
 
 
 class Case(NamedTuple):
