@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import delete, func, insert, select, tuple_
 from sqlalchemy.orm import Session
 
 from opsin_server.errors import BadRequest, NotFound
@@ -134,19 +134,15 @@ class BatchRecords:
                 return _batch(row)
             lines = BatchResultRow.line.in_([result.line for result in results])
             known = set(session.scalars(select(BatchResultRow.line).where(*_own(batch.tenant, batch.id), lines)))
+            made = []
             for result in results:
                 if result.line not in known:
                     known.add(result.line)
                     _count(row, result)
-                    session.add(
-                        BatchResultRow(
-                            tenant=batch.tenant,
-                            batch=batch.id,
-                            line=result.line,
-                            failed=result.failed,
-                            data=result.data,
-                        )
-                    )
+                    said = {"line": result.line, "failed": result.failed, "data": result.data}
+                    made.append({"tenant": batch.tenant, "batch": batch.id, **said})
+            if made:
+                session.execute(insert(BatchResultRow), made)  # (an object for each would hold up the event loop)
             return _batch(row)
 
 

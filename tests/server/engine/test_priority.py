@@ -184,6 +184,7 @@ def test_prompts_whose_first_token_costs_much_have_one_step_in_many_and_what_was
     half = ENCODE_SECONDS / 2  # the other is for pictures
     assert rooms[long[0]].prompt_tokens == pytest.approx((0.006 + half - 0.015) / 0.00001, rel=0.1)
     assert pace.room(beside(4)).prompt_tokens == 0, "what was saved is spent"
+    assert pace.room(beside(2)).prompt_tokens == 0, "nor where smaller steps were never tried"
 
 
 def test_prompts_add_up_where_their_tokens_cost_what_others_do() -> None:

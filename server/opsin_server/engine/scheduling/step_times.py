@@ -21,9 +21,11 @@ class StepTimes:
         )
 
     def seconds(self, tokens: int) -> float:
-        """Of a step, by those of its size or, if there were none, by the largest below it; 0: nothing is known."""
+        """Of a step, by those of its size or, if there were none, by the largest below it, or else by the smallest
+        above; 0: nothing is known."""
         known = [size for size in self._expected if size <= _size(tokens)]
-        return self._expected[max(known)][1] if known else 0.0
+        size = max(known) if known else min(self._expected, default=None)
+        return 0.0 if size is None else self._expected[size][1]
 
     def fits(self, tokens: int, seconds: float, most: float) -> float:
         """How many tokens more make a step that takes `seconds` with so many take `most`. No more than what was
