@@ -18,7 +18,7 @@ from opsin_client.adapters.problems import AdapterCommandError
 from opsin_client.adapters.upload import Upload
 from opsin_server.cli import app
 from support import small_adapters
-from support.served import OPSIN, Served
+from support.served import OPSIN, Served, serving
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -37,13 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Served]:
-    server = Served("--adapter-dir", str(folder), "--max-loras", "4")
-    try:
+    with serving("--adapter-dir", str(folder), "--max-loras", "4") as server:
         yield server
-        server.wait_idle()
-        server.close()
-    finally:
-        server.discard()
 
 
 class Cli:
