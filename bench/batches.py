@@ -37,6 +37,7 @@ STREAMS, PAUSE = 4, 1.0  # seconds
 CHAT_TOKENS, LINE_TOKENS, TEXT_TOKENS = 256, 16, 16
 ALONE_SECONDS = 40.0
 GAP_RATIO, TIME_RATIO = 1.3, 1.15  # targets
+PERCENTILES = (1, 10, 25, 50, 75, 90, 95, 99, 99.9)
 ENDPOINT = "/v1/chat/completions"
 FIELDS = {"model": "measured", "temperature": 0, "ignore_eos": True}
 
@@ -188,8 +189,18 @@ def run(pictures: int, rounds: int, seconds: float) -> tuple[dict[str, Any], str
                 found.append(Round(chats, *bench.both(), alone))
         finally:
             bench.server.opsin.child.stop()
-    document = report.header("batches", began, described) | {"rounds": [asdict(one) for one in found]}
+    document = report.header("batches", began, described) | {"rounds": [_kept(one) for one in found]}
     return document, text(document, found, pictures)
+
+
+def _kept(one: Round) -> dict[str, Any]:
+    """Of tens of thousands of gaps how many there were, and percentiles."""
+    found = asdict(one)
+    for chats in (found["chats"], found["beside"]):
+        for name in ("first", "gaps"):
+            shown = {str(percent): round(percentile(chats[name], percent), 4) for percent in PERCENTILES}
+            chats[name] = {"count": len(chats[name]), "percentiles": shown}
+    return found
 
 
 def text(document: dict[str, Any], rounds: list[Round], pictures: int) -> str:
