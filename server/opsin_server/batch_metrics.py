@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+ENDINGS = ("completed", "failed", "expired", "cancelled")
+
 
 class BatchMetrics(Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -16,6 +18,9 @@ class BatchMetrics(Collector):
         self.retried = Counter("opsin_batch_lines_retried", "Lines that were run again.", registry=registry)
         self._batches: Callable[[], Mapping[str, int]] = dict
         self._in_flight: Callable[[], int] = lambda: 0
+        for status in ENDINGS:  # 0 until then, not absent
+            self._ended.labels(status)
+        self.wrote(0, 0)
         registry.register(self)
 
     def wrote(self, completed: int, failed: int) -> None:

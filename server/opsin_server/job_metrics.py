@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+ENDINGS = ("succeeded", "failed", "cancelled")
+
 
 class JobMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -16,6 +18,8 @@ class JobMetrics:
         self.tokens = Counter("opsin_trained_tokens", "Tokens of rows that were trained on.", registry=registry)
         self._losses: dict[str, float] = {}
         self._ended = Counter("opsin_jobs_ended", "Jobs by how they ended.", ("status",), registry=registry)
+        for status in ENDINGS:  # 0 until then, not absent
+            self._ended.labels(status)
 
     def stepped(self, job_id: str, tokens: int, loss: float) -> None:
         self.steps.inc()
