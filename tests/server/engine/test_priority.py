@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opsin_server.engine.scheduling.background_pace import EVERY, PICTURE_SECONDS, STRETCH, BackgroundPace
 from opsin_server.engine.scheduling.encode_pace import ENCODE_SECONDS, EncodePace
@@ -185,6 +187,23 @@ def test_prompts_whose_first_token_costs_much_have_one_step_in_many_and_what_was
     assert rooms[long[0]].prompt_tokens == pytest.approx((0.006 + half - 0.015) / 0.00001, rel=0.1)
     assert pace.room(beside(4)).prompt_tokens == 0, "what was saved is spent"
     assert pace.room(beside(2)).prompt_tokens == 0, "nor where smaller steps were never tried"
+
+
+STEPS = st.lists(
+    st.tuples(st.integers(1, 500), st.sampled_from((0.001, 0.002, 0.020)) | st.floats(0.0, 1.0), st.booleans()),
+    max_size=12,
+)
+
+
+@given(STEPS, st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_there_is_a_room_beside_whatever_steps_took(steps: list[tuple[int, float, bool]], others: list[int]) -> None:
+    pace = BackgroundPace(EncodePace(1000), lambda: 0.0)
+    for step in steps:
+        pace.observe(*step)
+    for tokens in [*others, *[others[0]] * EVERY, *others]:
+        room = pace.room(beside(tokens))
+        assert min(room.tokens, room.decode_tokens, room.prompt_tokens) >= 0
+        pace.took(room.prompt_tokens, pictures=0)
 
 
 def test_prompts_add_up_where_their_tokens_cost_what_others_do() -> None:

@@ -33,7 +33,8 @@ class StepTimes:
         reached, at = float(tokens), seconds
         for more, longer in sorted(known for known in self._expected.values() if known[0] > tokens):
             if longer > most:
-                reached += (more - reached) * max(0.0, most - at) / (longer - at)
+                if at < most:
+                    reached += (more - reached) * (most - at) / (longer - at)
                 break
             reached, at = more, max(at, longer)
         return reached - tokens
