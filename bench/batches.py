@@ -155,8 +155,8 @@ class Bench:
 
 
 def _until_asked_again(done: float, seconds: float) -> float:
-    """Half of the time that it will take by what was done in so many seconds: asking ten times a second takes time of the
-    API process that would be put down to the batch."""
+    """Half of the time that it will take by what was done in so many seconds. To ask ten times a second takes time of
+    the API process that would be put down to the batch."""
     return min(5.0, max(0.1, 0.5 * seconds * (1 - done) / done)) if done else 0.1
 
 
