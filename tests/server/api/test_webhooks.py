@@ -165,7 +165,7 @@ def test_a_failed_delivery_is_tried_again_with_the_same_id_and_body(
     cancelled_job(state)
     for attempt in (1, 2):
         host.wait_for(attempt)
-        wait_for(lambda n=attempt: registry.get_sample_value("opsin_webhook_attempts_total", POSTPONED) == n)
+        wait_for(lambda n=attempt: registry.get_sample_value("opsin_webhook_attempts_total", POSTPONED) >= n)
         clock.ahead += 2 * next_delay(attempt)
     first, second, third = host.wait_for(3)
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == third.headers["webhook-id"]

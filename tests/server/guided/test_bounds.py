@@ -129,7 +129,8 @@ def test_what_is_of_a_format(name: str, yes: list[str], no: list[str]) -> None:
 def test_numbers_end_and_keep_to_their_schema(schema: dict[str, Any]) -> None:
     kind = jsonschema.Draft7Validator if "items" in schema else jsonschema.Draft202012Validator
     for seed in range(24):
-        kind(schema).validate(json.loads(drawn(schema, seed, 200 if "items" in schema else 30)))
+        answer = json.loads(drawn(schema, seed, 200 if "items" in schema else 30))
+        assert list(kind(schema).iter_errors(answer)) == []
 
 
 def test_numbers_that_are_written_and_those_that_are_not() -> None:
